@@ -1,0 +1,58 @@
+# Needs python3 (3.10 or newer) and make; everything else is installed into .venv on the first call.
+#   make compare ARGS="--methods sam,rst --seeds 5"
+#   make test ARGS="-k look_sam"
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Stamps say which extras are installed; they grow old when pyproject.toml or constraints.txt change.
+STUDY := $(VENV)/.installed-study
+DEV := $(VENV)/.installed-dev
+REQUIREMENTS := pyproject.toml constraints.txt
+
+# One set-up at a time; the lock goes with the process that holds it, however that one ends.
+LOCKED := $(PYTHON) -c 'import fcntl, subprocess, sys; lock = open("$(VENV).lock", "w"); \
+	fcntl.flock(lock, fcntl.LOCK_EX); sys.exit(subprocess.call(sys.argv[1:]))'
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "steppe needs Python 3.10 or \
+	newer, and $(PYTHON) is " + sys.version.split()[0] + ": call make PYTHON=<a newer python>")'
+
+# $(call install,extras,stamps): skipped where another make has just done it; a venv without pip was left half-made.
+define install
+	@$(CHECK_PYTHON)
+	@$(LOCKED) sh -ec ' \
+		if [ "$@" -nt pyproject.toml ] && [ "$@" -nt constraints.txt ]; then exit 0; fi; \
+		echo "Setting up $(VENV) with steppe[$(subst $() ,$(comma),$(1))] (a few minutes the first time)"; \
+		$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV); \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+			-e ".[$(subst $() ,$(comma),$(1))]"; \
+		touch $(2)'
+endef
+comma := ,
+
+.PHONY: help compare test lint types clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+compare: $(STUDY) ## compare the methods on real data; options in ARGS="..."
+	@$(BIN)/steppe compare $(ARGS)
+
+test: $(DEV) ## lint, types and all tests; options of pytest in ARGS="..."
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## style and docstrings
+	$(BIN)/ruff check
+
+types: $(DEV) ## types
+	$(BIN)/mypy
+
+clean: ## remove .venv, caches and builds (results stay)
+	rm -rf $(VENV) $(VENV).lock build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STUDY): $(REQUIREMENTS)
+	$(call install,study,$(STUDY))
+
+$(DEV): $(REQUIREMENTS)
+	$(call install,study oracles dev,$(STUDY) $(DEV))
