@@ -1,0 +1,95 @@
+"""The final runs of a comparison, sorted into one group per method, and the three baselines among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]
+BySeed = dict[int, float]
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Group:
+    """All final runs of one method, one per seed; the base with twice the epochs is a group of its own."""
+
+    method: str
+    variant: str
+    runs: tuple[Record, ...]
+
+    def by_seed(self, read: Callable[[Record], Any]) -> BySeed:
+        """Finite values of one figure, by seed; a run without it is left out."""
+        found = {int(run["seed"]): finite(read(run)) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    @property
+    def final(self) -> BySeed:
+        """Test accuracy at the end of training."""
+        return self.by_seed(lambda run: run.get("test_accuracy"))
+
+    @property
+    def early(self) -> BySeed:
+        """Test accuracy of the checkpoint with the best validation accuracy."""
+        return self.by_seed(lambda run: (run.get("early") or {}).get("test_accuracy"))
+
+    def figures(self, form: str) -> BySeed:
+        """Test accuracies in one form: "final" or "early"."""
+        return self.early if form == "early" else self.final
+
+    def mean(self, read: Callable[[Record], Any]) -> float | None:
+        """Mean of one figure over the seeds, None where no run has it."""
+        values = list(self.by_seed(read).values())
+        return math.fsum(values) / len(values) if values else None
+
+    @property
+    def rhos(self) -> list[float]:
+        """The radii of the runs: one, or several where the seeds chose differently."""
+        return sorted({float(run["rho"]) for run in self.runs if run.get("rho") is not None})
+
+    @property
+    def label(self) -> str:
+        """The name a reader sees."""
+        name = str(self.runs[0].get("label") or self.method)
+        return f"{name}, 2× epochs" if self.variant == "double" and "2×" not in name else name
+
+
+def group(records: Iterable[Record]) -> list[Group]:
+    """Groups of the final runs, by name; where a run is there twice, the one that finished last counts."""
+    newest: dict[tuple[str, str, int], Record] = {}
+    for run in sorted(records, key=lambda r: (str(r.get("finished")), str(r.get("run_id")))):
+        if run["phase"] == "final":
+            newest[run["method"], run["variant"], run["seed"]] = run
+    names = sorted({key[:2] for key in newest})
+    return [Group(*name, tuple(newest[key] for key in sorted(newest) if key[:2] == name)) for name in names]
+
+
+def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:
+    """Test accuracies by seed of `base`, `early` (the base stopped early) and `double` (twice the epochs)."""
+    found: dict[str, BySeed] = {}
+    for each in groups:
+        if (each.method, each.variant) == (BASE, "double"):
+            found["double"] = each.final
+        elif each.method == BASE:
+            found |= {"base": each.final, "early": each.early}
+    return {name: found[name] for name in ("base", "early", "double") if found.get(name)}
+
+
+def best(found: Mapping[str, BySeed]) -> str | None:
+    """The baseline with the highest mean over the seeds that all have; ties go to the simplest."""
+    if not found:
+        return None
+    common = set.intersection(*(set(by_seed) for by_seed in found.values()))
+
+    def mean(name: str) -> float:
+        values = [value for seed, value in found[name].items() if not common or seed in common]
+        return math.fsum(values) / len(values)
+
+    return max(found, key=mean)
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float, or None when it is missing or not a finite number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,0 +1,104 @@
+"""Intervals over seeds: a mean, a paired difference, the share of a gain.
+
+Everything here takes plain numbers and returns plain numbers. Quantiles of Student's t come from scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+"""Coverage of every interval in a comparison."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with the half-width of its 95 % t-interval.
+
+    Attributes:
+        mean: the sample mean.
+        ci95: half-width t(n−1) · s / √n; None for a single value, which has no interval.
+        n: number of values.
+        p: two-sided p-value of "the true mean is 0"; None for a single value.
+    """
+
+    mean: float
+    ci95: float | None
+    n: int
+    p: float | None
+
+    @property
+    def above_zero(self) -> bool:
+        """True when the whole interval lies above 0."""
+        return self.ci95 is not None and self.mean - self.ci95 > 0
+
+    @property
+    def below_zero(self) -> bool:
+        """True when the whole interval lies below 0."""
+        return self.ci95 is not None and self.mean + self.ci95 < 0
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean and 95 % t-interval of independent values; None when there are none."""
+    n = len(values)
+    if n == 0:
+        return None
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, None, 1, None)
+    error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return Estimate(mean, _t_quantile(n) * error, n, _p_value(mean, error, n))
+
+
+def paired(left: Mapping[int, float], right: Mapping[int, float]) -> list[float]:
+    """Differences left − right over the seeds that both have, in the order of the seeds."""
+    return [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
+
+
+def holm(p_values: Mapping[str, float], level: float = 1 - LEVEL) -> set[str]:
+    """Names that stay clear of zero when all are tested together (Holm's step-down procedure).
+
+    The chance that any name is returned by luck alone is at most `level`, however many are tested.
+    """
+    clear: set[str] = set()
+    ordered = sorted(p_values.items(), key=lambda item: (item[1], item[0]))
+    for place, (name, p) in enumerate(ordered):
+        if p > level / (len(ordered) - place):
+            break
+        clear.add(name)
+    return clear
+
+
+def share(part: Sequence[float], whole: Sequence[float]) -> tuple[float, float, float] | None:
+    """mean(part) / mean(whole) with Fieller's 95 % interval, for values paired by seed.
+
+    The bounds solve (b² − t²·s_bb) θ² − 2 (ab − t²·s_ab) θ + (a² − t²·s_aa) = 0 with a, b the means and s the
+    (co)variances of the means. They are finite exactly when the interval of mean(whole) excludes 0.
+
+    Returns:
+        (share, low, high), or None when mean(whole) is not clear of zero: a share of nothing means nothing.
+    """
+    reference = estimate(whole)
+    if reference is None or not reference.above_zero or len(part) != len(whole):
+        return None
+    a, b = float(np.mean(part)), reference.mean
+    (s_aa, s_ab), (_, s_bb) = np.cov(part, whole) / len(whole)
+    t2 = _t_quantile(len(whole)) ** 2
+    lead, half, last = b * b - t2 * s_bb, a * b - t2 * s_ab, a * a - t2 * s_aa
+    root = math.sqrt(max(half * half - lead * last, 0.0))
+    return a / b, float((half - root) / lead), float((half + root) / lead)
+
+
+def _t_quantile(n: int) -> float:
+    return float(stats.t.ppf(0.5 + LEVEL / 2, n - 1))
+
+
+def _p_value(mean: float, error: float, n: int) -> float:
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(mean) / error, n - 1))

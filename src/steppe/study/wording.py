@@ -1,0 +1,85 @@
+"""How numbers are written in the terminal, the report and the notes: one place, one unit each.
+
+Accuracies are fractions in the records and per cent for the reader; differences of accuracy are points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ABSENT = "–"
+MINUS = "−"
+
+BASELINES = {
+    "base": "the base",
+    "early": "the base stopped early",
+    "double": "the base with twice the epochs",
+}
+"""The three honest baselines, as they are called in a sentence."""
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; a true minus, and no sign on what rounds to zero."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def percent(figure: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """`95.7 ± 0.4` from {"mean": .957, "ci95": .004}."""
+    return _with_interval(figure, lambda v: f"{100 * v:.{digits}f}", digits)
+
+
+def points(figure: Mapping[str, Any] | None, digits: int = 1) -> str:
+    """`+1.5 ± 0.4`: a difference of accuracies in percentage points."""
+    return _with_interval(figure, lambda v: signed(100 * v, digits), digits)
+
+
+def _with_interval(figure: Mapping[str, Any] | None, write: Any, digits: int) -> str:
+    if not figure or figure.get("mean") is None:
+        return ABSENT
+    text = str(write(figure["mean"]))
+    return text if figure.get("ci95") is None else f"{text} ± {100 * figure['ci95']:.{digits}f}"
+
+
+def times(value: float | None) -> str:
+    """`1.98×`: a ratio to the base."""
+    return ABSENT if value is None else f"{value:.2f}×"
+
+
+def plain(value: float | None, digits: int = 2) -> str:
+    """A number with fixed decimals, or a dash."""
+    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def short(value: float | None) -> str:
+    """Three significant figures without an exponent where one can do without."""
+    if value is None:
+        return ABSENT
+    return f"{value:.3g}".replace("-", MINUS)
+
+
+def share(kept: Mapping[str, Any] | None) -> str:
+    """`97 %` from {"share": .97}."""
+    return ABSENT if not kept else f"{100 * kept['share']:.0f} %".replace("-", MINUS)
+
+
+def radius(row: Mapping[str, Any]) -> str:
+    """The chosen rho; a range where the seeds chose differently."""
+    rhos: Sequence[float] = row.get("rhos") or []
+    if not rhos:
+        return ABSENT
+    return f"{rhos[0]:g}" if len(rhos) == 1 else f"{min(rhos):g}…{max(rhos):g}"
+
+
+def decimals(rows: Sequence[Mapping[str, Any]]) -> int:
+    """One decimal in per cent, or two where the typical interval is narrower than 0.1 points."""
+    widths = sorted(r["accuracy"]["ci95"] for r in rows if r["accuracy"] and r["accuracy"]["ci95"])
+    return 2 if widths and widths[len(widths) // 2] < 0.001 else 1
+
+
+def listing(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
