@@ -1,0 +1,167 @@
+"""Every method as a gradient: `method(grad, w, t, memory, ...) -> d`, what the base optimizer is given.
+
+`grad(w)` is the gradient of the loss of this step's mini-batch at the weights w. `t` counts the steps done
+before this one. `memory` is the method's own, empty at the start. A method that adds something after the
+base's step (WSAM) leaves it in memory["after"], in units of the learning rate.
+"""
+
+import math
+
+from .algebra import at, dot, norm, plus, times
+from .perturbations import LAYERWISE, per_tensor, spherical
+from .schedules import coin, probability
+
+
+def base(grad, w, t, memory):
+    return grad(w)
+
+
+def sam(grad, w, t, memory, rho=0.05):
+    g = grad(w)
+    return grad(plus(w, spherical(w, g, at(rho, t))))
+
+
+def asam(grad, w, t, memory, rho=0.5, eta=0.01):
+    g = grad(w)
+    return grad(plus(w, spherical(w, g, rho, eta=eta)))
+
+
+def sam_on(grad, w, t, memory, rho, norm_layers=("ln",)):
+    g = grad(w)
+    return grad(plus(w, spherical(w, g, rho, only=lambda k: k.split(".")[0] in norm_layers)))
+
+
+def layer_sam(grad, w, t, memory, rho=0.1, layerwise="trust"):
+    g = grad(w)
+    return grad(plus(w, LAYERWISE[layerwise](w, g, rho)))
+
+
+def late_sam(grad, w, t, memory, rho, start, stop):
+    if start <= t < stop:
+        return sam(grad, w, t, memory, rho)
+    return grad(w)
+
+
+def rst(
+    grad, w, t, memory, rho, p=0.5, schedule="constant", p_end=None, total_steps=None, start_step=0, seed=0
+):
+    if coin(seed, t) < probability(schedule, t, total_steps, p, p_end, start_step):
+        return sam(grad, w, t, memory, rho)
+    return grad(w)
+
+
+def grst(
+    grad, w, t, memory, rho, p=0.5, kappa=1.0, schedule="constant", p_end=None, total_steps=None,
+    gamma_max=math.inf, start_step=0, seed=0,
+):  # fmt: skip
+    g = grad(w)
+    chance = probability(schedule, t, total_steps, p, p_end, start_step)
+    if not coin(seed, t) < chance:
+        return g
+    gamma = min(kappa / chance, gamma_max)
+    g_tilde = grad(plus(w, spherical(w, g, rho)))
+    return plus(times(1 - gamma, g), g_tilde, gamma)
+
+
+def gnp(grad, w, t, memory, rho, gamma=0.8):
+    g = grad(w)
+    g_tilde = grad(plus(w, spherical(w, g, rho)))
+    return plus(times(1 - gamma, g), g_tilde, gamma)
+
+
+def _reuse(g, memory, alpha, push):
+    """A LookSAM step without a second pass: the stored push is added to the fresh gradient."""
+    if "g_v" not in memory:
+        return g
+    if push == "natural":
+        return plus(g, memory["g_v"], norm(g) / memory["g_norm"])
+    length = norm(memory["g_v"])
+    return plus(g, memory["g_v"], alpha * norm(g) / length) if length > 0 else g
+
+
+def _remember(g, g_tilde, memory):
+    """g_v = g~ - (<g~, g> / ||g||^2) g, and ||g||, at a refresh."""
+    memory["g_v"] = plus(g_tilde, g, -dot(g_tilde, g) / dot(g, g))
+    memory["g_norm"] = norm(g)
+
+
+def look_sam(grad, w, t, memory, rho, k=5, alpha=0.7, push="paper"):
+    g = grad(w)
+    if t % k != 0:
+        return _reuse(g, memory, at(alpha, t), push)
+    g_tilde = grad(plus(w, spherical(w, g, rho)))
+    _remember(g, g_tilde, memory)
+    return g_tilde
+
+
+def look_layer_sam(grad, w, t, memory, rho=0.1, k=5, alpha=0.7, push="paper", layerwise="trust"):
+    g = grad(w)
+    if t % k != 0:
+        return _reuse(g, memory, alpha, push)
+    g_tilde = grad(plus(w, LAYERWISE[layerwise](w, g, rho)))
+    _remember(g, g_tilde, memory)
+    return g_tilde
+
+
+def gsam(grad, w, t, memory, rho, alpha=0.4):
+    g = grad(w)
+    g_tilde = grad(plus(w, spherical(w, g, at(rho, t))))
+    orthogonal = plus(g, g_tilde, -dot(g, g_tilde) / dot(g_tilde, g_tilde))
+    return plus(g_tilde, orthogonal, -at(alpha, t))
+
+
+def fsam(grad, w, t, memory, rho, sigma=1.0, decay=0.9):
+    g = grad(w)
+    memory["m"] = plus(times(decay, memory.get("m", times(0.0, g))), g, 1 - decay)
+    return grad(plus(w, spherical(w, plus(g, memory["m"], -sigma), rho)))
+
+
+def wsam(grad, w, t, memory, rho, gamma=0.9):
+    g = grad(w)
+    g_tilde = grad(plus(w, spherical(w, g, rho)))
+    memory["after"] = times(-gamma / (1 - gamma), plus(g_tilde, g, -1.0))
+    return g
+
+
+def aesam(grad, w, t, memory, rho, total_steps, lambda_1=-1.0, lambda_2=1.0, decay=0.9):
+    g = grad(w)
+    n = dot(g, g)
+    memory["mu"] = decay * memory.get("mu", 0.0) + (1 - decay) * n
+    memory["var"] = decay * memory.get("var", math.exp(-10)) + (1 - decay) * (n - memory["mu"]) ** 2
+    c = (t / total_steps) * lambda_1 + (1 - t / total_steps) * lambda_2
+    if n >= memory["mu"] + c * math.sqrt(memory["var"]):
+        return grad(plus(w, spherical(w, g, rho)))
+    return g
+
+
+def compose(
+    grad, w, t, memory, rho, p, k, eta=None, scope="trust", alpha=0.7, push="paper", gamma=1.0, seed=0
+):
+    """RST x LookSAM x ASAM x layer-wise x Mix: refreshed when k divides t and the coin of t is below p."""
+    g = grad(w)
+    if t % k != 0 or not coin(seed, t) < p:
+        return _reuse(g, memory, alpha, push)
+    shapes = {"global": spherical, "tensor": per_tensor, **LAYERWISE}
+    g_tilde = grad(plus(w, shapes[scope](w, g, rho, eta=eta)))
+    _remember(g, g_tilde, memory)
+    return plus(times(1 - gamma, g), g_tilde, gamma)
+
+
+METHODS = {
+    "sam": sam,
+    "asam": asam,
+    "layer_sam": layer_sam,
+    "rst": rst,
+    "grst": grst,
+    "gnp": gnp,
+    "look_sam": look_sam,
+    "look_layer_sam": look_layer_sam,
+    "adasam": sam,
+    "sam_adamw": sam,
+    "gsam": gsam,
+    "fsam": fsam,
+    "wsam": wsam,
+    "aesam": aesam,
+    "sam_on": sam_on,
+    "late_sam": late_sam,
+}
