@@ -1,0 +1,46 @@
+"""steppe: sharpness-aware training that costs almost nothing extra.
+
+A sharpness-aware method is a gradient: it takes the place of ``loss.backward()``, and the rest of the loop stays yours.
+
+    >>> import torch, steppe
+    >>> _ = torch.manual_seed(0)
+    >>> model, criterion = torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss()
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    >>> sharp = steppe.LookSAM(model, optimizer, rho=0.05, k=5)
+    >>> for x, y in [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(3)]:
+    ...     loss = sharp.backward(lambda: criterion(model(x), y))  # was: loss = criterion(model(x), y); loss.backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> sharp.step
+    3
+"""
+
+from steppe import curves, methods, optim, schedule
+from steppe.ascent import Adaptive, Ascent, Friendly, Gradient, Identity
+from steppe.combine import Combine, Combined, Decoupled, Mix, Replace, Reuse, SurrogateGap
+from steppe.gradient import SharpnessAware
+from steppe.methods.adasam import AdaSAM
+from steppe.methods.aesam import AESAM
+from steppe.methods.asam import ASAM
+from steppe.methods.fsam import FSAM
+from steppe.methods.gnp import GNP
+from steppe.methods.grst import GRST
+from steppe.methods.gsam import GSAM
+from steppe.methods.late_sam import LateSAM
+from steppe.methods.layer_sam import LayerSAM
+from steppe.methods.look_layer_sam import LookLayerSAM
+from steppe.methods.look_sam import LookSAM
+from steppe.methods.rst import RST
+from steppe.methods.sam import SAM
+from steppe.methods.sam_on import SAMON
+from steppe.methods.wsam import WSAM
+from steppe.schedule import AboveNorm, Always, Bernoulli, Every, Schedule, Window
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AESAM", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "Bernoulli", "Combine", "Combined", "Decoupled",
+    "Every", "FSAM", "Friendly", "GNP", "GRST", "GSAM", "Gradient", "Identity", "LateSAM", "LayerSAM", "LookLayerSAM",
+    "LookSAM", "Mix", "RST", "Replace", "Reuse", "SAM", "SAMON", "Schedule", "SharpnessAware", "SurrogateGap", "WSAM",
+    "Window", "__version__", "curves", "methods", "optim", "schedule",
+]  # fmt: skip

@@ -1,0 +1,56 @@
+"""A SharpnessAware object as plain data, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from steppe._parts import decode, encode
+
+if TYPE_CHECKING:
+    from steppe.gradient import SharpnessAware
+
+FORMAT = 1
+PARTS = ("ascent", "schedule", "combine")
+_KEYS = {"format", "step", "seed", "same_dropout", "memory", *PARTS}
+
+
+def pack(sharp: SharpnessAware) -> dict[str, Any]:
+    """The state as nested dicts. Memory is never written in place, so its tensors need no copy."""
+    settings = {name: encode(getattr(sharp, name)) for name in PARTS}
+    position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed, "same_dropout": sharp.same_dropout}
+    return position | settings | {"memory": sharp.memory}
+
+
+def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
+    """Put a state into ``sharp``; nothing is changed unless all of it fits."""
+    if not isinstance(state, dict) or set(state) != _KEYS or state["format"] != FORMAT:
+        raise ValueError("this is not the state of a steppe.SharpnessAware (format 1): pass what its state_dict() returned")
+    parts = {name: decode(state[name], getattr(sharp, name)) for name in PARTS}
+    shapes = {e.name: e.param for e in sharp._parameters.entries}
+    memory = _on_parameters(state["memory"], shapes, [])
+    for name, part in parts.items():
+        setattr(sharp, name, part)
+    sharp.step, sharp.seed, sharp.same_dropout, sharp.memory = state["step"], state["seed"], state["same_dropout"], memory
+
+
+_PER_PARAMETER = ("average", "g_v")
+
+
+def _on_parameters(value: Any, params: dict[str, Tensor], path: list[str]) -> Any:
+    """A copy of the memory with every tensor on its parameter's device."""
+    if isinstance(value, dict):
+        return {k: _on_parameters(v, params, [*path, k]) for k, v in value.items()}
+    if not isinstance(value, Tensor):
+        return value
+    if len(path) < 2 or path[-2] not in _PER_PARAMETER:
+        return value.to(next(iter(params.values())).device, copy=True)
+    param = params.get(path[-1])
+    if param is None or param.shape != value.shape:
+        has = "no such parameter" if param is None else f"it has shape {tuple(param.shape)} here"
+        raise ValueError(
+            f"the state holds memory of shape {tuple(value.shape)} for {path[-1]!r}, but {has}: "
+            "load it into the model it was saved from"
+        )
+    return value.to(param.device, copy=True)

@@ -1,0 +1,145 @@
+"""What must be as it was: the weights, the running statistics, the dropout masks, and who may look meanwhile."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+
+class SavedWeights:
+    """A copy of weights that goes back into the same storage, bit for bit."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self._weights = list(weights)
+        self._copies = [w.detach().clone() for w in self._weights]
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Copy back; by copy and never by subtraction, so that no rounding and no inf or NaN stays."""
+        if self._weights:
+            torch._foreach_copy_(self._weights, self._copies)
+
+
+class Randomness:
+    """The state of the random generators that a forward pass draws from (torch on every device in use, Python)."""
+
+    def __init__(self, devices: set[torch.device]) -> None:
+        self._python = random.getstate()
+        self._cpu = torch.get_rng_state()
+        self._others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices if _has_generator(d)]
+
+    def set(self) -> None:
+        """Make the generators continue from here."""
+        random.setstate(self._python)
+        torch.set_rng_state(self._cpu)
+        for device, state in self._others:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _has_generator(device: torch.device) -> bool:
+    return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "get_rng_state")
+
+
+class Statistics:
+    """Copies of buffers as they are now, to be put back: same objects, same values."""
+
+    def __init__(self, buffers: Iterable[tuple[nn.Module, str]]) -> None:
+        self._kept = [(m, name, m._buffers[name]) for m, name in buffers]
+        self._copies = [None if b is None else b.detach().clone() for _, _, b in self._kept]
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Put every buffer back."""
+        for (module, name, buffer), copy in zip(self._kept, self._copies, strict=True):
+            module._buffers[name] = buffer
+            if buffer is not None and copy is not None:
+                buffer.copy_(copy)
+
+
+def buffers_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every buffer of the modules in training mode."""
+    return [(m, name) for m in model.modules() if m.training for name in m._buffers]
+
+
+class Replay:
+    """Makes a second pass see what the first saw: the same masks, and running statistics that do not move again.
+
+    Which buffers are running statistics is seen, not guessed: those of normalisation layers, and every other buffer that
+    the first pass changed or rebound.
+    """
+
+    def __init__(self, model: nn.Module, masks: bool, devices: set[torch.device]) -> None:
+        self._model, self._masks, self._devices = model, masks, devices
+        self._before = Randomness(devices) if masks else None
+        self._after: Randomness | None = None
+        self._versions = {(m, n): _version(m, n) for m, n in buffers_of(model)}
+        self._statistics: Statistics | None = None
+
+    def rewind(self) -> None:
+        """Start the masks again from the first pass's beginning."""
+        if self._before is not None:
+            self._before.set()
+
+    def again(self, statistics: bool = True) -> None:
+        """Begin the second pass; ``statistics=False`` lets running statistics move in it."""
+        self._after = Randomness(self._devices) if self._masks else None
+        self.rewind()
+        if statistics:
+            self._statistics = Statistics(k for k in self._versions if self._moved(*k))
+
+    def done(self) -> None:
+        """End the second pass: generators and statistics are as they were after the first."""
+        if self._after is not None:
+            self._after.set()
+        if self._statistics is not None:
+            self._statistics.back()
+
+    def _moved(self, module: nn.Module, name: str) -> bool:
+        (now, count), (then, earlier) = _version(module, name), self._versions[module, name]
+        # Kernels of batch norms write their statistics without counting a version.
+        return isinstance(module, _NormBase) or now is not then or count != earlier
+
+
+def _version(module: nn.Module, name: str) -> tuple[Tensor | None, int]:
+    # The tensor itself, not its id: an id may come back after the buffer was rebound twice.
+    buffer = module._buffers.get(name)
+    return buffer, 0 if buffer is None or buffer.is_inference() else buffer._version
+
+
+class Doors:
+    """Refuses to save or load the model or the optimizer while the weights are perturbed."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        register: list[tuple[Callable[[Any], RemovableHandle], str]] = [
+            (model.register_state_dict_pre_hook, "save the model"),
+            (model.register_load_state_dict_pre_hook, "load the model"),
+            (optimizer.register_state_dict_pre_hook, "save the optimizer"),
+            (optimizer.register_load_state_dict_pre_hook, "load the optimizer"),
+        ]
+        self._handles = [hook(refusal(what)) for hook, what in register]
+
+    def open(self) -> None:
+        """Allow it again."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def refusal(what: str) -> Callable[..., None]:
+    """A hook that refuses."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(perturbed_message(what))
+
+    return refuse
+
+
+def perturbed_message(what: str) -> str:
+    """The sentence for anything that must wait until the weights are back."""
+    return f"cannot {what} while the weights are perturbed: call restore() first (or leave the perturbed() block)"

@@ -1,0 +1,160 @@
+"""The parameters a gradient is taken for: their names, their optimizer groups, and their ``.grad`` moved about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+Subset = str | Callable[[str, Tensor], bool]
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, so that names stay the same with and without it."""
+    return bare(model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
+    """Parameter -> name; a tied parameter has its first name, a compiled module's prefix is left out."""
+    return {p: name.replace("_orig_mod.", "") for name, p in bare(model).named_parameters()}
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer: torch's own, or any class named ...Norm... (LlamaRMSNorm)."""
+    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter: its name, its optimizer group (None: not in this optimizer), and whether the subset holds it."""
+
+    name: str
+    param: nn.Parameter
+    group: int | None
+    inside: bool
+
+
+class Parameters:
+    """All parameters of the model that may get a gradient, found again when the optimizer's groups change."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, subset: Subset) -> None:
+        self.model, self.optimizer, self.subset = model, optimizer, subset
+        self._shape: tuple[int, ...] = ()
+        self._entries: list[Entry] = []
+        self._check()
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every parameter, in the model's order."""
+        shape = tuple(len(g["params"]) for g in self.optimizer.param_groups)
+        if shape != self._shape:
+            self._entries, self._shape = self._find(), shape
+        return self._entries
+
+    def group_of(self, entry: Entry) -> dict[str, Any]:
+        """The optimizer's group of an entry that has one."""
+        assert entry.group is not None
+        return self.optimizer.param_groups[entry.group]
+
+    def perturbable(self, entry: Entry) -> bool:
+        """Whether the ascent may move this parameter."""
+        return entry.inside and entry.group is not None and bool(self.group_of(entry).get("perturb", True))
+
+    def take(self) -> dict[str, Tensor]:
+        """Take every gradient away from its parameter."""
+        grads = {e.name: e.param.grad for e in self.entries if e.param.grad is not None and e.param.requires_grad}
+        self.clear()
+        _refuse_sparse(grads)
+        # A view is a slice of somebody's flat buffer (DDP's buckets), which the next pass would overwrite.
+        return {k: g.clone() if g._is_view() else g for k, g in grads.items()}
+
+    def give(self, grads: dict[str, Tensor]) -> None:
+        """Set the gradients; parameters without one keep what they have."""
+        for entry in self.entries:
+            if entry.name in grads:
+                entry.param.grad = grads[entry.name]
+
+    def clear(self) -> None:
+        """Set every ``.grad`` to None."""
+        for entry in self.entries:
+            if entry.param.requires_grad:
+                entry.param.grad = None
+
+    def have_gradients(self) -> bool:
+        """Whether any gradient is there."""
+        return any(e.param.grad is not None for e in self.entries if e.param.requires_grad)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Put the gradients that are there aside, and add them to the new ones; on an error leave them as they were."""
+        earlier = [(e.param, e.param.grad) for e in self.entries if e.param.requires_grad]
+        if any(g is not None for _, g in earlier):
+            self.clear()
+        try:
+            yield
+        except BaseException:
+            for param, grad in earlier:
+                param.grad = grad
+            raise
+        for param, grad in earlier:
+            if grad is not None:
+                param.grad = grad if param.grad is None else grad.add_(param.grad)
+
+    def _find(self) -> list[Entry]:
+        names, groups = names_of(self.model), self._groups()
+        inside = self._subset_names(names)
+        return [Entry(n, p, groups.get(p), n in inside) for p, n in names.items()]
+
+    def _groups(self) -> dict[nn.Parameter, int]:
+        return {p: i for i, g in enumerate(self.optimizer.param_groups) for p in g["params"]}
+
+    def _subset_names(self, names: dict[nn.Parameter, str]) -> set[str]:
+        if self.subset == "all":
+            return set(names.values())
+        if callable(self.subset):
+            return {n for p, n in names.items() if self.subset(n, p)}
+        norms = [m for m in bare(self.model).modules() if is_normalisation(m)]
+        return {names[p] for m in norms for p in m.parameters(recurse=False)}
+
+    def _check(self) -> None:
+        names = names_of(self.model)
+        unknown = [p for p in self._groups() if p not in names]
+        if unknown:
+            raise ValueError(
+                f"the optimizer holds {len(unknown)} parameter(s) that the model does not, the first of shape "
+                f"{tuple(unknown[0].shape)}: pass the module that owns all of them, such as nn.ModuleList([model, head])"
+            )
+        for group in self.optimizer.param_groups:
+            _check_group(group)
+        if not any(self.perturbable(e) for e in self.entries):
+            raise ValueError(
+                f"nothing to perturb: subset={self.subset!r} and the groups' perturb flags leave no parameter of the "
+                "optimizer; choose another subset or set perturb=True in a group"
+            )
+
+
+def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both with the same names in the same order; a gradient missing in one pass is zero there."""
+    for one, other in ((clean, perturbed), (perturbed, clean)):
+        one.update({k: torch.zeros_like(g) for k, g in other.items() if k not in one})
+    return clean, {k: perturbed[k] for k in clean}
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    rho = group.get("rho")
+    if rho is not None and (isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < float("inf")):
+        raise ValueError(f"an optimizer group has rho={rho!r}; expected a finite number of at least 0, or no rho at all")
+    if not isinstance(group.get("perturb", True), bool):
+        raise ValueError(f"an optimizer group has perturb={group['perturb']!r}; expected True or False")
+
+
+def _refuse_sparse(grads: dict[str, Tensor]) -> None:
+    for name, grad in grads.items():
+        if grad.layout is not torch.strided:
+            raise ValueError(f"{name} has a sparse gradient, whose perturbation is not defined here: use sparse=False")

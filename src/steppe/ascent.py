@@ -1,0 +1,207 @@
+"""How to perturb: direction x metric x scope x subset x data x rho.
+
+With v the direction (the gradient, or the gradient less its average), T the metric and ||.|| over the scope,
+the perturbation is  eps = rho T^2 v / ||T v||.  Norms are Euclidean; a zero gradient gives a zero perturbation.
+Gradients come as dicts from parameter name to tensor and belong to the part that is handed them: it may write on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from steppe._algebra import add_scaled_, joined, norm_each, ratio, scale_, scale_each_
+from steppe._parts import Part, check, check_choice, check_count
+from steppe.curves import FollowLR
+
+Grads = dict[str, Tensor]
+Memory = dict[str, Any]
+SCOPES = ("global", "tensor", "group", "trust", "paper")
+
+
+class Direction(Part):
+    """Base of directions: which vector the perturbation points along."""
+
+    def __call__(self, grads: Grads, memory: Memory) -> tuple[Grads, Memory]:
+        """The direction (may overwrite ``grads``) and the memory to keep after a real step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Gradient(Direction):
+    """The gradient itself, v = g."""
+
+    def __call__(self, grads: Grads, memory: Memory) -> tuple[Grads, Memory]:
+        """The gradient, and no memory."""
+        return grads, {}
+
+
+@dataclass(frozen=True)
+class Friendly(Direction):
+    """The gradient less its running average (F-SAM): m <- decay m + (1 - decay) g, then v = g - sigma m.
+
+    ``sigma = 0`` is the gradient itself. m starts at 0 and moves on steps that ascend. Memory: one gradient-sized buffer.
+    """
+
+    sigma: float = 1.0
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check("sigma", self.sigma, 0.0)
+        check("decay", self.decay, 0.0, 1.0)
+
+    def __call__(self, grads: Grads, memory: Memory) -> tuple[Grads, Memory]:
+        """The gradient less sigma times the new average."""
+        if self.sigma == 0:
+            return grads, {}
+        old = memory.get("average", {})
+        new = dict(old) | {k: self._average(g, old.get(k)) for k, g in grads.items()}
+        add_scaled_(list(grads.values()), [new[k] for k in grads], -self.sigma)
+        return grads, {"average": new}
+
+    def _average(self, grad: Tensor, old: Tensor | None) -> Tensor:
+        fresh = grad * (1 - self.decay)
+        return fresh if old is None else fresh.add_(old, alpha=self.decay)
+
+
+class Metric(Part):
+    """Base of metrics: the diagonal T in which the radius is measured."""
+
+    def __call__(self, weights: Grads) -> list[Tensor] | None:
+        """T for every tensor, or None for the identity."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Identity(Metric):
+    """T = 1: the radius is a Euclidean length."""
+
+    def __call__(self, weights: Grads) -> list[Tensor] | None:
+        """None, the identity."""
+        return None
+
+
+@dataclass(frozen=True)
+class Adaptive(Metric):
+    """T = |w| + eta, elementwise (ASAM); T = 1 for biases, as in the authors' code.
+
+    ``eta`` must be positive for weights that start at zero (LoRA's B) to move at all.
+    """
+
+    eta: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check("eta", self.eta, 0.0)
+
+    def __call__(self, weights: Grads) -> list[Tensor] | None:
+        """One new tensor per weight."""
+        return [
+            torch.ones_like(w) if name.endswith("bias") else w.abs().add_(self.eta) for name, w in weights.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Ascent(Part):
+    """The perturbation  eps = rho T^2 v / ||T v||  and where it applies.
+
+    Args:
+        rho: radius in the metric's norm (rho >= 0): a number, a curve of t, or :class:`steppe.curves.FollowLR`.
+            An optimizer group's own ``rho`` wins over it.
+        direction: v: :class:`Gradient` or :class:`Friendly`.
+        metric: T: :class:`Identity` or :class:`Adaptive`.
+        scope: over what the norm is taken. ``"global"`` the whole perturbed vector; ``"tensor"`` each tensor by itself;
+            ``"group"`` each optimizer group; ``"trust"`` each tensor, with radius rho ||w_l||; ``"paper"`` LookSAM's
+            layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (needs gradients without a loss scale).
+            A tensor of zero weights counts as ||w_l|| = 1 ("trust"), as trust ratio 1 ("paper").
+        subset: ``"all"`` parameters, ``"norm"`` those of normalisation layers, or a function ``(name, parameter) -> bool``.
+        samples: look at only the first ``samples`` of each batch for v (a whole number, or a fraction in (0, 1));
+            needs ``backward(loss_of, batch)``. Cost 1 + samples/batch passes instead of 2.
+
+    Cost: no buffer for the identity beyond the gradient it overwrites; one temporary tensor list for ``Adaptive``.
+    """
+
+    rho: float | Callable[[int], float] | FollowLR = 0.05
+    direction: Direction = field(default_factory=Gradient)
+    metric: Metric = field(default_factory=Identity)
+    scope: str = "global"
+    subset: str | Callable[[str, Tensor], bool] = "all"
+    samples: int | float | None = None
+    _types: ClassVar[tuple[tuple[str, type], ...]] = (("direction", Direction), ("metric", Metric))
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        if not isinstance(self.rho, FollowLR):
+            check("rho", self.rho, 0.0, why="rho is the radius of the perturbation, 0.05 is usual for SAM")
+        for name, kind in self._types:
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name}={getattr(self, name)!r} was given; expected a steppe {kind.__name__} such as "
+                                f"{'Gradient()' if kind is Direction else 'Identity()'}")
+        check_choice("scope", self.scope, SCOPES)
+        if not callable(self.subset):
+            check_choice("subset", self.subset, ("all", "norm"))
+        _check_samples(self.samples)
+
+    def radius(self, t: int, group: dict[str, Any] | None) -> float:
+        """The radius at step ``t`` for a parameter group: its own ``rho``, else this part's."""
+        if group is not None and group.get("rho") is not None:
+            return float(group["rho"])
+        if isinstance(self.rho, FollowLR):
+            return self.rho.at(group or {"lr": self.rho.lr_max})
+        return float(self.rho(t)) if callable(self.rho) else self.rho
+
+    def perturbation(
+        self, weights: Grads, grads: Grads, rho: dict[str, float], groups: dict[str, int], memory: Memory
+    ) -> tuple[Grads, Memory]:
+        """The perturbation of every named weight, in the storage of ``grads``, and the direction's new memory.
+
+        Args:
+            weights: name -> parameter value, only read.
+            grads: name -> gradient, same names and order; overwritten.
+            rho: name -> radius. groups: name -> number of its optimizer group (for ``scope="group"``).
+            memory: the direction's memory.
+        """
+        vector, memory = self.direction(grads, memory)
+        tensors, metric = list(vector.values()), self.metric(weights)
+        if metric is not None:
+            torch._foreach_mul_(tensors, metric)
+        factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()))
+        if metric is not None:
+            torch._foreach_mul_(tensors, metric)
+        scale_(tensors, factors) if isinstance(factors, Tensor) else scale_each_(tensors, factors)
+        return vector, memory
+
+    def _factors(self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int]) -> Any:
+        each = norm_each(tv)
+        if self.scope == "tensor":
+            return [ratio(r, n) for r, n in zip(rho, each, strict=True)]
+        if self.scope in ("trust", "paper"):
+            return self._layerwise(weights, each, rho)
+        if self.scope == "group":
+            whole = {g: joined([n for n, h in zip(each, groups, strict=True) if h == g]) for g in set(groups)}
+            return [ratio(r, whole[g]) for r, g in zip(rho, groups, strict=True)]
+        total = joined(each)
+        return ratio(rho[0], total) if len(set(rho)) == 1 else [ratio(r, total) for r in rho]
+
+    def _layerwise(self, weights: list[Tensor], each: list[Tensor], rho: list[float]) -> list[Tensor]:
+        sizes = norm_each(weights)
+        if self.scope == "trust":
+            sizes = [torch.where(w > 0, w, torch.ones_like(w)) for w in sizes]
+            return [ratio(r * w, n) for r, w, n in zip(rho, sizes, each, strict=True)]
+        total = joined(each)
+        trusts = [torch.where(w > 0, ratio(w, n), torch.ones_like(n)) for w, n in zip(sizes, each, strict=True)]
+        return [ratio(r, total) * trust.to(total.device) for r, trust in zip(rho, trusts, strict=True)]
+
+
+def _check_samples(samples: Any) -> None:
+    if samples is None or (isinstance(samples, float) and 0 < samples < 1):
+        return
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise ValueError(
+            f"samples={samples!r} was given; expected a whole number of samples, a fraction between 0 and 1, or None"
+        )

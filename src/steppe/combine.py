@@ -1,0 +1,204 @@
+"""Which gradient to hand on: from g (clean) and g~ (perturbed) to d, the gradient that the optimizer sees.
+
+Gradients come as dicts from parameter name to tensor and belong to the part that is handed them: it may write on them.
+All norms and inner products are global: over every parameter that has a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from steppe._algebra import add_scaled_, inner, norm, ratio, scale_
+from steppe._parts import Part, Value, check, check_choice, value_at
+
+Grads = dict[str, Tensor]
+Memory = dict[str, Any]
+
+
+@dataclass
+class Combined:
+    """What a combination hands on.
+
+    Attributes:
+        grads: d, name -> gradient.
+        memory: the memory to keep once the optimizer has really stepped.
+        correction: name -> tensor that is subtracted, times the learning rate, after the optimizer's step (WSAM).
+    """
+
+    grads: Grads
+    memory: Memory = field(default_factory=dict)
+    correction: Grads | None = None
+
+
+class Combine(Part):
+    """Base of combinations."""
+
+    reuses: ClassVar[bool] = False  # True: steps without an ascent are changed too, from memory
+
+    def needs_clean(self, t: int) -> bool:
+        """Whether step ``t`` needs the gradient at the unperturbed weights (one more buffer)."""
+        return True
+
+    def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
+        """d of a step that ascended; ``clean`` is empty when ``needs_clean`` said no."""
+        raise NotImplementedError
+
+    def skipped(self, t: int, grads: Grads, memory: Memory) -> Grads:
+        """d of a step without an ascent; asked only when ``reuses``."""
+        return grads
+
+
+@dataclass(frozen=True)
+class Replace(Combine):
+    """d = g~ (SAM)."""
+
+    def needs_clean(self, t: int) -> bool:
+        """Never."""
+        return False
+
+    def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
+        """The perturbed gradient."""
+        return Combined(perturbed)
+
+
+@dataclass(frozen=True)
+class Mix(Combine):
+    """d = (1 - gamma) g + gamma g~ (GNP, G-RST); gamma may exceed 1; gamma = 1 is SAM, gamma = 0 the base."""
+
+    gamma: Value
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check("gamma", self.gamma, 0.0)
+
+    def needs_clean(self, t: int) -> bool:
+        """Unless gamma(t) = 1."""
+        return value_at(self.gamma, t) != 1
+
+    def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
+        """The weighted sum of both gradients."""
+        gamma = value_at(self.gamma, t)
+        if gamma in (0, 1):
+            return Combined(perturbed if gamma else clean)
+        d = list(clean.values())
+        torch._foreach_mul_(d, 1 - gamma)
+        torch._foreach_add_(d, list(perturbed.values()), alpha=gamma)
+        return Combined(clean)
+
+
+@dataclass(frozen=True)
+class SurrogateGap(Combine):
+    """d = g~ - alpha (g - (<g, g~> / ||g~||^2) g~) (GSAM); alpha = 0 is SAM."""
+
+    alpha: Value
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check("alpha", self.alpha, 0.0)
+
+    def needs_clean(self, t: int) -> bool:
+        """Unless alpha(t) = 0."""
+        return value_at(self.alpha, t) != 0
+
+    def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
+        """The perturbed gradient less alpha times the part of g that is orthogonal to it."""
+        alpha = value_at(self.alpha, t)
+        if alpha == 0:
+            return Combined(perturbed)
+        g, d = list(clean.values()), list(perturbed.values())
+        along = ratio(inner(g, d), norm(d) ** 2)
+        scale_(d, 1 + alpha * along)
+        add_scaled_(d, g, -alpha)
+        return Combined(perturbed)
+
+
+@dataclass(frozen=True)
+class Reuse(Combine):
+    """Keep the part of g~ that is orthogonal to g and add it on the steps without an ascent (LookSAM).
+
+    On an ascent:  d from ``refresh`` (g~ for Replace), and g_v = g~ - (<g~, g> / ||g||^2) g is stored.
+    Otherwise:     d = g + c g_v with c = alpha ||g|| / ||g_v|| (``push="paper"``) or c = ||g|| / ||g at the refresh||
+    (``push="natural"``, which takes no alpha). Before the first refresh d = g. Where g_v is only rounding (g~ parallel to
+    g to machine precision) nothing is pushed. Memory: one gradient-sized buffer.
+    """
+
+    alpha: Value = 0.7
+    push: str = "paper"
+    refresh: Combine = field(default_factory=Replace)
+    reuses: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check ranges and the refresh part."""
+        check("alpha", self.alpha, 0.0)
+        check_choice("push", self.push, ("paper", "natural"))
+        if not isinstance(self.refresh, Combine) or self.refresh.reuses:
+            raise TypeError(f"refresh={self.refresh!r} was given; expected Replace(), Mix(...) or SurrogateGap(...)")
+
+    def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
+        """d of the refresh part, and the new g_v."""
+        g_norm = norm(list(clean.values()))
+        push = self._orthogonal(clean, perturbed, g_norm)
+        mine = {"g_v": push, "g_v_norm": self._solid(push, perturbed), "g_norm": g_norm}
+        out = self.refresh.ascended(t, clean, perturbed, memory)
+        return Combined(out.grads, out.memory | mine, out.correction)
+
+    def skipped(self, t: int, grads: Grads, memory: Memory) -> Grads:
+        """The gradient plus the stored push."""
+        alpha = value_at(self.alpha, t)
+        names = [k for k in grads if k in memory.get("g_v", {})]
+        if not names or (self.push == "paper" and alpha == 0):
+            return grads
+        g_norm = norm(list(grads.values()))
+        natural = self.push == "natural"
+        pull = ratio(g_norm, memory["g_norm"]) if natural else alpha * ratio(g_norm, memory["g_v_norm"])
+        add_scaled_([grads[k] for k in names], [memory["g_v"][k] for k in names], pull)
+        return grads
+
+    def _orthogonal(self, clean: Grads, perturbed: Grads, g_norm: Tensor) -> Grads:
+        g, d = list(clean.values()), list(perturbed.values())
+        along = ratio(inner(d, g), g_norm**2)
+        if not self._needs_own_copy:
+            scale_(g, -along)
+            torch._foreach_add_(g, d)
+            return clean
+        return {k: perturbed[k] - along.to(x.device) * x for k, x in clean.items()}
+
+    @property
+    def _needs_own_copy(self) -> bool:
+        return not isinstance(self.refresh, Replace)
+
+    def _solid(self, push: Grads, perturbed: Grads) -> Tensor:
+        """||g_v||, or 0 (no push) where it is nothing but the rounding of g~."""
+        tensors = list(push.values())
+        size, whole = norm(tensors), norm(list(perturbed.values()))
+        floor = 4 * max((torch.finfo(x.dtype).eps for x in tensors), default=0.0)
+        return torch.where(size > floor * whole, size, torch.zeros_like(size))
+
+
+@dataclass(frozen=True)
+class Decoupled(Combine):
+    """WSAM: the optimizer is given g; after its step w <- w - lr gamma / (1 - gamma) (g~ - g).
+
+    gamma in [0, 1); gamma = 0 is the base, 0.5 equals SAM on plain SGD. Clipping or unscaling the optimizer's gradient
+    scales the correction alike. Cost: one more gradient-sized buffer until the optimizer's step.
+    """
+
+    gamma: Value = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        check("gamma", self.gamma, 0.0, 1.0)
+        if self.gamma == 1:
+            raise ValueError("gamma=1 was given; expected gamma below 1, as gamma / (1 - gamma) weighs the correction")
+
+    def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
+        """g, and gamma / (1 - gamma) (g~ - g) as the correction."""
+        gamma = value_at(self.gamma, t)
+        push = list(perturbed.values())
+        torch._foreach_sub_(push, list(clean.values()))
+        torch._foreach_mul_(push, gamma / (1 - gamma))
+        return Combined(clean, correction=perturbed)

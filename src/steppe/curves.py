@@ -1,0 +1,104 @@
+"""Curves over training: a value as a function of the optimizer step ``t`` = 0, 1, ... of ``total_steps`` T.
+
+Wherever steppe takes a number for p, rho, gamma or alpha it also takes one of these, or any function of ``t``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from steppe._parts import Part, Value, check, check_count, value_at
+
+
+@dataclass(frozen=True)
+class Piecewise(Part):
+    """``before`` while t <= ``boundary`` (in steps), ``after`` from then on."""
+
+    before: float
+    after: float
+    boundary: float
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("before", "after", "boundary"):
+            check(name, getattr(self, name))
+
+    def __call__(self, t: int) -> float:
+        """The value at step ``t``."""
+        return self.before if t <= self.boundary else self.after
+
+
+@dataclass(frozen=True)
+class Linear(Part):
+    """From ``start`` at t = 0 to ``end`` at t = T, in a straight line; constant after T."""
+
+    start: float
+    end: float
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check("start", self.start)
+        check("end", self.end)
+        check_count("total_steps", self.total_steps)
+
+    def __call__(self, t: int) -> float:
+        """The value at step ``t``."""
+        return self.start + (self.end - self.start) * min(t / self.total_steps, 1.0)
+
+
+@dataclass(frozen=True)
+class Cosine(Linear):
+    """From ``start`` to ``end`` along half a cosine: start + (end - start)(1 - cos(pi t / T)) / 2."""
+
+    def __call__(self, t: int) -> float:
+        """The value at step ``t``."""
+        fraction = min(t / self.total_steps, 1.0)
+        return self.start + (self.end - self.start) * (1 - math.cos(math.pi * fraction)) / 2
+
+
+@dataclass(frozen=True)
+class Quotient(Part):
+    """min(``numerator`` / ``denominator``(t), ``maximum``): G-RST's gamma = kappa / p(t), capped."""
+
+    numerator: float
+    denominator: Value
+    maximum: float
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check("numerator", self.numerator, 0.0)
+        check("maximum", self.maximum, 0.0)
+
+    def __call__(self, t: int) -> float:
+        """The value at step ``t``; the maximum where the denominator is 0."""
+        below = value_at(self.denominator, t)
+        return min(self.numerator / below, self.maximum) if below > 0 else self.maximum
+
+
+@dataclass(frozen=True)
+class FollowLR(Part):
+    """GSAM's radius: rho moves between two values as the group's learning rate moves between two.
+
+    rho = rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min), read from each parameter group at each step.
+    """
+
+    rho_max: float
+    rho_min: float
+    lr_max: float
+    lr_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check("rho_min", self.rho_min, 0.0)
+        check("rho_max", self.rho_max, 0.0)
+        if not self.lr_max > self.lr_min:
+            raise ValueError(f"lr_max={self.lr_max!r} was given with lr_min={self.lr_min!r}; expected lr_max > lr_min")
+
+    def at(self, group: Mapping[str, Any]) -> float:
+        """The radius for a parameter group at its present learning rate."""
+        fraction = (float(group["lr"]) - self.lr_min) / (self.lr_max - self.lr_min)
+        return self.rho_min + (self.rho_max - self.rho_min) * min(max(fraction, 0.0), 1.0)

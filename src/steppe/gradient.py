@@ -1,0 +1,397 @@
+"""SharpnessAware: a sharpness-aware gradient that takes the place of ``loss.backward()``; the only stateful class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from steppe._algebra import norm, ratio
+from steppe._batch import NOTHING, Backward, LossOf, Work
+from steppe._checkpoint import pack, unpack
+from steppe._guards import Doors, Replay, SavedWeights, Statistics, buffers_of, perturbed_message
+from steppe._parameters import Parameters, aligned, bare
+from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
+from steppe.ascent import Ascent, Grads
+from steppe.combine import Combine, Combined, Replace
+from steppe.schedule import Always, Schedule
+
+
+@dataclass(frozen=True)
+class Last:
+    """What the latest ``backward`` did: whether it ascended, and the losses (0-dim tensors) of its two passes."""
+
+    ascended: bool
+    loss: Tensor | None = None
+    perturbed_loss: Tensor | None = None
+
+
+@dataclass
+class _Draft:
+    """What the step under construction will leave behind once the optimizer has really stepped."""
+
+    decision: bool | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    correction: Grads = field(default_factory=dict)
+    handed: Tensor | None = None  # norm of the gradient the optimizer was given, when there is a correction
+
+
+@dataclass
+class _Window:
+    """The time between ``ascend`` and ``restore``."""
+
+    weights: SavedWeights
+    replay: Replay
+    doors: Doors
+    clean: Grads
+
+
+class SharpnessAware:
+    """The sharpness-aware gradient of a model's loss, in place of ``loss.backward()``.
+
+    With g the gradient at w, eps the perturbation that ``ascent`` makes of it and g~ the gradient at w + eps on the same
+    batch, ``combine`` makes d of g and g~; d is ADDED to ``.grad`` and the weights are back, bit for bit, before anything
+    else of the loop runs. ``schedule`` says on which optimizer steps; on the others d = g (or g plus what ``combine``
+    reuses).
+
+        loss = sharp.backward(lambda: criterion(model(x), y))     # was: loss = criterion(model(x), y); loss.backward()
+        optimizer.step(); scheduler.step(); optimizer.zero_grad()
+
+    Args:
+        model: gives names, buffers and normalisation layers. It is not wrapped or changed.
+        optimizer: gives the parameters, their groups (``rho`` and ``perturb=False`` may be set in a group) and, by its
+            step post-hook, the number of real steps. A step that never happens (GradScaler) changes nothing here.
+        ascent: how to perturb; SAM's with rho = 0.05 by default.
+        schedule: when; every step by default.
+        combine: which gradient to hand on; g~ by default.
+        seed: random decisions are a function of (seed, step) alone.
+        same_dropout: the second pass draws the same dropout masks as the first.
+
+    Cost: 2 passes on a step that ascends, else 1. Buffers: one of the size of the perturbed parameters while perturbed,
+    one more where ``combine`` needs g; between steps only the method's memory.
+
+    Example:
+        >>> import torch, steppe
+        >>> w = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(w.weight)
+        >>> sharp = steppe.SharpnessAware(w, torch.optim.SGD(w.parameters(), lr=0.1), ascent=steppe.Ascent(rho=0.5))
+        >>> x = torch.tensor([[3.0, 4.0]])
+        >>> sharp.backward(lambda: w(x).square().sum() / 2)      # L = (x.w)^2/2, g = 7x, eps = 0.5 x/5, g~ = (7 + 2.5) x
+        tensor(24.5000)
+        >>> w.weight.grad
+        tensor([[28.5000, 38.0000]])
+        >>> w.weight.data
+        tensor([[1., 1.]])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        ascent: Ascent | None = None,
+        schedule: Schedule | None = None,
+        combine: Combine | None = None,
+        seed: int = 0,
+        same_dropout: bool = True,
+    ) -> None:
+        check_arguments(model, optimizer, seed)
+        self.model, self.optimizer = model, optimizer
+        self.ascent = part_or_default("ascent", ascent, Ascent, Ascent)
+        self.schedule = part_or_default("schedule", schedule, Schedule, Always)
+        self.combine = part_or_default("combine", combine, Combine, Replace)
+        self.seed, self.same_dropout = seed, same_dropout
+        self.step = 0
+        self.memory: dict[str, Any] = {}
+        self.last = Last(False)
+        self._parameters = Parameters(model, optimizer, self.ascent.subset)
+        self._draft = _Draft()
+        self._window: _Window | None = None
+        self._mark: Replay | None = None
+        listen(self, optimizer)
+
+    # The gradient in one call
+
+    def backward(
+        self,
+        closure: LossOf,
+        batch: Any = NOTHING,
+        *,
+        micro_batches: Sequence[Any] | None = None,
+        backward: Backward | None = None,
+    ) -> Tensor:
+        """Add the sharpness-aware gradient to ``.grad`` and return the loss at the unperturbed weights.
+
+        Args:
+            closure: computes the scalar loss; called once per pass, with the batch if one is given.
+            batch: handed to ``closure``; needed where ``ascent.samples`` slices it (then the returned loss is the slice's
+                unless ``combine`` needs the clean gradient).
+            micro_batches: the batch in pieces. The result is the exact gradient of the SUM of their losses, one
+                perturbation for all: divide in the closure as in any accumulation loop. Calling ``backward`` once per
+                piece instead perturbs each by itself (m-sharpness).
+            backward: the host's own backward, such as ``lambda loss: scaler.scale(loss).backward()``.
+
+        Returns:
+            The detached loss (sum over micro-batches), 0-dim.
+
+        Raises:
+            TypeError, ValueError: the closure gives no scalar loss with a graph, or the arguments contradict each other.
+            RuntimeError: called between ``ascend`` and ``restore``.
+        """
+        self._refuse_while_perturbed("start another backward")
+        work = Work.of(closure, batch, micro_batches, backward)
+        few = work.first(self.ascent.samples) if self.ascent.samples is not None else None
+        if not self._parameters.have_gradients():
+            self._draft = _Draft()
+        if self._known_to_skip() and not self.combine.reuses:
+            self.last = Last(False, work.run())
+            return self.last.loss  # type: ignore[return-value]
+        with self._parameters.aside():
+            self.last = self._whole_batch(work) if few is None else self._few_samples(work, few)
+        self._note_handed()
+        return self.last.loss  # type: ignore[return-value]
+
+    def _whole_batch(self, work: Work) -> Last:
+        if not self._known_to_skip():
+            self.mark()
+        loss = work.run()
+        grads = self._parameters.take()
+        if not self._decide(grads):
+            self._skip(grads)
+            return Last(False, loss)
+        return Last(True, loss, self._second(work, grads, grads if self._keeps_clean() else {}))
+
+    def _few_samples(self, work: Work, few: Work) -> Last:
+        if self._known_to_skip():
+            loss = work.run()
+            self._skip(self._parameters.take())
+            return Last(False, loss)
+        loss, direction = self._look(few)
+        self.mark()
+        clean: Grads = {}
+        ascends = self._decide(direction)
+        if not ascends or self._keeps_clean():
+            loss = work.run()
+            clean = self._parameters.take()
+        if not ascends:
+            self._skip(clean)
+            return Last(False, loss)
+        # With no clean pass over the whole batch, the perturbed one is where running statistics see that batch.
+        return Last(True, loss, self._second(work, direction, clean, statistics=bool(clean)))
+
+    def _look(self, few: Work) -> tuple[Tensor, Grads]:
+        """A pass over a few samples that leaves statistics and generators as they were."""
+        replay, statistics = self._replay(), Statistics(buffers_of(bare(self.model)))
+        try:
+            return few.run(), self._parameters.take()
+        finally:
+            replay.rewind()
+            statistics.back()
+
+    def _second(self, work: Work, direction: Grads, clean: Grads, statistics: bool = True) -> Tensor:
+        try:
+            self._perturb(direction, clean, statistics)
+            loss = work.run()
+        except BaseException:
+            self._close()
+            raise
+        self._finish()
+        return loss
+
+    # The phases
+
+    def mark(self) -> None:
+        """Remember the generators and buffers before a first pass that is not run by :meth:`backward`.
+
+        Call it before the forward pass whose masks :meth:`ascend`'s second pass should repeat. Without it the second
+        pass draws fresh masks, and only normalisation layers' running statistics are held.
+        """
+        self._mark = self._replay()
+
+    def ascend(self) -> bool:
+        """After an ordinary backward: perturb the weights if this step ascends.
+
+        Returns:
+            True: ``.grad`` was put away and the weights are perturbed; run the same batch again, then :meth:`restore`.
+            False: ``.grad`` already holds the gradient to hand on.
+
+        Raises:
+            RuntimeError: called twice, or with ``ascent.samples``, which needs ``backward(loss_of, batch)``.
+        """
+        self._refuse_while_perturbed("ascend again")
+        if self._mark is None and self.same_dropout:
+            warn_of_fresh_masks(self.model)
+        if self.ascent.samples is not None:
+            raise RuntimeError("ascend() cannot slice a batch it does not see: use backward(loss_of, batch), or samples=None")
+        grads = self._parameters.take()
+        if not self._decide(grads):
+            self._skip(grads)
+            self.last, self._mark = Last(False), None
+            return False
+        self._perturb(grads, grads if self._keeps_clean() else {})
+        self.last = Last(True)
+        return True
+
+    def restore(self) -> None:
+        """Bring the weights back, bit for bit, and leave the combined gradient in ``.grad``."""
+        if self._window is None:
+            raise RuntimeError("restore() was called but nothing is perturbed: call it once, after ascend() returned True")
+        self._finish()
+        self._note_handed()
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Look at the loss at w + eps, with eps made of the present ``.grad``, whatever the schedule says.
+
+        Weights and running statistics are back afterwards; ``.grad`` and the memory are not touched.
+        """
+        self._refuse_while_perturbed("enter perturbed()")
+        if not self._parameters.have_gradients():
+            raise RuntimeError("perturbed() found no gradient to climb along: call backward first, and look before zero_grad()")
+        grads = {e.name: e.param.grad.clone() for e in self._parameters.entries if e.param.grad is not None}
+        statistics, memory = Statistics(buffers_of(bare(self.model))), dict(self._draft.memory)
+        self._mark = None
+        try:
+            self._perturb(grads, {})
+            self._draft.memory = memory
+            yield
+        finally:
+            self._close()
+            statistics.back()
+
+    # What a step is made of
+
+    def _replay(self) -> Replay:
+        devices = {e.param.device for e in self._parameters.entries}
+        return Replay(bare(self.model), self.same_dropout, devices)
+
+    def _known_to_skip(self) -> bool:
+        """Whether this step is known not to ascend before any gradient is there."""
+        return not self.schedule.needs_gradient and not self._decide({})
+
+    def _decide(self, grads: Grads) -> bool:
+        if self._draft.decision is None:
+            self._draft.decision, memory = self.schedule.decide(
+                self.step, self.seed, lambda: norm(list(grads.values())) ** 2, self.memory.get("schedule", {})
+            )
+            self._draft.memory |= {"schedule": memory} if memory else {}
+        return self._draft.decision and any(r > 0 for r in self._radii().values())
+
+    def _radii(self) -> dict[str, float]:
+        groups = [self.ascent.radius(self.step, g) for g in self.optimizer.param_groups]
+        moved = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
+        return {e.name: groups[e.group] for e in moved if e.group is not None}
+
+    def _keeps_clean(self) -> bool:
+        return self.combine.needs_clean(self.step)
+
+    @torch.no_grad()
+    def _skip(self, grads: Grads) -> None:
+        self._parameters.give(self.combine.skipped(self.step, grads, self.memory.get("combine", {})))
+
+    @torch.no_grad()
+    def _perturb(self, direction: Grads, clean: Grads, statistics: bool = True) -> None:
+        radii = self._radii()
+        moved = {e.name: e for e in self._parameters.entries if e.name in radii and e.name in direction}
+        # The ascent writes on what it is handed, so a gradient that is still needed is handed as a copy.
+        handed = {k: direction[k].clone() if clean is direction else direction[k] for k in moved}
+        weights: Grads = {k: e.param for k, e in moved.items()}
+        eps, memory = self.ascent.perturbation(
+            weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
+            self.memory.get("ascent", {}),
+        )  # fmt: skip
+        self._draft.memory |= {"ascent": memory} if memory else {}
+        self._open(SavedWeights(weights.values()), clean, statistics)
+        if weights:
+            torch._foreach_add_(list(weights.values()), list(eps.values()))
+
+    def _open(self, weights: SavedWeights, clean: Grads, statistics: bool) -> None:
+        replay, self._mark = self._mark or self._replay(), None
+        replay.again(statistics)
+        self._window = _Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
+
+    def _close(self) -> None:
+        """End the window, if one is open: weights first, then everything that could fail."""
+        window, self._window = self._window, None
+        if window is not None:
+            window.weights.back()
+            window.replay.done()
+            window.doors.open()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        assert self._window is not None
+        clean = self._window.clean
+        self._close()
+        perturbed = self._parameters.take()
+        if clean:
+            clean, perturbed = aligned(clean, perturbed)
+        out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
+        self._keep(out)
+        self._parameters.give(out.grads)
+
+    def _keep(self, out: Combined) -> None:
+        self._draft.memory |= {"combine": out.memory} if out.memory else {}
+        for name, tensor in (out.correction or {}).items():
+            earlier = self._draft.correction.get(name)
+            self._draft.correction[name] = tensor if earlier is None else earlier.add_(tensor)
+
+    # Around the optimizer's step
+
+    def _note_handed(self) -> None:
+        if self._draft.correction:
+            self._draft.handed = self._gradient_norm()
+
+    def _gradient_norm(self) -> Tensor:
+        return norm([e.param.grad for e in self._parameters.entries if e.param.grad is not None])
+
+    def _before_step(self) -> None:
+        self._refuse_while_perturbed("step the optimizer")
+        if self._draft.correction and self._draft.handed is not None:
+            # Clipping or unscaling after backward shrank the gradient; the correction must shrink alike.
+            shrunk = ratio(self._gradient_norm(), self._draft.handed)
+            self._draft.correction = {k: c * shrunk.to(c.device) for k, c in self._draft.correction.items()}
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        for entry in self._parameters.entries if self._draft.correction else ():
+            if entry.name in self._draft.correction and entry.group is not None:
+                entry.param.sub_(self._draft.correction[entry.name] * self._parameters.group_of(entry)["lr"])
+        self.memory = self.memory | self._draft.memory
+        self._draft = _Draft()
+        self.step += 1
+
+    def _refuse_while_perturbed(self, what: str) -> None:
+        if self._window is not None:
+            raise RuntimeError(perturbed_message(what))
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Schedule position, seed, settings and memory: plain numbers, strings and tensors keyed by parameter name.
+
+        Save it beside the model's and the optimizer's; ``torch.load(..., weights_only=True)`` reads it.
+        """
+        self._refuse_while_perturbed("save the state")
+        return pack(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, bit for bit; settings come from the state too.
+
+        Raises:
+            ValueError: the state is of another kind, names parameters that the model lacks, or shapes differ.
+        """
+        self._refuse_while_perturbed("load a state")
+        unpack(self, state)
+        self._parameters = Parameters(self.model, self.optimizer, self.ascent.subset)
+        self._draft = _Draft()
+
+    def __repr__(self) -> str:
+        """The parts and the position."""
+        return (f"SharpnessAware(ascent={self.ascent}, schedule={self.schedule}, combine={self.combine}, "
+                f"seed={self.seed}, step={self.step})")

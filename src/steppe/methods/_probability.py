@@ -1,0 +1,43 @@
+"""The seven schedules of RST: p(t) over T = total_steps, exactly as in the authors' code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from steppe._parts import Value, check, check_choice, check_count
+from steppe.curves import Cosine, Linear, Piecewise
+
+Make = Callable[[float, float, int], Value]
+
+SCHEDULES: dict[str, Make] = {
+    "constant": lambda p, p_end, steps: p,
+    "piecewise1": lambda p, p_end, steps: Piecewise(0.0, 1.0, p * steps),
+    "piecewise2": lambda p, p_end, steps: Piecewise(1.0, 0.0, p * steps),
+    "piecewise3": lambda p, p_end, steps: Piecewise(p, 1 - p, steps / 2),
+    "linear1": lambda p, p_end, steps: Linear(max(0.0, 2 * p - 1), min(1.0, 2 * p), steps),
+    "linear2": lambda p, p_end, steps: Linear(p, 1 - p, steps),
+    "trigonometric": lambda p, p_end, steps: Cosine(p, p_end, steps),
+}
+
+
+def probability(p: float, schedule: str, p_end: float | None, total_steps: int | None) -> Value:
+    """p(t) as a number or a curve.
+
+    Args:
+        p: the schedule's parameter, in [0, 1].
+        schedule: one of :data:`SCHEDULES`.
+        p_end: p1 of "trigonometric"; 1 - p when None. total_steps: T, needed by all but "constant".
+    """
+    check_choice("schedule", schedule, tuple(SCHEDULES))
+    if callable(p):
+        raise ValueError("p was given as a function; expected a number, or use steppe.Bernoulli(your_curve) as a part")
+    check("p", p, 0.0, 1.0, "p is a probability")
+    end = 1 - p if p_end is None else p_end
+    check("p_end", end, 0.0, 1.0, "p_end is a probability")
+    if p_end is not None and schedule != "trigonometric":
+        raise ValueError(f"p_end={p_end!r} was given with schedule={schedule!r}; only 'trigonometric' has an end: leave it out")
+    if schedule != "constant":
+        if total_steps is None:
+            raise ValueError(f"schedule={schedule!r} needs total_steps, the number of optimizer steps of the whole training")
+        check_count("total_steps", total_steps)
+    return SCHEDULES[schedule](p, end, total_steps or 1)

@@ -1,0 +1,45 @@
+"""One row per method: what drives the command line, the docs table and the contract tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from steppe.gradient import SharpnessAware
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published method.
+
+    Attributes:
+        name: key in commands and files. title: as the paper writes it.
+        recipe: builds the :class:`steppe.SharpnessAware` from (model, optimizer, ...).
+        paper: authors, venue, arXiv number. year: of the paper.
+        passes: forward+backward passes per optimizer step. buffers: parameter-sized buffers.
+        use: one sentence on when to choose it.
+        good: settings that must work. bad: settings that must be refused.
+        rho_factor: multiply a grid made for SAM by this to get radii of comparable size.
+        optimizer: the base the method brings along, or None for any.
+    """
+
+    name: str
+    title: str
+    recipe: Callable[..., SharpnessAware]
+    paper: str
+    year: int
+    passes: str
+    buffers: str
+    use: str
+    good: tuple[Settings, ...] = ({},)
+    bad: tuple[Settings, ...] = ()
+    rho_factor: float = 1.0
+    optimizer: Callable[[Iterable[Any]], Optimizer] | None = None
+
+
+BAD_RHO: tuple[Settings, ...] = ({"rho": -0.1}, {"rho": float("nan")}, {"rho": "big"})

@@ -1,0 +1,47 @@
+"""SAM in a late phase only: Zhou et al., ICLR 2025, arXiv 2410.10373."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from steppe._parts import Value
+from steppe.ascent import Ascent
+from steppe.gradient import SharpnessAware
+from steppe.methods._row import BAD_RHO, Method
+from steppe.schedule import Window
+
+
+def LateSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, start: int | None = None, stop: int | None = None,
+            total_steps: int | None = None, **common: Any) -> SharpnessAware:  # fmt: skip
+    """The base first, SAM at the end: d = g~ for start <= t < stop, else d = g.
+
+    Args:
+        model: the model whose loss is minimised.
+        optimizer: any base optimizer.
+        rho: rho, as SAM's.
+        start: first SAM step; three quarters of ``total_steps`` when None.
+        stop: first step after SAM; None is the end.
+        total_steps: T, optimizer steps of the whole training; needed only without ``start``.
+        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+
+    Cost: 1 + (stop - start)/T passes; one parameter-sized buffer while perturbed.
+
+    Source: arXiv 2410.10373: a few epochs of SAM at the end find nearly the minima of a whole run. The quarter is steppe's.
+    """
+    if start is None:
+        if total_steps is None:
+            raise ValueError("LateSAM was given neither start nor total_steps; expected start (the first SAM step) or both")
+        start = (3 * total_steps) // 4
+    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), schedule=Window(start, stop), **common)
+
+
+ROW = Method(
+    name="late_sam", title="Late-phase SAM", recipe=LateSAM, year=2024,
+    paper="Zhou, Wang, Mao, Li, Yan, ICLR 2025, arXiv 2410.10373",
+    passes="1 + share of SAM steps", buffers="1", use="a nearly finished training, or a budget that allows SAM for a while",
+    good=({"start": 2}, {"total_steps": 8}, {"start": 0, "stop": 4}),
+    bad=({}, {"start": -1}, {"start": 5, "stop": 2}, {"start": 1, "rho": -1}),
+)  # fmt: skip

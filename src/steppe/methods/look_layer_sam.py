@@ -1,0 +1,47 @@
+"""Look-LayerSAM: Liu et al., CVPR 2022, arXiv 2203.02714."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from steppe._parts import Value, check_choice
+from steppe.ascent import Ascent
+from steppe.combine import Reuse
+from steppe.gradient import SharpnessAware
+from steppe.methods._row import BAD_RHO, Method
+from steppe.schedule import Every
+
+
+def LookLayerSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, k: int = 5, alpha: Value = 0.7,
+                 push: str = "paper", layerwise: str = "trust", **common: Any) -> SharpnessAware:  # fmt: skip
+    """LookSAM's reuse with LayerSAM's layer-wise radius, for very large batches.
+
+    Args:
+        model: the model whose loss is minimised.
+        optimizer: any base optimizer; LAMB in the paper.
+        rho: rho, radius relative to each tensor's norm ("trust"); 0.1 to 0.2 in the paper.
+        k: k, as in :func:`steppe.LookSAM`.
+        alpha: alpha, as in :func:`steppe.LookSAM`.
+        push: "paper" or "natural", as in :func:`steppe.LookSAM`.
+        layerwise: "trust" or "paper", as in :func:`steppe.LayerSAM`.
+        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+
+    Cost: 1 + 1/k passes; two parameter-sized buffers while perturbed, one between steps.
+
+    Source: arXiv 2203.02714, Algorithm 2.
+    """
+    check_choice("layerwise", layerwise, ("trust", "paper"))
+    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, scope=layerwise), schedule=Every(k),
+                          combine=Reuse(alpha, push), **common)  # fmt: skip
+
+
+ROW = Method(
+    name="look_layer_sam", title="Look-LayerSAM", recipe=LookLayerSAM, year=2022,
+    paper="Liu, Mai, Chen, Hsieh, You, CVPR 2022, arXiv 2203.02714",
+    passes="1 + 1/k", buffers="2 (1 between steps)", use="very large batches, on LAMB",
+    good=({}, {"push": "natural", "layerwise": "paper", "rho": 0.01}, {"k": 1}),
+    bad=(*BAD_RHO, {"k": -1}, {"layerwise": "global"}), rho_factor=0.1,
+)  # fmt: skip

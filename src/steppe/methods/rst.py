@@ -1,0 +1,56 @@
+"""RST, randomised sharpness-aware training: Zhao, Zhang, Hu, arXiv 2203.09962 (older name SS-SAM)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from steppe._parts import Value
+from steppe.ascent import Ascent
+from steppe.gradient import SharpnessAware
+from steppe.methods._probability import probability
+from steppe.methods._row import BAD_RHO, Method
+from steppe.schedule import Bernoulli, Schedule, Window
+
+
+def RST(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, p: float = 0.5, schedule: str = "constant",
+        p_end: float | None = None, total_steps: int | None = None, start_step: int = 0,
+        **common: Any) -> SharpnessAware:  # fmt: skip
+    """SAM on a random share of the steps: X_t ~ Bernoulli(p(t)); d = g~ where X_t = 1, else d = g.
+
+    Schedules over T = ``total_steps`` [mean share of SAM steps]: ``constant`` p [p]; ``piecewise1`` 0 while t <= pT, then 1
+    [1-p]; ``piecewise2`` 1 while t <= pT, then 0 [p]; ``piecewise3`` p while t <= T/2, then 1-p [1/2]; ``linear1`` rising,
+    mean p [p]; ``linear2`` from p to 1-p [1/2]; ``trigonometric`` half a cosine from p to ``p_end`` [(p + p_end)/2].
+
+    Args:
+        model: the model whose loss is minimised.
+        optimizer: any base optimizer; SGD with Nesterov momentum in the paper.
+        rho: rho, as SAM's; 0.05 to 0.1 in the paper.
+        p: the schedule's parameter, in [0, 1].
+        schedule: one of the seven names.
+        p_end: p1 of "trigonometric"; 1 - p when None.
+        total_steps: T, optimizer steps of the whole training; needed by all but "constant".
+        start_step: no ascent before this step (the learning rate's warm-up).
+        common: ``seed`` (the draws are a function of seed and step) and ``same_dropout``.
+
+    Cost: 1 + mean p passes; one parameter-sized buffer while perturbed.
+
+    Source: arXiv 2203.09962; schedules as in the authors' code, "trigonometric" recalled.
+    """
+    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho),
+                          schedule=draws(probability(p, schedule, p_end, total_steps), start_step), **common)  # fmt: skip
+
+
+def draws(p: Value, start_step: int) -> Schedule:
+    """Bernoulli(p), silent before ``start_step``."""
+    return Bernoulli(p) & Window(start_step) if start_step else Bernoulli(p)
+
+
+ROW = Method(
+    name="rst", title="RST", recipe=RST, year=2022, paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
+    passes="1 + mean p", buffers="1", use="SAM's gain in proportion to what you pay; the simplest saving",
+    good=({}, {"p": 0.0}, {"p": 1}, {"schedule": "linear1", "total_steps": 100}, {"start_step": 3}),
+    bad=(*BAD_RHO, {"p": 1.5}, {"schedule": "cubic"}, {"schedule": "linear2"}, {"p_end": 0.3}, {"start_step": -1}),
+)  # fmt: skip
