@@ -39,7 +39,8 @@ from steppe.schedule import AboveNorm, Always, Bernoulli, Every, Schedule, Windo
 __version__ = "0.1.0"
 
 __all__ = [
-    "AESAM", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "Bernoulli", "Combine", "Combined", "Decoupled",
+    "AESAM", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "Bernoulli", "Combine", "Combined",
+    "Decoupled",
     "Every", "FSAM", "Friendly", "GNP", "GRST", "GSAM", "Gradient", "Identity", "LateSAM", "LayerSAM", "LookLayerSAM",
     "LookSAM", "Mix", "RST", "Replace", "Reuse", "SAM", "SAMON", "Schedule", "SharpnessAware", "SurrogateGap", "WSAM",
     "Window", "__version__", "curves", "methods", "optim", "schedule",

@@ -26,13 +26,20 @@ def pack(sharp: SharpnessAware) -> dict[str, Any]:
 def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
     """Put a state into ``sharp``; nothing is changed unless all of it fits."""
     if not isinstance(state, dict) or set(state) != _KEYS or state["format"] != FORMAT:
-        raise ValueError("this is not the state of a steppe.SharpnessAware (format 1): pass what its state_dict() returned")
+        raise ValueError(
+            "this is not the state of a steppe.SharpnessAware (format 1): pass what its state_dict() returned"
+        )
     parts = {name: decode(state[name], getattr(sharp, name)) for name in PARTS}
     shapes = {e.name: e.param for e in sharp._parameters.entries}
     memory = _on_parameters(state["memory"], shapes, [])
     for name, part in parts.items():
         setattr(sharp, name, part)
-    sharp.step, sharp.seed, sharp.same_dropout, sharp.memory = state["step"], state["seed"], state["same_dropout"], memory
+    sharp.step, sharp.seed, sharp.same_dropout, sharp.memory = (
+        state["step"],
+        state["seed"],
+        state["same_dropout"],
+        memory,
+    )
 
 
 _PER_PARAMETER = ("average", "g_v")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ def buffers_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
 class Replay:
     """Makes a second pass see what the first saw: the same masks, and running statistics that do not move again.
 
-    Which buffers are running statistics is seen, not guessed: those of normalisation layers, and every other buffer that
-    the first pass changed or rebound.
+    Which buffers are running statistics is seen, not guessed: those of normalisation layers, and every other buffer
+    that the first pass changed or rebound.
     """
 
     def __init__(self, model: nn.Module, masks: bool, devices: set[torch.device]) -> None:
@@ -129,6 +130,22 @@ class Doors:
         """Allow it again."""
         for handle in self._handles:
             handle.remove()
+
+
+@dataclass
+class Window:
+    """The time between ``ascend`` and ``restore``: what to put back, and the clean gradient if it is needed."""
+
+    weights: SavedWeights
+    replay: Replay
+    doors: Doors
+    clean: dict[str, Tensor]
+
+    def close(self) -> None:
+        """Weights first, then everything that could fail."""
+        self.weights.back()
+        self.replay.done()
+        self.doors.open()
 
 
 def refusal(what: str) -> Callable[..., None]:

@@ -128,7 +128,8 @@ class Parameters:
         if unknown:
             raise ValueError(
                 f"the optimizer holds {len(unknown)} parameter(s) that the model does not, the first of shape "
-                f"{tuple(unknown[0].shape)}: pass the module that owns all of them, such as nn.ModuleList([model, head])"
+                f"{tuple(unknown[0].shape)}: pass the module that owns all of them, "
+                "such as nn.ModuleList([model, head])"
             )
         for group in self.optimizer.param_groups:
             _check_group(group)
@@ -149,7 +150,9 @@ def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dic
 def _check_group(group: dict[str, Any]) -> None:
     rho = group.get("rho")
     if rho is not None and (isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < float("inf")):
-        raise ValueError(f"an optimizer group has rho={rho!r}; expected a finite number of at least 0, or no rho at all")
+        raise ValueError(
+            f"an optimizer group has rho={rho!r}; expected a finite number of at least 0, or no rho at all"
+        )
     if not isinstance(group.get("perturb", True), bool):
         raise ValueError(f"an optimizer group has perturb={group['perturb']!r}; expected True or False")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steppe._algebra import add_scaled_, joined, norm_each, ratio, scale_, scale_each_
-from steppe._parts import Part, check, check_choice, check_count
+from steppe._parts import Part, check, check_choice
 from steppe.curves import FollowLR
 
 Grads = dict[str, Tensor]
@@ -44,7 +44,8 @@ class Gradient(Direction):
 class Friendly(Direction):
     """The gradient less its running average (F-SAM): m <- decay m + (1 - decay) g, then v = g - sigma m.
 
-    ``sigma = 0`` is the gradient itself. m starts at 0 and moves on steps that ascend. Memory: one gradient-sized buffer.
+    ``sigma = 0`` is the gradient itself. m starts at 0 and moves on steps that ascend. Memory: one gradient-sized
+    buffer.
     """
 
     sigma: float = 1.0
@@ -101,9 +102,7 @@ class Adaptive(Metric):
 
     def __call__(self, weights: Grads) -> list[Tensor] | None:
         """One new tensor per weight."""
-        return [
-            torch.ones_like(w) if name.endswith("bias") else w.abs().add_(self.eta) for name, w in weights.items()
-        ]
+        return [torch.ones_like(w) if name.endswith("bias") else w.abs().add_(self.eta) for name, w in weights.items()]
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,8 @@ class Ascent(Part):
             ``"group"`` each optimizer group; ``"trust"`` each tensor, with radius rho ||w_l||; ``"paper"`` LookSAM's
             layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (needs gradients without a loss scale).
             A tensor of zero weights counts as ||w_l|| = 1 ("trust"), as trust ratio 1 ("paper").
-        subset: ``"all"`` parameters, ``"norm"`` those of normalisation layers, or a function ``(name, parameter) -> bool``.
+        subset: ``"all"`` parameters, ``"norm"`` those of normalisation layers, or a function
+            ``(name, parameter) -> bool``.
         samples: look at only the first ``samples`` of each batch for v (a whole number, or a fraction in (0, 1));
             needs ``backward(loss_of, batch)``. Cost 1 + samples/batch passes instead of 2.
 
@@ -140,8 +140,10 @@ class Ascent(Part):
             check("rho", self.rho, 0.0, why="rho is the radius of the perturbation, 0.05 is usual for SAM")
         for name, kind in self._types:
             if not isinstance(getattr(self, name), kind):
-                raise TypeError(f"{name}={getattr(self, name)!r} was given; expected a steppe {kind.__name__} such as "
-                                f"{'Gradient()' if kind is Direction else 'Identity()'}")
+                raise TypeError(
+                    f"{name}={getattr(self, name)!r} was given; expected a steppe {kind.__name__} such as "
+                    f"{'Gradient()' if kind is Direction else 'Identity()'}"
+                )
         check_choice("scope", self.scope, SCOPES)
         if not callable(self.subset):
             check_choice("subset", self.subset, ("all", "norm"))
@@ -163,7 +165,8 @@ class Ascent(Part):
         Args:
             weights: name -> parameter value, only read.
             grads: name -> gradient, same names and order; overwritten.
-            rho: name -> radius. groups: name -> number of its optimizer group (for ``scope="group"``).
+            rho: name -> radius.
+            groups: name -> number of its optimizer group (for ``scope="group"``).
             memory: the direction's memory.
         """
         vector, memory = self.direction(grads, memory)

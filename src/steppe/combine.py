@@ -122,8 +122,8 @@ class Reuse(Combine):
 
     On an ascent:  d from ``refresh`` (g~ for Replace), and g_v = g~ - (<g~, g> / ||g||^2) g is stored.
     Otherwise:     d = g + c g_v with c = alpha ||g|| / ||g_v|| (``push="paper"``) or c = ||g|| / ||g at the refresh||
-    (``push="natural"``, which takes no alpha). Before the first refresh d = g. Where g_v is only rounding (g~ parallel to
-    g to machine precision) nothing is pushed. Memory: one gradient-sized buffer.
+    (``push="natural"``, which takes no alpha). Before the first refresh d = g. Where g_v is only rounding (g~
+    parallel to g to machine precision) nothing is pushed. Memory: one gradient-sized buffer.
     """
 
     alpha: Value = 0.7

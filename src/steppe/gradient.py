@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steppe._algebra import norm, ratio
+from steppe._algebra import norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
-from steppe._guards import Doors, Replay, SavedWeights, Statistics, buffers_of, perturbed_message
+from steppe._draft import Draft
+from steppe._guards import Doors, Replay, SavedWeights, Statistics, Window, buffers_of, perturbed_message
 from steppe._parameters import Parameters, aligned, bare
 from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
 from steppe.ascent import Ascent, Grads
-from steppe.combine import Combine, Combined, Replace
+from steppe.combine import Combine, Replace
 from steppe.schedule import Always, Schedule
 
 
@@ -31,31 +32,12 @@ class Last:
     perturbed_loss: Tensor | None = None
 
 
-@dataclass
-class _Draft:
-    """What the step under construction will leave behind once the optimizer has really stepped."""
-
-    decision: bool | None = None
-    memory: dict[str, Any] = field(default_factory=dict)
-    correction: Grads = field(default_factory=dict)
-    handed: Tensor | None = None  # norm of the gradient the optimizer was given, when there is a correction
-
-
-@dataclass
-class _Window:
-    """The time between ``ascend`` and ``restore``."""
-
-    weights: SavedWeights
-    replay: Replay
-    doors: Doors
-    clean: Grads
-
-
 class SharpnessAware:
     """The sharpness-aware gradient of a model's loss, in place of ``loss.backward()``.
 
-    With g the gradient at w, eps the perturbation that ``ascent`` makes of it and g~ the gradient at w + eps on the same
-    batch, ``combine`` makes d of g and g~; d is ADDED to ``.grad`` and the weights are back, bit for bit, before anything
+    With g the gradient at w, eps the perturbation that ``ascent`` makes of it and g~ the gradient at w + eps on the
+    same batch, ``combine`` makes d of g and g~; d is ADDED to ``.grad`` and the weights are back, bit for bit, before
+    anything
     else of the loop runs. ``schedule`` says on which optimizer steps; on the others d = g (or g plus what ``combine``
     reuses).
 
@@ -81,7 +63,7 @@ class SharpnessAware:
         >>> _ = torch.nn.init.ones_(w.weight)
         >>> sharp = steppe.SharpnessAware(w, torch.optim.SGD(w.parameters(), lr=0.1), ascent=steppe.Ascent(rho=0.5))
         >>> x = torch.tensor([[3.0, 4.0]])
-        >>> sharp.backward(lambda: w(x).square().sum() / 2)      # L = (x.w)^2/2, g = 7x, eps = 0.5 x/5, g~ = (7 + 2.5) x
+        >>> sharp.backward(lambda: w(x).square().sum() / 2)  # L = (x.w)^2/2: g = 7x, eps = x/10, g~ = 9.5x
         tensor(24.5000)
         >>> w.weight.grad
         tensor([[28.5000, 38.0000]])
@@ -110,8 +92,8 @@ class SharpnessAware:
         self.memory: dict[str, Any] = {}
         self.last = Last(False)
         self._parameters = Parameters(model, optimizer, self.ascent.subset)
-        self._draft = _Draft()
-        self._window: _Window | None = None
+        self._draft = Draft()
+        self._window: Window | None = None
         self._mark: Replay | None = None
         listen(self, optimizer)
 
@@ -129,8 +111,8 @@ class SharpnessAware:
 
         Args:
             closure: computes the scalar loss; called once per pass, with the batch if one is given.
-            batch: handed to ``closure``; needed where ``ascent.samples`` slices it (then the returned loss is the slice's
-                unless ``combine`` needs the clean gradient).
+            batch: handed to ``closure``; needed where ``ascent.samples`` slices it (then the returned loss is the
+                slice's unless ``combine`` needs the clean gradient).
             micro_batches: the batch in pieces. The result is the exact gradient of the SUM of their losses, one
                 perturbation for all: divide in the closure as in any accumulation loop. Calling ``backward`` once per
                 piece instead perturbs each by itself (m-sharpness).
@@ -140,21 +122,22 @@ class SharpnessAware:
             The detached loss (sum over micro-batches), 0-dim.
 
         Raises:
-            TypeError, ValueError: the closure gives no scalar loss with a graph, or the arguments contradict each other.
+            TypeError, ValueError: no scalar loss with a graph comes back, or the arguments contradict each other.
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._refuse_while_perturbed("start another backward")
         work = Work.of(closure, batch, micro_batches, backward)
         few = work.first(self.ascent.samples) if self.ascent.samples is not None else None
         if not self._parameters.have_gradients():
-            self._draft = _Draft()
+            self._draft = Draft()
         if self._known_to_skip() and not self.combine.reuses:
             self.last = Last(False, work.run())
-            return self.last.loss  # type: ignore[return-value]
-        with self._parameters.aside():
-            self.last = self._whole_batch(work) if few is None else self._few_samples(work, few)
-        self._note_handed()
-        return self.last.loss  # type: ignore[return-value]
+        else:
+            with self._parameters.aside():
+                self.last = self._whole_batch(work) if few is None else self._few_samples(work, few)
+            self._draft.note_handed(self._parameters)
+        assert self.last.loss is not None
+        return self.last.loss
 
     def _whole_batch(self, work: Work) -> Last:
         if not self._known_to_skip():
@@ -227,7 +210,9 @@ class SharpnessAware:
         if self._mark is None and self.same_dropout:
             warn_of_fresh_masks(self.model)
         if self.ascent.samples is not None:
-            raise RuntimeError("ascend() cannot slice a batch it does not see: use backward(loss_of, batch), or samples=None")
+            raise RuntimeError(
+                "ascend() cannot slice a batch it does not see: use backward(loss_of, batch), or samples=None"
+            )
         grads = self._parameters.take()
         if not self._decide(grads):
             self._skip(grads)
@@ -240,9 +225,11 @@ class SharpnessAware:
     def restore(self) -> None:
         """Bring the weights back, bit for bit, and leave the combined gradient in ``.grad``."""
         if self._window is None:
-            raise RuntimeError("restore() was called but nothing is perturbed: call it once, after ascend() returned True")
+            raise RuntimeError(
+                "restore() was called but nothing is perturbed: call it once, after ascend() returned True"
+            )
         self._finish()
-        self._note_handed()
+        self._draft.note_handed(self._parameters)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -252,9 +239,11 @@ class SharpnessAware:
         """
         self._refuse_while_perturbed("enter perturbed()")
         if not self._parameters.have_gradients():
-            raise RuntimeError("perturbed() found no gradient to climb along: call backward first, and look before zero_grad()")
+            raise RuntimeError(
+                "perturbed() found no gradient to climb along: call backward first, and look before zero_grad()"
+            )
         grads = {e.name: e.param.grad.clone() for e in self._parameters.entries if e.param.grad is not None}
-        statistics, memory = Statistics(buffers_of(bare(self.model))), dict(self._draft.memory)
+        statistics, memory = Statistics(buffers_of(bare(self.model))), self._draft.memory
         self._mark = None
         try:
             self._perturb(grads, {})
@@ -279,7 +268,7 @@ class SharpnessAware:
             self._draft.decision, memory = self.schedule.decide(
                 self.step, self.seed, lambda: norm(list(grads.values())) ** 2, self.memory.get("schedule", {})
             )
-            self._draft.memory |= {"schedule": memory} if memory else {}
+            self._draft.remember("schedule", memory)
         return self._draft.decision and any(r > 0 for r in self._radii().values())
 
     def _radii(self) -> dict[str, float]:
@@ -305,23 +294,23 @@ class SharpnessAware:
             weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
             self.memory.get("ascent", {}),
         )  # fmt: skip
-        self._draft.memory |= {"ascent": memory} if memory else {}
+        self._draft.remember("ascent", memory)
         self._open(SavedWeights(weights.values()), clean, statistics)
         if weights:
             torch._foreach_add_(list(weights.values()), list(eps.values()))
+        if clean is not direction:
+            direction.clear()  # frees the buffer for the second pass
 
     def _open(self, weights: SavedWeights, clean: Grads, statistics: bool) -> None:
         replay, self._mark = self._mark or self._replay(), None
         replay.again(statistics)
-        self._window = _Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
+        self._window = Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
 
     def _close(self) -> None:
-        """End the window, if one is open: weights first, then everything that could fail."""
+        """End the window, if one is open."""
         window, self._window = self._window, None
         if window is not None:
-            window.weights.back()
-            window.replay.done()
-            window.doors.open()
+            window.close()
 
     @torch.no_grad()
     def _finish(self) -> None:
@@ -332,38 +321,19 @@ class SharpnessAware:
         if clean:
             clean, perturbed = aligned(clean, perturbed)
         out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
-        self._keep(out)
+        self._draft.keep(out)
         self._parameters.give(out.grads)
-
-    def _keep(self, out: Combined) -> None:
-        self._draft.memory |= {"combine": out.memory} if out.memory else {}
-        for name, tensor in (out.correction or {}).items():
-            earlier = self._draft.correction.get(name)
-            self._draft.correction[name] = tensor if earlier is None else earlier.add_(tensor)
 
     # Around the optimizer's step
 
-    def _note_handed(self) -> None:
-        if self._draft.correction:
-            self._draft.handed = self._gradient_norm()
-
-    def _gradient_norm(self) -> Tensor:
-        return norm([e.param.grad for e in self._parameters.entries if e.param.grad is not None])
-
     def _before_step(self) -> None:
         self._refuse_while_perturbed("step the optimizer")
-        if self._draft.correction and self._draft.handed is not None:
-            # Clipping or unscaling after backward shrank the gradient; the correction must shrink alike.
-            shrunk = ratio(self._gradient_norm(), self._draft.handed)
-            self._draft.correction = {k: c * shrunk.to(c.device) for k, c in self._draft.correction.items()}
+        self._draft.shrink(self._parameters)
 
-    @torch.no_grad()
     def _after_step(self) -> None:
-        for entry in self._parameters.entries if self._draft.correction else ():
-            if entry.name in self._draft.correction and entry.group is not None:
-                entry.param.sub_(self._draft.correction[entry.name] * self._parameters.group_of(entry)["lr"])
+        self._draft.correct(self._parameters)
         self.memory = self.memory | self._draft.memory
-        self._draft = _Draft()
+        self._draft = Draft()
         self.step += 1
 
     def _refuse_while_perturbed(self, what: str) -> None:
@@ -389,9 +359,11 @@ class SharpnessAware:
         self._refuse_while_perturbed("load a state")
         unpack(self, state)
         self._parameters = Parameters(self.model, self.optimizer, self.ascent.subset)
-        self._draft = _Draft()
+        self._draft = Draft()
 
     def __repr__(self) -> str:
         """The parts and the position."""
-        return (f"SharpnessAware(ascent={self.ascent}, schedule={self.schedule}, combine={self.combine}, "
-                f"seed={self.seed}, step={self.step})")
+        return (
+            f"SharpnessAware(ascent={self.ascent}, schedule={self.schedule}, combine={self.combine}, "
+            f"seed={self.seed}, step={self.step})"
+        )

@@ -50,7 +50,12 @@ def card(name: str) -> str:
     """The method's card in Markdown: paper, cost, equation and every argument, from its row and its recipe."""
     row = get(name)
     doc = inspect.getdoc(row.recipe) or ""
-    facts = [("Paper", row.paper), ("Passes per step", row.passes), ("Parameter-sized buffers", row.buffers), ("Use", row.use)]
+    facts = [
+        ("Paper", row.paper),
+        ("Passes per step", row.passes),
+        ("Parameter-sized buffers", row.buffers),
+        ("Use", row.use),
+    ]
     table = "\n".join(f"- **{key}:** {value}" for key, value in facts)
     call = f"steppe.{row.recipe.__name__}{_call(row)}"
     return f"# {row.title} (`{row.name}`)\n\n{table}\n\n```python\n{call}\n```\n\n{doc}\n"

@@ -26,7 +26,8 @@ def probability(p: float, schedule: str, p_end: float | None, total_steps: int |
     Args:
         p: the schedule's parameter, in [0, 1].
         schedule: one of :data:`SCHEDULES`.
-        p_end: p1 of "trigonometric"; 1 - p when None. total_steps: T, needed by all but "constant".
+        p_end: p1 of "trigonometric"; 1 - p when None.
+        total_steps: T, needed by all but "constant".
     """
     check_choice("schedule", schedule, tuple(SCHEDULES))
     if callable(p):
@@ -35,9 +36,13 @@ def probability(p: float, schedule: str, p_end: float | None, total_steps: int |
     end = 1 - p if p_end is None else p_end
     check("p_end", end, 0.0, 1.0, "p_end is a probability")
     if p_end is not None and schedule != "trigonometric":
-        raise ValueError(f"p_end={p_end!r} was given with schedule={schedule!r}; only 'trigonometric' has an end: leave it out")
+        raise ValueError(
+            f"p_end={p_end!r} was given with schedule={schedule!r}; only 'trigonometric' has an end: leave it out"
+        )
     if schedule != "constant":
         if total_steps is None:
-            raise ValueError(f"schedule={schedule!r} needs total_steps, the number of optimizer steps of the whole training")
+            raise ValueError(
+                f"schedule={schedule!r} needs total_steps, the number of optimizer steps of the whole training"
+            )
         check_count("total_steps", total_steps)
     return SCHEDULES[schedule](p, end, total_steps or 1)

@@ -33,15 +33,22 @@ def AdaSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **commo
     """
     if not isinstance(optimizer, AMSGrad):
         raise TypeError(
-            f"AdaSAM was given {type(optimizer).__name__}; expected steppe.optim.AMSGrad, the paper's base without bias "
-            "correction (for SAM on AdamW or any other base use steppe.SAM)"
+            f"AdaSAM was given {type(optimizer).__name__}; expected steppe.optim.AMSGrad, the paper's base without "
+            "bias correction (for SAM on AdamW or any other base use steppe.SAM)"
         )
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), **common)
 
 
 ROW = Method(
-    name="adasam", title="AdaSAM", recipe=AdaSAM, year=2023,
+    name="adasam",
+    title="AdaSAM",
+    recipe=AdaSAM,
+    year=2023,
     paper="Sun, Shen, Zhong, Ding, Chen, Sun, Li, Sun, Tao, Neural Networks 2024, arXiv 2303.00565",
-    passes="2", buffers="1 (+3 of AMSGrad)", use="fine-tuning of transformers, and large batches",
-    good=({}, {"rho": 0.01}), bad=BAD_RHO, optimizer=lambda params: AMSGrad(params, lr=1e-3),
-)  # fmt: skip
+    passes="2",
+    buffers="1 (+3 of AMSGrad)",
+    use="fine-tuning of transformers, and large batches",
+    good=({}, {"rho": 0.01}),
+    bad=BAD_RHO,
+    optimizer=lambda params: AMSGrad(params, lr=1e-3),
+)

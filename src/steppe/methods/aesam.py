@@ -10,12 +10,21 @@ from torch.optim import Optimizer
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import Method
 from steppe.schedule import AboveNorm
 
 
-def AESAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, total_steps: int, lambda_1: float = -1.0,
-          lambda_2: float = 1.0, decay: float = 0.9, **common: Any) -> SharpnessAware:  # fmt: skip
+def AESAM(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rho: Value = 0.05,
+    total_steps: int,
+    lambda_1: float = -1.0,
+    lambda_2: float = 1.0,
+    decay: float = 0.9,
+    **common: Any,
+) -> SharpnessAware:
     """SAM where the gradient is large for its history: ascend iff ||g||^2 >= mu_t + c_t sigma_t, else d = g.
 
     mu and sigma^2 are running averages of ||g||^2 and its squared deviation; c_t = (t/T) lambda_1 + (1 - t/T) lambda_2.
@@ -30,7 +39,8 @@ def AESAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, total_st
         decay: delta of both averages, in [0, 1]; 0.9.
         common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
 
-    Cost: 1 to 2 passes, about 1.5; one parameter-sized buffer while perturbed. Each step reads the norm back to the host.
+    Cost: 1 to 2 passes, about 1.5; one parameter-sized buffer while perturbed. Each step reads
+    the norm back to the host.
 
     Source: "An Adaptive Policy to Employ Sharpness-Aware Minimization", ICLR 2023, Algorithm 1; start values recalled.
     """
@@ -39,8 +49,14 @@ def AESAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, total_st
 
 
 ROW = Method(
-    name="aesam", title="AE-SAM", recipe=AESAM, year=2023,
+    name="aesam",
+    title="AE-SAM",
+    recipe=AESAM,
+    year=2023,
     paper="Jiang, Yang, Zhang, Kwok, ICLR 2023, arXiv 2304.14647",
-    passes="1 to 2", buffers="1", use="when the data should decide which steps are worth a second pass",
-    good=({"total_steps": 100},), bad=({"total_steps": 0}, {"total_steps": 100, "decay": 2}, {"total_steps": 100, "rho": -1}),
-)  # fmt: skip
+    passes="1 to 2",
+    buffers="1",
+    use="when the data should decide which steps are worth a second pass",
+    good=({"total_steps": 100},),
+    bad=({"total_steps": 0}, {"total_steps": 100, "decay": 2}, {"total_steps": 100, "rho": -1}),
+)

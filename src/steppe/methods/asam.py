@@ -13,7 +13,9 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def ASAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, eta: float = 0.01, **common: Any) -> SharpnessAware:
+def ASAM(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, eta: float = 0.01, **common: Any
+) -> SharpnessAware:
     """Adaptive SAM: eps = rho T^2 g / ||T g|| with T = |w| + eta elementwise, d = g~.
 
     The radius is measured relative to each weight, so that rescaling layers does not change it. As in the authors' code
@@ -35,8 +37,15 @@ def ASAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, eta: float
 
 
 ROW = Method(
-    name="asam", title="ASAM", recipe=ASAM, year=2021,
+    name="asam",
+    title="ASAM",
+    recipe=ASAM,
+    year=2021,
     paper="Kwon, Kim, Park, Choi, ICML 2021, arXiv 2102.11600",
-    passes="2", buffers="1", use="layers of very different scale; often a little above SAM",
-    good=({}, {"rho": 2.0, "eta": 0.0}), bad=(*BAD_RHO, {"eta": -1}), rho_factor=10.0,
-)  # fmt: skip
+    passes="2",
+    buffers="1",
+    use="layers of very different scale; often a little above SAM",
+    good=({}, {"rho": 2.0, "eta": 0.0}),
+    bad=(*BAD_RHO, {"eta": -1}),
+    rho_factor=10.0,
+)

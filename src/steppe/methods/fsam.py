@@ -13,9 +13,12 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def FSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, sigma: float = 1.0, decay: float = 0.9,
-         **common: Any) -> SharpnessAware:  # fmt: skip
-    """Perturb along the batch's own noise: m <- lambda m + (1 - lambda) g, eps = rho (g - sigma m) / ||g - sigma m||, d = g~.
+def FSAM(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, sigma: float = 1.0, decay: float = 0.9, **common: Any
+) -> SharpnessAware:
+    """Perturb along the batch's own noise: eps = rho (g - sigma m) / ||g - sigma m||, d = g~.
+
+    The average m <- lambda m + (1 - lambda) g is updated first.
 
     Args:
         model: the model whose loss is minimised.
@@ -33,8 +36,14 @@ def FSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, sigma: fl
 
 
 ROW = Method(
-    name="fsam", title="F-SAM", recipe=FSAM, year=2024,
+    name="fsam",
+    title="F-SAM",
+    recipe=FSAM,
+    year=2024,
     paper="Li, Zhou, He, Cheng, Huang, CVPR 2024, arXiv 2403.12350",
-    passes="2", buffers="2 (1 between steps)", use="small batches, label noise",
-    good=({}, {"sigma": 0.0}, {"decay": 0.6}), bad=(*BAD_RHO, {"sigma": -1}, {"decay": 1.2}),
-)  # fmt: skip
+    passes="2",
+    buffers="2 (1 between steps)",
+    use="small batches, label noise",
+    good=({}, {"sigma": 0.0}, {"decay": 0.6}),
+    bad=(*BAD_RHO, {"sigma": -1}, {"decay": 1.2}),
+)

@@ -14,7 +14,9 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def GNP(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any) -> SharpnessAware:
+def GNP(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any
+) -> SharpnessAware:
     """Penalising the gradient's norm: d = (1 - gamma) g + gamma g~ at every step.
 
     It is the gradient of L + lambda ||grad L|| to first order, with lambda = gamma rho.
@@ -34,7 +36,14 @@ def GNP(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: Val
 
 
 ROW = Method(
-    name="gnp", title="GNP", recipe=GNP, year=2022, paper="Zhao, Zhang, Hu, ICML 2022, arXiv 2202.03599",
-    passes="2", buffers="2", use="a softer SAM: part of the clean gradient is kept",
-    good=({}, {"gamma": 0.5}), bad=(*BAD_RHO, {"gamma": -0.1}),
-)  # fmt: skip
+    name="gnp",
+    title="GNP",
+    recipe=GNP,
+    year=2022,
+    paper="Zhao, Zhang, Hu, ICML 2022, arXiv 2202.03599",
+    passes="2",
+    buffers="2",
+    use="a softer SAM: part of the clean gradient is kept",
+    good=({}, {"gamma": 0.5}),
+    bad=(*BAD_RHO, {"gamma": -0.1}),
+)

@@ -17,13 +17,24 @@ from steppe.methods._row import BAD_RHO, Method
 from steppe.methods.rst import draws
 
 
-def GRST(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, p: float = 0.5, kappa: float = 1.0,
-         gamma_max: float = 4.0, schedule: str = "constant", p_end: float | None = None,
-         total_steps: int | None = None, start_step: int = 0, **common: Any) -> SharpnessAware:  # fmt: skip
+def GRST(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rho: Value = 0.05,
+    p: float = 0.5,
+    kappa: float = 1.0,
+    gamma_max: float = 4.0,
+    schedule: str = "constant",
+    p_end: float | None = None,
+    total_steps: int | None = None,
+    start_step: int = 0,
+    **common: Any,
+) -> SharpnessAware:
     """RST whose rarer SAM steps weigh more: d = (1 - gamma) g + gamma g~ with gamma(t) = min(kappa / p(t), gamma_max).
 
-    E[d] = (1 - kappa) g + kappa g~ at every step: the degree of regularisation is kappa whatever the schedule, and kappa = 1
-    equals SAM in expectation (p = 1/2: d = 2 g~ - g on half of the steps).
+    E[d] = (1 - kappa) g + kappa g~ at every step: the degree of regularisation is kappa whatever the schedule, and
+    kappa = 1 equals SAM in expectation (p = 1/2: d = 2 g~ - g on half of the steps).
 
     Args:
         model: the model whose loss is minimised.
@@ -45,13 +56,20 @@ def GRST(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, p: float 
     check("kappa", kappa, 0.0)
     chance = probability(p, schedule, p_end, total_steps)
     gamma: Value = Quotient(kappa, chance, gamma_max)
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), schedule=draws(chance, start_step),
-                          combine=Mix(gamma), **common)  # fmt: skip
+    return SharpnessAware(
+        model, optimizer, ascent=Ascent(rho=rho), schedule=draws(chance, start_step), combine=Mix(gamma), **common
+    )
 
 
 ROW = Method(
-    name="grst", title="G-RST", recipe=GRST, year=2022, paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
-    passes="1 + mean p", buffers="2", use="SAM's gain in expectation at half of its extra cost (p = 1/2)",
+    name="grst",
+    title="G-RST",
+    recipe=GRST,
+    year=2022,
+    paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
+    passes="1 + mean p",
+    buffers="2",
+    use="SAM's gain in expectation at half of its extra cost (p = 1/2)",
     good=({}, {"kappa": 0.5}, {"schedule": "piecewise3", "p": 0.3, "total_steps": 100}),
     bad=(*BAD_RHO, {"kappa": -1}, {"gamma_max": -2}, {"p": -0.5}),
-)  # fmt: skip
+)

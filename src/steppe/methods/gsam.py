@@ -15,15 +15,16 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def GSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value | FollowLR = 0.05, alpha: Value = 0.4,
-         **common: Any) -> SharpnessAware:  # fmt: skip
+def GSAM(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value | FollowLR = 0.05, alpha: Value = 0.4, **common: Any
+) -> SharpnessAware:
     """Follow g~ and climb where only g descends: d = g~ - alpha (g - (<g, g~> / ||g~||^2) g~), which closes the gap.
 
     Args:
         model: the model whose loss is minimised.
         optimizer: any base optimizer.
-        rho: rho_t; a number, or ``steppe.curves.FollowLR(rho_max, rho_min, lr_max, lr_min)`` for the paper's radius that
-            follows the learning rate.
+        rho: rho_t; a number, or ``steppe.curves.FollowLR(rho_max, rho_min, lr_max, lr_min)`` for the paper's radius
+            that follows the learning rate.
         alpha: alpha, weight of the orthogonal part, >= 0; 0.4 (0.1 to 0.7). 0 is SAM.
         common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
 
@@ -35,8 +36,14 @@ def GSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value | FollowLR = 0.05
 
 
 ROW = Method(
-    name="gsam", title="GSAM", recipe=GSAM, year=2022,
+    name="gsam",
+    title="GSAM",
+    recipe=GSAM,
+    year=2022,
     paper="Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, ICLR 2022, arXiv 2203.08065",
-    passes="2", buffers="2", use="vision transformers; needs alpha tuned",
-    good=({}, {"alpha": 0.0}, {"rho": FollowLR(0.1, 0.01, 0.1)}), bad=(*BAD_RHO, {"alpha": -0.4}),
-)  # fmt: skip
+    passes="2",
+    buffers="2",
+    use="vision transformers; needs alpha tuned",
+    good=({}, {"alpha": 0.0}, {"rho": FollowLR(0.1, 0.01, 0.1)}),
+    bad=(*BAD_RHO, {"alpha": -0.4}),
+)

@@ -10,12 +10,20 @@ from torch.optim import Optimizer
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import Method
 from steppe.schedule import Window
 
 
-def LateSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, start: int | None = None, stop: int | None = None,
-            total_steps: int | None = None, **common: Any) -> SharpnessAware:  # fmt: skip
+def LateSAM(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rho: Value = 0.05,
+    start: int | None = None,
+    stop: int | None = None,
+    total_steps: int | None = None,
+    **common: Any,
+) -> SharpnessAware:
     """The base first, SAM at the end: d = g~ for start <= t < stop, else d = g.
 
     Args:
@@ -29,19 +37,27 @@ def LateSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, start:
 
     Cost: 1 + (stop - start)/T passes; one parameter-sized buffer while perturbed.
 
-    Source: arXiv 2410.10373: a few epochs of SAM at the end find nearly the minima of a whole run. The quarter is steppe's.
+    Source: arXiv 2410.10373: a few epochs of SAM at the end find nearly the minima of a whole run. The quarter is
+    steppe's.
     """
     if start is None:
         if total_steps is None:
-            raise ValueError("LateSAM was given neither start nor total_steps; expected start (the first SAM step) or both")
+            raise ValueError(
+                "LateSAM was given neither start nor total_steps; expected start (the first SAM step) or both"
+            )
         start = (3 * total_steps) // 4
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), schedule=Window(start, stop), **common)
 
 
 ROW = Method(
-    name="late_sam", title="Late-phase SAM", recipe=LateSAM, year=2024,
+    name="late_sam",
+    title="Late-phase SAM",
+    recipe=LateSAM,
+    year=2024,
     paper="Zhou, Wang, Mao, Li, Yan, ICLR 2025, arXiv 2410.10373",
-    passes="1 + share of SAM steps", buffers="1", use="a nearly finished training, or a budget that allows SAM for a while",
+    passes="1 + share of SAM steps",
+    buffers="1",
+    use="a nearly finished training, or a budget that allows SAM for a while",
     good=({"start": 2}, {"total_steps": 8}, {"start": 0, "stop": 4}),
     bad=({}, {"start": -1}, {"start": 5, "stop": 2}, {"start": 1, "rho": -1}),
-)  # fmt: skip
+)

@@ -13,8 +13,9 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def LayerSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, layerwise: str = "trust",
-             **common: Any) -> SharpnessAware:  # fmt: skip
+def LayerSAM(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, layerwise: str = "trust", **common: Any
+) -> SharpnessAware:
     """Layer-wise SAM: each tensor's radius follows its own weight norm; d = g~.
 
     ``layerwise="trust"``: eps_l = rho ||w_l|| g_l / ||g_l||, free of the loss scale (the default).
@@ -37,8 +38,15 @@ def LayerSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, layerw
 
 
 ROW = Method(
-    name="layer_sam", title="LayerSAM", recipe=LayerSAM, year=2022,
+    name="layer_sam",
+    title="LayerSAM",
+    recipe=LayerSAM,
+    year=2022,
     paper="Liu, Mai, Chen, Hsieh, You, CVPR 2022, arXiv 2203.02714",
-    passes="2", buffers="1", use="large batches and networks whose layers differ in scale",
-    good=({}, {"layerwise": "paper", "rho": 0.01}), bad=(*BAD_RHO, {"layerwise": "lars"}), rho_factor=0.1,
-)  # fmt: skip
+    passes="2",
+    buffers="1",
+    use="large batches and networks whose layers differ in scale",
+    good=({}, {"layerwise": "paper", "rho": 0.01}),
+    bad=(*BAD_RHO, {"layerwise": "lars"}),
+    rho_factor=0.1,
+)

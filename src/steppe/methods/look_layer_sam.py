@@ -15,8 +15,17 @@ from steppe.methods._row import BAD_RHO, Method
 from steppe.schedule import Every
 
 
-def LookLayerSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, k: int = 5, alpha: Value = 0.7,
-                 push: str = "paper", layerwise: str = "trust", **common: Any) -> SharpnessAware:  # fmt: skip
+def LookLayerSAM(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rho: Value = 0.1,
+    k: int = 5,
+    alpha: Value = 0.7,
+    push: str = "paper",
+    layerwise: str = "trust",
+    **common: Any,
+) -> SharpnessAware:
     """LookSAM's reuse with LayerSAM's layer-wise radius, for very large batches.
 
     Args:
@@ -34,14 +43,26 @@ def LookLayerSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, k:
     Source: arXiv 2203.02714, Algorithm 2.
     """
     check_choice("layerwise", layerwise, ("trust", "paper"))
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, scope=layerwise), schedule=Every(k),
-                          combine=Reuse(alpha, push), **common)  # fmt: skip
+    return SharpnessAware(
+        model,
+        optimizer,
+        ascent=Ascent(rho=rho, scope=layerwise),
+        schedule=Every(k),
+        combine=Reuse(alpha, push),
+        **common,
+    )
 
 
 ROW = Method(
-    name="look_layer_sam", title="Look-LayerSAM", recipe=LookLayerSAM, year=2022,
+    name="look_layer_sam",
+    title="Look-LayerSAM",
+    recipe=LookLayerSAM,
+    year=2022,
     paper="Liu, Mai, Chen, Hsieh, You, CVPR 2022, arXiv 2203.02714",
-    passes="1 + 1/k", buffers="2 (1 between steps)", use="very large batches, on LAMB",
+    passes="1 + 1/k",
+    buffers="2 (1 between steps)",
+    use="very large batches, on LAMB",
     good=({}, {"push": "natural", "layerwise": "paper", "rho": 0.01}, {"k": 1}),
-    bad=(*BAD_RHO, {"k": -1}, {"layerwise": "global"}), rho_factor=0.1,
-)  # fmt: skip
+    bad=(*BAD_RHO, {"k": -1}, {"layerwise": "global"}),
+    rho_factor=0.1,
+)

@@ -15,8 +15,16 @@ from steppe.methods._row import BAD_RHO, Method
 from steppe.schedule import Every
 
 
-def LookSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, k: int = 5, alpha: Value = 0.7,
-            push: str = "paper", **common: Any) -> SharpnessAware:  # fmt: skip
+def LookSAM(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rho: Value = 0.05,
+    k: int = 5,
+    alpha: Value = 0.7,
+    push: str = "paper",
+    **common: Any,
+) -> SharpnessAware:
     """SAM every k-th step; between, the part of SAM's gradient that changes slowly is used again.
 
     t mod k = 0:  d = g~, and g_v = g~ - (<g~, g> / ||g||^2) g is stored.
@@ -28,8 +36,8 @@ def LookSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, k: int
         optimizer: any base optimizer; AdamW in the paper.
         rho: rho, as SAM's.
         k: k, interval of SAM steps in optimizer steps, >= 1; 5 or 10. 1 is SAM.
-        alpha: alpha, relative length of the reused push, >= 0; 0.7 in the paper, 0.01 to 0.3 is often needed: at 0.7 the
-            push can be many times a fresh correction. 0 is the base between SAM steps.
+        alpha: alpha, relative length of the reused push, >= 0; 0.7 in the paper, 0.01 to 0.3 is often needed: at 0.7
+            the push can be many times a fresh correction. 0 is the base between SAM steps.
         push: "paper" or "natural", whose push is as long as a fresh one would be.
         common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
 
@@ -37,14 +45,20 @@ def LookSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, k: int
 
     Source: arXiv 2203.02714, Algorithm 1. "natural" is steppe's.
     """
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), schedule=Every(k),
-                          combine=Reuse(alpha, push), **common)  # fmt: skip
+    return SharpnessAware(
+        model, optimizer, ascent=Ascent(rho=rho), schedule=Every(k), combine=Reuse(alpha, push), **common
+    )
 
 
 ROW = Method(
-    name="look_sam", title="LookSAM", recipe=LookSAM, year=2022,
+    name="look_sam",
+    title="LookSAM",
+    recipe=LookSAM,
+    year=2022,
     paper="Liu, Mai, Chen, Hsieh, You, CVPR 2022, arXiv 2203.02714",
-    passes="1 + 1/k", buffers="2 (1 between steps)", use="most of SAM at a fifth of its extra cost; tune alpha or use push='natural'",
+    passes="1 + 1/k",
+    buffers="2 (1 between steps)",
+    use="most of SAM at a fifth of its extra cost; tune alpha or use push='natural'",
     good=({}, {"push": "natural"}, {"k": 1}, {"alpha": 0.0}),
     bad=(*BAD_RHO, {"k": 0}, {"k": 2.5}, {"alpha": -1}, {"push": "pull"}),
-)  # fmt: skip
+)

@@ -15,13 +15,24 @@ from steppe.methods._row import BAD_RHO, Method
 from steppe.schedule import Bernoulli, Schedule, Window
 
 
-def RST(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, p: float = 0.5, schedule: str = "constant",
-        p_end: float | None = None, total_steps: int | None = None, start_step: int = 0,
-        **common: Any) -> SharpnessAware:  # fmt: skip
+def RST(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    rho: Value = 0.05,
+    p: float = 0.5,
+    schedule: str = "constant",
+    p_end: float | None = None,
+    total_steps: int | None = None,
+    start_step: int = 0,
+    **common: Any,
+) -> SharpnessAware:
     """SAM on a random share of the steps: X_t ~ Bernoulli(p(t)); d = g~ where X_t = 1, else d = g.
 
-    Schedules over T = ``total_steps`` [mean share of SAM steps]: ``constant`` p [p]; ``piecewise1`` 0 while t <= pT, then 1
-    [1-p]; ``piecewise2`` 1 while t <= pT, then 0 [p]; ``piecewise3`` p while t <= T/2, then 1-p [1/2]; ``linear1`` rising,
+    Schedules over T = ``total_steps`` [mean share of SAM steps]: ``constant`` p [p]; ``piecewise1`` 0 while t <= pT,
+    then 1
+    [1-p]; ``piecewise2`` 1 while t <= pT, then 0 [p]; ``piecewise3`` p while t <= T/2, then 1-p [1/2]; ``linear1``
+    rising,
     mean p [p]; ``linear2`` from p to 1-p [1/2]; ``trigonometric`` half a cosine from p to ``p_end`` [(p + p_end)/2].
 
     Args:
@@ -39,8 +50,13 @@ def RST(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, p: float =
 
     Source: arXiv 2203.09962; schedules as in the authors' code, "trigonometric" recalled.
     """
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho),
-                          schedule=draws(probability(p, schedule, p_end, total_steps), start_step), **common)  # fmt: skip
+    return SharpnessAware(
+        model,
+        optimizer,
+        ascent=Ascent(rho=rho),
+        schedule=draws(probability(p, schedule, p_end, total_steps), start_step),
+        **common,
+    )
 
 
 def draws(p: Value, start_step: int) -> Schedule:
@@ -49,8 +65,14 @@ def draws(p: Value, start_step: int) -> Schedule:
 
 
 ROW = Method(
-    name="rst", title="RST", recipe=RST, year=2022, paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
-    passes="1 + mean p", buffers="1", use="SAM's gain in proportion to what you pay; the simplest saving",
+    name="rst",
+    title="RST",
+    recipe=RST,
+    year=2022,
+    paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
+    passes="1 + mean p",
+    buffers="1",
+    use="SAM's gain in proportion to what you pay; the simplest saving",
     good=({}, {"p": 0.0}, {"p": 1}, {"schedule": "linear1", "total_steps": 100}, {"start_step": 3}),
     bad=(*BAD_RHO, {"p": 1.5}, {"schedule": "cubic"}, {"schedule": "linear2"}, {"p_end": 0.3}, {"start_step": -1}),
-)  # fmt: skip
+)

@@ -14,8 +14,9 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def SAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, samples: int | float | None = None,
-        **common: Any) -> SharpnessAware:  # fmt: skip
+def SAM(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, samples: int | float | None = None, **common: Any
+) -> SharpnessAware:
     """Sharpness-aware minimisation: eps = rho g / ||g||, d = g~ = grad L(w + eps).
 
     Args:
@@ -33,16 +34,28 @@ def SAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, samples: i
 
 
 ROW = Method(
-    name="sam", title="SAM", recipe=SAM, year=2021,
+    name="sam",
+    title="SAM",
+    recipe=SAM,
+    year=2021,
     paper="Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, arXiv 2010.01412",
-    passes="2", buffers="1", use="the reference: the whole gain at twice the cost",
-    good=({}, {"rho": 0.2}, {"rho": 0}), bad=(*BAD_RHO, {"samples": 0}, {"samples": 1.5}),
-)  # fmt: skip
+    passes="2",
+    buffers="1",
+    use="the reference: the whole gain at twice the cost",
+    good=({}, {"rho": 0.2}, {"rho": 0}),
+    bad=(*BAD_RHO, {"samples": 0}, {"samples": 1.5}),
+)
 
 ROW_ADAMW = Method(
-    name="sam_adamw", title="SAM (AdamW)", recipe=SAM, year=2021,
+    name="sam_adamw",
+    title="SAM (AdamW)",
+    recipe=SAM,
+    year=2021,
     paper="Foret et al., ICLR 2021, arXiv 2010.01412, on AdamW; called AdaSAM in many tables",
-    passes="2", buffers="1 (+2 of AdamW)", use="transformers and fine-tuning, where the base is AdamW",
-    good=({}, {"rho": 0.01}), bad=BAD_RHO,
+    passes="2",
+    buffers="1 (+2 of AdamW)",
+    use="transformers and fine-tuning, where the base is AdamW",
+    good=({}, {"rho": 0.01}),
+    bad=BAD_RHO,
     optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-2),
-)  # fmt: skip
+)

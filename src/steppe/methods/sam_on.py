@@ -14,7 +14,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def SAMON(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, **common: Any) -> SharpnessAware:
-    """Perturb only scales and shifts of normalisation layers: eps = rho g_N / ||g_N|| on them, 0 elsewhere; d = g~ for all.
+    """Perturb only scales and shifts of normalisation layers: eps = rho g_N / ||g_N|| there, 0 elsewhere; d = g~.
 
     Args:
         model: a model with normalisation layers (torch's, or any layer whose class name holds "Norm").
@@ -33,8 +33,15 @@ def SAMON(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, **common:
 
 
 ROW = Method(
-    name="sam_on", title="SAM-ON", recipe=SAMON, year=2023,
+    name="sam_on",
+    title="SAM-ON",
+    recipe=SAMON,
+    year=2023,
     paper="Mueller, Vlaar, Rolnick, Hein, NeurIPS 2023, arXiv 2306.04226",
-    passes="2", buffers="0 (normalisation only)", use="BatchNorm and LayerNorm networks when memory is short",
-    good=({}, {"rho": 0.1}), bad=BAD_RHO, rho_factor=5.0,
-)  # fmt: skip
+    passes="2",
+    buffers="0 (normalisation only)",
+    use="BatchNorm and LayerNorm networks when memory is short",
+    good=({}, {"rho": 0.1}),
+    bad=BAD_RHO,
+    rho_factor=5.0,
+)

@@ -14,10 +14,13 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def WSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any) -> SharpnessAware:
+def WSAM(
+    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any
+) -> SharpnessAware:
     """Sharpness as a regulariser of its own weight: the base steps along g, then w <- w - lr gamma/(1-gamma) (g~ - g).
 
-    The correction stays out of the base's moments (decoupled, like AdamW's decay). If the gradient is clipped or unscaled
+    The correction stays out of the base's moments (decoupled, like AdamW's decay). If the gradient is clipped or
+    unscaled
     between ``backward`` and the step, the correction is scaled alike, so that clipping cannot turn descent into ascent.
 
     Args:
@@ -35,8 +38,14 @@ def WSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: fl
 
 
 ROW = Method(
-    name="wsam", title="WSAM", recipe=WSAM, year=2023,
+    name="wsam",
+    title="WSAM",
+    recipe=WSAM,
+    year=2023,
     paper="Yue, Jiang, Ye, Gao, Liu, Zhang, KDD 2023, arXiv 2305.15817",
-    passes="2", buffers="2", use="when the weight of sharpness should be tuned apart from its radius",
-    good=({}, {"gamma": 0.5}, {"gamma": 0.0}), bad=(*BAD_RHO, {"gamma": 1.0}, {"gamma": -0.5}),
-)  # fmt: skip
+    passes="2",
+    buffers="2",
+    use="when the weight of sharpness should be tuned apart from its radius",
+    good=({}, {"gamma": 0.5}, {"gamma": 0.0}),
+    bad=(*BAD_RHO, {"gamma": 1.0}, {"gamma": -0.5}),
+)

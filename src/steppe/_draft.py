@@ -1,0 +1,57 @@
+"""The optimizer step under construction: what it will leave behind once it has really been taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steppe._algebra import norm, ratio
+from steppe._parameters import Parameters
+from steppe.combine import Combined, Grads
+
+
+@dataclass
+class Draft:
+    """Decision, memory and correction of the present step; dropped when the step is never taken (GradScaler)."""
+
+    decision: bool | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    correction: Grads = field(default_factory=dict)
+    handed: Tensor | None = None
+
+    def remember(self, part: str, memory: dict[str, Any]) -> None:
+        """Memory that ``part`` will have after this step."""
+        if memory:
+            self.memory = self.memory | {part: memory}
+
+    def keep(self, out: Combined) -> None:
+        """What a combination leaves beside its gradient."""
+        self.remember("combine", out.memory)
+        for name, tensor in (out.correction or {}).items():
+            earlier = self.correction.get(name)
+            self.correction[name] = tensor if earlier is None else earlier.add_(tensor)
+
+    def note_handed(self, parameters: Parameters) -> None:
+        """Measure the gradient that the optimizer is given, if a correction has to stay in proportion to it."""
+        if self.correction:
+            self.handed = _norm(parameters)
+
+    def shrink(self, parameters: Parameters) -> None:
+        """Clipping or unscaling since :meth:`note_handed` changed the gradient's length; the correction's alike."""
+        if self.correction and self.handed is not None:
+            factor = ratio(_norm(parameters), self.handed)
+            self.correction = {k: c * factor.to(c.device) for k, c in self.correction.items()}
+
+    @torch.no_grad()
+    def correct(self, parameters: Parameters) -> None:
+        """After the optimizer's step: w <- w - lr * correction, with each group's present learning rate."""
+        for entry in parameters.entries if self.correction else ():
+            if entry.name in self.correction and entry.group is not None:
+                entry.param.sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
+
+
+def _norm(parameters: Parameters) -> Tensor:
+    return norm([e.param.grad for e in parameters.entries if e.param.grad is not None])
