@@ -1,0 +1,96 @@
+"""The project's own promises: one version, quiet import, torch only, a wheel that holds what it should."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import steppe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+def test_version_is_the_same_everywhere() -> None:
+    version = steppe.__version__
+    assert version == metadata.version("steppe")
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == version
+
+
+def test_import_is_quiet_and_needs_torch_only() -> None:
+    code = (
+        "import json, sys, torch; before = set(sys.modules); import steppe, steppe.methods, steppe.optim; "
+        "print(json.dumps(sorted({m.partition('.')[0] for m in set(sys.modules) - before})))"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert len(done.stdout.splitlines()) == 1, "importing steppe prints"
+    foreign = set(json.loads(done.stdout)) - sys.stdlib_module_names - {"steppe", "torch"}
+    assert not foreign, f"importing steppe imports {foreign}"
+
+
+def test_import_leaves_the_random_generators_alone() -> None:
+    code = (
+        "import random, torch; a = (random.getstate(), torch.get_rng_state()); import steppe; "
+        "assert random.getstate() == a[0] and torch.equal(torch.get_rng_state(), a[1])"
+    )
+    assert run(code).returncode == 0
+
+
+def test_torch_is_the_only_core_dependency() -> None:
+    assert [re.match(r"[\w-]+", need)[0] for need in PROJECT["dependencies"]] == ["torch"]
+
+
+def test_every_bound_has_a_reason() -> None:
+    lines = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n\n")[0]
+    needs = [line for line in lines.splitlines() if line.strip().startswith('"')]
+    assert needs and all("#" in line for line in needs), "a lower bound without its reason"
+
+
+def test_constraints_pin_torch() -> None:
+    assert (ROOT / "constraints.txt").read_text().split() == ["torch==2.13.0"]
+
+
+def test_ci_runs_make_test_and_nothing_else() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert lines[-1] == "exec make test"
+
+
+def test_public_names_are_importable_and_documented() -> None:
+    assert len(steppe.__all__) == len(set(steppe.__all__))
+    for name in steppe.__all__:
+        value = getattr(steppe, name)
+        assert name == "__version__" or (getattr(value, "__doc__", None) or "").strip(), name
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="building needs hatchling")
+    return Path(next(builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")))))
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "steppe/py.typed" in names
+    sources = ROOT / "src"
+    expected = {p.relative_to(sources).as_posix() for p in sources.rglob("*.py")}
+    assert expected <= set(names)
+    assert {name.split("/")[0] for name in names} == {"steppe", f"steppe-{steppe.__version__}.dist-info"}
