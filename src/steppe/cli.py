@@ -1,0 +1,35 @@
+"""The entry point of the command `steppe`: finds its commands, turns bad input into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `steppe` with `arguments` (those of the process by default).
+
+    Returns:
+        The exit code: 0 done, 1 some runs failed, 2 bad input, 130 interrupted.
+    """
+    try:
+        from steppe.study.commands import BadInputError, UsageError, app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("steppe"):
+            raise
+        return _refuse(f"the command line needs {error.name}, which is not installed; run: pip install 'steppe[study]'")
+    try:
+        return app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False) or 0
+    except BadInputError as error:
+        return _refuse(str(error))
+    except UsageError as error:
+        return _refuse(error.format_message())  # type: ignore[attr-defined]
+    except KeyboardInterrupt:
+        return 130
+
+
+def _refuse(sentence: str) -> int:
+    print(f"steppe: {' '.join(sentence.split())}", file=sys.stderr)
+    return BAD_INPUT

@@ -1,0 +1,140 @@
+"""A method as a user names it: `look_sam:k=10,push=natural` -> recipe and settings, checked against its signature."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from steppe.gradient import SharpnessAware
+from steppe.methods import METHODS, get
+from steppe.study.lookup import nearest
+
+_GIVEN_BY_STUDY = ("model", "optimizer", "seed", "total_steps")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One method of a comparison.
+
+    Args:
+        text: canonical form, settings sorted by name; names the method in records and files.
+        name: the registry's name.
+        settings: arguments of the recipe that the user set.
+    """
+
+    text: str
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def label(self) -> str:
+        """What tables call it: the title, and the settings where there are any."""
+        shown = ", ".join(f"{key}={value}" for key, value in sorted(self.settings.items()))
+        title = METHODS[self.name].title
+        return f"{title} ({shown})" if shown else title
+
+    def grid(self, rho: Sequence[float]) -> list[float]:
+        """The radii to try: the study's grid in this method's units, or the one radius its settings fix."""
+        if "rho" in self.settings:
+            return [float(self.settings["rho"])]
+        return [round(value * METHODS[self.name].rho_factor, 10) for value in rho]
+
+    def build(
+        self, model: nn.Module, optimizer: Optimizer, *, rho: float, seed: int, total_steps: int
+    ) -> SharpnessAware:
+        """The method's gradient for `model` and `optimizer`."""
+        recipe = METHODS[self.name].recipe
+        settings = {**self.settings, "rho": rho, "seed": seed}
+        if "total_steps" in inspect.signature(recipe).parameters:
+            settings["total_steps"] = total_steps
+        return recipe(model, optimizer, **settings)
+
+
+def split_list(text: str) -> list[str]:
+    """The methods in `sam,look_sam:k=5,push=natural,rst`: a piece with `=` alone belongs to the method before it."""
+    methods: list[str] = []
+    for piece in filter(None, re.split(r"[,\s]+", text)):
+        if "=" in piece and ":" not in piece and methods:
+            methods[-1] += f",{piece}"
+        else:
+            methods.append(piece)
+    return methods
+
+
+def parse(text: str) -> Choice:
+    """The method that `text` asks for.
+
+    Raises:
+        ValueError: unknown method, unknown or unreadable setting, or one the method cannot do without.
+    """
+    name, colon, rest = text.strip().partition(":")
+    if name == "base":
+        raise ValueError("the base always runs; leave 'base' out of the methods")
+    get(name)
+    if colon and not rest:
+        raise ValueError(f"method {text!r} ends in ':'; write name or name:key=value,key=value")
+    settings = dict(_setting(name, pair) for pair in rest.split(",")) if colon else {}
+    _check_complete(name, settings)
+    canonical = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    return Choice(f"{name}:{canonical}" if canonical else name, name, settings)
+
+
+def parse_all(texts: Sequence[str]) -> list[Choice]:
+    """The methods of a study, each once."""
+    choices = [parse(piece) for text in texts for piece in split_list(text)]
+    if not choices:
+        raise ValueError("no method to compare; name at least one, such as --methods sam")
+    seen: set[str] = set()
+    for choice in choices:
+        if choice.text in seen:
+            raise ValueError(f"method {choice.text!r} is named twice; name each once")
+        seen.add(choice.text)
+    return choices
+
+
+def settings_of(name: str) -> dict[str, inspect.Parameter]:
+    """The arguments of the recipe `name` that a user may set."""
+    parameters = inspect.signature(METHODS[name].recipe).parameters
+    own = {key: each for key, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
+    return {key: each for key, each in own.items() if key not in _GIVEN_BY_STUDY}
+
+
+def _setting(name: str, pair: str) -> tuple[str, Any]:
+    key, equals, text = (part.strip() for part in pair.partition("="))
+    if not (key and equals and text):
+        raise ValueError(f"method {name!r}: {pair!r} is no setting; write name:key=value,key=value")
+    known = settings_of(name)
+    if key in _GIVEN_BY_STUDY:
+        raise ValueError(f"method {name!r}: {key!r} is set by the study itself; leave it out")
+    if key not in known:
+        raise ValueError(f"method {name!r} has no setting {key!r}; {nearest(key, known)}")
+    return key, _value(name, key, text, str(known[key].annotation))
+
+
+def _value(name: str, key: str, text: str, annotation: str) -> Any:
+    """`text` read as the recipe's annotation asks: numbers where numbers are wanted, otherwise the words themselves."""
+    for wanted, read in (("int", int), ("float|Value", float)):
+        try:
+            if re.search(rf"\b({wanted})\b", annotation):
+                return read(text)
+        except ValueError:
+            continue
+    if "str" in annotation:
+        return text
+    raise ValueError(f"method {name!r}: {key} = {text!r} is not {_expected(annotation)}")
+
+
+def _expected(annotation: str) -> str:
+    return "a number" if re.search(r"\b(float|Value)\b", annotation) else "a whole number"
+
+
+def _check_complete(name: str, settings: dict[str, Any]) -> None:
+    for key, parameter in settings_of(name).items():
+        if parameter.default is parameter.empty and key not in settings and key != "rho":
+            raise ValueError(f"method {name!r} needs {key!r}; write {name}:{key}=...")

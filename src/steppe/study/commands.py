@@ -1,0 +1,170 @@
+"""The commands of `steppe`: flags in, table out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+import steppe
+from steppe.methods import METHODS, card, get
+from steppe.study.choices import settings_of
+
+FAILED, INTERRUPTED = 1, 130
+UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+"""What typer raises for bad flags: click's ClickException, which newer releases of typer bring along themselves."""
+
+app = typer.Typer(
+    name="steppe",
+    help="Sharpness-aware gradients for PyTorch: compare the methods on your data, read their cards.",
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+class BadInputError(Exception):
+    """Something a user gave cannot be used; the message is one sentence that says what to do."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Bad input raises ValueError with its sentence; other ValueErrors are bugs and keep their traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"steppe {steppe.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _flag(text: str) -> Any:
+    return typer.Option(help=text, show_default=False)
+
+
+Text: TypeAlias = str | None
+Number: TypeAlias = int | None
+Real: TypeAlias = float | None
+
+
+@app.command()
+def compare(
+    task: Annotated[Text, _flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, module:function.")] = None,
+    methods: Annotated[Text, _flag("Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")] = None,
+    seeds: Annotated[Text, _flag("How many (5), or which: 0,1,2.")] = None,
+    rho: Annotated[Text, _flag("Radii to choose from, as for SAM: 0.1,0.2,0.4.")] = None,
+    tune_seeds: Annotated[Text, _flag("Seeds that choose rho on the validation split: how many (2), or which.")] = None,
+    labelled: Annotated[Number, _flag("Labelled training examples.")] = None,
+    validation: Annotated[Number, _flag("Validation examples; never from the test set.")] = None,
+    noise: Annotated[Real, _flag("Share of wrong labels, in training and validation alike.")] = None,
+    model: Annotated[Text, _flag("cnn, mlp, resnet18, vit or module:function.")] = None,
+    epochs: Annotated[Number, _flag("Epochs of every run (the base also runs with twice as many).")] = None,
+    batch_size: Annotated[Number, _flag("Examples per step.")] = None,
+    optimizer: Annotated[Text, _flag("Base optimizer: sgd or adamw.")] = None,
+    lr: Annotated[Real, _flag("Learning rate.")] = None,
+    momentum: Annotated[Real, _flag("Momentum of sgd.")] = None,
+    weight_decay: Annotated[Real, _flag("Weight decay.")] = None,
+    lr_schedule: Annotated[Text, _flag("cosine or constant.")] = None,
+    eval_every: Annotated[Number, _flag("Epochs between two looks at the validation accuracy.")] = None,
+    sharpness_rho: Annotated[Real, _flag("Radius at which sharpness is measured.")] = None,
+    image_size: Annotated[Number, _flag("Resize images to this many pixels a side.")] = None,
+    image_column: Annotated[Text, _flag("Image column of an hf: task.")] = None,
+    label_column: Annotated[Text, _flag("Label column of an hf: task.")] = None,
+    device: Annotated[Text, _flag("auto, cpu or cuda.")] = None,
+    jobs: Annotated[Number, _flag("Runs side by side (one per core).")] = None,
+    out: Annotated[Text, _flag("Folder for results (results/<task>); the same command there resumes.")] = None,
+    config: Annotated[Path | None, _flag("TOML file with the same settings; flags win.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
+) -> None:  # fmt: skip
+    """Train with each method and seed; say what each gains over an honest base, and what it costs."""
+    flags = {key: value for key, value in locals().items() if key not in ("config", "as_json")}
+    _compare({key: _numbers(key, value) for key, value in flags.items()}, config, as_json)
+
+
+def _numbers(key: str, value: Any) -> Any:
+    """Lists as they are typed on a command line: `5`, `0,1,2`, `0.1,0.2`."""
+    if value is None or key not in ("seeds", "tune_seeds", "rho"):
+        return value
+    read = float if key == "rho" else int
+    try:
+        numbers = [read(piece) for piece in value.split(",")]
+    except ValueError:
+        return value  # refused by the check of the settings, which knows what is expected
+    return numbers[0] if key != "rho" and "," not in value else numbers
+
+
+def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
+    from steppe.study import compare as study
+    from steppe.study import progress
+    from steppe.study.spec import resolve
+    from steppe.study.table import table
+
+    errors = Console(stderr=True)
+    with _refusing():
+        plan = study.check(resolve(flags, config))
+    try:
+        with progress.on(errors) as shown:
+            outcome = study.compare(plan, shown)
+    except KeyboardInterrupt:
+        errors.print("Interrupted; finished runs are kept, the same command goes on from there.", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps(outcome.summary, indent=1))
+    else:
+        console = Console()
+        console.print(table(outcome.summary, console.width))
+        console.print(f"Report: {outcome.report}", highlight=False, markup=False, soft_wrap=True)
+    if outcome.failed:
+        first = next(iter(outcome.failed.values()))
+        errors.print(f"{len(outcome.failed)} failed, the first: {first}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, for its card.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the methods with paper, passes and buffers; or show the card of one."""
+    with _refusing():
+        get(name or "sam")
+    if as_json:
+        rows = [_row(each) for each in METHODS] if name is None else _row(name)
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        Console().print(_table() if name is None else Markdown(card(name)))
+
+
+def _row(name: str) -> dict[str, Any]:
+    method = METHODS[name]
+    keys = ("name", "title", "paper", "year", "passes", "buffers", "use")
+    return {key: getattr(method, key) for key in keys} | {"settings": list(settings_of(name))}
+
+
+def _table() -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "method", "passes", "buffers", "paper"):
+        table.add_column(column, overflow="fold")
+    for method in METHODS.values():
+        table.add_row(method.name, method.title, method.passes, method.buffers, f"{method.paper}")
+    return table

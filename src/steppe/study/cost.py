@@ -1,0 +1,176 @@
+"""What a method costs beside the base: time and peak memory of a training step, measured, as ratios.
+
+Time: base and methods take turns, one step each, in one process with one thread, after a warm-up, so that whatever
+else slows the machine slows all alike. Each turn gives a ratio to the base's step of the same turn. Steps that ascend
+and steps that do not are kept apart (median and quartiles each) and weighted by the share of steps that ascended in
+the real runs: periodic and random methods are not at the mercy of which steps were measured.
+
+Memory: everything a fresh model, optimizer and method hold at the worst moment of a few steps, activations included.
+On CUDA the allocator's own peak; on the CPU the running sum of every allocation and release that torch's profiler
+reports (`profile_memory`). The data itself does not count.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from steppe.study.data import Task
+from steppe.study.plan import Run
+from steppe.study.run import Tell, Trainer, batches, load_task, make_trainer
+from steppe.study.spec import Spec, steps_per_epoch
+
+WARM_UP, BLOCK, LEAST, MOST = 6, 20, 60, 400
+"""Turns before the clock counts; turns at one place of the schedule; fewest and most turns."""
+
+BUDGET = 12.0
+"""Seconds for all turns, unless the fewest take longer."""
+
+MEMORY_STEPS = 6
+"""Steps watched at the start, the middle and the end of the schedule."""
+
+
+@dataclass
+class _Clock:
+    """Step times of one method, in seconds, beside the base's of the same turn; by whether the step ascended."""
+
+    trainer: Trainer
+    ratios: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
+    seconds: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
+
+    def note(self, own: float, base: float) -> None:
+        ascended = self.trainer.sharp is not None and self.trainer.sharp.last.ascended
+        self.ratios[ascended].append(own / base)
+        self.seconds[ascended].append(own)
+
+
+def measure(
+    spec: Spec, runs: list[Run], shares: Mapping[str, float], tell: Tell = lambda share: None
+) -> dict[str, Any]:
+    """The content of `cost.json` (without its key).
+
+    Args:
+        spec: the settings.
+        runs: one per method, with its chosen rho; all of the same seed.
+        shares: method -> share of steps that ascended in the real runs.
+        tell: progress.
+    """
+    task = load_task(spec, runs[0].seed)
+    steps = spec.epochs * steps_per_epoch(len(task.train), spec.batch_size)
+    base = Run("base", None, runs[0].seed)
+    clocks = {run.method: _Clock(make_trainer(spec, task, run, steps)) for run in [base, *runs]}
+    _take_turns(spec, task, list(clocks.values()), steps, tell)
+    memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
+    methods = {
+        run.method: {
+            "label": run.label, "time_ratio": _weighted(clocks[run.method].ratios, shares[run.method]),
+            "memory_ratio": memory[run.method] / memory["base"], "passes": 1 + shares[run.method],
+            "step_ms": 1e3 * _weighted(clocks[run.method].seconds, shares[run.method])["median"],
+        }
+        for run in runs
+    }  # fmt: skip
+    step_ms = 1e3 * median(clocks["base"].seconds[False])
+    return {
+        "base": {"label": base.label, "step_ms": step_ms, "memory_bytes": memory["base"], "passes": 1.0},
+        "methods": methods, "turns": len(clocks["base"].seconds[False]),
+    }  # fmt: skip
+
+
+def _take_turns(spec: Spec, task: Task, clocks: list[_Clock], steps: int, tell: Tell) -> None:
+    """Turns in blocks that start at places spread over the schedule."""
+    stream = itertools.chain.from_iterable(batches(task, spec.batch_size, 0))
+    start = time.perf_counter()
+    for _ in range(WARM_UP):
+        _turn(spec, clocks, next(stream), keep=False)
+    turn = (time.perf_counter() - start) / WARM_UP
+    blocks = round(min(max(BUDGET / turn, LEAST), MOST) / BLOCK)
+    for block in range(blocks):
+        for clock in clocks:
+            forward(clock.trainer, block * steps // blocks)
+        for _ in range(BLOCK):
+            _turn(spec, clocks, next(stream))
+        tell((block + 1) / blocks)
+
+
+def _turn(spec: Spec, clocks: list[_Clock], batch: Any, keep: bool = True) -> None:
+    times = [_seconds(spec, lambda clock=clock: clock.trainer.step(batch)) for clock in clocks]  # type: ignore[misc]
+    for clock, own in zip(clocks, times, strict=True) if keep else ():
+        clock.note(own, times[0])
+
+
+def _seconds(spec: Spec, work: Callable[[], Any]) -> float:
+    _wait_for(spec)
+    start = time.perf_counter()
+    work()
+    _wait_for(spec)
+    return time.perf_counter() - start
+
+
+def _wait_for(spec: Spec) -> None:
+    if spec.device != "cpu":
+        torch.cuda.synchronize(spec.device)
+
+
+def forward(trainer: Trainer, step: int) -> None:
+    """Bring the schedule to optimizer step `step`: steps without a gradient count and move no weight."""
+    trainer.optimizer.zero_grad()
+    while trainer.sharp is not None and trainer.sharp.step < step:
+        trainer.optimizer.step()
+
+
+def _weighted(values: Mapping[bool, list[float]], share: float) -> dict[str, float]:
+    """Median and quartiles of both kinds of step, weighted by the share of steps that ascend."""
+    found = {kind: _quartiles(seen) for kind, seen in values.items() if seen}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    return {name: share * found[True][name] + (1 - share) * found[False][name] for name in ("median", "low", "high")}
+
+
+def _quartiles(values: list[float]) -> dict[str, float]:
+    if len(values) < 2:
+        return dict.fromkeys(("median", "low", "high"), values[0])
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "low": low, "high": high}
+
+
+def peak_memory(spec: Spec, task: Task, run: Run, steps: int) -> int:
+    """Bytes held at the worst moment of `run`'s first steps, from an empty start."""
+
+    def work() -> None:
+        trainer = make_trainer(spec, task, run, steps)
+        for first in (0, steps // 2, max(0, steps - MEMORY_STEPS)):
+            forward(trainer, first)
+            for batch in _some(spec, task):
+                trainer.step(batch)
+
+    gc.collect()
+    return _peak_on_cpu(work) if spec.device == "cpu" else _peak_on_cuda(work, spec.device)
+
+
+def _some(spec: Spec, task: Task) -> Iterator[Any]:
+    return itertools.islice(itertools.chain.from_iterable(batches(task, spec.batch_size, 0)), MEMORY_STEPS)
+
+
+def _peak_on_cuda(work: Callable[[], None], device: str) -> int:
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(work: Callable[[], None]) -> int:
+    """Highest running sum of the allocations and releases inside `work`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events), default=0)

@@ -1,0 +1,165 @@
+"""Splits of labelled examples: stratified subsets, label noise, standardised inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+TEST_SHARE = 0.2
+"""Share of the examples kept for the test where a source has no test set of its own."""
+
+_TEST_SEED, _SPLIT_SEED, _NOISE_SEED = 0x7E57, 0x5711, 0x0153
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs `x` (a tensor, or a tuple or dict of tensors, examples first) and integer labels `y`."""
+
+    x: Any
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: Tensor) -> Split:
+        """The examples at `index`, in that order."""
+        return Split(pytree.tree_map(lambda tensor: tensor[index], self.x), self.y[index])
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same examples on `device`."""
+        return Split(pytree.tree_map(lambda tensor: tensor.to(device), self.x), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one run trains on. A task of your own is a function `seed -> Task`, named as `module:function`.
+
+    Args:
+        name: shown in the report.
+        train: the labelled examples a run is trained on.
+        val: for choosing rho and for early stopping. Never the test set.
+        test: looked at for the report only.
+        classes: number of classes; labels are 0 .. classes - 1.
+        recipe: settings this task proposes (`model`, `epochs`, `batch_size`, `lr`, ...); the user's own win.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All examples of a data set before a seed chooses among them; `val` only where its owner made one."""
+
+    pool: Split
+    test: Split
+    classes: int
+    val: Split | None = None
+
+
+def generator(*words: int) -> torch.Generator:
+    """A generator that depends on `words` alone, never on the global one."""
+    seed = 0
+    for word in words:
+        seed = (seed * 1_000_003 + word + 1) % (2**63 - 1)
+    return torch.Generator().manual_seed(seed)
+
+
+def stratified(y: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of `count` examples with every class in its share, and the indices of the rest, both shuffled.
+
+    The class shares are rounded by largest remainder, so exactly `count` examples are taken.
+    """
+    if not 0 < count <= len(y):
+        raise ValueError(f"cannot take {count} of {len(y)} labelled examples; ask for 1 to {len(y)}")
+    by_class = [torch.nonzero(y == label).flatten() for label in torch.unique(y)]
+    exact = [len(members) * count / len(y) for members in by_class]
+    quota = [int(share) for share in exact]
+    by_remainder = sorted(range(len(quota)), key=lambda i: quota[i] - exact[i])
+    for i in by_remainder[: count - sum(quota)]:
+        quota[i] += 1
+    taken, rest = [], []
+    for members, n in zip(by_class, quota, strict=True):
+        members = members[torch.randperm(len(members), generator=rng)]
+        taken.append(members[:n])
+        rest.append(members[n:])
+    return _shuffled(torch.cat(taken), rng), _shuffled(torch.cat(rest), rng)
+
+
+def _shuffled(index: Tensor, rng: torch.Generator) -> Tensor:
+    return index[torch.randperm(len(index), generator=rng)]
+
+
+def with_noise(y: Tensor, share: float, classes: int, rng: torch.Generator) -> Tensor:
+    """Symmetric label noise: exactly `round(share * len(y))` labels become another class, drawn uniformly."""
+    wrong = torch.randperm(len(y), generator=rng)[: round(share * len(y))]
+    noisy = y.clone()
+    noisy[wrong] = (y[wrong] + torch.randint(1, classes, (len(wrong),), generator=rng)) % classes
+    return noisy
+
+
+def hold_out_test(everything: Split, classes: int, count: int | None = None) -> Source:
+    """A source whose test set is a fixed stratified part of `everything`: the same for every seed and every study."""
+    count = count or max(1, round(TEST_SHARE * len(everything)))
+    test, pool = stratified(everything.y, count, generator(_TEST_SEED))
+    return Source(everything.take(pool), everything.take(test), classes)
+
+
+def choose(source: Source, name: str, seed: int, labelled: int | None, validation: int | None, noise: float) -> Task:
+    """The task of one seed: which examples are labelled, which validate, which labels are wrong.
+
+    The labels a user has come from one place, so the noise falls on training AND validation labels alike: early
+    stopping and the choice of rho see no label that a user would not have. Only the test labels are clean.
+
+    Args:
+        source: all examples.
+        name: the task's name.
+        seed: fixes the choice; methods compared with the same seed get the very same examples and labels.
+        labelled: how many training examples; None takes all that validation leaves.
+        validation: how many validation examples; None takes as many as there are for training, at most a fifth of
+            the pool where all of it is used.
+        noise: share of wrong labels, 0 to 1.
+    """
+    rng = generator(_SPLIT_SEED, seed)
+    if source.val is not None:
+        val, pool = source.val, source.pool
+    else:
+        wanted = validation or min(labelled or len(source.pool), max(1, len(source.pool) // 5))
+        _check_room(len(source.pool), labelled, wanted)
+        chosen, rest = stratified(source.pool.y, wanted, rng)
+        val, pool = source.pool.take(chosen), source.pool.take(rest)
+    train = pool.take(stratified(pool.y, labelled or len(pool), rng)[0])
+    if noise:
+        rng = generator(_NOISE_SEED, seed)
+        train = Split(train.x, with_noise(train.y, noise, source.classes, rng))
+        val = Split(val.x, with_noise(val.y, noise, source.classes, rng))
+    return standardised(Task(name, train, val, source.test, source.classes))
+
+
+def _check_room(pool: int, labelled: int | None, validation: int) -> None:
+    if (labelled or 1) + validation > pool:
+        raise ValueError(
+            f"{labelled or 1} labelled and {validation} validation examples are more than the {pool} that are not for "
+            "the test; lower --labelled or --validation"
+        )
+
+
+def standardised(task: Task) -> Task:
+    """`task` with float images of mean 0 and deviation 1 per channel, both measured on its training examples."""
+    x = task.train.x.float()
+    axes = [0, *range(2, x.dim())]
+    mean, std = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp_min(1e-6)
+
+    def scaled(split: Split) -> Split:
+        return Split((split.x.float() - mean) / std, split.y)
+
+    return Task(task.name, scaled(task.train), scaled(task.val), scaled(task.test), task.classes, task.recipe)

@@ -1,0 +1,40 @@
+"""Names a user typed: the nearest known one, and `module:function` references."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown `name`: the nearest known one where one is near, otherwise all of them."""
+    names = list(known)
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+
+
+def named_function(reference: str, what: str) -> Callable[..., Any]:
+    """The function that `module:function` names; modules of the current folder are found too.
+
+    Args:
+        reference: as typed by the user.
+        what: "task" or "model", for the messages.
+    """
+    module_name, _, function_name = reference.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"{what} {reference!r}: cannot import module {module_name!r} ({error})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        hint = nearest(function_name, functions) if functions else "the module has none"
+        raise ValueError(f"{what} {reference!r}: module {module_name!r} has no function {function_name!r}; {hint}")
+    return function

@@ -1,0 +1,196 @@
+"""The settings of a study: defaults, then the task's recipe, then a TOML file, then the command line; all checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+import steppe
+from steppe.study import tasks
+from steppe.study.lookup import nearest
+
+SCHEMA = 1
+"""Version of the run records: a record of another version is another study's."""
+
+DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam:push=natural", "gsam", "fsam")
+"""What is compared when nothing is named."""
+
+_NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "jobs", "out"}
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
+
+
+def _as_seeds(value: Any) -> Any:
+    count = isinstance(value, int) and not isinstance(value, bool)
+    return list(range(value)) if count and 1 <= value <= 1000 else value
+
+
+def _words(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Whole = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
+Share = Annotated[float, Field(ge=0, lt=1, description="a share from 0 up to, not including, 1")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[
+    list[Seed],
+    BeforeValidator(_as_seeds),
+    Field(min_length=1, description="a count of at least 1, or a list of seeds of at least 0"),
+]
+
+
+class Spec(BaseModel):
+    """Everything a study needs to know, complete. Each field is a key of the TOML file and a flag (`_` becomes `-`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+    task: Annotated[str, Field(description="the name of a task")] = "digits-few"
+    labelled: Annotated[int | None, Field(ge=2, description="a whole number of at least 2")] = None
+    validation: Annotated[int | None, Field(ge=2, description="a whole number of at least 2")] = None
+    noise: Share = 0.0
+    image_size: Annotated[int | None, Field(ge=8, description="a whole number of at least 8 (pixels)")] = None
+    image_column: Annotated[str | None, Field(description="the name of a column")] = None
+    label_column: Annotated[str | None, Field(description="the name of a column")] = None
+    model: Annotated[str, Field(description="the name of a model")] = "cnn"
+    methods: Annotated[
+        list[str], BeforeValidator(_words), Field(min_length=1, description="a list of method names")
+    ] = list(DEFAULT_METHODS)
+    seeds: Seeds = list(range(5))
+    rho: Annotated[
+        list[Positive], BeforeValidator(_as_list), Field(min_length=1, description="a list of radii above 0")
+    ] = [0.1, 0.2, 0.4]
+    tune_seeds: Seeds = [0, 1]
+    epochs: Whole = 30
+    batch_size: Whole = 64
+    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="'sgd' or 'adamw'")] = "sgd"
+    lr: Positive = 0.05
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")] = 5e-4
+    lr_schedule: Annotated[Literal["cosine", "constant"], Field(description="'cosine' or 'constant'")] = "cosine"
+    eval_every: Annotated[int | None, Field(ge=1, description="a whole number of epochs of at least 1")] = None
+    sharpness_rho: Positive = 0.05
+    device: Annotated[str, Field(description="'auto', 'cpu', 'cuda' or 'cuda:0'")] = "auto"
+    jobs: Annotated[int | None, Field(ge=1, le=256, description="a whole number from 1 to 256")] = None
+    out: Annotated[str, Field(min_length=1, description="a folder")] = ""
+
+    def data_options(self) -> tasks.DataOptions:
+        """What decides the examples."""
+        names = tasks.DataOptions.__dataclass_fields__
+        return tasks.DataOptions(**{name: getattr(self, name) for name in names})
+
+    def hash(self) -> str:
+        """A hash of all that decides what a run of given method, rho and seed results in."""
+        decisive = self.model_dump(exclude=_NOT_IN_RESULT)
+        decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": tasks.fingerprint(self.task)}
+        return short_hash(decisive)
+
+    @property
+    def every(self) -> int:
+        """Epochs between two looks at the validation accuracy: about twenty looks in a run of the base."""
+        return self.eval_every or max(1, self.epochs // 20)
+
+    @property
+    def workers(self) -> int:
+        """How many runs go side by side: one per core, at most four on one GPU."""
+        cores = usable_cores()
+        return self.jobs or (cores if self.device == "cpu" else min(4, cores))
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def short_hash(value: Any) -> str:
+    """Twelve hex digits that stand for a JSON-like value."""
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror}); give the path of a TOML file to --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
+    """The complete, checked settings.
+
+    Args:
+        flags: what was given on the command line (None: not given); wins over everything.
+        config: a TOML file with the same keys.
+
+    Raises:
+        ValueError: one sentence about the first thing that is wrong.
+    """
+    given = read_toml(config) if config else {}
+    _check_keys(given, f"{config}: ")
+    given |= {key: value for key, value in flags.items() if value is not None}
+    first = _validated(given)
+    tasks.check_name(first.task)
+    spec = _validated(tasks.recipe_of(first.task) | given)
+    device = _device(spec.device)
+    out = spec.out or f"results/{_slug(spec.task)}"
+    return spec.model_copy(update={"device": device, "out": out})
+
+
+def _check_keys(given: Mapping[str, Any], where: str) -> None:
+    for key in given:
+        if key not in Spec.model_fields:
+            raise ValueError(f"{where}unknown setting {key!r}; {nearest(key, Spec.model_fields)}")
+
+
+def _validated(values: Mapping[str, Any]) -> Spec:
+    _check_keys(values, "the task's recipe: ")
+    try:
+        return Spec.model_validate(dict(values))
+    except ValidationError as error:
+        raise ValueError(_sentence(error, values)) from None
+
+
+def _sentence(error: ValidationError, values: Mapping[str, Any]) -> str:
+    name = str(error.errors()[0]["loc"][0])
+    return f"{name} must be {Spec.model_fields[name].description}, got {values[name]!r}"
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = "unknown"
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:0', got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is asked for but this torch sees no CUDA device; use --device cpu")
+    return name
+
+
+def _slug(task: str) -> str:
+    words = "".join(letter if letter.isalnum() else "-" for letter in task.rpartition("/")[2])
+    return words.strip("-") or "study"
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Whole batches in an epoch; a last incomplete one is left out (one example is none to BatchNorm)."""
+    return max(1, math.floor(examples / batch_size))

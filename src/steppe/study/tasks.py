@@ -1,0 +1,142 @@
+"""Tasks by name: the two built in, a folder of idx files or images, a Hugging Face id, or your own function."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from steppe.study import readers
+from steppe.study.data import Source, Task, choose
+from steppe.study.lookup import named_function, nearest
+
+GENERIC: dict[str, Any] = {
+    "labelled": None, "validation": None, "noise": 0.0, "model": "cnn", "epochs": 30, "batch_size": 64,
+    "optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "lr_schedule": "cosine",
+}  # fmt: skip
+"""Settings where neither the user nor the task says otherwise."""
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A task that comes with the package: its test set, one sentence about it, and its tuned recipe."""
+
+    test: int
+    about: str
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    "digits-few": BuiltIn(
+        797, "200 labelled real digits (8x8); little data, clean labels",
+        {"labelled": 200, "validation": 800, "epochs": 100, "batch_size": 50, "lr": 0.05},
+    ),
+    "digits-noisy": BuiltIn(
+        497, "1,000 real digits (8x8), 40 % of the training and validation labels wrong, clean test labels",
+        {"labelled": 1000, "validation": 300, "noise": 0.4, "epochs": 40, "batch_size": 50, "lr": 0.05},
+    ),
+}  # fmt: skip
+"""Task name -> what it is.
+
+digits-noisy: 40 % of the labels, of training and validation examples alike, are another class drawn uniformly. Whoever
+has such labels has no clean validation set either, so early stopping and the choice of rho see noisy labels; accuracy
+on them is lower by a known factor but ranks models the same way. The test labels are clean: they measure.
+"""
+
+KINDS = ("idx", "images", "hf")
+"""Prefixes of the tasks that read a user's data: `idx:FOLDER`, `images:FOLDER`, `hf:DATASET`."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Everything that decides which examples a seed trains on."""
+
+    task: str
+    labelled: int | None
+    validation: int | None
+    noise: float
+    image_size: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+def check_name(name: str) -> None:
+    """Refuse a task that cannot be one, before anything is read."""
+    kind, colon, rest = name.partition(":")
+    if colon and rest:
+        if kind not in KINDS:
+            named_function(name, "task")
+        elif kind != "hf" and not Path(rest).is_dir():
+            raise ValueError(f"task {name!r}: {rest} is not a folder; give the folder that holds the data")
+    elif Path(name).is_dir():
+        raise ValueError(f"task {name!r} is a folder; say what it holds: idx:{name} or images:{name}")
+    elif name not in BUILT_IN:
+        hint = nearest(name, BUILT_IN)
+        raise ValueError(f"unknown task {name!r}; {hint} (or idx:FOLDER, images:FOLDER, hf:DATASET, module:function)")
+
+
+def recipe_of(name: str) -> dict[str, Any]:
+    """The settings that task `name` proposes, complete."""
+    if name in BUILT_IN:
+        return GENERIC | dict(BUILT_IN[name].recipe)
+    if is_function(name):
+        return GENERIC | dict(call(name, 0).recipe)
+    return dict(GENERIC)
+
+
+def is_function(name: str) -> bool:
+    """Whether `name` is a user's `module:function`."""
+    return ":" in name and name.partition(":")[0] not in KINDS
+
+
+def call(name: str, seed: int) -> Task:
+    """The task that the user's function returns for `seed`."""
+    task = named_function(name, "task")(seed)
+    if not isinstance(task, Task):
+        raise ValueError(f"task {name!r} returned {type(task).__name__}; expected a steppe.study.Task")
+    return task
+
+
+@lru_cache(maxsize=1)
+def _source(task: str, size: int | None, image_column: str | None, label_column: str | None) -> Source:
+    kind, _, rest = task.partition(":")
+    if task in BUILT_IN:
+        return readers.digits(BUILT_IN[task].test)
+    if kind == "idx":
+        return readers.idx_folder(Path(rest))
+    if kind == "images":
+        return readers.image_folder(Path(rest), size)
+    return readers.hugging_face(rest, image_column, label_column, size)
+
+
+@lru_cache(maxsize=8)
+def load(options: DataOptions, seed: int) -> Task:
+    """The task of `seed`. Kept for the next run of the same process with the same seed: nobody writes to it."""
+    if is_function(options.task):
+        return call(options.task, seed)
+    source = _source(options.task, options.image_size, options.image_column, options.label_column)
+    return choose(source, options.task, seed, options.labelled, options.validation, options.noise)
+
+
+def fingerprint(name: str) -> str:
+    """A short hash of the files behind a task, so that changed data does not pass for the same study.
+
+    File names and sizes for folders, the module's text for a function, nothing for built-in and hub data.
+    """
+    kind, _, rest = name.partition(":")
+    digest = hashlib.blake2b(digest_size=8)
+    if is_function(name):
+        digest.update(_module_text(named_function(name, "task")))
+    elif kind in ("idx", "images"):
+        for path in sorted(path for path in Path(rest).rglob("*") if path.is_file()):
+            digest.update(f"{path.relative_to(rest).as_posix()}:{path.stat().st_size};".encode())
+    return digest.hexdigest()
+
+
+def _module_text(function: Callable[..., Any]) -> bytes:
+    file = getattr(sys.modules[function.__module__], "__file__", None)
+    return Path(file).read_bytes() if file else b""
