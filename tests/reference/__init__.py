@@ -8,7 +8,7 @@ from . import perturbations
 from .bases import BASES
 from .methods import METHODS, compose
 from .problems import MLP, Quadratic
-from .schedules import PROBABILITIES, coin
+from .schedules import PROBABILITIES, coin, probability
 from .trajectory import trajectory
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "coin",
     "compose",
     "perturbations",
+    "probability",
     "trajectory",
 ]
