@@ -88,12 +88,11 @@ class Replay:
         if self._before is not None:
             self._before.set()
 
-    def again(self, statistics: bool = True) -> None:
-        """Begin the second pass; ``statistics=False`` lets running statistics move in it."""
+    def again(self) -> None:
+        """Begin the second pass."""
         self._after = Randomness(self._devices) if self._masks else None
         self.rewind()
-        if statistics:
-            self._statistics = Statistics(k for k in self._versions if self._moved(*k))
+        self._statistics = Statistics(k for k in self._versions if self._moved(*k))
 
     def done(self) -> None:
         """End the second pass: generators and statistics are as they were after the first."""
@@ -137,14 +136,15 @@ class Window:
     """The time between ``ascend`` and ``restore``: what to put back, and the clean gradient if it is needed."""
 
     weights: SavedWeights
-    replay: Replay
+    replay: Replay | None
     doors: Doors
     clean: dict[str, Tensor]
 
     def close(self) -> None:
         """Weights first, then everything that could fail."""
         self.weights.back()
-        self.replay.done()
+        if self.replay is not None:
+            self.replay.done()
         self.doors.open()
 
 

@@ -164,8 +164,8 @@ class SharpnessAware:
         if not ascends:
             self._skip(clean)
             return Last(False, loss)
-        # With no clean pass over the whole batch, the perturbed one is where running statistics see that batch.
-        return Last(True, loss, self._second(work, direction, clean, statistics=bool(clean)))
+        # With no clean pass over the whole batch, the perturbed one is the first: statistics and generators move in it.
+        return Last(True, loss, self._second(work, direction, clean, repeats=bool(clean)))
 
     def _look(self, few: Work) -> tuple[Tensor, Grads]:
         """A pass over a few samples that leaves statistics and generators as they were."""
@@ -176,9 +176,9 @@ class SharpnessAware:
             replay.rewind()
             statistics.back()
 
-    def _second(self, work: Work, direction: Grads, clean: Grads, statistics: bool = True) -> Tensor:
+    def _second(self, work: Work, direction: Grads, clean: Grads, repeats: bool = True) -> Tensor:
         try:
-            self._perturb(direction, clean, statistics)
+            self._perturb(direction, clean, repeats)
             loss = work.run()
         except BaseException:
             self._close()
@@ -284,7 +284,7 @@ class SharpnessAware:
         self._parameters.give(self.combine.skipped(self.step, grads, self.memory.get("combine", {})))
 
     @torch.no_grad()
-    def _perturb(self, direction: Grads, clean: Grads, statistics: bool = True) -> None:
+    def _perturb(self, direction: Grads, clean: Grads, repeats: bool = True) -> None:
         radii = self._radii()
         moved = {e.name: e for e in self._parameters.entries if e.name in radii and e.name in direction}
         # The ascent writes on what it is handed, so a gradient that is still needed is handed as a copy.
@@ -295,15 +295,16 @@ class SharpnessAware:
             self.memory.get("ascent", {}),
         )  # fmt: skip
         self._draft.remember("ascent", memory)
-        self._open(SavedWeights(weights.values()), clean, statistics)
+        self._open(SavedWeights(weights.values()), clean, repeats)
         if weights:
             torch._foreach_add_(list(weights.values()), list(eps.values()))
         if clean is not direction:
             direction.clear()  # frees the buffer for the second pass
 
-    def _open(self, weights: SavedWeights, clean: Grads, statistics: bool) -> None:
-        replay, self._mark = self._mark or self._replay(), None
-        replay.again(statistics)
+    def _open(self, weights: SavedWeights, clean: Grads, repeats: bool) -> None:
+        replay, self._mark = (self._mark or self._replay()) if repeats else None, None
+        if replay is not None:
+            replay.again()
         self._window = Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
 
     def _close(self) -> None:

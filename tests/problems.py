@@ -1,0 +1,77 @@
+"""Small problems shared by the tests of the heart: a model with everything that goes wrong elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3),
+    "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01),
+}
+
+
+class Net(nn.Module):
+    """Batch norm, dropout, a tied weight, a frozen weight and one that some batches do not touch."""
+
+    def __init__(self, dropout: float = 0.25) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(dropout)
+        self.second, self.tied = nn.Linear(7, 7), nn.Linear(7, 7)
+        self.tied.weight = self.second.weight
+        self.frozen = nn.Linear(7, 7).requires_grad_(False)
+        self.rare, self.last = nn.Linear(7, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor, rare: bool = True) -> Tensor:
+        h = self.drop(torch.tanh(self.norm(self.first(x))))
+        h = torch.tanh(self.tied(self.second(h))) + self.frozen(h)
+        return self.last(h + self.rare(h) if rare else h)
+
+
+def net(dtype: torch.dtype = torch.float64, dropout: float = 0.25, seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net(dropout).to(dtype)
+
+
+def batches(
+    count: int, dtype: torch.dtype = torch.float64, size: int = 8, seed: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield torch.randn(size, 5, generator=generator, dtype=dtype), torch.randint(3, (size,), generator=generator)
+
+
+def loss_of(model: nn.Module) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    return lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers, copied."""
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Equal bit for bit (NaN equals NaN)."""
+    return a.keys() == b.keys() and all(torch.equal(_bits(a[k]), _bits(b[k])) for k in a)
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.contiguous().view(torch.uint8) if x.ndim else x.reshape(1).view(torch.uint8)
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sharp: object | None, steps: int = 12
+) -> dict[str, Tensor]:
+    """The loop of the README, from a fixed generator state; ``sharp=None`` is the plain loop."""
+    torch.manual_seed(7)
+    f = loss_of(model)
+    for batch in batches(steps, next(model.parameters()).dtype):
+        if sharp is None:
+            f(batch).backward()
+        else:
+            sharp.backward(f, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    return everything(model)
