@@ -27,18 +27,20 @@ class Fake:
 
 
 CLEAN = {
-    "base": Fake("SGD", 0.940, 0.938, 1.0, 1.0, 1.0, 0.30, None, ()),
+    "base": Fake("base", 0.940, 0.938, 1.0, 1.0, 1.0, 0.30, None, ()),
     "sam": Fake("SAM", 0.957, 0.955, 2.0, 2.03, 1.41, 0.06),
     "asam": Fake("ASAM", 0.9585, 0.956, 2.0, 2.12, 1.44, 0.05, 2.0, (0.5, 1.0, 2.0, 5.0)),
     "grst": Fake("G-RST", 0.9565, 0.955, 1.5, 1.58, 1.62, 0.07, settings={"p": 0.5, "kappa": 1.0}),
-    "look_sam": Fake("LookSAM", 0.9535, 0.951, 1.2, 1.31, 1.63, 0.10, settings={"k": 5, "alpha": 0.1}),
+    "look_sam:push=natural": Fake(
+        "LookSAM (push=natural)", 0.9535, 0.951, 1.2, 1.31, 1.63, 0.10, settings={"push": "natural"}
+    ),
     "gsam": Fake("GSAM", 0.9572, 0.954, 2.0, 2.06, 1.63, 0.06),
     "fsam": Fake("F-SAM", 0.9568, 0.954, 2.0, 2.09, 1.81, 0.065),
     "aesam": Fake("AE-SAM", 0.9530, 0.951, 1.47, 1.52, 1.40, 0.09),
     "sam_on": Fake("SAM-ON", 0.9460, 0.944, 2.0, 2.01, 1.02, 0.21, 0.5),
 }
 NOISY = {
-    "base": Fake("SGD", 0.700, 0.880, 1.0, 1.0, 1.0, 2.0, None, ()),
+    "base": Fake("base", 0.700, 0.880, 1.0, 1.0, 1.0, 2.0, None, ()),
     "sam": Fake("SAM", 0.870, 0.893, 2.0, 2.03, 1.41, 0.3, 0.5),
     "grst": Fake("G-RST", 0.860, 0.892, 1.5, 1.58, 1.62, 0.4),
 }
@@ -88,7 +90,7 @@ def run(
         "run_id": f"{phase}-{method}-{variant}-{rho}-{seed}",
         "phase": phase,
         "method": method,
-        "label": fake.label,
+        "label": fake.label if variant == "plain" else f"{fake.label}, twice the epochs",
         "variant": variant,
         "seed": seed,
         "rho": rho,
@@ -157,11 +159,12 @@ def spec(methods: Mapping[str, Fake] = CLEAN, seeds: int = 5) -> dict[str, Any]:
     """A resolved spec."""
     return {
         "task": "digits-few",
-        "model": "small-cnn",
+        "model": "cnn",
         "methods": [name for name in methods if name != "base"],
-        "seeds": seeds,
+        "labels": {name: fake.label for name, fake in methods.items() if name != "base"},
+        "seeds": list(range(seeds)),
         "epochs": 100,
         "batch_size": 50,
-        "rho_grid": [0.05, 0.1, 0.2, 0.5],
+        "rho": [0.05, 0.1, 0.2, 0.5],
         "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005},
     }

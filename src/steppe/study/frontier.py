@@ -8,6 +8,8 @@ from typing import Any
 from steppe.study.groups import BASE, Group, finite
 
 Row = dict[str, Any]
+TIE = 1.05
+"""Measured times within this factor of one another are equal: step times scatter by some per cent."""
 
 
 def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | None) -> Row:
@@ -17,9 +19,7 @@ def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | No
     is for the whole training, so it holds the length already.
     """
     length = _length(group, groups)
-    found: Mapping[str, Any] = (
-        {"time_ratio": {"median": 1.0}, "memory_ratio": 1.0} if group.method == BASE else {}
-    )
+    found: Mapping[str, Any] = {"time_ratio": {"median": 1.0}, "memory_ratio": 1.0} if group.method == BASE else {}
     if not cost:
         found = {}
     elif group.method != BASE:
@@ -47,32 +47,33 @@ def price(rows: Sequence[Row]) -> str | None:
     return "time" if timed else "passes" if any(by_passes.values()) else None
 
 
-def candidates(rows: Sequence[Row], judged: str) -> list[dict[str, Any]]:
-    """The points of the plot: each row in the form it is judged by, and the base in both forms."""
+def candidates(rows: Sequence[Row], judged: str, axis: str | None) -> list[dict[str, Any]]:
+    """The points of the plot: each row in the form it is judged by, and the base in both forms.
+
+    `pareto` marks those that no other one beats: from the most accurate down, a point is on the front unless one
+    that is already there costs no more. Times that differ by less than `TIE` count as equal.
+    """
     found = []
     for row in rows:
         forms = ("final", "early") if (row["method"], row["variant"]) == (BASE, "plain") else (judged,)
         for form in forms:
             figure = row["early" if form == "early" else "accuracy"]
             if figure and row["cost"]:
-                found.append({"row": row, "form": form, "cost": row["cost"], "figure": figure})
-    for point in found:
-        point["pareto"] = not any(_dominates(other, point) for other in found)
+                found.append({"row": row, "form": form, "cost": row["cost"], "figure": figure, "pareto": False})
+    slack = TIE if axis == "time" else 1.0
+    front: list[float] = []
+    for point in sorted(found, key=lambda p: (-p["figure"]["mean"], p["cost"])):
+        point["pareto"] = not any(cost <= slack * point["cost"] for cost in front)
+        front += [point["cost"]] if point["pareto"] else []
     return found
 
 
-def mark_front(rows: Sequence[Row], judged: str) -> None:
-    """Write `pareto` into each row: no other point is as accurate and as cheap and better in one."""
+def mark_front(rows: Sequence[Row], judged: str, axis: str | None) -> None:
+    """Write `pareto` into each row: the row is on the front in one of its forms."""
     for row in rows:
         row["pareto"] = False
-    for point in candidates(rows, judged):
+    for point in candidates(rows, judged, axis):
         point["row"]["pareto"] |= point["pareto"]
-
-
-def _dominates(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
-    accuracy = left["figure"]["mean"] - right["figure"]["mean"]
-    saving = right["cost"] - left["cost"]
-    return accuracy >= 0 and saving >= 0 and (accuracy > 0 or saving > 0)
 
 
 def _length(group: Group, groups: Sequence[Group]) -> float:

@@ -52,8 +52,13 @@ class Group:
     @property
     def label(self) -> str:
         """The name a reader sees."""
-        name = str(self.runs[0].get("label") or self.method)
-        return f"{name}, 2× epochs" if self.variant == "double" and "2×" not in name else name
+        return label(self.runs[0])
+
+
+def label(run: Record) -> str:
+    """What a reader calls the method of a run: `SAM`, `base`, `base, 2× epochs`."""
+    name = str(run.get("label") or run["method"])
+    return f"{name.partition(',')[0]}, 2× epochs" if run["variant"] == "double" else name
 
 
 def group(records: Iterable[Record]) -> list[Group]:

@@ -37,9 +37,7 @@ def _early(summary: Summary) -> list[str]:
         text = "helps the base here" if helps else "brings the base nothing clear here"
         return [f"Early stopping {text} {shown}."]
     if helps and part >= NEARLY_ALL:
-        return [
-            f"Early stopping alone recovers nearly all that {name} seems to win {shown}: stop early first."
-        ]
+        return [f"Early stopping alone recovers nearly all that {name} seems to win {shown}: stop early first."]
     if helps and part > LITTLE:
         return [f"Early stopping alone recovers {100 * part:.0f} % of what {name} seems to win here {shown}."]
     much = "little" if helps else "nothing"
@@ -54,8 +52,22 @@ def _double(summary: Summary) -> list[str]:
     if _above(alone):
         return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
     if _below(alone):
-        return [f"Twice the epochs harm the base {shown}: it overfits when trained longer."]
-    return [f"Twice the epochs change nothing clear for the base {shown}."]
+        return [
+            f"Twice the epochs harm the base {shown}: it overfits when trained longer.",
+            *_fourth(summary),
+        ]
+    return [f"Twice the epochs change nothing clear for the base {shown}.", *_fourth(summary)]
+
+
+def _fourth(summary: Summary) -> list[str]:
+    """A fourth baseline, where it would be the strongest: twice the epochs and stopped early."""
+    more = summary["double_early"]
+    if summary["judged"] != "early" or more is None or not _above(more):
+        return []
+    return [
+        f"With twice the epochs and stopped early the base is {points(more, decimals(summary['rows']))} points "
+        "above what gains are measured against: take that off them."
+    ]
 
 
 def _sam(summary: Summary) -> list[str]:
@@ -103,16 +115,15 @@ def _few_seeds(summary: Summary) -> list[str]:
 
 def _missing(summary: Summary) -> list[str]:
     found = []
-    expected = len(summary["seeds"])
+    asked = summary["spec"].get("seeds")
+    expected = len(asked) if isinstance(asked, list) else len(summary["seeds"])
     for row in summary["rows"]:
         if row["seeds"] == 0:
             found.append(f"{row['label']}: no run with a result yet.")
         elif row["seeds"] < expected:
             lost = f"{row['failed']} ended without a finite accuracy"
-            why = lost if row["failed"] else "the others are not finished"
-            found.append(
-                f"{row['label']}: {row['seeds']} of {expected} seeds ({why}); the mean is over these."
-            )
+            why = lost if row["failed"] else "the others failed or are not finished"
+            found.append(f"{row['label']}: {row['seeds']} of {expected} seeds ({why}); the mean is over these.")
     absent = [name for name in BASELINES if name not in summary["baselines"]]
     if absent and len(absent) < len(BASELINES):
         names = listing([BASELINES[name] for name in absent])

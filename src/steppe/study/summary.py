@@ -26,9 +26,7 @@ REFERENCE = "sam"
 """The method whose gain the others keep a share of."""
 
 
-def summarise(
-    records: Iterable[Record], cost: Mapping[str, Any] | None, spec: Mapping[str, Any]
-) -> dict[str, Any]:
+def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the table and the report show, ready for JSON.
 
     Args:
@@ -44,13 +42,13 @@ def summarise(
     groups = group(known)
     against = _Against(baselines(groups))
     rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
-    rows += [_missing(name) for name in _asked(spec) if name not in {each.method for each in groups}]
+    rows += [_missing(name, spec) for name in spec.get("methods") or () if not any(name == g.method for g in groups)]
     for row in rows:
         row |= _tuning(row, [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]])
     _mark_kept(rows, groups, against)
     _mark_clear(rows)
     axis = frontier.price(rows)
-    frontier.mark_front(rows, against.form)
+    frontier.mark_front(rows, against.form, axis)
     summary = {
         "schema": 1,
         "task": spec.get("task"),
@@ -59,6 +57,7 @@ def summarise(
         "baselines": {name: _json(estimate(list(v.values()))) for name, v in against.all.items()},
         "early_alone": _json(estimate(paired(against.all.get("early", {}), against.all.get("base", {})))),
         "double_alone": _json(estimate(paired(against.all.get("double", {}), against.all.get("base", {})))),
+        "double_early": _double_early(groups),
         "cost_axis": axis,
         "seeds": sorted({seed for each in groups for seed in each.final}),
         "rows": sorted(rows, key=lambda row: _rank(row, against.form)),
@@ -108,11 +107,16 @@ def _row(each: Group, against: _Against) -> Row:
     }
 
 
-def _missing(name: str) -> Row:
+def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
     figures = "rho accuracy early delta gain gain_final kept sharpness passes time_ratio memory_ratio"
     absent = dict.fromkeys(figures.split())
-    identity = {"method": name, "variant": "plain", "label": name, "rhos": []}
+    identity = {
+        "method": name,
+        "variant": "plain",
+        "label": (spec.get("labels") or {}).get(name, name),
+        "rhos": [],
+    }
     return {**identity, **absent, "length": 1.0, "seeds": 0, "failed": 0}
 
 
@@ -140,6 +144,12 @@ def _tuning(row: Row, runs: Sequence[Record]) -> Row:
     }
 
 
+def _double_early(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """A fourth baseline, both more epochs and stopped early, minus the base stopped early."""
+    early = {each.variant: each.early for each in groups if each.method == BASE}
+    return _json(estimate(paired(early.get("double", {}), early.get("plain", {}))))
+
+
 def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) -> None:
     """Write the share of SAM's gain that each method keeps; None where SAM's gain is not clear of zero."""
     sam = next((each for each in groups if each.method == REFERENCE), None)
@@ -149,9 +159,7 @@ def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) 
     for each in groups:
         row = next(r for r in rows if (r["method"], r["variant"]) == (each.method, each.variant))
         seeds = each.figures(against.form).keys() & sam.figures(against.form).keys() & yardstick.keys()
-        part, whole = (
-            [g.figures(against.form)[seed] - yardstick[seed] for seed in sorted(seeds)] for g in (each, sam)
-        )
+        part, whole = ([g.figures(against.form)[seed] - yardstick[seed] for seed in sorted(seeds)] for g in (each, sam))
         found = share(part, whole) if each.method != BASE else None
         row["kept"] = found and dict(zip(("share", "low", "high"), found, strict=True))
 
@@ -162,11 +170,6 @@ def _mark_clear(rows: Sequence[Row]) -> None:
     sure = holm({name: gain["p"] for name, gain in gains.items() if gain["p"] is not None})
     for name, gain in gains.items():
         gain["clear"] = (1 if gain["mean"] > 0 else -1) if name in sure else 0
-
-
-def _asked(spec: Mapping[str, Any]) -> list[str]:
-    methods = spec.get("methods") or []
-    return [str(name) for name in methods]
 
 
 def _rank(row: Row, form: str) -> tuple[bool, bool, float, str]:

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from steppe.study.wording import decimals, percent, plain, points, radius, share, short, times
+from steppe.study.wording import broken, count, decimals, percent, plain, points, radius, share, short, times
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -28,15 +28,15 @@ class Column:
 
     def width(self, rows: Sequence[Row], digits: int) -> int:
         """The widest of the header's lines and the cells."""
-        texts = [*self.header.split("\n"), *(self.cell(row, digits) for row in rows)]
-        return max(map(len, texts))
+        texts = [self.header, *(self.cell(row, digits) for row in rows)]
+        return max(len(line) for text in texts for line in text.split("\n"))
 
 
 def columns(summary: Mapping[str, Any]) -> list[Column]:
     """The columns of the table; the difference to the base is left out where it would repeat the gain."""
     delta = Column("− base\npoints", lambda row, digits: points(row["delta"], digits), 2)
     return [
-        Column("\nmethod", lambda row, _: str(row["label"])),
+        Column("\nmethod", lambda row, _: broken(row["label"])),
         Column("\nρ", lambda row, _: radius(row)),
         Column("accuracy\n%", lambda row, digits: percent(row["accuracy"], digits)),
         Column("stopped\nearly %", lambda row, d: percent(row["early"], d), _unless_judged(summary, 1)),
@@ -108,14 +108,10 @@ def legend(summary: Mapping[str, Any]) -> str:
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
     return (
-        f"Mean ± 95 % interval over {_count(len(summary['seeds']), 'seed')}. "
+        f"Mean ± 95 % interval over {count(len(summary['seeds']), 'seed')}. "
         f"gain: over the best baseline{form}, paired by seed; kept: share of SAM's gain; "
         f"time and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _style(row: Row) -> str:

@@ -5,11 +5,13 @@ Accuracies are fractions in the records and per cent for the reader; differences
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 ABSENT = "–"
 MINUS = "−"
+LONG = 16
 
 BASELINES = {
     "base": "the base",
@@ -78,6 +80,29 @@ def decimals(rows: Sequence[Mapping[str, Any]]) -> int:
     """One decimal in per cent, or two where the typical interval is narrower than 0.1 points."""
     widths = sorted(r["accuracy"]["ci95"] for r in rows if r["accuracy"] and r["accuracy"]["ci95"])
     return 2 if widths and widths[len(widths) // 2] < 0.001 else 1
+
+
+def broken(label: str) -> str:
+    """A long label with its settings on a line of their own."""
+    return label.replace(" (", "\n(", 1) if len(label) > LONG else label
+
+
+def count(number: int, what: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def typeset(sentence: str) -> str:
+    """A sentence for a page: curly apostrophes, and no line break within `1.5 ± 0.4 points`, `40 %` or `G-RST`."""
+    for plain_text, better in (
+        ("'", "’"),
+        (" ± ", "\u00a0±\u00a0"),
+        (" points", "\u00a0points"),
+        ("ρ = ", "ρ\u00a0=\u00a0"),
+        (" %", "\u00a0%"),
+    ):
+        sentence = sentence.replace(plain_text, better)
+    return re.sub(r"(?<=\w)-(?=\w)", "\u2011", sentence)
 
 
 def listing(names: Sequence[str]) -> str:
