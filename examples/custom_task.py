@@ -1,15 +1,19 @@
 """Your own data and network for `steppe compare`: two functions, named as `module:function`.
 
-    steppe compare custom_task:tumours --model custom_task:network
+    steppe compare --task custom_task:tumours --model custom_task:network
 
 Real data that scikit-learn brings along: 569 tumours, 30 measurements each, benign or malignant. 60 are
 labelled.
 """
 
+import tempfile
+from pathlib import Path
+
 import torch
 from sklearn.datasets import load_breast_cancer
 from torch import nn
 
+from steppe.cli import main as steppe
 from steppe.study import Split, Task
 
 
@@ -31,11 +35,13 @@ def network(shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def main() -> None:
-    first, again, other = tumours(0), tumours(0), tumours(1)
-    print(f"{len(first.train)} to train on, {len(first.val)} to validate, {len(first.test)} to test")
-    assert torch.equal(first.train.x, again.train.x), "a seed must always give the same task"
-    assert not torch.equal(first.train.y, other.train.y)
-    assert network((30,), 2)(first.train.x).shape == (60, 2)
+    assert torch.equal(tumours(0).train.x, tumours(0).train.x), "a seed must always give the same task"
+    assert not torch.equal(tumours(0).train.x, tumours(1).train.x)
+    with tempfile.TemporaryDirectory() as out:
+        command = "compare --task custom_task:tumours --model custom_task:network --methods sam --rho 0.1"
+        code = steppe([*command.split(), "--seeds", "3", "--tune-seeds", "1", "--jobs", "1", "--out", out])
+        assert code == 0
+        assert (Path(out) / "report.html").is_file()
 
 
 if __name__ == "__main__":
