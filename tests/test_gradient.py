@@ -136,7 +136,6 @@ def test_an_error_in_either_pass_leaves_weights_gradients_and_statistics(failing
             raise error
         return loss_of(model)(BATCH)
 
-    statistics = None
     with pytest.raises(type(error)):
         sharp.backward(closure)
     after = everything(model)

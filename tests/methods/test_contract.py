@@ -1,0 +1,164 @@
+"""What every method must keep, driven by its row: a new method is covered by being listed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.problems import batches, everything, loss_of, net, same
+from torch import nn
+
+import steppe
+from steppe.methods import METHODS, Method, card, get
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = [(name, i) for name, row in METHODS.items() for i in range(len(row.good))]
+BAD = [(name, i) for name, row in METHODS.items() for i in range(len(row.bad))]
+
+
+def build(row: Method, settings: dict[str, Any], model: nn.Module | None = None) -> Any:
+    model = net() if model is None else model
+    make = row.optimizer or (lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
+    optimizer = make(model.parameters())
+    return model, optimizer, row.recipe(model, optimizer, **settings)
+
+
+@pytest.mark.parametrize(("name", "i"), GOOD)
+def test_good_settings_train_and_leave_the_weights_to_the_optimizer(name: str, i: int) -> None:
+    model, optimizer, sharp = build(METHODS[name], dict(METHODS[name].good[i]))
+    for batch in batches(8):
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        loss = sharp.backward(loss_of(model), batch)
+        assert same(before, {n: p.detach() for n, p in model.named_parameters()})
+        assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sharp.step == 8 and model.norm.num_batches_tracked == 8
+
+
+@pytest.mark.parametrize(("name", "i"), BAD)
+def test_bad_settings_are_refused_in_one_sentence(name: str, i: int) -> None:
+    with pytest.raises((ValueError, TypeError)) as error:
+        build(METHODS[name], dict(METHODS[name].bad[i]))
+    assert "\n" not in str(error.value) and "expected" in str(error.value) or "needs" in str(error.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_scale_does_not_change_the_direction(name: str) -> None:
+    """1024 L gives 1024 d; an even power of two, so exactly but for the adaptive policy's own threshold."""
+    if name == "aesam":
+        pytest.skip("AE-SAM compares ||g||^2 with its start value e^-10, which has the loss's unit")
+    results = []
+    for scale in (1.0, 1024.0):
+        model = net(dropout=0)
+        optimizer = (METHODS[name].optimizer or (lambda p: torch.optim.SGD(p, lr=0.0)))(model.parameters())
+        sharp = METHODS[name].recipe(model, optimizer, **dict(METHODS[name].good[0]))
+        for batch in batches(3):
+            optimizer.zero_grad()
+            sharp.backward(lambda b, m=model, s=scale: loss_of(m)(b) * s, batch)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            optimizer.step()
+        results.append({n: p.grad / scale for n, p in model.named_parameters() if p.grad is not None})
+    for n in results[0]:
+        torch.testing.assert_close(results[0][n], results[1][n], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_is_plain_data(name: str, tmp_path: Path) -> None:
+    model, optimizer, sharp = build(METHODS[name], dict(METHODS[name].good[0]))
+    sharp.backward(loss_of(model), next(batches(1)))
+    optimizer.step()
+    state = sharp.state_dict()
+    torch.save(state, tmp_path / "s.pt")
+    loaded = torch.load(tmp_path / "s.pt", weights_only=True)
+    settings = {k: v for k, v in loaded.items() if k != "memory"}
+    assert json.loads(json.dumps(settings)) == {k: v for k, v in state.items() if k != "memory"}
+    sharp.load_state_dict(loaded)
+    assert repr(sharp).startswith("SharpnessAware(")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_weights_are_exact_after_an_error_in_any_pass(name: str) -> None:
+    model, _, sharp = build(METHODS[name], dict(METHODS[name].good[0]))
+    before, f, calls = everything(model), loss_of(model), 0
+
+    def closure() -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("out of memory")
+        return f(next(batches(1)))
+
+    try:
+        sharp.backward(closure)
+    except RuntimeError:
+        pass
+    after = everything(model)
+    assert all(torch.equal(after[k], before[k]) for k in after if "running" not in k and "tracked" not in k)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_has_file_row_export_card_and_tests(name: str) -> None:
+    row = get(name)
+    module = inspect.getmodule(row.recipe)
+    assert module is not None and row.recipe.__module__.startswith("steppe.methods.")
+    assert getattr(steppe, row.recipe.__name__) is row.recipe
+    text = card(name)
+    for fact in (row.title, row.paper, row.passes, row.buffers, "Args:", "Cost:", "Source:"):
+        assert fact in text
+    for parameter in list(inspect.signature(row.recipe).parameters)[2:]:
+        assert f"\n    {parameter}: " in text, f"the card of {name} does not describe {parameter}"
+    assert row.good and row.bad and str(row.year) and row.use
+    trajectories = (ROOT / "tests" / "test_trajectories.py").read_text()
+    assert row.recipe.__name__ in trajectories or f'"{name}"' in trajectories, f"{name} has no reference trajectory"
+
+
+def test_each_file_of_methods_is_in_the_registry() -> None:
+    files = {p.stem for p in (ROOT / "src" / "steppe" / "methods").glob("[a-z]*.py")}
+    assert files == {inspect.getmodule(row.recipe).__name__.rsplit(".", 1)[1] for row in METHODS.values()}  # type: ignore[union-attr]
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ValueError, match="there is no method 'looksam'; did you mean 'look_sam'"):
+        get("looksam")
+
+
+COUNTED = [
+    ("sam", {}, 2.0), ("asam", {}, 2.0), ("layer_sam", {}, 2.0), ("gsam", {}, 2.0), ("fsam", {}, 2.0),
+    ("wsam", {}, 2.0), ("gnp", {}, 2.0), ("adasam", {}, 2.0), ("sam_adamw", {}, 2.0), ("sam_on", {}, 2.0), ("look_sam", {"k": 5}, 1.2),
+    ("look_layer_sam", {"k": 10}, 1.1), ("late_sam", {"start": 30}, 1.25), ("sam", {"samples": 2}, 1.25),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings", "passes"), COUNTED)
+def test_passes_are_counted(name: str, settings: dict[str, Any], passes: float) -> None:
+    assert count(name, settings) == passes
+
+
+@pytest.mark.parametrize("name", ["rst", "grst"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_passes_of_random_methods_are_one_plus_the_drawn_share(name: str, seed: int) -> None:
+    share = sum(steppe.schedule.uniform(seed, t) < 0.5 for t in range(40)) / 40
+    assert count(name, {"p": 0.5, "seed": seed}) == 1 + share and 0.2 < share < 0.8
+
+
+def count(name: str, settings: dict[str, Any], steps: int = 40) -> float:
+    """Forward passes per step, counted in samples by a hook."""
+    model, optimizer, sharp = build(METHODS[name], settings)
+    seen = 0
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    model.register_forward_pre_hook(hook)
+    for batch in batches(steps):
+        sharp.backward(loss_of(model), batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    return seen / (8 * steps)
