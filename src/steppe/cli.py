@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,19 +15,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 some runs failed, 2 bad input, 130 interrupted.
     """
     try:
-        from steppe.study.commands import BadInputError, UsageError, app
+        return _run(sys.argv[1:] if arguments is None else arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("steppe"):
             raise
-        return _refuse(f"the command line needs {error.name}, which is not installed; run: pip install 'steppe[study]'")
+        return _refuse(f"this needs {error.name}, which is not installed; run: pip install 'steppe[study]'")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    from steppe.study.commands import BadInputError, UsageError, app
+
     try:
-        return app(list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False) or 0
+        return app(list(arguments), standalone_mode=False) or 0
     except BadInputError as error:
         return _refuse(str(error))
     except UsageError as error:
         return _refuse(error.format_message())  # type: ignore[attr-defined]
-    except KeyboardInterrupt:
-        return 130
 
 
 def _refuse(sentence: str) -> int:

@@ -31,7 +31,7 @@ class Run:
     def label(self) -> str:
         """What tables and progress lines call it."""
         if self.method == "base":
-            return "base" if self.variant == "plain" else "base, twice the epochs"
+            return "base" if self.variant == "plain" else "base, 2× epochs"
         return parse(self.method).label
 
     def epochs(self, spec: Spec) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 import steppe
 from steppe.study import tasks
@@ -36,6 +37,13 @@ def _as_seeds(value: Any) -> Any:
     return list(range(value)) if count and 1 <= value <= 1000 else value
 
 
+def _each_once(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise PydanticCustomError("twice", "{value} is there twice; give each once", {"value": str(value)})
+    return values
+
+
 def _words(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -47,6 +55,7 @@ Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[
     list[Seed],
     BeforeValidator(_as_seeds),
+    AfterValidator(_each_once),
     Field(min_length=1, description="a count of at least 1, or a list of seeds of at least 0"),
 ]
 
@@ -69,7 +78,10 @@ class Spec(BaseModel):
     ] = list(DEFAULT_METHODS)
     seeds: Seeds = list(range(5))
     rho: Annotated[
-        list[Positive], BeforeValidator(_as_list), Field(min_length=1, description="a list of radii above 0")
+        list[Positive],
+        BeforeValidator(_as_list),
+        AfterValidator(_each_once),
+        Field(min_length=1, description="a list of radii above 0"),
     ] = [0.1, 0.2, 0.4]
     tune_seeds: Seeds = [0, 1]
     epochs: Whole = 30
@@ -168,7 +180,10 @@ def _validated(values: Mapping[str, Any]) -> Spec:
 
 
 def _sentence(error: ValidationError, values: Mapping[str, Any]) -> str:
-    name = str(error.errors()[0]["loc"][0])
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "twice":
+        return f"{name}: {first['msg']}"
     return f"{name} must be {Spec.model_fields[name].description}, got {values[name]!r}"
 
 
