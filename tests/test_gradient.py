@@ -495,3 +495,18 @@ def test_everything_composes_in_one_constructor() -> None:
         optimizer.zero_grad()
     expected = [t % 2 == 0 and steppe.schedule.uniform(4, t) < 0.7 for t in range(20)]
     assert sharp.step == 20 and any(expected) and all(map(torch.isfinite, map(torch.tensor, losses)))
+
+
+def test_an_abandoned_step_with_zeroed_gradients_leaves_no_correction() -> None:
+    """GradScaler's overflow followed by zero_grad(set_to_none=False): the inf of the abandoned step must not come back."""
+    model, twin = net(dropout=0), net(dropout=0)
+    optimizer, sharp = make(model, combine=steppe.Decoupled(0.9))
+    twin_optimizer, other = make(twin, combine=steppe.Decoupled(0.9))
+    sharp.backward(lambda: loss_of(model)(BATCH) * float("inf"))
+    optimizer.zero_grad(set_to_none=False)
+    model.norm.load_state_dict(twin.norm.state_dict())
+    for m, o, s in ((model, optimizer, sharp), (twin, twin_optimizer, other)):
+        s.backward(lambda m=m: loss_of(m)(BATCH))
+        o.step()
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p, twin.get_parameter(n), rtol=1e-12, atol=1e-14)

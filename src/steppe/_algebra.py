@@ -54,8 +54,9 @@ def inner(a: Tensors, b: Tensors) -> Tensor:
 
 
 def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
-    """``numerator / denominator``, and 0 where the denominator is 0 or NaN."""
-    return torch.where(denominator > 0, numerator / denominator, torch.zeros_like(denominator))
+    """``numerator / denominator``, and 0 where the denominator is 0, NaN or so small that the quotient overflows."""
+    quotient = numerator / denominator
+    return torch.where((denominator > 0) & ~quotient.isinf(), quotient, torch.zeros_like(quotient))
 
 
 def scale_(tensors: list[Tensor], factor: Tensor | float) -> None:
@@ -68,6 +69,12 @@ def scale_each_(tensors: list[Tensor], factors: list[Tensor]) -> None:
     """``x_i *= factor_i`` with one 0-dim factor per tensor."""
     if tensors:
         torch._foreach_mul_(tensors, [f.to(x.device) for f, x in zip(factors, tensors, strict=True)])
+
+
+def multiply_(tensors: list[Tensor], others: list[Tensor]) -> None:
+    """``x_i *= y_i``."""
+    if tensors:
+        torch._foreach_mul_(tensors, others)
 
 
 def add_scaled_(tensors: list[Tensor], others: list[Tensor], factor: Tensor | float) -> None:

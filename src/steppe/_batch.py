@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,8 @@ class Work:
         for arguments in self.batches:
             loss = _checked(self.loss_of(*arguments))
             loss.backward() if self.backward is None else self.backward(loss)  # type: ignore[no-untyped-call]
-            total = loss.detach() if total is None else total + loss.detach()
+            value = loss.detach().reshape(())
+            total = value if total is None else total + value
         assert total is not None
         return total
 
@@ -100,6 +102,15 @@ def first_samples(batch: Any, samples: int | float) -> Any:
     return _sliced(batch, size, count)
 
 
+def _like(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """The items in a mapping of the same class, where it can be written to (BatchEncoding has methods of its own)."""
+    if not isinstance(batch, MutableMapping):
+        return items
+    new = copy.copy(batch)
+    new.update(items)
+    return new
+
+
 def _tensors(batch: Any) -> list[Tensor]:
     if isinstance(batch, Tensor):
         return [batch] if batch.ndim else []
@@ -114,8 +125,8 @@ def _sliced(batch: Any, size: int, count: int) -> Any:
     if isinstance(batch, Tensor):
         return batch[:count] if batch.ndim and batch.shape[0] == size else batch
     if isinstance(batch, Mapping):
-        return {k: _sliced(v, size, count) for k, v in batch.items()}
-    if isinstance(batch, (str, bytes)) or not isinstance(batch, Sequence):
+        return _like(batch, {k: _sliced(v, size, count) for k, v in batch.items()})
+    if not isinstance(batch, (list, tuple)):
         return batch
     if len(batch) == size and not _tensors(batch):
         return batch[:count]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from steppe._parameters import Parameters
 from steppe._parts import decode, encode
 
 if TYPE_CHECKING:
@@ -32,14 +33,11 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
     parts = {name: decode(state[name], getattr(sharp, name)) for name in PARTS}
     shapes = {e.name: e.param for e in sharp._parameters.entries}
     memory = _on_parameters(state["memory"], shapes, [])
+    parameters = Parameters(sharp.model, sharp.optimizer, parts["ascent"].subset)
     for name, part in parts.items():
         setattr(sharp, name, part)
-    sharp.step, sharp.seed, sharp.same_dropout, sharp.memory = (
-        state["step"],
-        state["seed"],
-        state["same_dropout"],
-        memory,
-    )
+    sharp.step, sharp.seed, sharp.same_dropout = state["step"], state["seed"], state["same_dropout"]
+    sharp.memory, sharp._parameters = memory, parameters
 
 
 _PER_PARAMETER = ("average", "g_v")

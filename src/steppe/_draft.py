@@ -40,10 +40,10 @@ class Draft:
             self.handed = _norm(parameters)
 
     def shrink(self, parameters: Parameters) -> None:
-        """Clipping or unscaling since :meth:`note_handed` changed the gradient's length; the correction's alike."""
+        """Clipping, unscaling or zeroing since :meth:`note_handed` scaled the gradient: scale the correction alike."""
         if self.correction and self.handed is not None:
             factor = ratio(_norm(parameters), self.handed)
-            self.correction = {k: c * factor.to(c.device) for k, c in self.correction.items()}
+            self.correction = {k: _scaled(c, factor.to(c.device)) for k, c in self.correction.items()}
 
     @torch.no_grad()
     def correct(self, parameters: Parameters) -> None:
@@ -51,6 +51,11 @@ class Draft:
         for entry in parameters.entries if self.correction else ():
             if entry.name in self.correction and entry.group is not None:
                 entry.param.sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
+
+
+def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    # Zero, not tensor * 0, for an abandoned step, which may hold inf or NaN.
+    return torch.where(factor > 0, tensor * factor, 0.0)
 
 
 def _norm(parameters: Parameters) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -52,7 +51,7 @@ class Statistics:
     """Copies of buffers as they are now, to be put back: same objects, same values."""
 
     def __init__(self, buffers: Iterable[tuple[nn.Module, str]]) -> None:
-        self._kept = [(m, name, m._buffers[name]) for m, name in buffers]
+        self._kept = [(m, name, m._buffers.get(name)) for m, name in buffers]
         self._copies = [None if b is None else b.detach().clone() for _, _, b in self._kept]
 
     @torch.no_grad()
@@ -72,8 +71,8 @@ def buffers_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
 class Replay:
     """Makes a second pass see what the first saw: the same masks, and running statistics that do not move again.
 
-    Which buffers are running statistics is seen, not guessed: those of normalisation layers, and every other buffer
-    that the first pass changed or rebound.
+    Which buffers are running statistics is not guessed from layer types: every floating-point buffer of a module in
+    training mode is put back, and every other one that the first pass changed, rebound or registered.
     """
 
     def __init__(self, model: nn.Module, masks: bool, devices: set[torch.device]) -> None:
@@ -92,7 +91,7 @@ class Replay:
         """Begin the second pass."""
         self._after = Randomness(self._devices) if self._masks else None
         self.rewind()
-        self._statistics = Statistics(k for k in self._versions if self._moved(*k))
+        self._statistics = Statistics(k for k in buffers_of(self._model) if self._may_move(*k))
 
     def done(self) -> None:
         """End the second pass: generators and statistics are as they were after the first."""
@@ -101,10 +100,13 @@ class Replay:
         if self._statistics is not None:
             self._statistics.back()
 
-    def _moved(self, module: nn.Module, name: str) -> bool:
-        (now, count), (then, earlier) = _version(module, name), self._versions[module, name]
-        # Kernels of batch norms write their statistics without counting a version.
-        return isinstance(module, _NormBase) or now is not then or count != earlier
+    def _may_move(self, module: nn.Module, name: str) -> bool:
+        buffer, count = _version(module, name)
+        if (module, name) not in self._versions or (buffer is not None and buffer.is_floating_point()):
+            # Not by version alone: the kernels of batch norms write without counting one.
+            return True
+        then, earlier = self._versions[module, name]
+        return buffer is not then or count != earlier
 
 
 def _version(module: nn.Module, name: str) -> tuple[Tensor | None, int]:
@@ -143,9 +145,9 @@ class Window:
     def close(self) -> None:
         """Weights first, then everything that could fail."""
         self.weights.back()
+        self.doors.open()
         if self.replay is not None:
             self.replay.done()
-        self.doors.open()
 
 
 def refusal(what: str) -> Callable[..., None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -16,18 +17,21 @@ Subset = str | Callable[[str, Tensor], bool]
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, so that names stay the same with and without it."""
-    return bare(model.module) if isinstance(model, DistributedDataParallel) else model
+    """The model inside DistributedDataParallel and torch.compile, so that names stay the same with and without."""
+    if isinstance(model, DistributedDataParallel):
+        return bare(model.module)
+    inner = getattr(model, "_orig_mod", None)
+    return bare(inner) if isinstance(inner, nn.Module) else model
 
 
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
-    """Parameter -> name; a tied parameter has its first name, a compiled module's prefix is left out."""
+    """Parameter -> name; a tied parameter has its first name, a compiled submodule's prefix is left out."""
     return {p: name.replace("_orig_mod.", "") for name, p in bare(model).named_parameters()}
 
 
 def is_normalisation(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer: torch's own, or any class named ...Norm... (LlamaRMSNorm)."""
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+    return "norm" in type(module).__name__.lower() or isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm))
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,18 @@ class Parameters:
         self.model, self.optimizer, self.subset = model, optimizer, subset
         self._shape: tuple[int, ...] = ()
         self._entries: list[Entry] = []
-        self._check()
+        if not any(self.perturbable(e) for e in self.entries):
+            raise ValueError(
+                f"nothing to perturb: subset={self.subset!r} and the groups' perturb flags leave no parameter of the "
+                "optimizer; choose another subset or set perturb=True in a group"
+            )
 
     @property
     def entries(self) -> list[Entry]:
         """Every parameter, in the model's order."""
         shape = tuple(len(g["params"]) for g in self.optimizer.param_groups)
         if shape != self._shape:
+            self._check()
             self._entries, self._shape = self._find(), shape
         return self._entries
 
@@ -133,11 +142,6 @@ class Parameters:
             )
         for group in self.optimizer.param_groups:
             _check_group(group)
-        if not any(self.perturbable(e) for e in self.entries):
-            raise ValueError(
-                f"nothing to perturb: subset={self.subset!r} and the groups' perturb flags leave no parameter of the "
-                "optimizer; choose another subset or set perturb=True in a group"
-            )
 
 
 def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steppe._algebra import add_scaled_, joined, norm_each, ratio, scale_, scale_each_
-from steppe._parts import Part, check, check_choice
+from steppe._algebra import add_scaled_, joined, multiply_, norm_each, ratio, scale_, scale_each_
+from steppe._parts import Part, check, check_choice, check_value, value_at
 from steppe.curves import FollowLR
 
 Grads = dict[str, Tensor]
@@ -137,7 +137,7 @@ class Ascent(Part):
     def __post_init__(self) -> None:
         """Check types and ranges."""
         if not isinstance(self.rho, FollowLR):
-            check("rho", self.rho, 0.0, why="rho is the radius of the perturbation, 0.05 is usual for SAM")
+            check_value("rho", self.rho, 0.0, why="rho is the radius of the perturbation, 0.05 is usual for SAM")
         for name, kind in self._types:
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(
@@ -155,7 +155,7 @@ class Ascent(Part):
             return float(group["rho"])
         if isinstance(self.rho, FollowLR):
             return self.rho.at(group or {"lr": self.rho.lr_max})
-        return float(self.rho(t)) if callable(self.rho) else self.rho
+        return float(value_at("rho", self.rho, t))
 
     def perturbation(
         self, weights: Grads, grads: Grads, rho: dict[str, float], groups: dict[str, int], memory: Memory
@@ -172,10 +172,10 @@ class Ascent(Part):
         vector, memory = self.direction(grads, memory)
         tensors, metric = list(vector.values()), self.metric(weights)
         if metric is not None:
-            torch._foreach_mul_(tensors, metric)
+            multiply_(tensors, metric)
         factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()))
         if metric is not None:
-            torch._foreach_mul_(tensors, metric)
+            multiply_(tensors, metric)
         scale_(tensors, factors) if isinstance(factors, Tensor) else scale_each_(tensors, factors)
         return vector, memory
 

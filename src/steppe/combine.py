@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steppe._algebra import add_scaled_, inner, norm, ratio, scale_
-from steppe._parts import Part, Value, check, check_choice, value_at
+from steppe._parts import Part, Value, check_choice, check_value, value_at
 
 Grads = dict[str, Tensor]
 Memory = dict[str, Any]
@@ -73,20 +73,20 @@ class Mix(Combine):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check("gamma", self.gamma, 0.0)
+        check_value("gamma", self.gamma, 0.0)
 
     def needs_clean(self, t: int) -> bool:
         """Unless gamma(t) = 1."""
-        return value_at(self.gamma, t) != 1
+        return value_at("gamma", self.gamma, t) != 1
 
     def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
         """The weighted sum of both gradients."""
-        gamma = value_at(self.gamma, t)
+        gamma = value_at("gamma", self.gamma, t)
         if gamma in (0, 1):
             return Combined(perturbed if gamma else clean)
         d = list(clean.values())
-        torch._foreach_mul_(d, 1 - gamma)
-        torch._foreach_add_(d, list(perturbed.values()), alpha=gamma)
+        scale_(d, 1 - gamma)
+        add_scaled_(d, list(perturbed.values()), gamma)
         return Combined(clean)
 
 
@@ -98,15 +98,15 @@ class SurrogateGap(Combine):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check("alpha", self.alpha, 0.0)
+        check_value("alpha", self.alpha, 0.0)
 
     def needs_clean(self, t: int) -> bool:
         """Unless alpha(t) = 0."""
-        return value_at(self.alpha, t) != 0
+        return value_at("alpha", self.alpha, t) != 0
 
     def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
         """The perturbed gradient less alpha times the part of g that is orthogonal to it."""
-        alpha = value_at(self.alpha, t)
+        alpha = value_at("alpha", self.alpha, t)
         if alpha == 0:
             return Combined(perturbed)
         g, d = list(clean.values()), list(perturbed.values())
@@ -133,7 +133,7 @@ class Reuse(Combine):
 
     def __post_init__(self) -> None:
         """Check ranges and the refresh part."""
-        check("alpha", self.alpha, 0.0)
+        check_value("alpha", self.alpha, 0.0)
         check_choice("push", self.push, ("paper", "natural"))
         if not isinstance(self.refresh, Combine) or self.refresh.reuses:
             raise TypeError(f"refresh={self.refresh!r} was given; expected Replace(), Mix(...) or SurrogateGap(...)")
@@ -148,7 +148,7 @@ class Reuse(Combine):
 
     def skipped(self, t: int, grads: Grads, memory: Memory) -> Grads:
         """The gradient plus the stored push."""
-        alpha = value_at(self.alpha, t)
+        alpha = value_at("alpha", self.alpha, t)
         names = [k for k in grads if k in memory.get("g_v", {})]
         if not names or (self.push == "paper" and alpha == 0):
             return grads
@@ -163,7 +163,7 @@ class Reuse(Combine):
         along = ratio(inner(d, g), g_norm**2)
         if not self._needs_own_copy:
             scale_(g, -along)
-            torch._foreach_add_(g, d)
+            add_scaled_(g, d, 1)
             return clean
         return {k: perturbed[k] - along.to(x.device) * x for k, x in clean.items()}
 
@@ -191,14 +191,19 @@ class Decoupled(Combine):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check("gamma", self.gamma, 0.0, 1.0)
-        if self.gamma == 1:
-            raise ValueError("gamma=1 was given; expected gamma below 1, as gamma / (1 - gamma) weighs the correction")
+        check_value("gamma", self.gamma, 0.0, 1.0)
+        _refuse_one(self.gamma)
 
     def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
         """g, and gamma / (1 - gamma) (g~ - g) as the correction."""
-        gamma = value_at(self.gamma, t)
+        gamma = value_at("gamma", self.gamma, t)
+        _refuse_one(gamma)
         push = list(perturbed.values())
-        torch._foreach_sub_(push, list(clean.values()))
-        torch._foreach_mul_(push, gamma / (1 - gamma))
+        add_scaled_(push, list(clean.values()), -1)
+        scale_(push, gamma / (1 - gamma))
         return Combined(clean, correction=perturbed)
+
+
+def _refuse_one(gamma: Value) -> None:
+    if gamma == 1:
+        raise ValueError("gamma=1 was given; expected gamma below 1, as gamma / (1 - gamma) weighs the correction")

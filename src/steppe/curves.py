@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steppe._parts import Part, Value, check, check_count, value_at
+from steppe._parts import Part, Value, check, check_count, check_value, value_at
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,12 @@ class Quotient(Part):
     def __post_init__(self) -> None:
         """Check the ranges."""
         check("numerator", self.numerator, 0.0)
+        check_value("denominator", self.denominator, 0.0)
         check("maximum", self.maximum, 0.0)
 
     def __call__(self, t: int) -> float:
         """The value at step ``t``; the maximum where the denominator is 0."""
-        below = value_at(self.denominator, t)
+        below = value_at("denominator", self.denominator, t)
         return min(self.numerator / below, self.maximum) if below > 0 else self.maximum
 
 

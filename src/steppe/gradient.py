@@ -128,8 +128,7 @@ class SharpnessAware:
         self._refuse_while_perturbed("start another backward")
         work = Work.of(closure, batch, micro_batches, backward)
         few = work.first(self.ascent.samples) if self.ascent.samples is not None else None
-        if not self._parameters.have_gradients():
-            self._draft = Draft()
+        self._renew()
         if self._known_to_skip() and not self.combine.reuses:
             self.last = Last(False, work.run())
         else:
@@ -138,6 +137,13 @@ class SharpnessAware:
             self._draft.note_handed(self._parameters)
         assert self.last.loss is not None
         return self.last.loss
+
+    def _renew(self) -> None:
+        """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step."""
+        if self._parameters.have_gradients():
+            self._draft.shrink(self._parameters)
+        else:
+            self._draft = Draft()
 
     def _whole_batch(self, work: Work) -> Last:
         if not self._known_to_skip():
@@ -359,7 +365,6 @@ class SharpnessAware:
         """
         self._refuse_while_perturbed("load a state")
         unpack(self, state)
-        self._parameters = Parameters(self.model, self.optimizer, self.ascent.subset)
         self._draft = Draft()
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from steppe._parts import Part, Value, check, check_count, value_at
+from steppe._parts import Part, Value, check, check_count, check_value, value_at
 
 Memory = dict[str, Any]
 Statistic = Callable[[], Tensor]
@@ -79,11 +79,11 @@ class Bernoulli(Schedule):
 
     def __post_init__(self) -> None:
         """Check the range."""
-        check("p", self.p, 0.0, 1.0, "p is a probability")
+        check_value("p", self.p, 0.0, 1.0, "p is a probability")
 
     def decide(self, t: int, seed: int, statistic: Statistic, memory: Memory) -> Decision:
         """True when the draw of (seed, t) lies below p(t)."""
-        return uniform(seed, t) < value_at(self.p, t), {}
+        return uniform(seed, t) < value_at("p", self.p, t, 0.0, 1.0), {}
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,12 @@ class Both(Schedule):
 
     first: Schedule
     second: Schedule
+
+    def __post_init__(self) -> None:
+        """Check that both are schedules."""
+        for part in (self.first, self.second):
+            if not isinstance(part, Schedule):
+                raise TypeError(f"a schedule was joined with {part!r}; expected another schedule, such as Every(2)")
 
     @property
     def needs_gradient(self) -> bool:

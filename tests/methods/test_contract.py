@@ -129,8 +129,10 @@ def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
 
 
 COUNTED = [
-    ("sam", {}, 2.0), ("asam", {}, 2.0), ("layer_sam", {}, 2.0), ("gsam", {}, 2.0), ("fsam", {}, 2.0),
-    ("wsam", {}, 2.0), ("gnp", {}, 2.0), ("adasam", {}, 2.0), ("sam_adamw", {}, 2.0), ("sam_on", {}, 2.0), ("look_sam", {"k": 5}, 1.2),
+    ("sam", {}, 2.0), ("asam", {}, 2.0), ("layer_sam", {}, 2.0), ("gsam", {}, 2.0),
+    ("fsam", {}, 2.0),
+    ("wsam", {}, 2.0), ("gnp", {}, 2.0), ("adasam", {}, 2.0), ("sam_adamw", {}, 2.0), ("sam_on", {}, 2.0),
+    ("look_sam", {"k": 5}, 1.2),
     ("look_layer_sam", {"k": 10}, 1.1), ("late_sam", {"start": 30}, 1.25), ("sam", {"samples": 2}, 1.25),
 ]  # fmt: skip
 

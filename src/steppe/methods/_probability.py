@@ -37,7 +37,8 @@ def probability(p: float, schedule: str, p_end: float | None, total_steps: int |
     check("p_end", end, 0.0, 1.0, "p_end is a probability")
     if p_end is not None and schedule != "trigonometric":
         raise ValueError(
-            f"p_end={p_end!r} was given with schedule={schedule!r}; expected none, as only 'trigonometric' has an end: leave it out"
+            f"p_end={p_end!r} was given with schedule={schedule!r}; expected none, as only "
+            "'trigonometric' has an end: leave it out"
         )
     if schedule != "constant":
         if total_steps is None:

@@ -85,7 +85,8 @@ class AMSGrad(Optimizer):
         state = self.state[param]
         if not state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
-            state["max_exp_avg_sq"] = torch.full_like(param, eps**2)
+            floor = max(eps**2, torch.finfo(param.dtype).tiny)  # eps^2 may be below the dtype's range
+            state["max_exp_avg_sq"] = torch.full_like(param, floor)
         return state
 
 
