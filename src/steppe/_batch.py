@@ -51,7 +51,7 @@ class Work:
         total: Tensor | None = None
         for arguments in self.batches:
             loss = _checked(self.loss_of(*arguments))
-            loss.backward() if self.backward is None else self.backward(loss)  # type: ignore[no-untyped-call]
+            loss.backward() if self.backward is None else self.backward(loss)
             value = loss.detach().reshape(())
             total = value if total is None else total + value
         assert total is not None
@@ -131,4 +131,4 @@ def _sliced(batch: Any, size: int, count: int) -> Any:
     if len(batch) == size and not _tensors(batch):
         return batch[:count]
     parts = [_sliced(v, size, count) for v in batch]
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)  # type: ignore[call-arg]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

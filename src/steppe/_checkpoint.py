@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -43,7 +44,7 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
 _PER_PARAMETER = ("average", "g_v")
 
 
-def _on_parameters(value: Any, params: dict[str, Tensor], path: list[str]) -> Any:
+def _on_parameters(value: Any, params: Mapping[str, Tensor], path: list[str]) -> Any:
     """A copy of the memory with every tensor on its parameter's device."""
     if isinstance(value, dict):
         return {k: _on_parameters(v, params, [*path, k]) for k, v in value.items()}

@@ -13,6 +13,15 @@ from steppe._parameters import Parameters
 from steppe.combine import Combined, Grads
 
 
+@dataclass(frozen=True)
+class Last:
+    """What the latest ``backward`` did: whether it ascended, and the losses (0-dim tensors) of its two passes."""
+
+    ascended: bool
+    loss: Tensor | None = None
+    perturbed_loss: Tensor | None = None
+
+
 @dataclass
 class Draft:
     """Decision, memory and correction of the present step; dropped when the step is never taken (GradScaler)."""

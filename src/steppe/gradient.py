@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,22 +13,13 @@ from torch.optim import Optimizer
 from steppe._algebra import norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
-from steppe._draft import Draft
+from steppe._draft import Draft, Last
 from steppe._guards import Doors, Replay, SavedWeights, Statistics, Window, buffers_of, perturbed_message
 from steppe._parameters import Parameters, aligned, bare
 from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
 from steppe.ascent import Ascent, Grads
 from steppe.combine import Combine, Replace
 from steppe.schedule import Always, Schedule
-
-
-@dataclass(frozen=True)
-class Last:
-    """What the latest ``backward`` did: whether it ascended, and the losses (0-dim tensors) of its two passes."""
-
-    ascended: bool
-    loss: Tensor | None = None
-    perturbed_loss: Tensor | None = None
 
 
 class SharpnessAware:

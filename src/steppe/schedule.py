@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +29,10 @@ def uniform(seed: int, t: int) -> float:
 class Schedule(Part):
     """Base of schedules; ``a & b`` ascends when both do."""
 
-    needs_gradient: ClassVar[bool] | Any = False  # True: the decision must wait for the first pass
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the decision must wait for the first pass."""
+        return False
 
     def decide(self, t: int, seed: int, statistic: Statistic, memory: Memory) -> Decision:
         """Whether step ``t`` ascends, and the memory to keep when the step is really taken.
@@ -117,7 +120,6 @@ class AboveNorm(Schedule):
     lambda_1: float = -1.0
     lambda_2: float = 1.0
     decay: float = 0.9
-    needs_gradient: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -125,6 +127,11 @@ class AboveNorm(Schedule):
         check("lambda_1", self.lambda_1)
         check("lambda_2", self.lambda_2)
         check("decay", self.decay, 0.0, 1.0)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """It reads the gradient's norm."""
+        return True
 
     def decide(self, t: int, seed: int, statistic: Statistic, memory: Memory) -> Decision:
         """True when the squared norm reaches mean + c_t deviations; a non-finite norm leaves the memory alone."""
@@ -154,7 +161,7 @@ class Both(Schedule):
     @property
     def needs_gradient(self) -> bool:
         """True when either schedule waits for the gradient."""
-        return bool(self.first.needs_gradient or self.second.needs_gradient)
+        return self.first.needs_gradient or self.second.needs_gradient
 
     def decide(self, t: int, seed: int, statistic: Statistic, memory: Memory) -> Decision:
         """Both decisions; neither is skipped, so that each sees every step."""

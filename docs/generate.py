@@ -1,0 +1,77 @@
+"""Write what follows from the registry: docs/methods.md and the table of methods in README.md (`make docs`)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from steppe.methods import METHODS, card
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- methods: written by make docs -->", "<!-- end of methods -->"
+
+
+def table() -> str:
+    """One line per method."""
+    head = "| method | in Python | passes a step | buffers | when | paper |\n| --- | --- | --- | --- | --- | --- |"
+    rows = [
+        f"| [{row.title}](docs/methods.md#{row.name}) | `steppe.{row.recipe.__name__}` | {row.passes} | {row.buffers} "
+        f"| {row.use} | {_link(row.paper)} |"
+        for row in METHODS.values()
+    ]
+    return "\n".join([head, *rows])
+
+
+def page() -> str:
+    """All cards, one after the other."""
+    intro = (
+        "# Methods\n\nWritten from the registry and docstrings by `make docs`; `steppe methods NAME` prints one card. "
+        "A pass is a forward and a backward; a buffer is one tensor for each perturbed parameter, held while weights "
+        "are perturbed unless it says otherwise.\n"
+    )
+    cards = [f'<a id="{name}"></a>\n\n' + _as_markdown(card(name)) for name in METHODS]
+    return "\n".join([intro, *cards])
+
+
+def readme(text: str) -> str:
+    """README.md with the present table between its marks."""
+    before, rest = text.split(START)
+    return f"{before}{START}\n{table()}\n{END}{rest.split(END)[1]}"
+
+
+def _link(paper: str) -> str:
+    found = re.search(r"arXiv (\d{4}\.\d{5})", paper)
+    return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else paper
+
+
+def _paper(text: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def _as_markdown(text: str) -> str:
+    """A card whose `Args:` block is a list, so that it reads well outside a terminal too."""
+    text = re.sub(r"^# ", "## ", _paper(text), flags=re.M)
+    text = re.sub(r"(?<!`)``(?!`)", "`", text)
+    text = re.sub(r":(?:func|class):`steppe\.([\w.]+)`", r"`steppe.\1`", text)
+    text = re.sub(r"^(Args|Raises):$", r"**\1**\n", text, flags=re.M)
+    text = re.sub(r"^    (\w+): ", r"- `\1`: ", text, flags=re.M)
+    text = re.sub(r"^        (?=\S)", "  ", text, flags=re.M)
+    return re.sub(r"^(Cost|Source):", r"**\1:**", text, flags=re.M)
+
+
+def main() -> int:
+    """Write, or with --check only say what is out of date."""
+    targets = {ROOT / "docs" / "methods.md": page(), ROOT / "README.md": readme((ROOT / "README.md").read_text())}
+    old = [path.name for path, text in targets.items() if not path.exists() or path.read_text() != text]
+    if "--check" in sys.argv:
+        print(f"out of date: {', '.join(old)}; run make docs" if old else "up to date")
+        return bool(old)
+    for path, text in targets.items():
+        path.write_text(text)
+    print(f"written: {', '.join(old) or 'nothing new'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
