@@ -1,13 +1,13 @@
-"""Curves over seeds: the mean with its 95 % interval at every place where all seeds have a value."""
+"""Curves over seeds: the mean, the lowest and the highest seed at every place where all seeds have a value."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from steppe.study.groups import Group, finite
-from steppe.study.statistics import estimate
 
 PLACES = 120
 """At most this many places are kept of a curve: more cannot be seen."""
@@ -15,7 +15,7 @@ PLACES = 120
 
 @dataclass(frozen=True)
 class Band:
-    """A mean curve; `low` and `high` are the ends of the interval, equal to the mean for a single seed."""
+    """A mean curve, and the curves of the lowest and the highest value among the seeds."""
 
     x: list[float]
     mean: list[float]
@@ -58,6 +58,5 @@ def _band(curves: Sequence[dict[float, float]], scale: float) -> Band | None:
         return None
     stride = -(-len(places) // PLACES)
     kept = [*places[:-1:stride], places[-1]]
-    found = [estimate([scale * pairs[x] for pairs in known]) for x in kept]
-    pairs = [(e.mean, e.ci95 or 0.0) for e in found if e is not None]
-    return Band(kept, [m for m, _ in pairs], [m - c for m, c in pairs], [m + c for m, c in pairs])
+    found = [[scale * pairs[x] for pairs in known] for x in kept]
+    return Band(kept, [math.fsum(v) / len(v) for v in found], [min(v) for v in found], [max(v) for v in found])

@@ -34,8 +34,8 @@ def _early(summary: Summary) -> list[str]:
     helps, gains = _above(alone), _above(row["delta"])
     part = alone["mean"] / row["delta"]["mean"] if gains else 0.0
     if not gains:
-        text = "helps the base here" if helps else "brings the base nothing clear here"
-        return [f"Early stopping {text} {shown}."]
+        does = "helps" if helps else "does not clearly help"
+        return [f"Early stopping {does} the base here ({points(alone, digits)} points)."]
     if helps and part >= NEARLY_ALL:
         return [f"Early stopping alone recovers nearly all that {name} seems to win {shown}: stop early first."]
     if helps and part > LITTLE:
@@ -56,7 +56,8 @@ def _double(summary: Summary) -> list[str]:
             f"Twice the epochs harm the base {shown}: it overfits when trained longer.",
             *_fourth(summary),
         ]
-    return [f"Twice the epochs change nothing clear for the base {shown}.", *_fourth(summary)]
+    doubt = ": if in doubt, raise the epochs" if summary["best_baseline"] == "double" else ""
+    return [f"Twice the epochs change nothing clear for the base {shown}{doubt}.", *_fourth(summary)]
 
 
 def _fourth(summary: Summary) -> list[str]:
@@ -76,11 +77,9 @@ def _sam(summary: Summary) -> list[str]:
         return ["SAM is not in this comparison: no share of its gain can be shown."]
     if row["gain"]["ci95"] is None or _above(row["gain"]):
         return []
-    gain = points(row["gain"], decimals(summary["rows"]))
-    return [
-        f"SAM's gain over {BASELINES[summary['best_baseline']]} is not clear of zero ({gain} points): "
-        "a share of it would mean nothing and is not shown."
-    ]
+    against, gain = BASELINES[summary["best_baseline"]], points(row["gain"], decimals(summary["rows"]))
+    what = "loses to" if _below(row["gain"]) else "does not clearly gain on"
+    return [f"SAM {what} {against} ({gain} points): a share of that would mean nothing and is not shown."]
 
 
 def _worse(summary: Summary) -> list[str]:
@@ -148,11 +147,12 @@ def _selection(summary: Summary) -> list[str]:
         "favours the baseline, so gains err on the low side; ρ was chosen on validation data alone."
     ]
     if len(rows) > 1:
-        found.append(
-            f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %. "
-            f"The best of {len(rows)} by its mean is partly lucky: expect a little less of "
-            f"{best_row(rows)['label']} on new seeds."
-        )
+        found.append(f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %.")
+        best = best_row(rows)
+        if best["gain"]["clear"] == 1:
+            found[-1] += (
+                f" The best of {len(rows)} is partly lucky: expect a little less of {best['label']} on new seeds."
+            )
     return [*found, "Intervals (95 %, t) are over seeds, with the same test set throughout."]
 
 

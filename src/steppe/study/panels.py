@@ -101,10 +101,10 @@ def _words(kind: Kind, group: Group, band: Band, base: Band | None) -> str:
 
 
 def _upper(found: Sequence[Band]) -> tuple[float, float]:
-    """From the lowest mean after the first third (and at most 25 points below the top) to the highest interval."""
+    """From the lowest mean after the first third (and at most 40 points below the top) to the highest seed."""
     top = max(max(b.mean) for b in found)
     bottom = min(min(b.mean[len(b.mean) // 3 :]) for b in found)
-    bottom = max(bottom, top - 25)
+    bottom = max(bottom, top - 40)
     room = 0.08 * max(top - bottom, 1.0)
     return bottom - room, min(top + 2 * room, 100.5)
 

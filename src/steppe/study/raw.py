@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steppe.study.groups import Record, finite, label
-from steppe.study.wording import ABSENT, plain, short
+from steppe.study.wording import ABSENT, figures, plain, short
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _run(run: Record) -> list[str]:
         str(early.get("epoch", ABSENT)),
         *(_percent(early.get(name)) for name in ("val_accuracy", "test_accuracy")),
         plain(finite(run.get("passes_per_step")), 3),
-        short(finite((run.get("sharpness") or {}).get("value"))),
+        figures(finite((run.get("sharpness") or {}).get("value"))),
         plain(finite(run.get("seconds")), 1),
     ]
 

@@ -87,7 +87,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
     provenance: dict[str, list[str]] = {}
     for run in _sorted(records):
         for name, value in (run.get("provenance") or {}).items():
-            if str(value) not in provenance.setdefault(name, []):
+            if name != "schema" and str(value) not in provenance.setdefault(name, []):
                 provenance[name].append(str(value))
     return {
         "methods": [row for row in summary["rows"] if row["method"] != "base"],
@@ -98,7 +98,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "finished": max((str(run.get("finished") or "") for run in records), default="")[:10],
         "provenance": provenance,
         "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
-        "spec": dict(_flat({k: v for k, v in summary["spec"].items() if k != "labels"})),
+        "spec": dict(_flat({k: v for k, v in summary["spec"].items() if k not in ("labels", "out")})),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
 
@@ -131,8 +131,9 @@ def _forest_of(summary: Mapping[str, Any]) -> Any:
     """A filter that draws a gain as a small interval on a scale shared by all rows."""
     gains = [row["gain"] for row in summary["rows"] if row["gain"]]
     ends = [g["mean"] + sign * (g["ci95"] or 0) for g in gains for sign in (-1, 1)]
-    top = max([0.002, *(g["mean"] for g in gains)])
-    low, high = max(min([0.0, *ends]), -2 * top), max([0.002, *ends])
+    sizes = sorted(abs(g["mean"]) for g in gains) or [0.0]
+    reach = 2 * max([0.002, *(g["mean"] for g in gains), sizes[len(sizes) // 2]])
+    low, high = max(min([0.0, *ends]), -reach), min(max([0.002, *ends]), reach)
 
     def place(value: float) -> float:
         return 4 + 92 * (min(max(value, low), high) - low) / (high - low)
@@ -142,7 +143,7 @@ def _forest_of(summary: Mapping[str, Any]) -> Any:
         left, middle, right = (place(gain["mean"] + k * half) for k in (-1, 0, 1))
         sure = " sure" if gain.get("clear") == 1 else ""
         return Markup(
-            f'<svg class="forest{sure}" viewBox="0 0 100 16" width="92" height="16" aria-hidden="true">'
+            f'<svg class="forest{sure}" viewBox="0 0 100 16" width="84" height="16" aria-hidden="true">'
             f'<line class="zero" x1="{place(0):.1f}" x2="{place(0):.1f}" y1="0" y2="16"/>'
             f'<line class="bar" x1="{left:.1f}" x2="{right:.1f}" y1="8" y2="8"/>'
             f'<circle cx="{middle:.1f}" cy="8" r="3.5"/></svg>'

@@ -27,7 +27,7 @@ def scatter(summary: Mapping[str, Any], key: str, width: float, height: float) -
         return None
     with svg.canvas(width, height) as (figure, axes):
         figure.subplots_adjust(left=36 / width, right=1 - 12 / width, bottom=44 / height, top=1 - 30 / height)
-        floor = _limits(axes, points, summary)
+        floor = _limits(axes, points)
         _axis_texts(axes, summary)
         for point in points:
             point["y"] = max(100 * point["figure"]["mean"], floor)
@@ -58,17 +58,23 @@ def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:
     return f"Test accuracy against {AXES[summary['cost_axis']]}. {'; '.join(each)}. On the Pareto front: {front}."
 
 
-def _limits(axes: Axes, points: Sequence[Point], summary: Mapping[str, Any]) -> float:
+def _inside(means: Sequence[float]) -> Sequence[float]:
+    """Of descending values those to be drawn to scale: the upper ones, down to a gap wider than all above it."""
+    count = -(-3 * len(means) // 5)
+    while count < len(means) and means[count - 1] - means[count] <= max(means[0] - means[count - 1], 0.5):
+        count += 1
+    return means[:count]
+
+
+def _limits(axes: Axes, points: Sequence[Point]) -> float:
     """Set the limits around what matters and return the height at which points far below are drawn."""
-    means = [100 * p["figure"]["mean"] for p in points]
-    best = 100 * summary["baselines"][summary["best_baseline"]]["mean"] if summary["best_baseline"] else min(means)
-    lowest = best - 1.5 * max(max(means) - best, 1.0)
-    inside = [p for p in points if 100 * p["figure"]["mean"] >= lowest]
-    ends = [100 * (p["figure"]["mean"] + s * (p["figure"]["ci95"] or 0)) for p in inside for s in (-1, 1)]
-    low, high = max(min(ends), lowest), max(ends)
-    room = 0.08 * max(high - low, 0.2)
-    floor = low - room
-    axes.set_ylim(floor - (room if len(inside) < len(points) else 0), high + room)
+    means = sorted((100 * p["figure"]["mean"] for p in points), reverse=True)
+    inside = _inside(means)
+    span = max(inside[0] - inside[-1], 0.5)
+    half = max(100 * (p["figure"]["ci95"] or 0) for p in points)
+    room = min(max(half, 0.08 * span), 0.4 * span)
+    floor = inside[-1] - room
+    axes.set_ylim(floor - (0.1 * span if len(inside) < len(means) else 0), min(inside[0] + room, 100.5))
     costs = [p["cost"] for p in points]
     spread = max(max(costs) - min(costs), 0.2)
     axes.set_xlim(min(costs) - 0.1 * spread, max(costs) + 0.16 * spread)

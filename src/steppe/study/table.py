@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from steppe.study.wording import broken, count, decimals, percent, plain, points, radius, share, short, times
+from steppe.study.wording import broken, count, decimals, figures, percent, plain, points, radius, share, times
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -46,7 +46,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
         Column("passes\n/step", lambda row, _: plain(row["passes"])),
         Column("\ntime", lambda row, _: times((row["time_ratio"] or {}).get("median"))),
         Column("\nmemory", lambda row, _: times(row["memory_ratio"]), 4),
-        Column("sharp-\nness", lambda row, _: short((row["sharpness"] or {}).get("mean")), 3),
+        Column("sharp-\nness", lambda row, _: figures((row["sharpness"] or {}).get("mean")), 3),
     ]
 
 

@@ -57,10 +57,15 @@ def plain(value: float | None, digits: int = 2) -> str:
 
 
 def short(value: float | None) -> str:
-    """Three significant figures without an exponent where one can do without."""
+    """Up to three significant figures: `0.2`."""
     if value is None:
         return ABSENT
     return f"{value:.3g}".replace("-", MINUS)
+
+
+def figures(value: float | None) -> str:
+    """Three significant figures, trailing zeros kept: `0.0370`."""
+    return ABSENT if value is None else f"{value:#.3g}".rstrip(".").replace("-", MINUS)
 
 
 def share(kept: Mapping[str, Any] | None) -> str:
