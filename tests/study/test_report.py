@@ -177,3 +177,8 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_same_input_same_file() -> None:
     assert made(NOISY) == made(NOISY)
+
+
+def test_far_points_are_named_with_their_figure(clean: str) -> None:
+    assert "base, to the end 70.1 ± 0.4" in made(NOISY)  # drawn at the edge of the plot
+    assert ">base</text>" in clean and not re.search(r">base [\d.]+ ± [\d.]+</text>", clean)  # to scale

@@ -27,7 +27,7 @@ def scatter(summary: Mapping[str, Any], key: str, width: float, height: float) -
         return None
     with svg.canvas(width, height) as (figure, axes):
         figure.subplots_adjust(left=36 / width, right=1 - 12 / width, bottom=44 / height, top=1 - 30 / height)
-        floor = _limits(axes, points)
+        floor = _limits(axes, points, summary)
         _axis_texts(axes, summary)
         for point in points:
             point["y"] = max(100 * point["figure"]["mean"], floor)
@@ -58,18 +58,19 @@ def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:
     return f"Test accuracy against {AXES[summary['cost_axis']]}. {'; '.join(each)}. On the Pareto front: {front}."
 
 
-def _inside(means: Sequence[float]) -> Sequence[float]:
-    """Of descending values those to be drawn to scale: the upper ones, down to a gap wider than all above it."""
-    count = -(-3 * len(means) // 5)
-    while count < len(means) and means[count - 1] - means[count] <= max(means[0] - means[count - 1], 0.5):
+def _inside(means: Sequence[float], needed: float) -> Sequence[float]:
+    """Of descending values those drawn to scale: down to the needed one, and on until a gap dwarfs all above it."""
+    count = max(-(-3 * len(means) // 5), sum(mean >= needed for mean in means))
+    while count < len(means) and means[count - 1] - means[count] <= max(3 * (means[0] - means[count - 1]), 2.0):
         count += 1
     return means[:count]
 
 
-def _limits(axes: Axes, points: Sequence[Point]) -> float:
+def _limits(axes: Axes, points: Sequence[Point], summary: Mapping[str, Any]) -> float:
     """Set the limits around what matters and return the height at which points far below are drawn."""
     means = sorted((100 * p["figure"]["mean"] for p in points), reverse=True)
-    inside = _inside(means)
+    best = summary["baselines"].get(summary["best_baseline"])
+    inside = _inside(means, 100 * best["mean"] if best else means[0])
     span = max(inside[0] - inside[-1], 0.5)
     half = max(100 * (p["figure"]["ci95"] or 0) for p in points)
     room = min(max(half, 0.08 * span), 0.4 * span)
