@@ -1,6 +1,7 @@
 """Where pytorch_optimizer 4.1 deviates from the papers; docs/peers.md names the tests of this file."""
 
 import copy
+import importlib.metadata
 import math
 
 import pytest
@@ -9,6 +10,14 @@ from tests import peers, reference
 from torch import nn
 
 import steppe
+
+
+@pytest.fixture(autouse=True)
+def the_version_that_was_read():
+    peers.peer()
+    version = importlib.metadata.version("pytorch_optimizer")
+    if not version.startswith("4.1."):
+        pytest.skip(f"docs/peers.md is about pytorch_optimizer 4.1; this is {version}: read it anew")
 
 
 @pytest.fixture
@@ -23,6 +32,13 @@ def test_fsam_subtracts_the_old_momentum(repaired):
     other = peers.their_fsam(0.5, 0.6, aligned=False, perturb_eps=0.0)
     assert peers.gap(path[:1], other[:1]) <= peers.EXACT
     assert peers.gap(path, other) > 1e-3
+
+
+def test_at_sigma_one_only_the_start_of_the_average_differs(repaired):
+    """Its average started at (1 - decay) g_0, not g_0, gives the paper's run; left alone it does not."""
+    path = peers.ours(lambda m, o: steppe.FSAM(m, o, rho=peers.RHO, sigma=1.0, decay=0.9))
+    assert peers.gap(path, peers.their_fsam(1.0, 0.9, aligned=True, perturb_eps=0.0)) <= peers.EXACT
+    assert peers.gap(path, peers.their_fsam(1.0, 0.9, aligned=False, perturb_eps=0.0)) > 1e-3
 
 
 def their_look_sam(problem, k=5, alpha=0.7):

@@ -16,7 +16,8 @@ def jax64():
     jax = pytest.importorskip("jax", reason="jax is an extra: pip install '.[oracles]'")
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
-    yield jax
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield jax
     jax.config.update("jax_enable_x64", before)
 
 
