@@ -1,8 +1,8 @@
 import pytest
 import torch
+from tests.study import tiny
 
 from steppe.study import models
-from tests.study import tiny
 
 
 @pytest.mark.parametrize("name", list(models.MODELS))

@@ -98,7 +98,11 @@ def compare(
 ) -> None:  # fmt: skip
     """Train with each method and seed; say what each gains over an honest base, and what it costs."""
     flags = {key: value for key, value in locals().items() if key not in ("config", "as_json")}
-    _compare({key: _numbers(key, value) for key, value in flags.items()}, config, as_json)
+    try:
+        _compare({key: _numbers(key, value) for key, value in flags.items()}, config, as_json)
+    except KeyboardInterrupt:
+        typer.echo("steppe: interrupted; finished runs are kept and the same command goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _numbers(key: str, value: Any) -> Any:
@@ -122,12 +126,8 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     errors = Console(stderr=True)
     with _refusing():
         plan = study.check(resolve(flags, config))
-    try:
-        with progress.on(errors) as shown:
-            outcome = study.compare(plan, shown)
-    except KeyboardInterrupt:
-        errors.print("Interrupted; finished runs are kept, the same command goes on from there.", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
+    with progress.on(errors) as shown:
+        outcome = study.compare(plan, shown)
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:

@@ -1,0 +1,99 @@
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.study import studies
+
+from steppe.study import compare as study
+from steppe.study import progress
+from steppe.study.spec import resolve
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A comparison that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    done = studies.complete(out)
+    assert done.returncode == 0, done.stderr
+    assert "Report: " in done.stdout and "[16/16]" in done.stderr
+    return out
+
+
+def test_a_comparison_leaves_its_files(whole):
+    assert {path.name for path in whole.iterdir()} == {"runs", "spec.json", "cost.json", "summary.json", "report.html"}
+    assert len(studies.finished(whole)) == 16
+    cost = json.loads((whole / "cost.json").read_text())
+    assert set(cost["methods"]) == {"sam", "rst"}
+    assert 1.3 < cost["methods"]["sam"]["time_ratio"]["median"] < 5
+    assert cost["methods"]["sam"]["memory_ratio"] > 1
+    assert json.loads((whole / "spec.json").read_text())["methods"] == ["sam", "rst"]
+
+
+def test_the_same_command_again_runs_nothing(whole):
+    before = studies.finished(whole)
+    cost = (whole / "cost.json").stat().st_mtime_ns
+    done = studies.complete(whole, "--json")
+    assert done.returncode == 0 and studies.finished(whole) == before
+    assert (whole / "cost.json").stat().st_mtime_ns == cost
+    assert json.loads(done.stdout) == json.loads((whole / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("runs", [3, 12])
+def test_killed_and_resumed_equals_undisturbed(whole, tmp_path, runs):
+    code, _ = studies.cut_off(tmp_path, runs)
+    assert code == -signal.SIGKILL
+    kept = studies.finished(tmp_path)
+    assert runs <= len(kept) < 16
+    (tmp_path / "runs" / ".half.json.1.tmp").write_text("{")
+    assert studies.complete(tmp_path).returncode == 0
+    after = studies.finished(tmp_path)
+    assert {name: after[name] for name in kept} == kept
+    assert studies.results(tmp_path) == studies.results(whole)
+    assert not list((tmp_path / "runs").glob("*.tmp"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
+    code, errors = studies.cut_off(tmp_path, 2, signal.SIGINT)
+    assert code == 130
+    assert errors.splitlines()[-1].startswith("steppe: interrupted") and "the same command" in errors.splitlines()[-1]
+    assert len(studies.finished(tmp_path)) >= 2
+
+
+def settled(out: Path, **flags):
+    flags = {"task": "tests.study.tiny:task", "methods": ["sam"], "seeds": 2, "rho": 0.1, "jobs": 1, **flags}
+    plan = study.check(resolve({**flags, "out": str(out)}))
+    with progress.PlainProgress(Console(stderr=True)) as shown:
+        return study.compare(plan, shown)
+
+
+def test_other_settings_in_the_same_folder_do_not_mix(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.cost, "measure", None)  # not under test: measuring fails, and is reported as failed
+    first, second = settled(tmp_path), settled(tmp_path, epochs=2)
+    assert len(studies.finished(tmp_path)) == 12
+    assert (
+        [row["seeds"] for row in first.summary["rows"]] == [row["seeds"] for row in second.summary["rows"]] == [2, 2, 2]
+    )
+    assert {record["epochs"] for record in _records(tmp_path)} == {2, 4, 8}
+
+
+def _records(out: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in (out / "runs").glob("*.json")]
+
+
+def test_more_seeds_run_only_the_new_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(study.cost, "measure", None)
+    settled(tmp_path, seeds=1)
+    before = studies.finished(tmp_path)
+    outcome = settled(tmp_path, seeds=2)
+    after = studies.finished(tmp_path)
+    assert len(before) == 3 and len(after) == 6 and before.items() <= after.items()
+    assert outcome.summary["seeds"] == [0, 1]
+
+
+def test_failed_runs_are_reported_and_the_rest_is_finished(tmp_path):
+    done = studies.complete(tmp_path, "--model", "tests.study.tiny:broken_model", "--seeds", "1")
+    assert done.returncode == 1
+    assert "the model is broken" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "report.html").exists()

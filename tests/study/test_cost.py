@@ -1,0 +1,45 @@
+import pytest
+import torch
+from tests.study import tiny
+
+from steppe.study import cost, run
+from steppe.study.plan import Run
+from steppe.study.spec import resolve
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    spec = resolve({"task": "tests.study.tiny:task", "epochs": 10})
+    runs = [Run("sam", 0.1, 0), Run("look_sam:k=5", 0.1, 0), Run("late_sam", 0.1, 0)]
+    return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
+
+
+def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(measured):
+    sam, look, late = (measured["methods"][name]["time_ratio"] for name in ("sam", "look_sam:k=5", "late_sam"))
+    assert 1.4 < sam["median"] < 5
+    assert 1.0 < look["median"] < sam["median"] and 1.0 < late["median"] < sam["median"]
+    assert all(each["low"] <= each["median"] <= each["high"] for each in (sam, look, late))
+
+
+def test_memory_is_relative_to_the_base(measured):
+    sam, look = (measured["methods"][name]["memory_ratio"] for name in ("sam", "look_sam:k=5"))
+    assert 1.0 < sam < look < 3.0
+
+
+def test_peak_memory_counts_every_tensor_that_is_alive():
+    def work() -> None:
+        kept = [torch.zeros(1000) for _ in range(5)]
+        del kept[2:]
+        kept.append(torch.zeros(500))
+
+    assert cost._peak_on_cpu(work) == 20_000
+
+
+def test_the_schedule_is_brought_forward_without_moving_a_weight():
+    task = tiny.task(0)
+    spec = resolve({"task": "tests.study.tiny:task"})
+    trainer = run.make_trainer(spec, task, Run("rst", 0.1, 0), 100)
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    cost.forward(trainer, 37)
+    assert trainer.sharp.step == 37
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
