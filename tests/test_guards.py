@@ -1,0 +1,442 @@
+"""What must be as it was after a second pass: weights, statistics, generators; and who is kept out meanwhile."""
+
+import copy
+import math
+import random
+
+import pytest
+import torch
+from torch import nn
+
+import steppe
+from steppe._guards import Doors, Replay, SavedWeights, Statistics, buffers_of
+
+BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+DTYPES = list(BITS)
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+
+def bits(tensor):
+    return tensor.detach().clone().view(BITS[tensor.dtype])
+
+
+# --- weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ruin", [math.nan, math.inf, 0.0, 3e4, None], ids=str)
+def test_weights_come_back_bit_for_bit_into_the_same_storage(dtype, ruin):
+    values = [math.nan, math.inf, -math.inf, -0.0, 0.0, 1e-45, 6e-8, 1.0, -3.3, 6e4]
+    weights = [torch.tensor(values, dtype=torch.float64).to(dtype), torch.randn(4, 5).to(dtype).t(), torch.zeros(0)]
+    weights = [nn.Parameter(w) for w in weights]
+    before = [bits(w.contiguous()) for w in weights[:2]]
+    storages = [w.untyped_storage().data_ptr() for w in weights]
+    saved = SavedWeights(weights)
+    with torch.no_grad():
+        for w in weights:
+            w.add_(0.1) if ruin is None else w.fill_(ruin)
+    saved.back()
+    assert all(torch.equal(bits(w.contiguous()), b) for w, b in zip(weights, before, strict=False))
+    assert [w.untyped_storage().data_ptr() for w in weights] == storages
+    assert all(w.requires_grad and w.is_leaf for w in weights)
+
+
+def test_weights_can_come_back_twice():
+    w = nn.Parameter(torch.ones(2))
+    saved = SavedWeights([w])
+    for _ in range(2):
+        w.data.fill_(5.0)
+        saved.back()
+        assert w.tolist() == [1.0, 1.0]
+
+
+def test_no_weights_at_all():
+    SavedWeights([]).back()
+
+
+def test_the_copy_is_not_the_weight():
+    w = nn.Parameter(torch.ones(2))
+    saved = SavedWeights(iter([w]))
+    w.data.fill_(5.0)
+    assert saved._copies[0].tolist() == [1.0, 1.0] and not saved._copies[0].requires_grad
+
+
+# --- statistics ---------------------------------------------------------------------------------------------
+
+
+class InPlace(nn.Module):
+    """A running mean of its own, moved in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.mean.lerp_(x.detach().mean(0), 0.5)
+        self.seen += 1
+        return x - self.mean
+
+
+class Rebound(InPlace):
+    """The same, rebound to new tensors."""
+
+    def forward(self, x):
+        self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        self.seen = self.seen + 1
+        return x - self.mean
+
+
+class ReboundTwice(InPlace):
+    """Rebound twice a pass, so that an id may come back."""
+
+    def forward(self, x):
+        self.mean = self.mean + 0.0
+        self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+        self.seen = self.seen + 1
+        self.seen = self.seen + 0
+        return x - self.mean
+
+
+class ThroughData(InPlace):
+    """Moved behind autograd's back, where no version is counted."""
+
+    def forward(self, x):
+        self.mean.data.lerp_(x.detach().mean(0), 0.5)
+        self.seen += 1
+        return x - self.mean
+
+
+class Functional(nn.Module):
+    """The kernel of batch norm in a module of another make: it moves its statistics without counting a version."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(3))
+        self.register_buffer("running_var", torch.ones(3))
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, training=self.training)
+
+
+class FirstInForward(nn.Module):
+    """Registers its buffers in its first pass."""
+
+    def forward(self, x):
+        if "mean" not in self._buffers:
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.mean.lerp_(x.detach().mean(0), 0.5)
+        self.seen += 1
+        return x - self.mean
+
+
+class NoneAtFirst(nn.Module):
+    """A buffer that is None until its first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x):
+        now = x.detach().mean(0)
+        self.mean = now if self.mean is None else 0.5 * self.mean + 0.5 * now
+        return x - self.mean
+
+
+class Deleting(nn.Module):
+    """Drops a buffer in its first pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("once", torch.ones(3))
+
+    def forward(self, x):
+        if "once" in self._buffers:
+            del self.once
+        return x
+
+
+LAYERS = {
+    "batch norm": lambda: nn.BatchNorm1d(3),
+    "cumulative batch norm": lambda: nn.BatchNorm1d(3, momentum=None),
+    "in place": InPlace,
+    "rebound": Rebound,
+    "rebound twice": ReboundTwice,
+    "through data": ThroughData,
+    "functional": Functional,
+    "registered in forward": FirstInForward,
+    "none at first": NoneAtFirst,
+    "deleting": Deleting,
+}
+
+
+def network(name, train=True):
+    torch.manual_seed(1)
+    layer = LAYERS[name]()
+    model = nn.Sequential(nn.Linear(3, 3), layer, nn.Linear(3, 1))
+    layer.train(train)
+    return model
+
+
+def buffers(model):
+    return {k: b.clone() for k, b in model.named_buffers()}
+
+
+def equal(a, b):
+    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def loss_of(model, x=X):
+    return lambda: (model(x) - 1).square().sum()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_statistics_move_in_the_first_pass_only(name):
+    model, once = network(name), network(name)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    for _ in range(3):
+        once(X)
+        sharp.backward(loss_of(model))
+        assert equal(buffers(model), buffers(once))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "cumulative batch norm", "functional"])
+def test_statistics_of_a_frozen_norm_do_not_move_at_all(name):
+    model, once = network(name, train=False), network(name, train=False)
+    steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5).backward(loss_of(model))
+    assert equal(buffers(model), buffers(once))
+
+
+@pytest.mark.parametrize("name", ["batch norm", "in place", "rebound", "functional"])
+def test_statistics_by_phases(name):
+    model, once = network(name), network(name)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    sharp.mark()
+    loss_of(model)().backward()
+    once(X)
+    assert sharp.ascend()
+    loss_of(model)().backward()
+    sharp.restore()
+    assert equal(buffers(model), buffers(once))
+
+
+def test_batch_norm_without_a_mark_is_held_too():
+    model, once = network("batch norm"), network("batch norm")
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    loss_of(model)().backward()
+    once(X)
+    sharp.ascend()
+    loss_of(model)().backward()
+    sharp.restore()
+    assert equal(buffers(model), buffers(once))
+
+
+@pytest.mark.parametrize("name", ["in place", "rebound", "rebound twice"])
+def test_buffers_of_modules_in_evaluation_mode_are_left_alone(name):
+    """Whoever moves a buffer in evaluation mode counts passes, not data: nothing is taken back."""
+    model, twice = network(name, train=False), network(name, train=False)
+    steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5).backward(loss_of(model))
+    twice(X), twice(X)
+    assert int(model[1].seen) == int(twice[1].seen) == 2
+
+
+def test_a_rebound_buffer_is_the_object_of_the_first_pass():
+    model = network("rebound")
+    seen = []
+    model[1].register_forward_hook(lambda m, *_: seen.append(m.mean))
+    steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1)).backward(loss_of(model))
+    assert len(seen) == 2 and model[1].mean is seen[0]
+
+
+def test_statistics_are_back_when_the_second_pass_raises():
+    model, once = network("batch norm"), network("batch norm")
+    calls = []
+
+    def loss():
+        value = loss_of(model)()
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return value
+
+    with pytest.raises(KeyboardInterrupt):
+        steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5).backward(loss)
+    once(X)
+    assert equal(buffers(model), buffers(once))
+
+
+def test_statistics_put_back_objects_and_values():
+    layer = InPlace()
+    mean = layer.mean
+    kept = Statistics(buffers_of(layer))
+    layer(X)
+    layer.mean = torch.full((3,), 9.0)
+    kept.back()
+    assert layer.mean is mean and not mean.any() and int(layer.seen) == 0
+
+
+def test_buffers_of_takes_training_modules_only():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), InPlace())
+    model[1].eval()
+    assert {(m, n) for m, n in buffers_of(model)} == {
+        *((model[0], n) for n in ("running_mean", "running_var", "num_batches_tracked")),
+        *((model[2], n) for n in ("mean", "seen")),
+    }
+
+
+def test_compiled_statistics_move_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), InPlace(), nn.BatchNorm1d(3))
+    once = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    sharp = steppe.SAM(compiled, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    sharp.backward(loss_of(compiled))
+    once(X)
+    got, wanted = buffers(model), buffers(once)
+    assert list(got) == list(wanted)
+    assert all(torch.allclose(got[k], wanted[k], rtol=1e-5, atol=1e-6) for k in wanted)
+    assert int(model[1].seen) == int(model[2].num_batches_tracked) == 1
+
+
+# --- generators ---------------------------------------------------------------------------------------------
+
+
+def draws():
+    return torch.rand(3).tolist() + [random.random()]
+
+
+def test_the_second_pass_repeats_the_draws_and_the_loop_continues_after_the_first():
+    torch.manual_seed(0), random.seed(0)
+    first, then = draws(), draws()
+    torch.manual_seed(0), random.seed(0)
+    replay = Replay(nn.Identity(), True, {torch.device("cpu")})
+    assert draws() == first
+    replay.again()
+    assert draws() == first
+    draws(), draws()  # a second pass that draws more than the first
+    replay.done()
+    assert draws() == then
+
+
+def test_without_masks_the_generators_go_on():
+    torch.manual_seed(0), random.seed(0)
+    expected = [draws() for _ in range(3)]
+    torch.manual_seed(0), random.seed(0)
+    replay = Replay(nn.Identity(), False, {torch.device("cpu")})
+    got = [draws()]
+    replay.again()
+    got.append(draws())
+    replay.done()
+    assert [*got, draws()] == expected
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_masks_of_whole_steps(same):
+    """Stochastic depth drawn from Python's generator and dropout from torch's."""
+    torch.manual_seed(0), random.seed(0)
+    w, seen = nn.Parameter(torch.ones(3)), []
+    model = nn.Module()
+    model.w = w
+
+    def loss():
+        seen.append(draws())
+        return (w * torch.tensor(seen[-1][:3])).sum()
+
+    sharp = steppe.SAM(model, torch.optim.SGD([w], lr=0.1), same_dropout=same)
+    for _ in range(3):
+        sharp.backward(loss)
+    torch.manual_seed(0), random.seed(0)
+    plain = [draws() for _ in range(6)]
+    assert seen == ([d for d in plain[:3] for _ in range(2)] if same else plain)
+
+
+def test_generators_continue_when_the_second_pass_raises():
+    torch.manual_seed(0), random.seed(0)
+    draws()
+    then = draws()
+    torch.manual_seed(0), random.seed(0)
+    model = nn.Linear(3, 1)
+    torch.manual_seed(0), random.seed(0)
+    calls = []
+
+    def loss():
+        draws()
+        calls.append(1)
+        if len(calls) == 2:
+            raise ValueError("second")
+        return model(X).sum()
+
+    with pytest.raises(ValueError, match="second"):
+        steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1)).backward(loss)
+    assert draws() == then
+
+
+# --- doors --------------------------------------------------------------------------------------------------
+
+
+def doors_and_keys():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model_state, optimizer_state = model.state_dict(), optimizer.state_dict()
+    ways = {
+        "save the model": model.state_dict,
+        "load the model": lambda: model.load_state_dict(model_state),
+        "save the optimizer": optimizer.state_dict,
+        "load the optimizer": lambda: optimizer.load_state_dict(optimizer_state),
+    }
+    return model, optimizer, ways
+
+
+def test_doors_are_shut_and_open_again():
+    model, optimizer, ways = doors_and_keys()
+    doors = Doors(model, optimizer)
+    for what, way in ways.items():
+        with pytest.raises(RuntimeError, match=f"cannot {what} while the weights are perturbed: call restore"):
+            way()
+    doors.open()
+    for way in ways.values():
+        way()
+
+
+def test_doors_leave_nothing_behind():
+    model, optimizer, _ = doors_and_keys()
+    sharp = steppe.SAM(model, optimizer)
+    hooks = (model._state_dict_pre_hooks, model._load_state_dict_pre_hooks)
+    hooks += (optimizer._optimizer_state_dict_pre_hooks, optimizer._optimizer_load_state_dict_pre_hooks)
+    before = [len(h) for h in hooks]
+    for _ in range(3):
+        sharp.backward(lambda: model(X[:, :2]).sum())
+    assert [len(h) for h in hooks] == before
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_compiled_model_is_refused_by_either_name(wrapped):
+    model, optimizer, _ = doors_and_keys()
+    compiled = torch.compile(model, backend="eager")
+    sharp = steppe.SAM(compiled, optimizer)
+    model(X[:, :2]).sum().backward()
+    with sharp.perturbed(), pytest.raises(RuntimeError, match="cannot save the model"):
+        (compiled if wrapped else model).state_dict()
+    (compiled if wrapped else model).state_dict()
+
+
+class Growing(nn.Module):
+    """A buffer that grows in place, so that it cannot be put back."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(2))
+        self.register_buffer("log", torch.zeros(1))
+
+    def forward(self):
+        self.log.resize_(len(self.log) + 1)
+        return self.w.square().sum()
+
+
+def test_a_statistic_that_cannot_be_put_back_leaves_no_door_shut_and_no_weight_moved():
+    model = Growing()
+    with pytest.raises(RuntimeError):
+        steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5).backward(model)
+    assert model.w.tolist() == [1.0, 1.0]
+    model.state_dict()
