@@ -28,7 +28,7 @@ from steppe.study.plan import Run
 from steppe.study.run import Tell, Trainer, batches, load_task, make_trainer
 from steppe.study.spec import Spec, steps_per_epoch
 
-WARM_UP, BLOCK, LEAST, MOST = 6, 20, 60, 400
+WARM_UP, BLOCK, LEAST, MOST = 6, 20, 60, 240
 """Turns before the clock counts; turns at one place of the schedule; fewest and most turns."""
 
 BUDGET = 12.0
@@ -68,6 +68,7 @@ def measure(
     base = Run("base", None, runs[0].seed)
     clocks = {run.method: _Clock(make_trainer(spec, task, run, steps)) for run in [base, *runs]}
     _take_turns(spec, task, list(clocks.values()), steps, tell)
+    gc.collect()  # what lies about now must not be released while a peak is measured
     memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
     methods = {
         run.method: {
@@ -151,7 +152,6 @@ def peak_memory(spec: Spec, task: Task, run: Run, steps: int) -> int:
             for batch in _some(spec, task):
                 trainer.step(batch)
 
-    gc.collect()
     return _peak_on_cpu(work) if spec.device == "cpu" else _peak_on_cuda(work, spec.device)
 
 

@@ -54,7 +54,7 @@ class _Curve:
         self.epoch.append(epoch)
         self.train_loss.append(train_loss)
         self.val_accuracy.append(val)
-        self.test_accuracy.append(measure.accuracy(model, _first(task.test, TEST_CURVE)))
+        self.test_accuracy.append(measure.accuracy(model, _spread(task.test, TEST_CURVE)))
 
     def early(self, model: nn.Module, test: Split) -> dict[str, Any]:
         """Early stopping: the epoch with the best validation accuracy, and its accuracy on the whole test set."""
@@ -187,8 +187,11 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, curve: _Curve) 
     }  # fmt: skip
 
 
-def _first(split: Split, count: int) -> Split:
-    return split.take(torch.arange(min(count, len(split)), device=split.y.device))
+def _spread(split: Split, count: int) -> Split:
+    """At most `count` examples, evenly spread: a test folder may be sorted by class."""
+    if len(split) <= count:
+        return split
+    return split.take(torch.linspace(0, len(split) - 1, count, device=split.y.device).long())
 
 
 def _same_everywhere(spec: Spec) -> None:

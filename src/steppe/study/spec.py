@@ -159,6 +159,9 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
     given |= {key: value for key, value in flags.items() if value is not None}
     first = _validated(given)
     tasks.check_name(first.task)
+    tasks.check_options(first.task, given)
+    if first.optimizer == "adamw" and "momentum" in given:
+        raise ValueError("momentum belongs to the optimizer 'sgd'; leave it out with 'adamw'")
     spec = _validated(tasks.recipe_of(first.task) | given)
     device = _device(spec.device)
     out = spec.out or f"results/{_slug(spec.task)}"

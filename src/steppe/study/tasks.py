@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,28 +23,30 @@ GENERIC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A task that comes with the package: its test set, one sentence about it, and its tuned recipe."""
+    """A task that comes with the package: the size of its test set, and its tuned recipe."""
 
     test: int
-    about: str
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any]
 
 
 BUILT_IN: dict[str, BuiltIn] = {
     "digits-few": BuiltIn(
-        797, "200 labelled real digits (8x8); little data, clean labels",
+        797,
         {"labelled": 200, "validation": 800, "epochs": 100, "batch_size": 50, "lr": 0.05},
     ),
     "digits-noisy": BuiltIn(
-        497, "1,000 real digits (8x8), 40 % of the training and validation labels wrong, clean test labels",
+        497,
         {"labelled": 1000, "validation": 300, "noise": 0.4, "epochs": 40, "batch_size": 50, "lr": 0.05},
     ),
 }  # fmt: skip
-"""Task name -> what it is.
+"""Task name -> what it is. Both are scikit-learn's real handwritten digits, 8x8 pixels.
 
-digits-noisy: 40 % of the labels, of training and validation examples alike, are another class drawn uniformly. Whoever
-has such labels has no clean validation set either, so early stopping and the choice of rho see noisy labels; accuracy
-on them is lower by a known factor but ranks models the same way. The test labels are clean: they measure.
+digits-few: 200 labelled training images, clean labels.
+
+digits-noisy: 1,000 training images; 40 % of the labels, of training and validation examples alike, are another class
+drawn uniformly. Whoever has such labels has no clean validation set either, so early stopping and the choice of rho see
+noisy labels: accuracy on them is lower by a known factor but ranks models the same way. The test labels are clean: they
+measure.
 """
 
 KINDS = ("idx", "images", "hf")
@@ -77,6 +79,23 @@ def check_name(name: str) -> None:
     elif name not in BUILT_IN:
         hint = nearest(name, BUILT_IN)
         raise ValueError(f"unknown task {name!r}; {hint} (or idx:FOLDER, images:FOLDER, hf:DATASET, module:function)")
+
+
+def check_options(name: str, given: Collection[str]) -> None:
+    """Refuse data settings that task `name` would not listen to.
+
+    Args:
+        name: the task.
+        given: names of the settings the user gave.
+    """
+    kind = name.partition(":")[0] if ":" in name and not is_function(name) else ""
+    deaf = {
+        "image_column": kind == "hf", "label_column": kind == "hf", "image_size": kind in ("hf", "images"),
+        "labelled": not is_function(name), "validation": not is_function(name), "noise": not is_function(name),
+    }  # fmt: skip
+    for key, heard in deaf.items():
+        if key in given and not heard:
+            raise ValueError(f"task {name!r} does not take {key!r}; leave it out")
 
 
 def recipe_of(name: str) -> dict[str, Any]:
@@ -113,7 +132,7 @@ def _source(task: str, size: int | None, image_column: str | None, label_column:
     return readers.hugging_face(rest, image_column, label_column, size)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def load(options: DataOptions, seed: int) -> Task:
     """The task of `seed`. Kept for the next run of the same process with the same seed: nobody writes to it."""
     if is_function(options.task):
