@@ -42,7 +42,7 @@ def test_weights_come_back_bit_for_bit_into_the_same_storage(dtype, ruin):
 
 def test_weights_can_come_back_twice():
     w = nn.Parameter(torch.ones(2))
-    saved = SavedWeights([w])
+    saved = SavedWeights(iter([w]))
     for _ in range(2):
         w.data.fill_(5.0)
         saved.back()
@@ -51,13 +51,6 @@ def test_weights_can_come_back_twice():
 
 def test_no_weights_at_all():
     SavedWeights([]).back()
-
-
-def test_the_copy_is_not_the_weight():
-    w = nn.Parameter(torch.ones(2))
-    saved = SavedWeights(iter([w]))
-    w.data.fill_(5.0)
-    assert saved._copies[0].tolist() == [1.0, 1.0] and not saved._copies[0].requires_grad
 
 
 # --- generators ---------------------------------------------------------------------------------------------
