@@ -87,7 +87,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "few samples of no tensor": (
         lambda: sharp(ascent=steppe.Ascent(samples=2)).backward(lambda b: two().sum(), "text"), "holds no tensor"),
     "the phases with few samples": (
-        lambda: sharp(ascent=steppe.Ascent(samples=2)).ascend(), "cannot slice a batch it does not see"),
+        lambda: sharp(ascent=steppe.Ascent(samples=2)).ascend(), "ascend() cannot slice a batch"),
 }  # fmt: skip
 
 

@@ -75,7 +75,17 @@ def through_file(state):
 
 def test_the_keys():
     state = build().state_dict()
-    assert set(state) == {"format", "step", "seed", "same_dropout", "memory", "ascent", "schedule", "combine"}
+    assert set(state) == {
+        "format",
+        "step",
+        "seed",
+        "same_dropout",
+        "rounding",
+        "memory",
+        "ascent",
+        "schedule",
+        "combine",
+    }
     assert state["format"] == 1 and state["step"] == 0 and state["memory"] == {}
 
 

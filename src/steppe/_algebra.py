@@ -1,38 +1,34 @@
 """Norms, inner products and scalings over lists of tensors, without host-device synchronisation.
 
 Every function names its scope: a list is one vector unless the name says "each". Norms and inner products of bf16 and
-fp16 tensors accumulate in fp32; results are 0-dim tensors on the device of the first tensor.
+fp16 tensors accumulate in fp32 and run over all shards of a DTensor; results are 0-dim tensors on the device of the
+first tensor. Elementwise functions work on what lies in this process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from steppe._shards import is_sharded, local, summed
 
 Tensors = Sequence[Tensor]
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to accumulate in."""
     return torch.float32 if dtype in _HALF else dtype
-
-
-def _gathered(scalars: list[Tensor]) -> Tensor:
-    device = scalars[0].device
-    dtype = torch.float64 if any(s.dtype == torch.float64 for s in scalars) else scalars[0].dtype
-    return torch.stack([s.to(device=device, dtype=dtype) for s in scalars])
 
 
 def norm_each(tensors: Tensors) -> list[Tensor]:
     """Euclidean norm of each tensor by itself."""
-    if not tensors:
-        return []
-    kinds = {t.dtype for t in tensors}
-    if len(kinds) > 1:
-        return [torch.linalg.vector_norm(t, dtype=_wide(t.dtype)) for t in tensors]
-    return list(torch._foreach_norm(list(tensors), 2, dtype=_wide(kinds.pop())))
+    norms = _norms_here(local(tensors))
+    if not any(is_sharded(t) for t in tensors):
+        return norms
+    return [s.sqrt() for s in summed([n.square() for n in norms], tensors)]
 
 
 def norm(tensors: Tensors) -> Tensor:
@@ -49,8 +45,8 @@ def inner(a: Tensors, b: Tensors) -> Tensor:
     """Inner product of two lists, each as one vector; 0 for empty lists."""
     if not a:
         return torch.zeros(())
-    wide = [(x.to(_wide(x.dtype)), y.to(_wide(y.dtype))) for x, y in zip(a, b, strict=True)]
-    return _gathered([(x * y).sum() for x, y in wide]).sum()
+    pairs = zip(local(a), local(b), strict=True)
+    return _gathered(summed([(x.to(wide(x.dtype)) * y.to(wide(y.dtype))).sum() for x, y in pairs], a)).sum()
 
 
 def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
@@ -59,33 +55,45 @@ def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     return torch.where((denominator > 0) & ~quotient.isinf(), quotient, torch.zeros_like(quotient))
 
 
-def scale_(tensors: list[Tensor], factor: Tensor | float) -> None:
+def scale_(tensors: Iterable[Tensor], factor: Tensor | float) -> None:
     """``x *= factor`` for every tensor; a 0-dim factor stays on its device."""
-    for part, f in _by_device(tensors, factor):
+    for part, f in _by_device(local(tensors), factor):
         torch._foreach_mul_(part, f)
 
 
-def scale_each_(tensors: list[Tensor], factors: list[Tensor]) -> None:
+def scale_each_(tensors: Iterable[Tensor], factors: list[Tensor]) -> None:
     """``x_i *= factor_i`` with one 0-dim factor per tensor."""
-    if tensors:
-        torch._foreach_mul_(tensors, [f.to(x.device) for f, x in zip(factors, tensors, strict=True)])
+    multiply_(here := local(tensors), [f.to(x.device) for f, x in zip(factors, here, strict=True)])
 
 
-def multiply_(tensors: list[Tensor], others: list[Tensor]) -> None:
+def multiply_(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:
     """``x_i *= y_i``."""
-    if tensors:
-        torch._foreach_mul_(tensors, others)
+    if here := local(tensors):
+        torch._foreach_mul_(here, local(others))
 
 
-def add_scaled_(tensors: list[Tensor], others: list[Tensor], factor: Tensor | float) -> None:
+def add_scaled_(tensors: Iterable[Tensor], others: Iterable[Tensor], factor: Tensor | float) -> None:
     """``x_i += factor * y_i``; needs a temporary of the size of ``others`` when the factor is a tensor."""
-    if not tensors:
+    here, there = local(tensors), local(others)
+    if not here:
         return
     if isinstance(factor, Tensor):
-        others = [y * factor.to(y.device) for y in others]
-        torch._foreach_add_(tensors, others)
+        torch._foreach_add_(here, [y * factor.to(y.device) for y in there])
     else:
-        torch._foreach_add_(tensors, others, alpha=factor)
+        torch._foreach_add_(here, there, alpha=factor)
+
+
+def _norms_here(tensors: list[Tensor]) -> list[Tensor]:
+    kinds = {t.dtype for t in tensors}
+    if len(kinds) != 1:
+        return [torch.linalg.vector_norm(t, dtype=wide(t.dtype)) for t in tensors]
+    return list(torch._foreach_norm(tensors, 2, dtype=wide(kinds.pop())))
+
+
+def _gathered(scalars: list[Tensor]) -> Tensor:
+    device = scalars[0].device
+    dtype = torch.float64 if any(s.dtype == torch.float64 for s in scalars) else scalars[0].dtype
+    return torch.stack([s.to(device=device, dtype=dtype) for s in scalars])
 
 
 def _by_device(tensors: list[Tensor], factor: Tensor | float) -> list[tuple[list[Tensor], Tensor | float]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +104,8 @@ def first_samples(batch: Any, samples: int | float) -> Any:
 
 
 def _like(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
-    """The items in a mapping of the same class, where it can be written to (BatchEncoding has methods of its own)."""
-    if not isinstance(batch, MutableMapping):
+    """The items in a mapping of the same class (BatchEncoding has methods of its own), where a copy is a real one."""
+    if not isinstance(batch, (dict, UserDict)):
         return items
     new = copy.copy(batch)
     new.update(items)

@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from steppe._parameters import Parameters
-from steppe._parts import decode, encode
+from steppe._parts import Part, check_choice, check_count, decode, encode
+from steppe._rounding import ROUNDINGS
+from steppe._wiring import part_or_default
+from steppe.ascent import Ascent
+from steppe.combine import Combine
+from steppe.schedule import Schedule
 
 if TYPE_CHECKING:
     from steppe.gradient import SharpnessAware
 
 FORMAT = 1
-PARTS = ("ascent", "schedule", "combine")
-_KEYS = {"format", "step", "seed", "same_dropout", "memory", *PARTS}
+PARTS: dict[str, Any] = {"ascent": Ascent, "schedule": Schedule, "combine": Combine}
+_KEYS = {"format", "step", "seed", "same_dropout", "rounding", "memory", *PARTS}
 
 
 def pack(sharp: SharpnessAware) -> dict[str, Any]:
     """The state as nested dicts. Memory is never written in place, so its tensors need no copy."""
     settings = {name: encode(getattr(sharp, name)) for name in PARTS}
-    position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed, "same_dropout": sharp.same_dropout}
-    return position | settings | {"memory": sharp.memory}
+    position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed}
+    switches = {"same_dropout": sharp.same_dropout, "rounding": sharp.rounding}
+    return position | switches | settings | {"memory": sharp.memory}
 
 
 def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
@@ -31,14 +37,28 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
         raise ValueError(
             "this is not the state of a steppe.SharpnessAware (format 1): pass what its state_dict() returned"
         )
-    parts = {name: decode(state[name], getattr(sharp, name)) for name in PARTS}
-    shapes = {e.name: e.param for e in sharp._parameters.entries}
-    memory = _on_parameters(state["memory"], shapes, [])
+    parts = {name: _part(name, state[name], getattr(sharp, name)) for name in PARTS}
+    check_count("step", state["step"], 0)
+    check_count("seed", abs(state["seed"]) if isinstance(state["seed"], int) else state["seed"], 0)
+    check_choice("rounding", state["rounding"], ROUNDINGS)
+    memory = _on_parameters(_dict(state["memory"]), {e.name: e.param for e in sharp._parameters.entries}, [])
     parameters = Parameters(sharp.model, sharp.optimizer, parts["ascent"].subset)
     for name, part in parts.items():
         setattr(sharp, name, part)
-    sharp.step, sharp.seed, sharp.same_dropout = state["step"], state["seed"], state["same_dropout"]
+    sharp.step, sharp.seed = state["step"], state["seed"]
+    sharp.same_dropout, sharp.rounding = bool(state["same_dropout"]), state["rounding"]
     sharp.memory, sharp._parameters = memory, parameters
+
+
+def _part(name: str, saved: Any, current: Part) -> Any:
+    part = decode(_dict(saved), current)
+    return part_or_default(name, part, PARTS[name], PARTS[name])
+
+
+def _dict(saved: Any) -> dict[str, Any]:
+    if not isinstance(saved, dict):
+        raise ValueError(f"the state holds {saved!r} where a dict is expected: pass what state_dict() returned")
+    return saved
 
 
 _PER_PARAMETER = ("average", "g_v")

@@ -10,16 +10,39 @@ from torch import Tensor
 
 from steppe._algebra import norm, ratio
 from steppe._parameters import Parameters
+from steppe._shards import local
 from steppe.combine import Combined, Grads
 
 
 @dataclass(frozen=True)
+class Moved:
+    """||eps|| and how far rounded weights really moved (0-dim tensors, when measured)."""
+
+    perturbation: Tensor | None = None
+    displacement: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Last:
-    """What the latest ``backward`` did: whether it ascended, and the losses (0-dim tensors) of its two passes."""
+    """What the latest ``backward`` did.
+
+    Attributes:
+        ascended: whether it ran a second pass at perturbed weights.
+        loss: of the unperturbed pass, 0-dim. perturbed_loss: of the second; their difference is the surrogate gap.
+        perturbation_norm: ||eps||, with ``measure=True``. displacement: the norm of what the weights moved, which
+            rounding makes smaller in few bits.
+    """
 
     ascended: bool
     loss: Tensor | None = None
     perturbed_loss: Tensor | None = None
+    perturbation_norm: Tensor | None = None
+    displacement: Tensor | None = None
+
+    @property
+    def surrogate_gap(self) -> Tensor | None:
+        """L(w + eps) - L(w), where both passes were run by ``backward``."""
+        return None if self.loss is None or self.perturbed_loss is None else self.perturbed_loss - self.loss
 
 
 @dataclass
@@ -52,7 +75,9 @@ class Draft:
         """Clipping, unscaling or zeroing since :meth:`note_handed` scaled the gradient: scale the correction alike."""
         if self.correction and self.handed is not None:
             factor = ratio(_norm(parameters), self.handed)
-            self.correction = {k: _scaled(c, factor.to(c.device)) for k, c in self.correction.items()}
+            for here in local(self.correction.values()):
+                # Zero, not c * 0, for an abandoned step, which may hold inf or NaN.
+                here.copy_(torch.where(factor.to(here.device) > 0, here * factor.to(here.device), 0.0))
 
     @torch.no_grad()
     def correct(self, parameters: Parameters) -> None:
@@ -60,11 +85,6 @@ class Draft:
         for entry in parameters.entries if self.correction else ():
             if entry.name in self.correction and entry.group is not None:
                 entry.param.sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
-
-
-def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
-    # Zero, not tensor * 0, for an abandoned step, which may hold inf or NaN.
-    return torch.where(factor > 0, tensor * factor, 0.0)
 
 
 def _norm(parameters: Parameters) -> Tensor:

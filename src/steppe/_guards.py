@@ -9,22 +9,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from steppe._shards import local
 
 
 class SavedWeights:
     """A copy of weights that goes back into the same storage, bit for bit."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        self._weights = list(weights)
-        self._copies = [w.detach().clone() for w in self._weights]
+        self._weights = local(weights)
+        self.copies = [w.detach().clone() for w in self._weights]
 
     @torch.no_grad()
     def back(self) -> None:
         """Copy back; by copy and never by subtraction, so that no rounding and no inf or NaN stays."""
         if self._weights:
-            torch._foreach_copy_(self._weights, self._copies)
+            torch._foreach_copy_(self._weights, self.copies)
 
 
 class Randomness:
@@ -102,7 +105,9 @@ class Replay:
 
     def _may_move(self, module: nn.Module, name: str) -> bool:
         buffer, count = _version(module, name)
-        if (module, name) not in self._versions or (buffer is not None and buffer.is_floating_point()):
+        if (module, name) not in self._versions or isinstance(module, _NormBase):
+            return True
+        if buffer is not None and buffer.is_floating_point():
             # Not by version alone: the kernels of batch norms write without counting one.
             return True
         then, earlier = self._versions[module, name]

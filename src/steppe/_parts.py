@@ -34,7 +34,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [encode(v) for v in value]
     if callable(value):
-        return {"function": getattr(value, "__qualname__", repr(value))}
+        # A callable object or a partial has no name of its own; its repr would hold an address.
+        return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
     # numpy's float64 is a float too, but one that a checkpoint would not load.
     return float(value) if isinstance(value, float) else value
 
@@ -48,9 +49,9 @@ def decode(saved: Any, current: Any) -> Any:
         return saved
     if "function" in saved:
         return _same_function(saved["function"], current)
-    cls = Part.known.get(saved["part"])
+    cls = Part.known.get(saved.get("part", ""))
     if cls is None:
-        raise ValueError(f"the state names the part {saved['part']!r}, which is not defined here: import it first")
+        raise ValueError(f"the state names the part {saved.get('part')!r}, which is not defined here: import it first")
     return cls(**{k: decode(v, getattr(current, k, None)) for k, v in saved.items() if k != "part"})
 
 

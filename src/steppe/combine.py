@@ -165,7 +165,9 @@ class Reuse(Combine):
             scale_(g, -along)
             add_scaled_(g, d, 1)
             return clean
-        return {k: perturbed[k] - along.to(x.device) * x for k, x in clean.items()}
+        push = {k: perturbed[k].clone() for k in clean}
+        add_scaled_(push.values(), g, -along)
+        return push
 
     @property
     def _needs_own_copy(self) -> bool:
@@ -175,7 +177,7 @@ class Reuse(Combine):
         """||g_v||, or 0 (no push) where it is nothing but the rounding of g~."""
         tensors = list(push.values())
         size, whole = norm(tensors), norm(list(perturbed.values()))
-        floor = 4 * max((torch.finfo(x.dtype).eps for x in tensors), default=0.0)
+        floor = max((_rounding(x.dtype) for x in tensors), default=0.0)
         return torch.where(size > floor * whole, size, torch.zeros_like(size))
 
 
@@ -196,7 +198,7 @@ class Decoupled(Combine):
 
     def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
         """g, and gamma / (1 - gamma) (g~ - g) as the correction."""
-        gamma = value_at("gamma", self.gamma, t)
+        gamma = value_at("gamma", self.gamma, t, 0.0, 1.0)
         _refuse_one(gamma)
         push = list(perturbed.values())
         add_scaled_(push, list(clean.values()), -1)
@@ -207,3 +209,9 @@ class Decoupled(Combine):
 def _refuse_one(gamma: Value) -> None:
     if gamma == 1:
         raise ValueError("gamma=1 was given; expected gamma below 1, as gamma / (1 - gamma) weighs the correction")
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """The relative error of a gradient: some units in the last place; in few bits one rounding outweighs the sums."""
+    eps = torch.finfo(dtype).eps
+    return eps / 2 if dtype in (torch.float16, torch.bfloat16) else 4 * eps

@@ -6,30 +6,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._algebra import norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
+from steppe._climb import Climber
 from steppe._draft import Draft, Last
-from steppe._guards import Doors, Replay, SavedWeights, Statistics, Window, buffers_of, perturbed_message
-from steppe._parameters import Parameters, aligned, bare
+from steppe._guards import Statistics, buffers_of
+from steppe._parameters import bare
+from steppe._parts import check_choice
+from steppe._rounding import ROUNDINGS
+from steppe._sync import Averaging
 from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
 from steppe.ascent import Ascent, Grads
 from steppe.combine import Combine, Replace
 from steppe.schedule import Always, Schedule
 
 
-class SharpnessAware:
+class SharpnessAware(Climber):
     """The sharpness-aware gradient of a model's loss, in place of ``loss.backward()``.
 
     With g the gradient at w, eps the perturbation that ``ascent`` makes of it and g~ the gradient at w + eps on the
     same batch, ``combine`` makes d of g and g~; d is ADDED to ``.grad`` and the weights are back, bit for bit, before
-    anything
-    else of the loop runs. ``schedule`` says on which optimizer steps; on the others d = g (or g plus what ``combine``
-    reuses).
+    anything else of the loop runs. ``schedule`` says on which optimizer steps; on the others d = g (or g plus what
+    ``combine`` reuses).
 
         loss = sharp.backward(lambda: criterion(model(x), y))     # was: loss = criterion(model(x), y); loss.backward()
         optimizer.step(); scheduler.step(); optimizer.zero_grad()
@@ -43,6 +45,12 @@ class SharpnessAware:
         combine: which gradient to hand on; g~ by default.
         seed: random decisions are a function of (seed, step) alone.
         same_dropout: the second pass draws the same dropout masks as the first.
+        sync: with DistributedDataParallel, whose gradient the ascent follows. "global": the average over all ranks, so
+            that every rank perturbs alike. "rank": each rank its own (m-sharpness), which saves one all-reduce. A
+            number: averaged over groups of so many neighbouring ranks. The last two need ``combine=Replace()``.
+        rounding: how w + eps is rounded for bf16 and fp16 weights. "nearest": may lose most of eps (a warning says so
+            once). "stochastic": up or down at random, from (seed, step), so that the mean displacement is eps.
+        measure: keep ||eps|| and the weights' true displacement in ``last`` (two more reads of the parameters).
 
     Cost: 2 passes on a step that ascends, else 1. Buffers: one of the size of the perturbed parameters while perturbed,
     one more where ``combine`` needs g; between steps only the method's memory.
@@ -71,20 +79,20 @@ class SharpnessAware:
         combine: Combine | None = None,
         seed: int = 0,
         same_dropout: bool = True,
+        sync: str | int = "global",
+        rounding: str = "nearest",
+        measure: bool = False,
     ) -> None:
         check_arguments(model, optimizer, seed)
+        check_choice("rounding", rounding, ROUNDINGS)
         self.model, self.optimizer = model, optimizer
         self.ascent = part_or_default("ascent", ascent, Ascent, Ascent)
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
         self.combine = part_or_default("combine", combine, Combine, Replace)
-        self.seed, self.same_dropout = seed, same_dropout
-        self.step = 0
-        self.memory: dict[str, Any] = {}
+        self.seed, self.same_dropout, self.rounding, self.measure = seed, same_dropout, rounding, measure
+        self.averaging = Averaging(sync, model, self.schedule, self.combine)
+        super().__init__()
         self.last = Last(False)
-        self._parameters = Parameters(model, optimizer, self.ascent.subset)
-        self._draft = Draft()
-        self._window: Window | None = None
-        self._mark: Replay | None = None
         listen(self, optimizer)
 
     # The gradient in one call
@@ -130,27 +138,39 @@ class SharpnessAware:
 
     def _renew(self) -> None:
         """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step."""
-        if self._parameters.have_gradients():
-            self._draft.shrink(self._parameters)
-        else:
+        if not self._parameters.have_gradients() or (self.schedule.needs_gradient and not self._gradient_norm()):
             self._draft = Draft()
+        else:
+            self._draft.shrink(self._parameters)
+
+    def _gradient_norm(self) -> float:
+        return float(norm([e.param.grad for e in self._parameters.entries if e.param.grad is not None]))
 
     def _whole_batch(self, work: Work) -> Last:
-        if not self._known_to_skip():
+        if self._known_to_skip():
+            loss, grads = work.run(), self._parameters.take()
+        else:
             self.mark()
-        loss = work.run()
-        grads = self._parameters.take()
+            loss, grads = self._look(work)
         if not self._decide(grads):
             self._skip(grads)
             return Last(False, loss)
-        return Last(True, loss, self._second(work, grads, grads if self._keeps_clean() else {}))
+        return self._second(work, loss, grads, grads if self._keeps_clean() else {})
+
+    def _look(self, work: Work) -> tuple[Tensor, Grads]:
+        """A pass for the direction of ascent."""
+        with self.averaging.first_pass():
+            loss = work.run()
+        grads = self._parameters.take()
+        self.averaging.average(grads.values())
+        return loss, grads
 
     def _few_samples(self, work: Work, few: Work) -> Last:
         if self._known_to_skip():
             loss = work.run()
             self._skip(self._parameters.take())
             return Last(False, loss)
-        loss, direction = self._look(few)
+        loss, direction = self._look_at_few(few)
         self.mark()
         clean: Grads = {}
         ascends = self._decide(direction)
@@ -161,26 +181,26 @@ class SharpnessAware:
             self._skip(clean)
             return Last(False, loss)
         # With no clean pass over the whole batch, the perturbed one is the first: statistics and generators move in it.
-        return Last(True, loss, self._second(work, direction, clean, repeats=bool(clean)))
+        return self._second(work, loss, direction, clean, repeats=bool(clean))
 
-    def _look(self, few: Work) -> tuple[Tensor, Grads]:
-        """A pass over a few samples that leaves statistics and generators as they were."""
+    def _look_at_few(self, few: Work) -> tuple[Tensor, Grads]:
+        """The same over a few samples; it leaves statistics and generators as they were."""
         replay, statistics = self._replay(), Statistics(buffers_of(bare(self.model)))
         try:
-            return few.run(), self._parameters.take()
+            return self._look(few)
         finally:
             replay.rewind()
             statistics.back()
 
-    def _second(self, work: Work, direction: Grads, clean: Grads, repeats: bool = True) -> Tensor:
+    def _second(self, work: Work, loss: Tensor, direction: Grads, clean: Grads, repeats: bool = True) -> Last:
         try:
             self._perturb(direction, clean, repeats)
-            loss = work.run()
+            perturbed_loss = work.run()
         except BaseException:
             self._close()
             raise
         self._finish()
-        return loss
+        return Last(True, loss, perturbed_loss, self._moved.perturbation, self._moved.displacement)
 
     # The phases
 
@@ -192,8 +212,12 @@ class SharpnessAware:
         """
         self._mark = self._replay()
 
-    def ascend(self) -> bool:
+    def ascend(self, *, same_step: bool = False) -> bool:
         """After an ordinary backward: perturb the weights if this step ascends.
+
+        Args:
+            same_step: this is a further micro-batch of the optimizer step that an earlier ``ascend`` began, with its
+                gradient alone in ``.grad``: the step's decision is kept.
 
         Returns:
             True: ``.grad`` was put away and the weights are perturbed; run the same batch again, then :meth:`restore`.
@@ -205,17 +229,19 @@ class SharpnessAware:
         self._refuse_while_perturbed("ascend again")
         if self._mark is None and self.same_dropout:
             warn_of_fresh_masks(self.model)
-        if self.ascent.samples is not None:
+        if self.ascent.samples is not None or self.averaging.puts_off:
             raise RuntimeError(
-                "ascend() cannot slice a batch it does not see: use backward(loss_of, batch), or samples=None"
+                "ascend() cannot slice a batch or put off the averaging of a pass that it does not run: "
+                "use backward(loss_of, batch), or samples=None and sync='global'"
             )
+        self._draft = self._draft if same_step else Draft()
         grads = self._parameters.take()
         if not self._decide(grads):
             self._skip(grads)
             self.last, self._mark = Last(False), None
             return False
         self._perturb(grads, grads if self._keeps_clean() else {})
-        self.last = Last(True)
+        self.last = Last(True, None, None, self._moved.perturbation, self._moved.displacement)
         return True
 
     def restore(self) -> None:
@@ -248,94 +274,6 @@ class SharpnessAware:
         finally:
             self._close()
             statistics.back()
-
-    # What a step is made of
-
-    def _replay(self) -> Replay:
-        devices = {e.param.device for e in self._parameters.entries}
-        return Replay(bare(self.model), self.same_dropout, devices)
-
-    def _known_to_skip(self) -> bool:
-        """Whether this step is known not to ascend before any gradient is there."""
-        return not self.schedule.needs_gradient and not self._decide({})
-
-    def _decide(self, grads: Grads) -> bool:
-        if self._draft.decision is None:
-            self._draft.decision, memory = self.schedule.decide(
-                self.step, self.seed, lambda: norm(list(grads.values())) ** 2, self.memory.get("schedule", {})
-            )
-            self._draft.remember("schedule", memory)
-        return self._draft.decision and any(r > 0 for r in self._radii().values())
-
-    def _radii(self) -> dict[str, float]:
-        groups = [self.ascent.radius(self.step, g) for g in self.optimizer.param_groups]
-        moved = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
-        return {e.name: groups[e.group] for e in moved if e.group is not None}
-
-    def _keeps_clean(self) -> bool:
-        return self.combine.needs_clean(self.step)
-
-    @torch.no_grad()
-    def _skip(self, grads: Grads) -> None:
-        self._parameters.give(self.combine.skipped(self.step, grads, self.memory.get("combine", {})))
-
-    @torch.no_grad()
-    def _perturb(self, direction: Grads, clean: Grads, repeats: bool = True) -> None:
-        radii = self._radii()
-        moved = {e.name: e for e in self._parameters.entries if e.name in radii and e.name in direction}
-        # The ascent writes on what it is handed, so a gradient that is still needed is handed as a copy.
-        handed = {k: direction[k].clone() if clean is direction else direction[k] for k in moved}
-        weights: Grads = {k: e.param for k, e in moved.items()}
-        eps, memory = self.ascent.perturbation(
-            weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
-            self.memory.get("ascent", {}),
-        )  # fmt: skip
-        self._draft.remember("ascent", memory)
-        self._open(SavedWeights(weights.values()), clean, repeats)
-        if weights:
-            torch._foreach_add_(list(weights.values()), list(eps.values()))
-        if clean is not direction:
-            direction.clear()  # frees the buffer for the second pass
-
-    def _open(self, weights: SavedWeights, clean: Grads, repeats: bool) -> None:
-        replay, self._mark = (self._mark or self._replay()) if repeats else None, None
-        if replay is not None:
-            replay.again()
-        self._window = Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
-
-    def _close(self) -> None:
-        """End the window, if one is open."""
-        window, self._window = self._window, None
-        if window is not None:
-            window.close()
-
-    @torch.no_grad()
-    def _finish(self) -> None:
-        assert self._window is not None
-        clean = self._window.clean
-        self._close()
-        perturbed = self._parameters.take()
-        if clean:
-            clean, perturbed = aligned(clean, perturbed)
-        out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
-        self._draft.keep(out)
-        self._parameters.give(out.grads)
-
-    # Around the optimizer's step
-
-    def _before_step(self) -> None:
-        self._refuse_while_perturbed("step the optimizer")
-        self._draft.shrink(self._parameters)
-
-    def _after_step(self) -> None:
-        self._draft.correct(self._parameters)
-        self.memory = self.memory | self._draft.memory
-        self._draft = Draft()
-        self.step += 1
-
-    def _refuse_while_perturbed(self, what: str) -> None:
-        if self._window is not None:
-            raise RuntimeError(perturbed_message(what))
 
     # Checkpoints
 

@@ -23,7 +23,7 @@ Decision = tuple[bool, Memory]
 def uniform(seed: int, t: int) -> float:
     """A number in [0, 1) that depends on (seed, t) alone: the same on every rank, platform and resume."""
     digest = hashlib.blake2b(f"{seed}:{t}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return min(int.from_bytes(digest, "big") / 2**64, 1 - 2**-53)
 
 
 class Schedule(Part):

@@ -1,0 +1,139 @@
+"""The machinery under SharpnessAware: decide, perturb, bring back, combine, and hear of the optimizer's real steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from steppe._algebra import norm
+from steppe._draft import Draft, Moved
+from steppe._guards import Doors, Replay, SavedWeights, Window, perturbed_message
+from steppe._parameters import Parameters, aligned, bare
+from steppe._rounding import add_, displacement, has_half, warn_if_lost
+from steppe.ascent import Ascent, Grads
+from steppe.combine import Combine
+from steppe.schedule import Schedule
+
+
+class Climber:
+    """State and steps that ``backward`` and the phases share; :class:`steppe.SharpnessAware` is the public face."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    ascent: Ascent
+    schedule: Schedule
+    combine: Combine
+    seed: int
+    same_dropout: bool
+    rounding: str
+    measure: bool
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.memory: dict[str, Any] = {}
+        self._parameters = Parameters(self.model, self.optimizer, self.ascent.subset)
+        self._draft = Draft()
+        self._window: Window | None = None
+        self._mark: Replay | None = None
+        self._moved = Moved()
+        self._watch_rounding = self.rounding == "nearest"
+
+    def _replay(self) -> Replay:
+        devices = {e.param.device for e in self._parameters.entries}
+        return Replay(bare(self.model), self.same_dropout, devices)
+
+    def _known_to_skip(self) -> bool:
+        """Whether this step is known not to ascend before any gradient is there."""
+        return not self.schedule.needs_gradient and not self._decide({})
+
+    def _decide(self, grads: Grads) -> bool:
+        if self._draft.decision is None:
+            self._draft.decision, memory = self.schedule.decide(
+                self.step, self.seed, lambda: norm(list(grads.values())) ** 2, self.memory.get("schedule", {})
+            )
+            self._draft.remember("schedule", memory)
+        return self._draft.decision and any(r > 0 for r in self._radii().values())
+
+    def _radii(self) -> dict[str, float]:
+        groups = [self.ascent.radius(self.step, g) for g in self.optimizer.param_groups]
+        moved = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
+        return {e.name: groups[e.group] for e in moved if e.group is not None}
+
+    def _keeps_clean(self) -> bool:
+        return self.combine.needs_clean(self.step)
+
+    @torch.no_grad()
+    def _skip(self, grads: Grads) -> None:
+        self._parameters.give(self.combine.skipped(self.step, grads, self.memory.get("combine", {})))
+
+    @torch.no_grad()
+    def _perturb(self, direction: Grads, clean: Grads, repeats: bool = True) -> None:
+        radii = self._radii()
+        moved = {e.name: e for e in self._parameters.entries if e.name in radii and e.name in direction}
+        # The ascent writes on what it is handed, so a gradient that is still needed is handed as a copy.
+        handed = {k: direction[k].clone() if clean is direction else direction[k] for k in moved}
+        weights: Grads = {k: e.param for k, e in moved.items()}
+        eps, memory = self.ascent.perturbation(
+            weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
+            self.memory.get("ascent", {}),
+        )  # fmt: skip
+        self._draft.remember("ascent", memory)
+        self._open(SavedWeights(weights.values()), clean, repeats)
+        add_(weights.values(), eps.values(), self.rounding, self.seed, self.step)
+        self._measure(weights, eps)
+        if clean is not direction:
+            direction.clear()  # frees the buffer for the second pass
+
+    def _measure(self, weights: Grads, eps: Grads) -> None:
+        """||eps|| and how far the weights moved, when asked for; and once, to warn, for weights of few bits."""
+        watch = self._watch_rounding and has_half(weights.values())
+        self._moved = Moved()
+        if not self.measure and not watch:
+            return
+        assert self._window is not None
+        wanted, moved = norm(list(eps.values())), displacement(weights.values(), self._window.weights.copies)
+        self._moved = Moved(wanted, moved)
+        if watch:
+            self._watch_rounding = False
+            warn_if_lost(moved, wanted)
+
+    def _open(self, weights: SavedWeights, clean: Grads, repeats: bool) -> None:
+        replay, self._mark = (self._mark or self._replay()) if repeats else None, None
+        if replay is not None:
+            replay.again()
+        self._window = Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
+
+    def _close(self) -> None:
+        """End the window, if one is open."""
+        window, self._window = self._window, None
+        if window is not None:
+            window.close()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        assert self._window is not None
+        clean = self._window.clean
+        self._close()
+        perturbed = self._parameters.take()
+        if clean:
+            clean, perturbed = aligned(clean, perturbed)
+        out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
+        self._draft.keep(out)
+        self._parameters.give(out.grads)
+
+    def _before_step(self) -> None:
+        self._refuse_while_perturbed("step the optimizer")
+        self._draft.shrink(self._parameters)
+
+    def _after_step(self) -> None:
+        self._draft.correct(self._parameters)
+        self.memory = self.memory | self._draft.memory
+        self._draft = Draft()
+        self.step += 1
+
+    def _refuse_while_perturbed(self, what: str) -> None:
+        if self._window is not None:
+            raise RuntimeError(perturbed_message(what))

@@ -1,0 +1,54 @@
+"""Tensors that are spread over processes (DTensor: FSDP2, tensor parallelism), seen as what lies here.
+
+Elementwise work needs only the local piece; sums of squares and products need the others' too: one all-reduce for a
+whole list. Plain tensors pass through untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor (told by its attribute: importing the class costs what most users never need)."""
+    return hasattr(tensor, "placements")
+
+
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The pieces that lie in this process, sharing storage with the tensors."""
+    return [_piece(t) for t in tensors]
+
+
+def summed(values: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Per-tensor sums over the local pieces (0-dim), made sums over the whole tensors."""
+    where: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if is_sharded(tensor) and _split_dims(tensor):
+            where.setdefault((tensor.device_mesh, _split_dims(tensor)), []).append(i)  # type: ignore[attr-defined]
+    for (mesh, dims), indices in where.items():
+        total = torch.stack([values[i] for i in indices])
+        for dim in dims:
+            dist.all_reduce(total, group=mesh.get_group(dim))
+        for i, value in zip(indices, total.unbind(), strict=True):
+            values[i] = value
+    return values
+
+
+def _piece(tensor: Tensor) -> Tensor:
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()  # type: ignore[attr-defined]
+
+
+def _split_dims(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions of the mesh over which the tensor is split; over the others it is repeated."""
+    placements = tensor.placements  # type: ignore[attr-defined]
+    if any(p.is_partial() for p in placements):
+        raise ValueError("a gradient holds unreduced partial sums over processes; expected sharded or replicated ones")
+    return tuple(i for i, p in enumerate(placements) if p.is_shard())
