@@ -20,7 +20,7 @@ define install
 	@$(CHECK_PYTHON)
 	@$(LOCKED) sh -ec ' \
 		if [ "$@" -nt pyproject.toml ] && [ "$@" -nt constraints.txt ]; then exit 0; fi; \
-		echo "Setting up $(VENV) with steppe[$(subst $() ,$(comma),$(1))] (a few minutes the first time)"; \
+		echo "Setting up $(VENV) with steppe[$(subst $() ,$(comma),$(1))] (a minute or more the first time)"; \
 		$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV); \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 			-e ".[$(subst $() ,$(comma),$(1))]"; \
@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare test lint types clean
+.PHONY: help compare test lint types docs clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ lint: $(DEV) ## style and docstrings
 
 types: $(DEV) ## types
 	$(BIN)/mypy
+
+docs: $(DEV) ## write docs/methods.md and the README's table from the registry
+	$(BIN)/python docs/generate.py
 
 clean: ## remove .venv, caches and builds (results stay)
 	rm -rf $(VENV) $(VENV).lock build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
