@@ -28,7 +28,29 @@ def pack(sharp: SharpnessAware) -> dict[str, Any]:
     settings = {name: encode(getattr(sharp, name)) for name in PARTS}
     position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed}
     switches = {"same_dropout": sharp.same_dropout, "rounding": sharp.rounding}
-    return position | switches | settings | {"memory": sharp.memory}
+    return position | switches | settings | {"memory": _merged(_blank(sharp), sharp.memory)}
+
+
+def _blank(sharp: SharpnessAware) -> dict[str, Any]:
+    """Memory of the shape it will have: a sharded checkpoint is loaded into a state that is there already."""
+    params: dict[str, Tensor] = {e.name: e.param.detach() for e in sharp._parameters.entries if e.param.requires_grad}
+    moved = {
+        e.name: params[e.name]
+        for e in sharp._parameters.entries
+        if sharp._parameters.perturbable(e) and e.name in params
+    }
+    memory = {
+        "ascent": sharp.ascent.direction.blank(moved),
+        "schedule": sharp.schedule.blank(),
+        "combine": sharp.combine.blank(params),
+    }
+    return {name: blank for name, blank in memory.items() if blank}
+
+
+def _merged(blank: Any, memory: Any) -> Any:
+    if not isinstance(blank, dict) or not isinstance(memory, dict):
+        return memory
+    return {k: _merged(blank.get(k), memory[k]) if k in memory else blank[k] for k in [*blank, *memory]}
 
 
 def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:

@@ -30,6 +30,10 @@ class Direction(Part):
         """The direction (may overwrite ``grads``) and the memory to keep after a real step."""
         raise NotImplementedError
 
+    def blank(self, params: Grads) -> Memory:
+        """The memory that means the same as none: what a sharded checkpoint is loaded into."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Gradient(Direction):
@@ -64,6 +68,10 @@ class Friendly(Direction):
         new = dict(old) | {k: self._average(g, old.get(k)) for k, g in grads.items()}
         add_scaled_(list(grads.values()), [new[k] for k in grads], -self.sigma)
         return grads, {"average": new}
+
+    def blank(self, params: Grads) -> Memory:
+        """An average of zeros, unless sigma = 0."""
+        return {"average": {k: torch.zeros_like(p) for k, p in params.items()}} if self.sigma else {}
 
     def _average(self, grad: Tensor, old: Tensor | None) -> Tensor:
         fresh = grad * (1 - self.decay)

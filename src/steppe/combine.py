@@ -51,6 +51,10 @@ class Combine(Part):
         """d of a step without an ascent; asked only when ``reuses``."""
         return grads
 
+    def blank(self, params: Grads) -> Memory:
+        """The memory that means the same as none: what a sharded checkpoint is loaded into."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Replace(Combine):
@@ -157,6 +161,12 @@ class Reuse(Combine):
         pull = ratio(g_norm, memory["g_norm"]) if natural else alpha * ratio(g_norm, memory["g_v_norm"])
         add_scaled_([grads[k] for k in names], [memory["g_v"][k] for k in names], pull)
         return grads
+
+    def blank(self, params: Grads) -> Memory:
+        """A push of length zero, and what the refresh part remembers."""
+        zero = torch.zeros((), device=next(iter(params.values())).device)
+        g_v = {k: torch.zeros_like(p) for k, p in params.items()}
+        return {"g_v": g_v, "g_v_norm": zero, "g_norm": zero.clone()} | self.refresh.blank(params)
 
     def _orthogonal(self, clean: Grads, perturbed: Grads, g_norm: Tensor) -> Grads:
         g, d = list(clean.values()), list(perturbed.values())

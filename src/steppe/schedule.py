@@ -45,6 +45,10 @@ class Schedule(Part):
         """
         raise NotImplementedError
 
+    def blank(self) -> Memory:
+        """The memory that means the same as none: what a sharded checkpoint is loaded into."""
+        return {}
+
     def __and__(self, other: Schedule) -> Schedule:
         """Ascend on the steps on which both schedules ascend."""
         return Both(self, other)
@@ -138,11 +142,16 @@ class AboveNorm(Schedule):
         n = float(statistic())
         if not math.isfinite(n):
             return True, memory
-        mean = self.decay * memory.get("mean", 0.0) + (1 - self.decay) * n
-        variance = self.decay * memory.get("variance", math.exp(-10)) + (1 - self.decay) * (n - mean) ** 2
+        memory = self.blank() | memory
+        mean = self.decay * memory["mean"] + (1 - self.decay) * n
+        variance = self.decay * memory["variance"] + (1 - self.decay) * (n - mean) ** 2
         fraction = min(t / self.total_steps, 1.0)
         level = fraction * self.lambda_1 + (1 - fraction) * self.lambda_2
         return n >= mean + level * math.sqrt(variance), {"mean": mean, "variance": variance}
+
+    def blank(self) -> Memory:
+        """The paper's start."""
+        return {"mean": 0.0, "variance": math.exp(-10)}
 
 
 @dataclass(frozen=True)
@@ -168,3 +177,8 @@ class Both(Schedule):
         yes_1, new_1 = self.first.decide(t, seed, statistic, memory.get("first", {}))
         yes_2, new_2 = self.second.decide(t, seed, statistic, memory.get("second", {}))
         return yes_1 and yes_2, {"first": new_1, "second": new_2} if new_1 or new_2 else {}
+
+    def blank(self) -> Memory:
+        """Both starts."""
+        first, second = self.first.blank(), self.second.blank()
+        return {"first": first, "second": second} if first or second else {}
