@@ -24,7 +24,9 @@ Grads = dict[str, Tensor]
 class Sign(Direction):
     """v = sign(g)."""
 
-    def __call__(self, grads: Grads, memory: dict[str, Any]) -> tuple[Grads, dict[str, Any]]:
+    def __call__(
+        self, grads: Grads, memory: dict[str, Any], scale: Tensor | float = 1.0
+    ) -> tuple[Grads, dict[str, Any]]:
         return {name: grad.sign() for name, grad in grads.items()}, {}
 
 

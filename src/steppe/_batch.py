@@ -22,13 +22,18 @@ class Nothing:
 NOTHING = Nothing()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
-    """Forward and backward passes over one optimizer step's data."""
+    """Forward and backward passes over one optimizer step's data.
+
+    After :meth:`run`, ``scale`` is what the host's own backward multiplied the loss by (a GradScaler's scale, a
+    division by the number of micro-batches): autograd hands exactly that to a hook on the loss, on its device.
+    """
 
     loss_of: LossOf
     batches: tuple[tuple[Any, ...], ...]  # the arguments of each call of loss_of
     backward: Backward | None = None
+    scale: Tensor | float = 1.0
 
     @classmethod
     def of(cls, loss_of: LossOf, batch: Any, micro_batches: Any, backward: Backward | None) -> Work:
@@ -52,11 +57,24 @@ class Work:
         total: Tensor | None = None
         for arguments in self.batches:
             loss = _checked(self.loss_of(*arguments))
-            loss.backward() if self.backward is None else self.backward(loss)
+            self._backward(loss)
             value = loss.detach().reshape(())
             total = value if total is None else total + value
         assert total is not None
         return total
+
+    def _backward(self, loss: Tensor) -> None:
+        if self.backward is None:
+            loss.backward()
+            return
+        handle = loss.register_hook(self._note)
+        try:
+            self.backward(loss)
+        finally:
+            handle.remove()
+
+    def _note(self, grad: Tensor) -> None:
+        self.scale = grad.detach().reshape(())
 
     def first(self, samples: int | float) -> Work:
         """The same on the first samples of every batch."""

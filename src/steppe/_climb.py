@@ -13,7 +13,7 @@ from steppe._draft import Draft, Moved
 from steppe._guards import Doors, Replay, SavedWeights, Window, perturbed_message
 from steppe._parameters import Parameters, aligned, bare
 from steppe._rounding import add_, displacement, has_half, warn_if_lost
-from steppe.ascent import Ascent, Grads
+from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine
 from steppe.schedule import Schedule
 
@@ -39,6 +39,7 @@ class Climber:
         self._window: Window | None = None
         self._mark: Replay | None = None
         self._moved = Moved()
+        self._scale: Scale = 1.0  # that the gradients at hand carry
         self._watch_rounding = self.rounding == "nearest"
 
     def _replay(self) -> Replay:
@@ -51,8 +52,9 @@ class Climber:
 
     def _decide(self, grads: Grads) -> bool:
         if self._draft.decision is None:
+            known = self.memory.get("schedule", {})
             self._draft.decision, memory = self.schedule.decide(
-                self.step, self.seed, lambda: norm(list(grads.values())) ** 2, self.memory.get("schedule", {})
+                self.step, self.seed, lambda: (norm(list(grads.values())) / self._scale) ** 2, known
             )
             self._draft.remember("schedule", memory)
         return self._draft.decision and any(r > 0 for r in self._radii().values())
@@ -78,7 +80,7 @@ class Climber:
         weights: Grads = {k: e.param for k, e in moved.items()}
         eps, memory = self.ascent.perturbation(
             weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
-            self.memory.get("ascent", {}),
+            self.memory.get("ascent", {}), self._scale,
         )  # fmt: skip
         self._draft.remember("ascent", memory)
         self._open(SavedWeights(weights.values()), clean, repeats)
@@ -126,14 +128,30 @@ class Climber:
 
     def _before_step(self) -> None:
         self._refuse_while_perturbed("step the optimizer")
-        self._draft.shrink(self._parameters)
+        self._draft.close(self._parameters, getattr(self.optimizer, "grad_scale", None))
 
     def _after_step(self) -> None:
-        self._draft.correct(self._parameters)
-        self.memory = self.memory | self._draft.memory
-        self._draft = Draft()
+        draft, self._draft = self._draft, Draft()
+        if _did_nothing(self.optimizer, draft):
+            return
+        # A host that hands the optimizer a closure made this draft during the step.
+        draft.close(self._parameters, None)
+        draft.correct(self._parameters)
+        self.memory = self.memory | draft.memory
         self.step += 1
 
     def _refuse_while_perturbed(self, what: str) -> None:
         if self._window is not None:
             raise RuntimeError(perturbed_message(what))
+
+
+def _did_nothing(optimizer: Optimizer, draft: Draft) -> bool:
+    """Whether a step that was called was none.
+
+    Fused optimizers under a GradScaler are called after an overflow too and skip by themselves (``found_inf``); torch's
+    checkpoint module calls a step with lr = 0 and no backward before it, to make an optimizer build its state.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if found is not None and bool(found):
+        return True
+    return draft.decision is None and all(float(g.get("lr", 1)) == 0 for g in optimizer.param_groups)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe._algebra import norm, ratio
+from steppe._algebra import norm, ratio, scale_
 from steppe._parameters import Parameters
 from steppe._shards import local
 from steppe.combine import Combined, Grads
@@ -53,6 +53,7 @@ class Draft:
     memory: dict[str, Any] = field(default_factory=dict)
     correction: Grads = field(default_factory=dict)
     handed: Tensor | None = None
+    closed: bool = False
 
     def remember(self, part: str, memory: dict[str, Any]) -> None:
         """Memory that ``part`` will have after this step."""
@@ -78,6 +79,20 @@ class Draft:
             for here in local(self.correction.values()):
                 # Zero, not c * 0, for an abandoned step, which may hold inf or NaN.
                 here.copy_(torch.where(factor.to(here.device) > 0, here * factor.to(here.device), 0.0))
+
+    def close(self, parameters: Parameters, unscaled_later: Tensor | None) -> None:
+        """At the optimizer's step, once: the correction in proportion to the gradient that the step takes.
+
+        Args:
+            parameters: those with the gradients.
+            unscaled_later: the loss scale that a fused optimizer takes off inside its step.
+        """
+        if self.closed or not self.correction:
+            return
+        self.closed = True
+        self.shrink(parameters)
+        if unscaled_later is not None:
+            scale_(self.correction.values(), 1 / unscaled_later.reshape(()))
 
     @torch.no_grad()
     def correct(self, parameters: Parameters) -> None:

@@ -13,15 +13,39 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from steppe._shards import is_sharded
+
 Subset = str | Callable[[str, Tensor], bool]
 
 
+_WRAPPERS = ("_orig_mod", "_forward_module")  # of torch.compile and of Lightning's Fabric
+
+
+def layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The model and, one after the other, what it wraps: DistributedDataParallel, torch.compile, Fabric."""
+    yield model
+    inside = [getattr(model, name, None) for name in _WRAPPERS]
+    inside += [model.module] if isinstance(model, DistributedDataParallel) else []
+    for inner in inside:
+        if isinstance(inner, nn.Module):
+            yield from layers(inner)
+            return
+
+
 def bare(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile, so that names stay the same with and without."""
-    if isinstance(model, DistributedDataParallel):
-        return bare(model.module)
-    inner = getattr(model, "_orig_mod", None)
-    return bare(inner) if isinstance(inner, nn.Module) else model
+    """The innermost model, so that names stay the same with and without wrappers."""
+    return list(layers(model))[-1]
+
+
+def parallel(model: nn.Module) -> DistributedDataParallel | None:
+    """The DistributedDataParallel among the wrappers."""
+    return next((m for m in layers(model) if isinstance(m, DistributedDataParallel)), None)
+
+
+def bare_optimizer(optimizer: Any) -> Any:
+    """The optimizer inside accelerate's, Fabric's or Lightning's wrapper, whose steps are the real ones."""
+    inner = getattr(optimizer, "optimizer", None)
+    return bare_optimizer(inner) if isinstance(inner, Optimizer) else optimizer
 
 
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
@@ -56,6 +80,11 @@ class Parameters:
                 f"nothing to perturb: subset={self.subset!r} and the groups' perturb flags leave no parameter of the "
                 "optimizer; choose another subset or set perturb=True in a group"
             )
+
+    @property
+    def sharded(self) -> bool:
+        """Whether parameters are spread over processes (FSDP2)."""
+        return any(is_sharded(e.param) for e in self.entries[:1])
 
     @property
     def entries(self) -> list[Entry]:
@@ -100,8 +129,11 @@ class Parameters:
         return any(e.param.grad is not None for e in self.entries if e.param.requires_grad)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Put the gradients that are there aside, and add them to the new ones; on an error leave them as they were."""
+    def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:
+        """Put the gradients that are there aside, and add them to the new ones; on an error leave them as they were.
+
+        ``average`` is given those put aside before they are added.
+        """
         earlier = [(e.param, e.param.grad) for e in self.entries if e.param.requires_grad]
         if any(g is not None for _, g in earlier):
             self.clear()
@@ -111,6 +143,7 @@ class Parameters:
             for param, grad in earlier:
                 param.grad = grad
             raise
+        average([g for _, g in earlier if g is not None])
         for param, grad in earlier:
             if grad is not None:
                 param.grad = grad if param.grad is None else grad.add_(param.grad)

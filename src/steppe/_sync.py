@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from steppe._parameters import parallel
 from steppe.combine import Combine, Replace
 from steppe.schedule import Schedule
 
@@ -27,7 +27,7 @@ class Averaging:
 
     def __init__(self, sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -> None:
         _check(sync, model, schedule, combine)
-        self._alone = model if sync != "global" else None
+        self._alone = parallel(model) if sync != "global" else None
         self._group: Any = None
         if isinstance(sync, int) and sync > 1:
             self._group, _ = dist.new_subgroups(sync)
@@ -39,17 +39,48 @@ class Averaging:
 
     def first_pass(self) -> AbstractContextManager[Any]:
         """The context of the pass whose gradient is only a direction."""
-        return nullcontext() if self._alone is None else self._alone.no_sync()  # type: ignore[operator]
+        return nullcontext() if self._alone is None else self._alone.no_sync()
 
     def average(self, grads: Iterable[Tensor]) -> None:
         """Average over this rank's group, where there are groups: one all-reduce of everything."""
         if self._group is None or not (here := list(grads)):
             return
-        flat = torch.cat([g.reshape(-1) for g in here])
-        dist.all_reduce(flat, group=self._group)
-        flat /= dist.get_world_size(self._group)
-        for grad, piece in zip(here, flat.split([g.numel() for g in here]), strict=True):
-            grad.copy_(piece.view_as(grad))
+        _average(here, self._group)
+
+
+def average_earlier(model: nn.Module, grads: list[Tensor]) -> None:
+    """Average the gradients of earlier micro-batches, when this backward is the one that averages.
+
+    In accumulation, DistributedDataParallel averages what has accumulated in ``.grad`` at the last micro-batch; earlier
+    gradients that were put aside were not there to be averaged. Those that were averaged already do not change.
+    """
+    wrapper = parallel(model)
+    if wrapper is not None and grads and wrapper.require_backward_grad_sync and wrapper.process_group.size() > 1:
+        _average(grads, wrapper.process_group)
+
+
+def refuse_unreduced(model: nn.Module) -> None:
+    """Refuse FSDP2 with its gradient sync off, whose gradients are kept where two passes would add up."""
+    for module in model.modules():
+        group = getattr(getattr(module, "_fsdp_state", None) or _state(module), "_fsdp_param_group", None)
+        if group is not None and not group.reduce_grads:
+            raise RuntimeError(
+                "backward() was called with FSDP2's gradient sync off, where both passes' gradients would add up; "
+                "expected set_requires_gradient_sync(True), or backward(loss_of, micro_batches=[...]) for accumulation"
+            )
+
+
+def _state(module: nn.Module) -> Any:
+    find = getattr(module, "_get_fsdp_state", None)
+    return find() if callable(find) else None
+
+
+def _average(grads: list[Tensor], group: Any) -> None:
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    dist.all_reduce(flat, group=group)
+    flat /= dist.get_world_size(group)
+    for grad, piece in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(piece.view_as(grad))
 
 
 def _check(sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -> None:
@@ -57,7 +88,7 @@ def _check(sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -
         return
     if sync != "rank" and (isinstance(sync, bool) or not isinstance(sync, int) or sync < 1):
         raise ValueError(f"sync={sync!r} was given; expected 'global', 'rank' or a number of ranks to perturb alike")
-    if not isinstance(model, DistributedDataParallel):
+    if parallel(model) is None:
         raise ValueError(
             f"sync={sync!r} was given with a {type(model).__name__}; expected the DistributedDataParallel model "
             "itself, whose averaging can be put off"

@@ -20,14 +20,21 @@ from steppe.curves import FollowLR
 
 Grads = dict[str, Tensor]
 Memory = dict[str, Any]
+Scale = Tensor | float
 SCOPES = ("global", "tensor", "group", "trust", "paper")
 
 
 class Direction(Part):
     """Base of directions: which vector the perturbation points along."""
 
-    def __call__(self, grads: Grads, memory: Memory) -> tuple[Grads, Memory]:
-        """The direction (may overwrite ``grads``) and the memory to keep after a real step."""
+    def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
+        """The direction (may overwrite ``grads``) and the memory to keep after a real step.
+
+        Args:
+            grads: name -> gradient.
+            memory: what the last real step left.
+            scale: the loss scale that ``grads`` carry; what is remembered must not.
+        """
         raise NotImplementedError
 
     def blank(self, params: Grads) -> Memory:
@@ -39,7 +46,7 @@ class Direction(Part):
 class Gradient(Direction):
     """The gradient itself, v = g."""
 
-    def __call__(self, grads: Grads, memory: Memory) -> tuple[Grads, Memory]:
+    def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
         """The gradient, and no memory."""
         return grads, {}
 
@@ -60,21 +67,22 @@ class Friendly(Direction):
         check("sigma", self.sigma, 0.0)
         check("decay", self.decay, 0.0, 1.0)
 
-    def __call__(self, grads: Grads, memory: Memory) -> tuple[Grads, Memory]:
+    def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
         """The gradient less sigma times the new average."""
         if self.sigma == 0:
             return grads, {}
         old = memory.get("average", {})
-        new = dict(old) | {k: self._average(g, old.get(k)) for k, g in grads.items()}
-        add_scaled_(list(grads.values()), [new[k] for k in grads], -self.sigma)
+        new = dict(old) | {k: self._average(g, old.get(k), scale) for k, g in grads.items()}
+        add_scaled_(list(grads.values()), [new[k] for k in grads], -self.sigma * scale)
         return grads, {"average": new}
 
     def blank(self, params: Grads) -> Memory:
         """An average of zeros, unless sigma = 0."""
         return {"average": {k: torch.zeros_like(p) for k, p in params.items()}} if self.sigma else {}
 
-    def _average(self, grad: Tensor, old: Tensor | None) -> Tensor:
-        fresh = grad * (1 - self.decay)
+    def _average(self, grad: Tensor, old: Tensor | None, scale: Scale) -> Tensor:
+        fresh = grad.clone()
+        scale_([fresh], (1 - self.decay) / scale)
         return fresh if old is None else fresh.add_(old, alpha=self.decay)
 
 
@@ -124,7 +132,7 @@ class Ascent(Part):
         metric: T: :class:`Identity` or :class:`Adaptive`.
         scope: over what the norm is taken. ``"global"`` the whole perturbed vector; ``"tensor"`` each tensor by itself;
             ``"group"`` each optimizer group; ``"trust"`` each tensor, with radius rho ||w_l||; ``"paper"`` LookSAM's
-            layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (needs gradients without a loss scale).
+            layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (in units of the unscaled loss).
             A tensor of zero weights counts as ||w_l|| = 1 ("trust"), as trust ratio 1 ("paper").
         subset: ``"all"`` parameters, ``"norm"`` those of normalisation layers, or a function
             ``(name, parameter) -> bool``.
@@ -166,7 +174,13 @@ class Ascent(Part):
         return float(value_at("rho", self.rho, t))
 
     def perturbation(
-        self, weights: Grads, grads: Grads, rho: dict[str, float], groups: dict[str, int], memory: Memory
+        self,
+        weights: Grads,
+        grads: Grads,
+        rho: dict[str, float],
+        groups: dict[str, int],
+        memory: Memory,
+        scale: Scale = 1.0,
     ) -> tuple[Grads, Memory]:
         """The perturbation of every named weight, in the storage of ``grads``, and the direction's new memory.
 
@@ -176,36 +190,39 @@ class Ascent(Part):
             rho: name -> radius.
             groups: name -> number of its optimizer group (for ``scope="group"``).
             memory: the direction's memory.
+            scale: the loss scale that ``grads`` carry.
         """
-        vector, memory = self.direction(grads, memory)
+        vector, memory = self.direction(grads, memory, scale)
         tensors, metric = list(vector.values()), self.metric(weights)
         if metric is not None:
             multiply_(tensors, metric)
-        factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()))
+        factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()), scale)
         if metric is not None:
             multiply_(tensors, metric)
         scale_(tensors, factors) if isinstance(factors, Tensor) else scale_each_(tensors, factors)
         return vector, memory
 
-    def _factors(self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int]) -> Any:
+    def _factors(
+        self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int], scale: Scale
+    ) -> Any:
         each = norm_each(tv)
         if self.scope == "tensor":
             return [ratio(r, n) for r, n in zip(rho, each, strict=True)]
         if self.scope in ("trust", "paper"):
-            return self._layerwise(weights, each, rho)
+            return self._layerwise(weights, each, rho, scale)
         if self.scope == "group":
             whole = {g: joined([n for n, h in zip(each, groups, strict=True) if h == g]) for g in set(groups)}
             return [ratio(r, whole[g]) for r, g in zip(rho, groups, strict=True)]
         total = joined(each)
         return ratio(rho[0], total) if len(set(rho)) == 1 else [ratio(r, total) for r in rho]
 
-    def _layerwise(self, weights: list[Tensor], each: list[Tensor], rho: list[float]) -> list[Tensor]:
+    def _layerwise(self, weights: list[Tensor], each: list[Tensor], rho: list[float], scale: Scale) -> list[Tensor]:
         sizes = norm_each(weights)
         if self.scope == "trust":
             sizes = [torch.where(w > 0, w, torch.ones_like(w)) for w in sizes]
             return [ratio(r * w, n) for r, w, n in zip(rho, sizes, each, strict=True)]
         total = joined(each)
-        trusts = [torch.where(w > 0, ratio(w, n), torch.ones_like(n)) for w, n in zip(sizes, each, strict=True)]
+        trusts = [torch.where(w > 0, ratio(w, n) * scale, torch.ones_like(n)) for w, n in zip(sizes, each, strict=True)]
         return [ratio(r, total) * trust.to(total.device) for r, trust in zip(rho, trusts, strict=True)]
 
 

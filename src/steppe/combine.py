@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steppe._algebra import add_scaled_, inner, norm, ratio, scale_
 from steppe._parts import Part, Value, check_choice, check_value, value_at
+from steppe._shards import local
 
 Grads = dict[str, Tensor]
 Memory = dict[str, Any]
@@ -146,7 +147,10 @@ class Reuse(Combine):
         """d of the refresh part, and the new g_v."""
         g_norm = norm(list(clean.values()))
         push = self._orthogonal(clean, perturbed, g_norm)
-        mine = {"g_v": push, "g_v_norm": self._solid(push, perturbed), "g_norm": g_norm}
+        size = self._solid(push, perturbed)
+        for here in local(push.values()):
+            here.masked_fill_(size.to(here.device) == 0, 0.0)
+        mine = {"g_v": push, "g_v_norm": size, "g_norm": g_norm}
         out = self.refresh.ascended(t, clean, perturbed, memory)
         return Combined(out.grads, out.memory | mine, out.correction)
 
@@ -184,11 +188,11 @@ class Reuse(Combine):
         return not isinstance(self.refresh, Replace)
 
     def _solid(self, push: Grads, perturbed: Grads) -> Tensor:
-        """||g_v||, or 0 (no push) where it is nothing but the rounding of g~."""
+        """||g_v||, or 0 (no push) where it is nothing but the rounding of g~, or no number."""
         tensors = list(push.values())
         size, whole = norm(tensors), norm(list(perturbed.values()))
         floor = max((_rounding(x.dtype) for x in tensors), default=0.0)
-        return torch.where(size > floor * whole, size, torch.zeros_like(size))
+        return torch.where((size > floor * whole) & size.isfinite(), size, torch.zeros_like(size))
 
 
 @dataclass(frozen=True)
@@ -212,6 +216,8 @@ class Decoupled(Combine):
         _refuse_one(gamma)
         push = list(perturbed.values())
         add_scaled_(push, list(clean.values()), -1)
+        # An overflow in g~ alone must be seen in what the optimizer is given: 0 * inf is NaN, 0 * x nothing.
+        add_scaled_(list(clean.values()), push, 0)
         scale_(push, gamma / (1 - gamma))
         return Combined(clean, correction=perturbed)
 

@@ -15,12 +15,12 @@ from steppe._checkpoint import pack, unpack
 from steppe._climb import Climber
 from steppe._draft import Draft, Last
 from steppe._guards import Statistics, buffers_of
-from steppe._parameters import bare
+from steppe._parameters import bare, bare_optimizer
 from steppe._parts import check_choice
 from steppe._rounding import ROUNDINGS
-from steppe._sync import Averaging
+from steppe._sync import Averaging, average_earlier, refuse_unreduced
 from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
-from steppe.ascent import Ascent, Grads
+from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine, Replace
 from steppe.schedule import Always, Schedule
 
@@ -85,7 +85,7 @@ class SharpnessAware(Climber):
     ) -> None:
         check_arguments(model, optimizer, seed)
         check_choice("rounding", rounding, ROUNDINGS)
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer = model, bare_optimizer(optimizer)
         self.ascent = part_or_default("ascent", ascent, Ascent, Ascent)
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
         self.combine = part_or_default("combine", combine, Combine, Replace)
@@ -93,7 +93,7 @@ class SharpnessAware(Climber):
         self.averaging = Averaging(sync, model, self.schedule, self.combine)
         super().__init__()
         self.last = Last(False)
-        listen(self, optimizer)
+        listen(self, self.optimizer)
 
     # The gradient in one call
 
@@ -130,9 +130,12 @@ class SharpnessAware(Climber):
         if self._known_to_skip() and not self.combine.reuses:
             self.last = Last(False, work.run())
         else:
-            with self._parameters.aside():
+            if self._parameters.sharded:
+                refuse_unreduced(self.model)
+            with self._parameters.aside(lambda earlier: average_earlier(self.model, earlier)):
                 self.last = self._whole_batch(work) if few is None else self._few_samples(work, few)
             self._draft.note_handed(self._parameters)
+        self._mark = None
         assert self.last.loss is not None
         return self.last.loss
 
@@ -150,7 +153,7 @@ class SharpnessAware(Climber):
         if self._known_to_skip():
             loss, grads = work.run(), self._parameters.take()
         else:
-            self.mark()
+            self._mark = self._mark or self._replay()  # a host that ran the forward already has marked before it
             loss, grads = self._look(work)
         if not self._decide(grads):
             self._skip(grads)
@@ -161,7 +164,7 @@ class SharpnessAware(Climber):
         """A pass for the direction of ascent."""
         with self.averaging.first_pass():
             loss = work.run()
-        grads = self._parameters.take()
+        grads, self._scale = self._parameters.take(), work.scale
         self.averaging.average(grads.values())
         return loss, grads
 
@@ -212,12 +215,14 @@ class SharpnessAware(Climber):
         """
         self._mark = self._replay()
 
-    def ascend(self, *, same_step: bool = False) -> bool:
+    def ascend(self, *, same_step: bool = False, scale: Scale = 1.0) -> bool:
         """After an ordinary backward: perturb the weights if this step ascends.
 
         Args:
             same_step: this is a further micro-batch of the optimizer step that an earlier ``ascend`` began, with its
                 gradient alone in ``.grad``: the step's decision is kept.
+            scale: the loss scale that ``.grad`` carries (``scaler.get_scale()``); methods that remember or compare
+                gradients, F-SAM and AE-SAM, need it. :meth:`backward` finds it by itself.
 
         Returns:
             True: ``.grad`` was put away and the weights are perturbed; run the same batch again, then :meth:`restore`.
@@ -234,7 +239,7 @@ class SharpnessAware(Climber):
                 "ascend() cannot slice a batch or put off the averaging of a pass that it does not run: "
                 "use backward(loss_of, batch), or samples=None and sync='global'"
             )
-        self._draft = self._draft if same_step else Draft()
+        self._draft, self._scale = self._draft if same_step else Draft(), scale
         grads = self._parameters.take()
         if not self._decide(grads):
             self._skip(grads)
