@@ -1,7 +1,8 @@
-"""Write what follows from the registry: docs/methods.md and the table of methods in README.md (`make docs`)."""
+"""Write what follows from the registry and the tests: docs/methods.md and the tables in README.md (`make docs`)."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 from steppe.methods import METHODS, card
 
 ROOT = Path(__file__).resolve().parent.parent
-START, END = "<!-- methods: written by make docs -->", "<!-- end of methods -->"
+LOOPS = ROOT / "docs" / "loops.json"
+ORDER = (
+    "plain", "accumulation (exact)", "accumulation (m-sharpness)", "clipping", "fp16 GradScaler", "bf16 autocast",
+    "DDP", "FSDP2", "DCP", "accelerate", "HF Trainer", "Lightning", "Fabric", "torch.compile",
+)  # fmt: skip
 
 
 def table() -> str:
@@ -34,10 +39,26 @@ def page() -> str:
     return "\n".join([intro, *cards])
 
 
+def loops() -> str:
+    """Which method ran in which loop, as the tests noted it (`make loops`)."""
+    ran: dict[str, dict[str, bool]] = json.loads(LOOPS.read_text())
+    names = [name for name in METHODS if any(name in methods for methods in ran.values())]
+    head = "| loop | " + " | ".join(METHODS[name].title for name in names) + " |\n| --- |" + " --- |" * len(names)
+    rows = [f"| {loop} | " + " | ".join(_cell(ran.get(loop, {}).get(name)) for name in names) + " |" for loop in ORDER]
+    return "\n".join([head, *rows])
+
+
+def _cell(passed: bool | None) -> str:
+    return {True: "✓", False: "fails", None: "–"}[passed]
+
+
 def readme(text: str) -> str:
-    """README.md with the present table between its marks."""
-    before, rest = text.split(START)
-    return f"{before}{START}\n{table()}\n{END}{rest.split(END)[1]}"
+    """README.md with the present tables between their marks."""
+    for name, content in (("methods", table()), ("loops", loops())):
+        start, end = f"<!-- {name}: written by make docs -->", f"<!-- end of {name} -->"
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
 
 
 def _link(paper: str) -> str:

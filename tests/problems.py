@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+import steppe
 
 BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3),
@@ -75,3 +78,41 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
     return everything(model)
+
+
+def make(model: nn.Module, **parts: object) -> tuple[torch.optim.Optimizer, steppe.SharpnessAware]:
+    optimizer = BASES["sgd"](model)
+    return optimizer, steppe.SharpnessAware(model, optimizer, **parts)  # type: ignore[arg-type]
+
+
+def grads(model: nn.Module) -> dict[str, Tensor | None]:
+    return {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+
+
+def weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if "running" not in k and "tracked" not in k}
+
+
+def close(a: dict[str, Tensor | None], b: dict[str, Tensor | None], **tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] is None) == (b[name] is None), name
+        if a[name] is not None:
+            torch.testing.assert_close(a[name], b[name], **({"rtol": 1e-12, "atol": 1e-14} | tolerance))
+
+
+def by_hand(model: nn.Module, batch: tuple[Tensor, Tensor], rho: float = 0.05) -> dict[str, Tensor | None]:
+    """SAM's gradient the slow way, on a copy."""
+    twin = copy.deepcopy(model)
+    loss_of(twin)(batch).backward()
+    moved = [p for p in twin.parameters() if p.grad is not None]
+    length = torch.sqrt(sum((p.grad**2).sum() for p in moved))  # type: ignore[arg-type, misc]
+    with torch.no_grad():
+        for p in moved:
+            p += rho * p.grad / length
+            p.grad = None
+    loss_of(twin)(batch).backward()
+    return grads(twin)
+
+
+BATCH = next(batches(1))
