@@ -1,0 +1,117 @@
+"""What the tests of the loops share: the methods of the README's table, the loop by hand, and the table's record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from tests import reference
+from torch import Tensor, nn
+
+import steppe
+
+LOOP_METHODS = ("sam", "asam", "grst", "look_sam", "gsam", "adasam")
+STEPS = 10
+# Every branch within ten steps: both draws of G-RST (seed 3), three refreshes of LookSAM.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sam": {"rho": 0.1},
+    "asam": {"rho": 0.5},
+    "grst": {"rho": 0.1, "total_steps": STEPS, "seed": 3},
+    "look_sam": {"rho": 0.1, "k": 4, "alpha": 0.4},
+    "gsam": {"rho": 0.1, "alpha": 0.4},
+    "adasam": {"rho": 0.05},
+}
+# The others, for what must hold beyond the table.
+MORE: dict[str, dict[str, Any]] = {
+    "rst": {"rho": 0.1, "p": 0.5, "seed": 3},
+    "gnp": {"rho": 0.1},
+    "look_layer_sam": {"rho": 0.1, "k": 4, "push": "natural"},
+    "fsam": {"rho": 0.1},
+    "wsam": {"rho": 0.05, "gamma": 0.6},
+    "aesam": {"rho": 0.1, "total_steps": STEPS},
+}
+ALL = {**SETTINGS, **MORE}
+SGD: tuple[str, dict[str, Any]] = ("sgd", {"lr": 0.1, "momentum": 0.9})
+AMSGRAD: tuple[str, dict[str, Any]] = ("amsgrad", {"lr": 0.01})
+PROBLEM = reference.MLP()
+Built = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
+Weights = dict[str, np.ndarray]
+Record = Callable[[str, object], None]
+
+
+def table(record_property: Record, loop: str, method: str) -> None:
+    """Record that a method ran in a loop: the README's table is made of these records."""
+    record_property("loop", loop)
+    record_property("method", method)
+
+
+def base_of(name: str) -> tuple[str, dict[str, Any]]:
+    return AMSGRAD if name == "adasam" else SGD
+
+
+def build(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu", **more: Any) -> Built:
+    """The reference's network with a method's recipe and base optimizer (``more`` goes to the latter)."""
+    model = PROBLEM.module().to(device, dtype)
+    kind, settings = base_of(name)
+    optimizer_class = {"sgd": torch.optim.SGD, "amsgrad": steppe.optim.AMSGrad}[kind]
+    optimizer = optimizer_class(model.parameters(), **settings, **more)
+    return model, optimizer, steppe.methods.get(name).recipe(model, optimizer, **ALL[name])
+
+
+def batch_of(t: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    x, y = PROBLEM.torch_batch(t)
+    return x.to(device, dtype), y.to(device)
+
+
+def loss_of(model: nn.Module) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    return lambda batch: nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
+
+
+def weights(model: nn.Module) -> Weights:
+    return {k: p.detach().double().cpu().numpy().copy() for k, p in model.named_parameters()}
+
+
+def copies(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def unchanged(model: nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
+
+
+def gap(a: Weights, b: Weights) -> float:
+    return max(float(abs(a[k] - b[k]).max()) for k in a)
+
+
+class OnTorch:
+    """The reference's problem with gradients from torch: in fp32, under autocast and with a loss scale."""
+
+    def __init__(self, autocast: torch.dtype | None = None, scale: float = 1.0, device: str = "cpu") -> None:
+        self.model = PROBLEM.module().to(device, torch.float32)
+        self.device, self.scale = device, scale
+        self.context = (
+            nullcontext if autocast is None else lambda: torch.autocast(device, dtype=autocast, cache_enabled=False)
+        )
+
+    def weights(self) -> Weights:
+        return weights(self.model)
+
+    def grad(self, w: Weights, t: int) -> Weights:
+        with torch.no_grad():
+            for k, p in self.model.named_parameters():
+                p.copy_(torch.from_numpy(w[k]))
+        with self.context():
+            loss = loss_of(self.model)(batch_of(t, torch.float32, self.device))
+        named = dict(self.model.named_parameters())
+        grads = torch.autograd.grad(loss * self.scale, list(named.values()))
+        return {k: g.double().cpu().numpy() / self.scale for k, g in zip(named, grads, strict=True)}
+
+
+def by_hand(name: str, problem: Any = PROBLEM, method: Any = None, steps: int = STEPS) -> list[Weights]:
+    """The weights after each step of the slow reference, which shares no code with steppe."""
+    kind, settings = base_of(name)
+    chosen = reference.METHODS[name] if method is None else method
+    return reference.trajectory(chosen, problem, kind, steps, settings, **ALL[name])
