@@ -1,0 +1,185 @@
+"""Lightning: a sharpness-aware gradient in automatic optimisation by one callback; the LightningModule stays as it is.
+
+    trainer = L.Trainer(..., callbacks=[SharpCallback(steppe.LookSAM, rho=0.05, k=5)])
+
+During ``fit`` the module's ``backward(loss)`` is two passes. The first is the forward that Lightning has already run
+and whose loss it hands over; on a step that ascends, ``training_step`` runs again on the same batch at the perturbed
+weights. All around it is Lightning's own: precision, accumulation, clipping, hooks, the optimizer's step.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torchmetrics import Metric
+
+from steppe.gradient import SharpnessAware
+
+try:  # One package under two names.
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError:
+    from pytorch_lightning import Callback, LightningModule, Trainer  # type: ignore[assignment]
+
+
+class SharpCallback(Callback):
+    """Gives a LightningModule in automatic optimisation the gradient of a sharpness-aware method.
+
+    ``self.log`` and torchmetrics count the first pass only; whatever else ``training_step`` does happens in both. With
+    accumulation each micro-batch has a perturbation of its own (m-sharpness), and one decision of the schedule holds
+    for the optimizer's step. The state is in Lightning's checkpoints.
+
+    Args:
+        recipe: builds the method from (model, optimizer), such as ``steppe.LookSAM``, or
+            ``lambda model, optimizer: steppe.SharpnessAware(model, optimizer, ...)``.
+        settings: further arguments of the recipe.
+
+    Attributes:
+        sharp: the :class:`steppe.SharpnessAware` of the present (or latest) fit.
+    """
+
+    sharp: SharpnessAware
+
+    def __init__(self, recipe: Callable[..., SharpnessAware], **settings: Any) -> None:
+        self.recipe, self.settings = recipe, settings
+        self._loaded: dict[str, Any] | None = None
+        self._arguments: Any = None  # of the training_step whose backward is still to come,
+        self._first: Any = None  # and its loss
+        self._changes = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget what an earlier fit or ``test`` loaded; the checkpoint of this fit is read after this hook."""
+        self._loaded = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the method on the fit's own optimizer, and bring back its state."""
+        self.sharp = self.recipe(trainer.strategy.model, trainer.optimizers[0], **self.settings)
+        _refuse(pl_module, self.sharp)
+        if self._loaded is not None:
+            self.sharp.load_state_dict(self._loaded)
+        elif trainer.ckpt_path is not None:
+            warnings.warn(f"no state of SharpCallback in {trainer.ckpt_path}: it starts at its step 0", stacklevel=2)
+        step, backward = pl_module.training_step, pl_module.backward
+        again = functools.partial(self._second_loss, trainer, pl_module, step)
+        methods = {"training_step": self._watched(step), "backward": self._twice(trainer, backward, again)}
+        self._changes.enter_context(_replaced(pl_module, **methods))
+
+    def _watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """``training_step`` that leaves behind what two passes need."""
+
+        @functools.wraps(step)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            # New containers: what this step pops from its batch must be there in the second pass.
+            self._arguments = tree_map(lambda leaf: leaf, (args, kwargs))
+            self.sharp.mark()
+            output = step(*args, **kwargs)
+            self._first = _loss_in(output)
+            return output
+
+        # Lightning looks one wrapper deep for the argument names.
+        vars(training_step)["__wrapped__"] = getattr(step, "__wrapped__", step)
+        return training_step
+
+    def _twice(self, trainer: Trainer, plain: Callable[..., None], again: Callable[[], Any]) -> Callable[..., None]:
+        """``backward`` that runs both passes; gradients of earlier micro-batches are added to, as ever."""
+
+        def backward(scaled: Tensor, *args: Any, **kwargs: Any) -> None:
+            losses = iter((lambda: self._first, again))
+            hosts = iter((lambda loss: scaled, functools.partial(_scaled, trainer)))
+            self.sharp.backward(
+                lambda: next(losses)(), backward=lambda loss: plain(next(hosts)(loss), *args, **kwargs)
+            )
+            self._arguments = self._first = None
+
+        return backward
+
+    def _second_loss(self, trainer: Trainer, pl_module: LightningModule, step: Callable[..., Any]) -> Any:
+        args, kwargs = self._arguments
+        with _replaced(pl_module, training_step=step, log=lambda *_, **__: None), _held_metrics(pl_module):
+            return _loss_in(trainer.strategy.training_step(*args, **kwargs))
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse engines with a backward of their own, before they train without the method."""
+        if self._arguments is not None:
+            raise RuntimeError(
+                f"{type(trainer.strategy).__name__} does not call the module's backward, so SharpCallback would have "
+                "no effect: use another strategy, such as 'ddp'"
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the module as it was."""
+        self._changes.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._changes.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's state, for the checkpoint."""
+        return self.sharp.state_dict() if hasattr(self, "sharp") else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state for the fit that is about to start."""
+        self._loaded = state_dict
+
+
+def _loss_in(output: Any) -> Any:
+    return output.get("loss") if isinstance(output, Mapping) else output
+
+
+def _scaled(trainer: Trainer, loss: Tensor) -> Tensor:
+    """What Lightning hands to ``backward`` for a loss."""
+    loss = loss / trainer.accumulate_grad_batches
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return loss if scaler is None else scaler.scale(loss)
+
+
+@contextmanager
+def _replaced(module: nn.Module, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Methods of this one object replaced for a while."""
+    own = vars(module)
+    before = {name: own[name] for name in methods if name in own}
+    own.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del own[name]
+        own.update(before)
+
+
+@contextmanager
+def _held_metrics(module: nn.Module) -> Iterator[None]:
+    """Metrics keep what they have counted."""
+    kept = [(m, {k: _copied(v) for k, v in vars(m).items()}) for m in module.modules() if isinstance(m, Metric)]
+    try:
+        yield
+    finally:
+        for metric, state in kept:
+            vars(metric).update(state)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+
+
+def _refuse(module: LightningModule, sharp: SharpnessAware) -> None:
+    if not module.automatic_optimization:
+        raise ValueError(
+            f"{type(module).__name__} has manual optimization; expected automatic: leave SharpCallback out and write "
+            "sharp.backward(closure, backward=self.manual_backward) in training_step"
+        )
+    if "dataloader_iter" in signature(module.training_step).parameters:
+        raise ValueError(
+            "training_step takes dataloader_iter, which cannot be read twice; expected training_step(batch, batch_idx)"
+        )
+    if sharp.ascent.samples is not None:
+        raise ValueError(
+            f"samples={sharp.ascent.samples!r} was given; expected None: Lightning has run the whole batch by then"
+        )
