@@ -35,7 +35,7 @@ def page() -> str:
         "A pass is a forward and a backward; a buffer is one tensor for each perturbed parameter, held while weights "
         "are perturbed unless it says otherwise.\n"
     )
-    cards = [f'<a id="{name}"></a>\n\n' + _as_markdown(card(name)) for name in METHODS]
+    cards = [f'<a id="{name}"></a>\n\n' + card(name).replace("# ", "## ", 1) for name in METHODS]
     return "\n".join([intro, *cards])
 
 
@@ -64,21 +64,6 @@ def readme(text: str) -> str:
 def _link(paper: str) -> str:
     found = re.search(r"arXiv (\d{4}\.\d{5})", paper)
     return f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else paper
-
-
-def _paper(text: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
-
-
-def _as_markdown(text: str) -> str:
-    """A card whose `Args:` block is a list, so that it reads well outside a terminal too."""
-    text = re.sub(r"^# ", "## ", _paper(text), flags=re.M)
-    text = re.sub(r"(?<!`)``(?!`)", "`", text)
-    text = re.sub(r":(?:func|class):`steppe\.([\w.]+)`", r"`steppe.\1`", text)
-    text = re.sub(r"^(Args|Raises):$", r"**\1**\n", text, flags=re.M)
-    text = re.sub(r"^    (\w+): ", r"- `\1`: ", text, flags=re.M)
-    text = re.sub(r"^        (?=\S)", "  ", text, flags=re.M)
-    return re.sub(r"^(Cost|Source):", r"**\1:**", text, flags=re.M)
 
 
 def main() -> int:

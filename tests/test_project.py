@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import steppe
-from steppe.methods import METHODS, card
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,28 +79,6 @@ def test_public_names_are_importable_and_documented() -> None:
     for name in steppe.__all__:
         value = getattr(steppe, name)
         assert name == "__version__" or (getattr(value, "__doc__", None) or "").strip(), name
-
-
-@pytest.fixture(scope="module")
-def other_tests() -> str:
-    return "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_exported_tested_and_documented(name: str, other_tests: str) -> None:
-    row = METHODS[name]
-    assert row.name == name
-    assert getattr(steppe, row.recipe.__name__) is row.recipe
-    assert row.recipe.__name__ in steppe.__all__
-    assert re.search(rf"\b({name}|{row.recipe.__name__})\b", other_tests), f"no test mentions {name}"
-    assert row.title in card(name)
-    assert "Args:" in card(name)
-    assert row.title.lower() in (ROOT / "CHANGELOG.md").read_text().lower()
-
-
-def test_every_method_file_has_a_row() -> None:
-    files = {path.stem for path in (ROOT / "src" / "steppe" / "methods").glob("[!_]*.py")}
-    assert files == {row.recipe.__module__.rpartition(".")[2] for row in METHODS.values()}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.problems import batches, everything, loss_of, net, same
+from tests.trajectory_cases import CASES
 from torch import nn
 
 import steppe
@@ -109,13 +110,13 @@ def test_each_method_has_file_row_export_card_and_tests(name: str) -> None:
     assert module is not None and row.recipe.__module__.startswith("steppe.methods.")
     assert getattr(steppe, row.recipe.__name__) is row.recipe
     text = card(name)
-    for fact in (row.title, row.paper, row.passes, row.buffers, "Args:", "Cost:", "Source:"):
+    for fact in (row.title, row.passes, row.buffers, row.paper.split(",")[0], "**Args**", "**Cost:**", "**Source:**"):
         assert fact in text
     for parameter in list(inspect.signature(row.recipe).parameters)[2:]:
-        assert f"\n    {parameter}: " in text, f"the card of {name} does not describe {parameter}"
+        assert f"\n- `{parameter}`: " in text, f"the card of {name} does not describe {parameter}"
+    assert row.title.lower() in (ROOT / "CHANGELOG.md").read_text().lower()
     assert row.good and row.bad and str(row.year) and row.use
-    trajectories = (ROOT / "tests" / "test_trajectories.py").read_text()
-    assert row.recipe.__name__ in trajectories or f'"{name}"' in trajectories, f"{name} has no reference trajectory"
+    assert name in {case.method for case in CASES}, f"{name} has no reference trajectory"
 
 
 def test_each_file_of_methods_is_in_the_registry() -> None:

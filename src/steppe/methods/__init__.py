@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 
 from steppe.methods import (
     adasam,
@@ -22,6 +21,7 @@ from steppe.methods import (
     sam_on,
     wsam,
 )
+from steppe.methods._card import write_card
 from steppe.methods._row import Method
 
 _ROWS = (
@@ -48,21 +48,4 @@ def get(name: str) -> Method:
 
 def card(name: str) -> str:
     """The method's card in Markdown: paper, cost, equation and every argument, from its row and its recipe."""
-    row = get(name)
-    doc = inspect.getdoc(row.recipe) or ""
-    facts = [
-        ("Paper", row.paper),
-        ("Passes per step", row.passes),
-        ("Parameter-sized buffers", row.buffers),
-        ("Use", row.use),
-    ]
-    table = "\n".join(f"- **{key}:** {value}" for key, value in facts)
-    call = f"steppe.{row.recipe.__name__}{_call(row)}"
-    return f"# {row.title} (`{row.name}`)\n\n{table}\n\n```python\n{call}\n```\n\n{doc}\n"
-
-
-def _call(row: Method) -> str:
-    parameters = list(inspect.signature(row.recipe).parameters.values())[2:]
-    named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
-    shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in named]
-    return f"(model, optimizer, {', '.join(shown)})"
+    return write_card(get(name))
