@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare test lint types docs clean
+.PHONY: help compare test lint types docs loops clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ lint: $(DEV) ## style and docstrings
 
 types: $(DEV) ## types
 	$(BIN)/mypy
+
+loops: $(DEV) ## run the loops' tests and note which method ran in which, for the README
+	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations
+	$(BIN)/python docs/generate.py
 
 docs: $(DEV) ## write docs/methods.md and the README's table from the registry
 	$(BIN)/python docs/generate.py

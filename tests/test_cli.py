@@ -162,7 +162,8 @@ def test_python_m_steppe():
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "pydantic"])
 def test_without_the_extra_one_sentence_says_what_to_install(missing):
-    code = f"import sys; sys.modules[{missing!r}] = None; from steppe.cli import main; sys.exit(main(['compare', '--task', 'none']))"
+    call = "from steppe.cli import main; sys.exit(main(['compare', '--task', 'none']))"
+    code = f"import sys; sys.modules[{missing!r}] = None; {call}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "pip install 'steppe[study]'" in done.stderr
