@@ -72,7 +72,7 @@ def compare(
     task: Annotated[Text, _flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, module:function.")] = None,
     methods: Annotated[Text, _flag("Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")] = None,
     seeds: Annotated[Text, _flag("How many (5), or which: 0,1,2.")] = None,
-    rho: Annotated[Text, _flag("Radii to choose from, as for SAM: 0.1,0.2,0.4.")] = None,
+    rho: Annotated[Text, _flag("Radii to choose from, as for SAM: 0.05,0.1,0.2.")] = None,
     tune_seeds: Annotated[Text, _flag("Seeds that choose rho on the validation split: how many (2), or which.")] = None,
     labelled: Annotated[Number, _flag("Labelled training examples.")] = None,
     validation: Annotated[Number, _flag("Validation examples; never from the test set.")] = None,
@@ -133,6 +133,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     else:
         console = Console()
         console.print(table(outcome.summary, console.width))
+        console.print(outcome.summary["verdict"], highlight=False, markup=False)
         console.print(f"Report: {outcome.report}", highlight=False, markup=False, soft_wrap=True)
     if outcome.failed:
         first = next(iter(outcome.failed.values()))

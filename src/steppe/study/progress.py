@@ -108,7 +108,8 @@ class LiveProgress(PlainProgress):
 
     def _end(self, key: str) -> None:
         self.finished += 1
-        self._each.remove_task(self._bars.pop(key))
+        if key in self._bars:  # a worker may die before its run begins
+            self._each.remove_task(self._bars.pop(key))
         self._all.update(self._overall, completed=self.finished)
 
 

@@ -28,7 +28,7 @@ from steppe.study.data import Split, Task, generator
 from steppe.study.plan import Run
 from steppe.study.spec import SCHEMA, Spec, steps_per_epoch
 
-TEST_CURVE = 1000
+TEST_CURVE = 500
 """The test curve is measured on at most this many test examples; the figures at the end on all."""
 
 _ORDER_SEED = 0x0DE5

@@ -82,7 +82,7 @@ class Spec(BaseModel):
         BeforeValidator(_as_list),
         AfterValidator(_each_once),
         Field(min_length=1, description="a list of radii above 0"),
-    ] = [0.1, 0.2, 0.4]
+    ] = [0.05, 0.1, 0.2]
     tune_seeds: Seeds = [0, 1]
     epochs: Whole = 30
     batch_size: Whole = 64
@@ -110,8 +110,8 @@ class Spec(BaseModel):
 
     @property
     def every(self) -> int:
-        """Epochs between two looks at the validation accuracy: about twenty looks in a run of the base."""
-        return self.eval_every or max(1, self.epochs // 20)
+        """Epochs between two looks at the validation accuracy: about ten looks in a run of the base."""
+        return self.eval_every or max(1, self.epochs // 10)
 
     @property
     def workers(self) -> int:
