@@ -62,4 +62,4 @@ $(STUDY): $(REQUIREMENTS)
 	$(call install,study,$(STUDY))
 
 $(DEV): $(REQUIREMENTS)
-	$(call install,study oracles dev,$(STUDY) $(DEV))
+	$(call install,study hosts oracles dev,$(STUDY) $(DEV))
