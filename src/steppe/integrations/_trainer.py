@@ -1,0 +1,156 @@
+"""What the sharpness-aware Trainer is made of: its passes, its log, its checkpoint's file, and what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe._batch import batch_size
+from steppe._parameters import bare_optimizer
+from steppe.gradient import SharpnessAware
+
+FILE, WRITTEN_LAST = "sharpness_aware.pt", "trainer_state.json"
+
+Factory = Callable[..., SharpnessAware]
+Piece = tuple[int, Any]  # number and inputs of a micro-batch
+
+
+class Passes:
+    """The loss of a micro-batch, forward and backward being the Trainer's step; it notes what went through."""
+
+    def __init__(self, trainer: Any, model: nn.Module, pieces: list[Piece], step: Callable[[Any], Tensor]) -> None:
+        self._trainer, self._model, self._whole, self._step = trainer, model, dict(pieces), step
+        self._calls = 0
+        self._losses: list[Tensor] = []
+        self.count = 0.0  # over the whole data
+        self.counters: dict[str, Any] = {}  # the Trainer's, as the first pass left them
+
+    def __call__(self, piece: Piece) -> Tensor:
+        """Run one micro-batch; processes average their gradients with the last one of a pass."""
+        if self._calls == len(self._whole):
+            self.counters = {k: deepcopy(v) for k, v in vars(self._trainer).items() if k in self._trainer.counters}
+        self._calls += 1
+        number, inputs = piece
+        with nullcontext() if number == max(self._whole) else self._trainer.accelerator.no_sync(self._model):
+            loss = self._step(inputs).detach()
+        self._note(loss, inputs, self._whole[number])
+        return loss.detach().requires_grad_()
+
+    def _note(self, loss: Tensor, inputs: Any, whole: Any) -> None:
+        share = 1.0 if inputs is whole else batch_size(inputs) / batch_size(whole)
+        self.count += share / len(self._whole)
+        if inputs is whole:
+            self._losses.append(loss)
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of the first pass over the whole data (the only one, at w + eps, where the ascent saw a slice)."""
+        return torch.stack(self._losses[: len(self._whole)]).sum()
+
+
+class Tally:
+    """Weighted sums of what the logs will show; tensors stay on their device until then."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, name: str, value: Tensor | float, weight: float) -> None:
+        """Add a value that belongs to ``weight`` of an optimizer step."""
+        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def note(self, sharp: SharpnessAware, passes: float, weight: float) -> None:
+        """Take down the latest backward, which was ``weight`` of an optimizer step."""
+        self.add("passes_per_step", passes * weight, weight)
+        if sharp.last.surrogate_gap is not None and sharp.ascent.samples is None:  # else of two different batches
+            self.add("surrogate_gap", sharp.last.surrogate_gap, weight)
+        if sharp.last.perturbation_norm is not None:
+            self.add("perturbation_norm", sharp.last.perturbation_norm * weight, weight)
+
+    def means(self) -> dict[str, float]:
+        """Per optimizer step that had the value."""
+        return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+
+
+def build(factory: Factory, trainer: Any) -> SharpnessAware:
+    """Call the factory with the model in training and the optimizer that really steps."""
+    if trainer.optimizer is None:
+        raise RuntimeError("there is no optimizer yet: train() makes it, and sharp after it")
+    # accelerate's wrapper is stepped on every call; the optimizer inside it, whose hooks count, only for real.
+    optimizer = bare_optimizer(trainer.optimizer)
+    model = trainer.model if isinstance(trainer.model_wrapped, nn.DataParallel) else trainer.model_wrapped
+    wanted = inspect.signature(factory).parameters.get("total_steps")
+    lacks_steps = wanted is not None and wanted.default in (None, wanted.empty)
+    made = factory(model, optimizer, **({"total_steps": trainer.state.max_steps} if lacks_steps else {}))
+    if not isinstance(made, SharpnessAware) or made.optimizer is not optimizer:
+        raise TypeError(
+            f"sharp returned {made!r}; expected a SharpnessAware on the very optimizer that it was given "
+            "(to choose that one, use the Trainer's optimizers=(optimizer, None))"
+        )
+    return made
+
+
+def check_factory(sharp: Any) -> None:
+    """Refuse what cannot be called."""
+    if not callable(sharp):
+        raise TypeError(
+            f"sharp is a {type(sharp).__name__}; expected a function (model, optimizer) -> SharpnessAware such as "
+            "functools.partial(steppe.SAM, rho=0.05), because the Trainer makes its optimizer later"
+        )
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse Trainers whose step cannot be run twice, or whose weights are not here."""
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise ValueError(
+            "DeepSpeed or FSDP is on; expected one process or DistributedDataParallel: for sharded training use "
+            "sharp.backward in a loop of your own"
+        )
+    if hasattr(trainer, "_step"):  # GRPO, RLOO and distillation count their own micro-batches
+        raise TypeError(
+            f"{type(trainer).__name__} makes its data within training_step, so that a second pass would see others; "
+            "expected a Trainer that is given its data, such as SFTTrainer or DPOTrainer"
+        )
+
+
+def write(state: dict[str, Any], checkpoint: str) -> None:
+    """Write the state into a checkpoint, whole or not at all."""
+    part = Path(checkpoint, FILE + ".part")
+    torch.save(state, part)
+    os.replace(part, Path(checkpoint, FILE))
+
+
+def read(checkpoint: str) -> Any:
+    """The state in a checkpoint."""
+    path = Path(checkpoint, FILE)
+    if not path.is_file():
+        raise ValueError(
+            f"{checkpoint} holds no {FILE}: it was saved by another Trainer, or with save_only_model; resume with the "
+            "Trainer that saved it, or load its model with from_pretrained and train without resume_from_checkpoint"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def last_whole_checkpoint(folder: str) -> str:
+    """The latest checkpoint that was written to its end: a killed process may leave half of one."""
+    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit() and _is_whole(p)]
+    if not found:
+        raise ValueError(f"{folder} holds no whole checkpoint; train without resume_from_checkpoint")
+    return str(max(found, key=lambda p: int(p.name.rpartition("-")[2])))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        return bool(json.loads((checkpoint / WRITTEN_LAST).read_text()))
+    except (OSError, ValueError):
+        return False
