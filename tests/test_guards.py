@@ -145,6 +145,7 @@ def doors_and_keys():
 def test_doors_are_shut_and_open_again():
     model, optimizer, ways = doors_and_keys()
     doors = Doors(model, optimizer)
+    doors.shut()
     for what, way in ways.items():
         with pytest.raises(RuntimeError, match=f"cannot {what} while the weights are perturbed: call restore"):
             way()

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 LossOf = Callable[..., Tensor]
 Backward = Callable[[Tensor], Any]
+Pause = Callable[[], AbstractContextManager[Any]]
 
 
 class Nothing:
@@ -33,10 +35,13 @@ class Work:
     loss_of: LossOf
     batches: tuple[tuple[Any, ...], ...]  # the arguments of each call of loss_of
     backward: Backward | None = None
+    pause: Pause = nullcontext  # the context of all micro-batches but the last: their gradients are averaged with it
     scale: Tensor | float = 1.0
 
     @classmethod
-    def of(cls, loss_of: LossOf, batch: Any, micro_batches: Any, backward: Backward | None) -> Work:
+    def of(
+        cls, loss_of: LossOf, batch: Any, micro_batches: Any, backward: Backward | None, pause: Pause = nullcontext
+    ) -> Work:
         """Check what ``backward`` was given and build the work."""
         if not callable(loss_of):
             raise TypeError(
@@ -44,20 +49,21 @@ class Work:
                 "such as sharp.backward(lambda: criterion(model(x), y))"
             )
         if micro_batches is None:
-            return cls(loss_of, ((),) if batch is NOTHING else ((batch,),), backward)
+            return cls(loss_of, ((),) if batch is NOTHING else ((batch,),), backward, pause)
         if batch is not NOTHING:
             raise TypeError("both batch and micro_batches were given; expected one of them")
         batches = tuple((b,) for b in micro_batches)
         if not batches:
             raise ValueError("micro_batches is empty; expected at least one micro-batch")
-        return cls(loss_of, batches, backward)
+        return cls(loss_of, batches, backward, pause)
 
     def run(self) -> Tensor:
         """One pass over everything: gradients are accumulated, the detached sum of the losses is returned."""
         total: Tensor | None = None
-        for arguments in self.batches:
-            loss = _checked(self.loss_of(*arguments))
-            self._backward(loss)
+        for left, arguments in zip(range(len(self.batches), 0, -1), self.batches, strict=True):
+            with self.pause() if left > 1 else nullcontext():
+                loss = _checked(self.loss_of(*arguments))
+                self._backward(loss)
             value = loss.detach().reshape(())
             total = value if total is None else total + value
         assert total is not None
@@ -83,7 +89,9 @@ class Work:
                 "the ascent looks at a few samples (samples=...), but backward() was given a closure; "
                 "expected backward(loss_of, batch), so that the batch can be sliced"
             )
-        return Work(self.loss_of, tuple((first_samples(b, samples),) for (b,) in self.batches), self.backward)
+        return Work(
+            self.loss_of, tuple((first_samples(b, samples),) for (b,) in self.batches), self.backward, self.pause
+        )
 
 
 def _checked(loss: Any) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from steppe._parameters import Parameters
 from steppe._parts import Part, check_choice, check_count, decode, encode
 from steppe._rounding import ROUNDINGS
+from steppe._shards import laid_out_like
 from steppe._wiring import part_or_default
 from steppe.ascent import Ascent
 from steppe.combine import Combine
@@ -101,4 +102,4 @@ def _on_parameters(value: Any, params: Mapping[str, Tensor], path: list[str]) ->
             f"the state holds memory of shape {tuple(value.shape)} for {path[-1]!r}, but {has}: "
             "load it into the model it was saved from"
         )
-    return value.to(param.device, copy=True)
+    return laid_out_like(value, param)

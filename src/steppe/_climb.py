@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from steppe._draft import Draft, Moved
 from steppe._guards import Doors, Replay, SavedWeights, Window, perturbed_message
 from steppe._parameters import Parameters, aligned, bare
 from steppe._rounding import add_, displacement, has_half, warn_if_lost
+from steppe._shards import gather_again
 from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine
 from steppe.schedule import Schedule
@@ -85,6 +88,7 @@ class Climber:
         self._draft.remember("ascent", memory)
         self._open(SavedWeights(weights.values()), clean, repeats)
         add_(weights.values(), eps.values(), self.rounding, self.seed, self.step)
+        gather_again(self.model)
         self._measure(weights, eps)
         if clean is not direction:
             direction.clear()  # frees the buffer for the second pass
@@ -104,21 +108,37 @@ class Climber:
 
     def _open(self, weights: SavedWeights, clean: Grads, repeats: bool) -> None:
         replay, self._mark = (self._mark or self._replay()) if repeats else None, None
+        self._window = Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
+        self._window.doors.shut()
         if replay is not None:
             replay.again()
-        self._window = Window(weights, replay, Doors(bare(self.model), self.optimizer), clean)
 
-    def _close(self) -> None:
-        """End the window, if one is open."""
-        window, self._window = self._window, None
-        if window is not None:
-            window.close()
+    def _close(self, broken: bool = False) -> None:
+        """End the window, if one is open; ``broken``: a pass in it raised.
+
+        The window is forgotten last: an interruption in here can be followed by another call.
+        """
+        if self._window is not None:
+            self._window.close()
+            gather_again(self.model, broken)
+            self._window = None
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """The window is closed at the end, also when Ctrl-C falls into the closing itself."""
+        broken = True
+        try:
+            try:
+                yield
+                broken = False
+            finally:
+                self._close(broken)
+        finally:
+            self._close(broken)
 
     @torch.no_grad()
-    def _finish(self) -> None:
-        assert self._window is not None
-        clean = self._window.clean
-        self._close()
+    def _finish(self, clean: Grads) -> None:
+        """After the window: hand on what ``combine`` makes of the clean gradient and the perturbed one in ``.grad``."""
         perturbed = self._parameters.take()
         if clean:
             clean, perturbed = aligned(clean, perturbed)

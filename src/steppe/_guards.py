@@ -124,13 +124,18 @@ class Doors:
     """Refuses to save or load the model or the optimizer while the weights are perturbed."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        register: list[tuple[Callable[[Any], RemovableHandle], str]] = [
+        self._register: list[tuple[Callable[[Any], RemovableHandle], str]] = [
             (model.register_state_dict_pre_hook, "save the model"),
             (model.register_load_state_dict_pre_hook, "load the model"),
             (optimizer.register_state_dict_pre_hook, "save the optimizer"),
             (optimizer.register_load_state_dict_pre_hook, "load the optimizer"),
         ]
-        self._handles = [hook(refusal(what)) for hook, what in register]
+        self._handles: list[RemovableHandle] = []
+
+    def shut(self) -> None:
+        """Refuse from now on; each handle is noted at once, so that an interruption leaves none behind."""
+        for hook, what in self._register:
+            self._handles += [hook(refusal(what))]
 
     def open(self) -> None:
         """Allow it again."""
@@ -148,7 +153,7 @@ class Window:
     clean: dict[str, Tensor]
 
     def close(self) -> None:
-        """Weights first, then everything that could fail."""
+        """Weights first, then what could fail; may be called again after an interruption."""
         self.weights.back()
         self.doors.open()
         if self.replay is not None:

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from steppe._algebra import add_scaled_, norm, ratio
-from steppe._shards import local
+from steppe._algebra import add_scaled_, joined, norm, ratio
+from steppe._shards import local, summed
 
 ROUNDINGS = ("nearest", "stochastic")
 _HALF = (torch.float16, torch.bfloat16)
@@ -35,7 +35,9 @@ def add_(weights: Iterable[Tensor], eps: Iterable[Tensor], rounding: str, seed: 
 
 def displacement(weights: Iterable[Tensor], before: Iterable[Tensor]) -> Tensor:
     """||w - w before||, in fp32: how far the weights really moved."""
-    return norm([w.float() - b.float() for w, b in zip(local(weights), before, strict=True)])
+    tensors = list(weights)
+    here = [norm([w.float() - b.float()]).square() for w, b in zip(local(tensors), before, strict=True)]
+    return joined([s.sqrt() for s in summed(here, tensors)])
 
 
 def has_half(weights: Iterable[Tensor]) -> bool:

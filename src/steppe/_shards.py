@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -37,6 +37,44 @@ def summed(values: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         for i, value in zip(indices, total.unbind(), strict=True):
             values[i] = value
     return values
+
+
+def gather_again(model: nn.Module, broken: bool = False) -> None:
+    """Make FSDP2 gather the weights anew in the next pass, whatever it has kept gathered.
+
+    It keeps the root's after a forward without a backward, and all of them with ``set_reshard_after_backward(False)``;
+    a pass that raised halfway (``broken``) must be forgotten as a whole.
+    """
+    for module in model.modules():
+        if not hasattr(module, "_get_fsdp_state"):
+            continue
+        if broken:
+            _forget_pass(module)
+        module.reshard()  # type: ignore[operator]
+
+
+def _forget_pass(module: Any) -> None:
+    """After a pass that raised: FSDP2's own recovery (torch 2.13 on) and the gradients that it leaves unreduced."""
+    state = module._get_fsdp_state()
+    if state._is_root and hasattr(module, "reset_iter_state"):
+        module.reset_iter_state()
+    for group in getattr(state, "_fsdp_param_groups", ()):
+        for held in group.fsdp_params:
+            if getattr(held, "_unsharded_param", None) is not None:
+                held._unsharded_param.grad = None
+            held.unsharded_accumulated_grad = None
+
+
+def laid_out_like(value: Tensor, param: Tensor) -> Tensor:
+    """A copy of ``value``, which every process has or all have pieces of, spread as ``param`` is."""
+    if not is_sharded(param):
+        return (value.full_tensor() if is_sharded(value) else value).to(param.device, copy=True)  # type: ignore[attr-defined]
+    mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+    if not is_sharded(value):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(param.device, copy=True), mesh, placements)
+    return value.redistribute(mesh, placements).to(param.device, copy=True)  # type: ignore[attr-defined]
 
 
 def _piece(tensor: Tensor) -> Tensor:

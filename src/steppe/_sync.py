@@ -88,10 +88,15 @@ def _check(sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -
         return
     if sync != "rank" and (isinstance(sync, bool) or not isinstance(sync, int) or sync < 1):
         raise ValueError(f"sync={sync!r} was given; expected 'global', 'rank' or a number of ranks to perturb alike")
-    if parallel(model) is None:
+    if (wrapper := parallel(model)) is None:
         raise ValueError(
             f"sync={sync!r} was given with a {type(model).__name__}; expected the DistributedDataParallel model "
             "itself, whose averaging can be put off"
+        )
+    if wrapper.static_graph:
+        raise ValueError(
+            f"sync={sync!r} was given with static_graph=True, under which averaging cannot be put off; "
+            "expected static_graph=False, or sync='global'"
         )
     if not isinstance(combine, Replace) or schedule.needs_gradient:
         raise ValueError(

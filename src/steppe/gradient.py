@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from steppe._checkpoint import pack, unpack
 from steppe._climb import Climber
 from steppe._draft import Draft, Last
 from steppe._guards import Statistics, buffers_of
-from steppe._parameters import bare, bare_optimizer
+from steppe._parameters import bare, bare_optimizer, parallel
 from steppe._parts import check_choice
 from steppe._rounding import ROUNDINGS
 from steppe._sync import Averaging, average_earlier, refuse_unreduced
@@ -124,20 +124,26 @@ class SharpnessAware(Climber):
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._refuse_while_perturbed("start another backward")
-        work = Work.of(closure, batch, micro_batches, backward)
+        wrapper = parallel(self.model)
+        work = Work.of(closure, batch, micro_batches, backward, wrapper.no_sync if wrapper else nullcontext)
         few = work.first(self.ascent.samples) if self.ascent.samples is not None else None
         self._renew()
-        if self._known_to_skip() and not self.combine.reuses:
-            self.last = Last(False, work.run())
-        else:
-            if self._parameters.sharded:
-                refuse_unreduced(self.model)
-            with self._parameters.aside(lambda earlier: average_earlier(self.model, earlier)):
-                self.last = self._whole_batch(work) if few is None else self._few_samples(work, few)
-            self._draft.note_handed(self._parameters)
-        self._mark = None
+        try:
+            self._run(work, few)
+        finally:
+            self._mark = None  # a failed pass must not lend its masks to the next step
         assert self.last.loss is not None
         return self.last.loss
+
+    def _run(self, work: Work, few: Work | None) -> None:
+        if self._known_to_skip() and not self.combine.reuses:
+            self.last = Last(False, work.run())
+            return
+        if self._parameters.sharded:
+            refuse_unreduced(self.model)
+        with self._parameters.aside(lambda earlier: average_earlier(self.model, earlier)):
+            self.last = self._whole_batch(work) if few is None else self._few_samples(work, few)
+        self._draft.note_handed(self._parameters)
 
     def _renew(self) -> None:
         """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step."""
@@ -196,13 +202,10 @@ class SharpnessAware(Climber):
             statistics.back()
 
     def _second(self, work: Work, loss: Tensor, direction: Grads, clean: Grads, repeats: bool = True) -> Last:
-        try:
+        with self._closing():
             self._perturb(direction, clean, repeats)
             perturbed_loss = work.run()
-        except BaseException:
-            self._close()
-            raise
-        self._finish()
+        self._finish(clean)
         return Last(True, loss, perturbed_loss, self._moved.perturbation, self._moved.displacement)
 
     # The phases
@@ -245,7 +248,11 @@ class SharpnessAware(Climber):
             self._skip(grads)
             self.last, self._mark = Last(False), None
             return False
-        self._perturb(grads, grads if self._keeps_clean() else {})
+        try:
+            self._perturb(grads, grads if self._keeps_clean() else {})
+        except BaseException:
+            self._close(broken=True)
+            raise
         self.last = Last(True, None, None, self._moved.perturbation, self._moved.displacement)
         return True
 
@@ -255,7 +262,10 @@ class SharpnessAware(Climber):
             raise RuntimeError(
                 "restore() was called but nothing is perturbed: call it once, after ascend() returned True"
             )
-        self._finish()
+        clean = self._window.clean
+        with self._closing():
+            pass
+        self._finish(clean)
         self._draft.note_handed(self._parameters)
 
     @contextmanager
@@ -273,11 +283,11 @@ class SharpnessAware(Climber):
         statistics, memory = Statistics(buffers_of(bare(self.model))), self._draft.memory
         self._mark = None
         try:
-            self._perturb(grads, {})
-            self._draft.memory = memory
-            yield
+            with self._closing():
+                self._perturb(grads, {})
+                self._draft.memory = memory
+                yield
         finally:
-            self._close()
             statistics.back()
 
     # Checkpoints
