@@ -25,7 +25,7 @@ def layers(model: nn.Module) -> Iterator[nn.Module]:
     """The model and, one after the other, what it wraps: DistributedDataParallel, torch.compile, Fabric."""
     yield model
     inside = [getattr(model, name, None) for name in _WRAPPERS]
-    inside += [model.module] if isinstance(model, DistributedDataParallel) else []
+    inside += [model.module] if isinstance(model, (DistributedDataParallel, nn.DataParallel)) else []
     for inner in inside:
         if isinstance(inner, nn.Module):
             yield from layers(inner)
