@@ -1,0 +1,228 @@
+"""A function on every rank of a small gloo group: one short-lived process a rank, meeting in a file on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import steppe
+from steppe.methods import METHODS
+
+LOOP_METHODS = ("sam", "asam", "grst", "look_sam", "gsam", "adasam")
+MORE_METHODS = ("layer_sam", "fsam", "wsam", "aesam")
+STEPS, BATCH = 20, 8
+# k and p such that both kinds of step come; radii large enough that a wrong norm would show.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "asam": {"rho": 0.5},
+    "look_sam": {"rho": 0.3, "k": 3, "alpha": 0.3},
+    "grst": {"rho": 0.1, "p": 0.5, "seed": 1},
+    "layer_sam": {"rho": 0.05},
+    "rst": {"rho": 0.1, "p": 0.5, "seed": 1},
+    "aesam": {"rho": 0.1, "total_steps": STEPS},
+}
+GROUP_TIMEOUT = timedelta(seconds=30)
+Work = Callable[..., Any]
+Record = Callable[[str, object], None]
+
+
+# Processes
+
+
+def run(world: int, work: Work, *args: Any, timeout: float = 60.0, may_die: bool = False) -> list[Any]:
+    """What ``work(*args)`` returns on each of ``world`` ranks.
+
+    Raises AssertionError with every rank's traceback if any fails, and after ``timeout`` seconds; no process outlives
+    the call. With ``may_die``, a rank that ends without an answer gives None.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [_context().Pipe(duplex=False) for _ in range(world)]
+        processes = [
+            _context().Process(target=_rank, args=(work, args, rank, world, f"{folder}/meet", pair[1]), daemon=True)
+            for rank, pair in enumerate(pairs)
+        ]
+        try:
+            for process, (_, theirs) in zip(processes, pairs, strict=True):
+                process.start()
+                theirs.close()  # so that the death of a rank is seen as the end of its pipe
+            deadline = time.monotonic() + timeout
+            answers = [_answer(rank, mine, deadline) for rank, (mine, _) in enumerate(pairs)]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+    failed = [str(text or "a rank ended without an answer") for fine, text in answers if not fine]
+    assert not failed or (may_die and not any(text for fine, text in answers if not fine)), "\n".join(failed)
+    return [value for _, value in answers]
+
+
+def _context() -> Any:
+    """Ranks are forked from one process that has imported torch and nothing else of this one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "steppe"])
+    return context
+
+
+def _answer(rank: int, pipe: Connection, deadline: float) -> tuple[bool, Any]:
+    try:
+        if not pipe.poll(max(0.0, deadline - time.monotonic())):
+            return False, f"rank {rank}: no answer in time"
+        fine, value = pickle.loads(pipe.recv_bytes())
+        return fine, value if fine else f"rank {rank}: {value}"
+    except EOFError:
+        return False, None
+
+
+def _rank(work: Work, args: tuple[Any, ...], rank: int, world: int, meet: str, answer: Connection) -> None:
+    torch.set_num_threads(1)
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # works without a network
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meet}", rank=rank, world_size=world, timeout=GROUP_TIMEOUT
+        )
+        reply = (True, work(*args))
+    except BaseException:
+        reply = (False, traceback.format_exc())
+    answer.send_bytes(pickle.dumps(reply))
+    # Without the orderly shutdown, which would wait for ranks that are gone.
+    answer.close()
+    os._exit(0)
+
+
+# Training: one model, one stream of batches, three kinds of loop
+
+
+def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    """Uneven on 2 and 4 ranks (7 and 3 rows; of the last layer one rank of 4 has nothing), one layer frozen."""
+    torch.manual_seed(0)
+    frozen = nn.Linear(7, 7).requires_grad_(False)
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Tanh(), frozen, nn.Linear(7, 3)).to(dtype)
+
+
+def wrap(kind: str, model: nn.Sequential, **options: Any) -> nn.Module:
+    """The model as a "DDP", "FSDP2" or "single" loop holds it."""
+    if kind == "DDP":
+        return DistributedDataParallel(model, **options)
+    if kind == "FSDP2":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        options.setdefault("mesh", init_device_mesh("cpu", (dist.get_world_size(),)))
+        fully_shard(model[0], **options)
+        return fully_shard(model, **options)
+    return model
+
+
+def base(name: str, model: nn.Module) -> torch.optim.Optimizer:
+    row = METHODS[name]
+    return row.optimizer(model.parameters()) if row.optimizer else torch.optim.SGD(model.parameters(), 0.1, 0.9)
+
+
+def sharpen(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, **common: Any) -> steppe.SharpnessAware:
+    return METHODS[name].recipe(model, optimizer, **SETTINGS.get(name, {"rho": 0.1}), **common)
+
+
+def batches(count: int = STEPS, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's share of every batch."""
+    generator = torch.Generator().manual_seed(1)
+    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    for _ in range(count):
+        x, y = torch.randn(BATCH, 5, generator=generator), torch.randint(3, (BATCH,), generator=generator)
+        mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+        yield x[mine].to(dtype), y[mine]
+
+
+def loss_of(model: nn.Module) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    return lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def advance(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sharp: steppe.SharpnessAware, start: int = 0, stop: int = STEPS
+) -> list[bool]:
+    """Steps ``start`` to ``stop``; which of them ascended."""
+    decisions = []
+    for t, batch in enumerate(batches(stop, next(model.parameters()).dtype)):
+        if t >= start:
+            sharp.backward(loss_of(model), batch)
+            optimizer.step()
+            optimizer.zero_grad()
+            decisions.append(sharp.last.ascended)
+    return decisions
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of all of a tensor, wherever its pieces lie."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def weights(model: nn.Module) -> Tensor:
+    """All parameters as one vector."""
+    return torch.cat([whole(p).flatten() for p in model.parameters()])
+
+
+def pieces(model: nn.Module) -> list[Tensor]:
+    """Copies of what lies in this process."""
+    return [(p.to_local() if hasattr(p, "to_local") else p).detach().clone() for p in model.parameters()]
+
+
+def trajectory(
+    kind: str, name: str, options: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32, **common: Any
+) -> dict[str, Any]:
+    """Weights after STEPS steps of one method, its decisions and its last perturbation's norm."""
+    model = wrap(kind, network(dtype), **(options or {}))
+    optimizer = base(name, model)
+    sharp = sharpen(name, model, optimizer, **common)
+    decisions = advance(model, optimizer, sharp)
+    return {"weights": weights(model), "decisions": decisions, "perturbation": sharp.last.perturbation_norm}
+
+
+def trajectories(kind: str, names: tuple[str, ...], **common: Any) -> dict[str, dict[str, Any]]:
+    """The same for many methods, in one group."""
+    return {name: trajectory(kind, name, **common) for name in names}
+
+
+def assert_equal(name: str, ranks: list[dict[str, Any]], single: dict[str, Any], within: float, world: int) -> None:
+    """All ranks bit for bit, their decisions, and one process on the whole batch ``within`` its rounding."""
+    first = ranks[0]["weights"]
+    assert all(torch.equal(rank["weights"], first) for rank in ranks), f"{name}: ranks of {world} differ"
+    assert all(rank["decisions"] == single["decisions"] for rank in ranks), f"{name}: decisions differ"
+    off = float((first - single["weights"]).abs().max())
+    assert off <= within, f"{name} on {world} ranks is {off:.1e} off one process"
+
+
+def record(record_property: Record, loop: str, method: str) -> None:
+    """For the README's table of loops and methods."""
+    record_property("loop", loop)
+    record_property("method", method)
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Counts the calls of ``torch.distributed.all_reduce``."""
+    counts, original = {"all_reduce": 0}, dist.all_reduce
+
+    def all_reduce(*args: Any, **kwargs: Any) -> Any:
+        counts["all_reduce"] += 1
+        return original(*args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield counts
+    finally:
+        dist.all_reduce = original

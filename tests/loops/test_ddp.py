@@ -1,0 +1,355 @@
+"""DistributedDataParallel: every rank perturbs alike, or each its own way, and the ranks stay bit-identical."""
+
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.loops import distributed as d
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+import steppe
+
+ALL = d.LOOP_METHODS + d.MORE_METHODS
+OWN = ("sam", "asam", "adasam", "layer_sam", "rst")  # those that may follow each rank's own gradient
+Outcomes = dict[int, list[dict[str, Any]]]
+
+
+# Equal to one process on the whole batch
+
+
+def _averaged(names: tuple[str, ...], exact: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "fp32": d.trajectories("DDP", names),
+        "fp64": {name: d.trajectory("DDP", name, dtype=torch.float64) for name in exact},
+        "bf16": d.trajectory("DDP", "sam", dtype=torch.bfloat16, rounding="stochastic") if exact else None,
+        "views": {name: d.trajectory("DDP", name, {"gradient_as_bucket_view": True}) for name in exact},
+    }
+
+
+@pytest.fixture(scope="module")
+def averaged() -> Outcomes:
+    return {2: d.run(2, _averaged, ALL, d.LOOP_METHODS), 4: d.run(4, _averaged, d.LOOP_METHODS, ())}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_equals_one_process(name: str, averaged: Outcomes, record_property: d.Record) -> None:
+    d.record(record_property, "DDP", name)
+    for world, ranks in averaged.items():
+        if name in ranks[0]["fp32"]:
+            d.assert_equal(name, [rank["fp32"][name] for rank in ranks], d.trajectory("single", name), 1e-6, world)
+
+
+@pytest.mark.parametrize("name", d.LOOP_METHODS)
+def test_equals_one_process_to_the_rounding_of_float64(name: str, averaged: Outcomes) -> None:
+    single = d.trajectory("single", name, dtype=torch.float64)
+    d.assert_equal(name, [rank["fp64"][name] for rank in averaged[2]], single, 1e-13, 2)
+
+
+@pytest.mark.parametrize("name", d.LOOP_METHODS)
+def test_gradients_that_are_views_of_buckets_change_nothing(name: str, averaged: Outcomes) -> None:
+    for rank in averaged[2]:
+        assert torch.equal(rank["views"][name]["weights"], rank["fp32"][name]["weights"])
+
+
+def test_stochastic_rounding_draws_alike_on_all_ranks(averaged: Outcomes) -> None:
+    first, second = (rank["bf16"]["weights"] for rank in averaged[2])
+    assert torch.equal(first, second)
+
+
+# Each rank, or group of ranks, its own perturbation
+
+
+def _own(name: str, sync: str | int) -> dict[str, Any]:
+    """The weights seen by every pass, and after all steps."""
+    model = d.wrap("DDP", d.network())
+    optimizer = d.base(name, model)
+    sharp = d.sharpen(name, model, optimizer, sync=sync)
+    seen: list[Tensor] = []
+
+    def spying(batch: Any) -> Tensor:
+        seen.append(d.weights(model))
+        return d.loss_of(model)(batch)
+
+    for batch in d.batches():
+        sharp.backward(spying, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"seen": seen, "weights": d.weights(model)}
+
+
+def _every_own(syncs: tuple[str | int, ...]) -> dict[str | int, dict[str, dict[str, Any]]]:
+    return {sync: {name: _own(name, sync) for name in OWN} for sync in syncs}
+
+
+@pytest.fixture(scope="module")
+def own() -> dict[int, Any]:
+    return {2: d.run(2, _every_own, ("rank", 1, 2)), 4: d.run(4, _every_own, ("rank", 2))}
+
+
+CASES = [(2, "rank", 2), (2, 1, 2), (4, "rank", 4), (4, 2, 2)]
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("world, sync, parts", CASES)
+def test_own_perturbations_are_m_sharpness(
+    name: str, world: int, sync: str | int, parts: int, own: dict[int, Any]
+) -> None:
+    """The same as one process that calls backward once for each part of the batch that perturbs alike."""
+    ranks = [rank[sync][name] for rank in own[world]]
+    assert all(torch.equal(rank["weights"], ranks[0]["weights"]) for rank in ranks)
+    assert (ranks[0]["weights"] - _m_sharpness(name, parts)).abs().max() <= 1e-6
+    passes = [[rank["seen"][i] for rank in ranks] for i in range(len(ranks[0]["seen"]))]
+    size = world // parts
+    alike = [torch.equal(seen[0], seen[size - 1]) for seen in passes]
+    same = [torch.equal(seen[0], seen[-1]) for seen in passes]
+    ascents = len(passes) - d.STEPS
+    assert all(alike) and same.count(False) == ascents > 0, "ranks differ in the perturbed passes alone"
+
+
+def _m_sharpness(name: str, parts: int) -> Tensor:
+    model = d.network()
+    optimizer = d.base(name, model)
+    sharp = d.sharpen(name, model, optimizer)
+    for x, y in d.batches():
+        for part in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            sharp.backward(lambda: d.loss_of(model)(part) / parts)
+        optimizer.step()
+        optimizer.zero_grad()
+    return d.weights(model)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_all_ranks_in_one_group_is_the_average(name: str, own: dict[int, Any]) -> None:
+    assert (own[2][0][2][name]["weights"] - d.trajectory("single", name)["weights"]).abs().max() <= 1e-6
+
+
+# What is sent
+
+
+def _sent(name: str, micro: bool = False, **common: Any) -> dict[str, int]:
+    """All-reduces of DDP's buckets (this model is one bucket) and of steppe, over STEPS steps."""
+    model = d.wrap("DDP", d.network())
+    optimizer = d.base(name, model)
+    sharp = d.sharpen(name, model, optimizer, **common)
+    buckets = 0
+
+    def count(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        nonlocal buckets
+        buckets += 1
+        return allreduce_hook(group, bucket)
+
+    assert isinstance(model, DistributedDataParallel)
+    model.register_comm_hook(None, count)
+    with d.counted() as counts:
+        decisions = _in_micro_batches(model, optimizer, sharp) if micro else d.advance(model, optimizer, sharp)
+    # The hook sends each bucket by dist.all_reduce too.
+    return {"ascents": sum(decisions), "buckets": buckets, "steppe": counts["all_reduce"] - buckets}
+
+
+def _in_micro_batches(
+    model: nn.Module, optimizer: torch.optim.Optimizer, sharp: steppe.SharpnessAware
+) -> list[bool]:
+    decisions = []
+    for x, y in d.batches():
+        pieces = list(zip(x.chunk(2), y.chunk(2), strict=True))
+        sharp.backward(d.loss_of(model), micro_batches=pieces)
+        decisions.append(sharp.last.ascended)
+        optimizer.step()
+        optimizer.zero_grad()
+    return decisions
+
+
+def _every_sent() -> dict[str, dict[str, int]]:
+    return {
+        "global": _sent("sam"),
+        "rank": _sent("sam", sync="rank"),
+        "group": _sent("sam", sync=2),
+        "rst global": _sent("rst"),
+        "rst rank": _sent("rst", sync="rank"),
+        "look_sam": _sent("look_sam"),
+        "micro": _sent("sam", micro=True),
+    }
+
+
+def test_all_reduces_are_counted() -> None:
+    """One a pass; sync="rank" saves one for each ascending step, and nothing but gradients is ever sent."""
+    sent = d.run(2, _every_sent)[0]
+    steps, some = d.STEPS, sent["rst global"]["ascents"]
+    assert sent["global"] == {"ascents": steps, "buckets": 2 * steps, "steppe": 0}
+    assert sent["rank"] == {"ascents": steps, "buckets": steps, "steppe": 0}
+    assert sent["micro"] == sent["global"], "micro-batches are averaged once a pass"
+    assert sent["group"] == {"ascents": steps, "buckets": steps, "steppe": steps}
+    assert 0 < some < steps
+    assert sent["rst global"]["buckets"] == steps + some
+    assert sent["rst rank"]["buckets"] == steps
+    assert sent["look_sam"]["buckets"] == steps + 7  # refreshes at 0, 3, ..., 18
+
+
+# Statistics
+
+
+class Shared(nn.Module):
+    """A custom running statistic over all ranks, as SyncBatchNorm's (which refuses CPU tensors)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(7))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            mean = x.detach().mean(0)
+            dist.all_reduce(mean)
+            self.mean.lerp_(mean / dist.get_world_size(), 0.1)
+            self.count += 1
+            return x - mean / dist.get_world_size()
+        return x - self.mean
+
+
+def _statistics(rho: float | None, **common: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), Shared(), nn.Linear(7, 3))
+    model = DistributedDataParallel(layers)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sharp = None if rho is None else steppe.SAM(model, optimizer, rho=rho, **common)
+    for batch in d.batches():
+        f = d.loss_of(model)
+        f(batch).backward() if sharp is None else sharp.backward(f, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {k: v.clone() for k, v in layers.state_dict().items()}
+
+
+def _every_statistics() -> list[dict[str, Tensor]]:
+    # A radius that no weight can follow: both passes see the same weights, so all must be as in the plain loop.
+    return [_statistics(None), _statistics(1e-20), _statistics(1e-20, sync="rank"), _statistics(0.1)]
+
+
+def test_running_statistics_move_once() -> None:
+    for plain, tiny, own, real in d.run(2, _every_statistics):
+        for name, value in plain.items():
+            assert torch.equal(tiny[name], value), name
+            assert torch.equal(own[name], value), name
+        assert real["1.num_batches_tracked"] == real["3.count"] == d.STEPS
+
+
+def _sync_batch_norm() -> str:
+    try:
+        nn.SyncBatchNorm(7)(torch.randn(4, 7))
+    except ValueError as error:
+        return str(error)
+    return "ran"
+
+
+def test_sync_batch_norm_needs_a_gpu_by_torch_s_own_word() -> None:
+    assert all("expected input tensor to be on" in said for said in d.run(2, _sync_batch_norm))
+
+
+# Accumulation
+
+
+def _in_pieces(exact: bool) -> Tensor:
+    """LookSAM on micro-batches: exactly, or with DDP's own no_sync recipe (m-sharpness)."""
+    model = d.wrap("DDP", d.network())
+    assert isinstance(model, DistributedDataParallel)
+    optimizer = d.base("look_sam", model)
+    sharp = d.sharpen("look_sam", model, optimizer)
+    for x, y in d.batches():
+        pieces = list(zip(x.chunk(2), y.chunk(2), strict=True))
+        if exact:
+            sharp.backward(lambda piece: d.loss_of(model)(piece) / 2, micro_batches=pieces)
+        else:
+            with model.no_sync():
+                sharp.backward(lambda: d.loss_of(model)(pieces[0]) / 2)
+            sharp.backward(lambda: d.loss_of(model)(pieces[1]) / 2)
+        optimizer.step()
+        optimizer.zero_grad()
+    return d.weights(model)
+
+
+def _both_in_pieces() -> list[Tensor]:
+    return [_in_pieces(True), _in_pieces(False)]
+
+
+def test_accumulation() -> None:
+    (exact, own), (exact_too, own_too) = d.run(2, _both_in_pieces)
+    assert torch.equal(exact, exact_too)
+    assert torch.equal(own, own_too), "gradients of micro-batches without sync are averaged with the last"
+    assert (exact - d.trajectory("single", "look_sam")["weights"]).abs().max() <= 1e-6
+
+
+# Faults
+
+
+def _one_rank_fails(kind: str, waits: bool) -> tuple[bool, str]:
+    """Rank 1 raises in its second pass; whether this rank's weights are as before, and what it heard."""
+    group = dist.new_group(timeout=timedelta(seconds=2)) if waits else None
+    model = d.wrap(kind, d.network(), **({"process_group": group} if waits else {}))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sharp = steppe.SAM(model, optimizer, rho=0.5)
+    batch, before = next(d.batches(1)), d.pieces(model)
+    for error in _second_pass(model, sharp, batch):
+        same = all(torch.equal(a, b) for a, b in zip(before, d.pieces(model), strict=True))
+        if waits and dist.get_rank() == 1:
+            time.sleep(4)  # is there, but sends nothing: the other rank has to run out of patience
+        return same, error
+    return False, "nobody failed"
+
+
+def _second_pass(model: nn.Module, sharp: steppe.SharpnessAware, batch: Any) -> Iterator[str]:
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if dist.get_rank() == 1 and calls == 2:
+            raise MemoryError("out of memory")
+        return d.loss_of(model)(batch)
+
+    try:
+        sharp.backward(closure)
+    except Exception as error:
+        yield f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("kind, waits", [("DDP", False), ("DDP", True), ("FSDP2", False)])
+def test_a_rank_that_fails_leaves_no_rank_perturbed(kind: str, waits: bool) -> None:
+    (same, heard), (same_too, raised) = d.run(2, _one_rank_fails, kind, waits)
+    assert same and same_too
+    assert raised == "MemoryError: out of memory"
+    assert heard.startswith(("RuntimeError", "DistBackendError")), heard
+
+
+# What is refused
+
+
+def _refusals() -> list[str]:
+    model = d.wrap("DDP", d.network())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    said = []
+    for make in (
+        lambda: steppe.LookSAM(model, optimizer, sync="rank"),
+        lambda: steppe.AESAM(model, optimizer, total_steps=3, sync="rank"),
+        lambda: steppe.SAM(model, optimizer, sync=3),
+        lambda: steppe.SAM(model, optimizer, sync="none"),
+        lambda: steppe.SAM(model.module, optimizer, sync="rank"),
+    ):
+        try:
+            said.append(f"accepted: {make()}")
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+def test_what_needs_the_average_refuses_to_go_without() -> None:
+    look, ae, three, none, unwrapped = d.run(2, _refusals)[0]
+    assert "use sync='global'" in look and "use sync='global'" in ae
+    assert "a number that divides it" in three
+    assert "'global', 'rank' or a number" in none
+    assert "the DistributedDataParallel model itself" in unwrapped
