@@ -18,14 +18,6 @@ SETTINGS = {"look_sam": {"rho": 0.3, "k": 2}, "grst": {"rho": 0.3, "p": 0.5, "se
 Batch = tuple[Tensor, Tensor]
 
 
-def make(
-    name: str, model: nn.Module, wrapped: nn.Module | None = None
-) -> tuple[torch.optim.Optimizer, steppe.SharpnessAware]:
-    """A base optimizer and the method on it; ``wrapped`` is the model as a host wraps it."""
-    optimizer = base(name, model)
-    return optimizer, sharpen(name, wrapped or model, optimizer)
-
-
 def base(name: str, model: nn.Module) -> torch.optim.Optimizer:
     row = METHODS[name]
     return row.optimizer(model.parameters()) if row.optimizer else torch.optim.SGD(model.parameters(), 0.05, 0.9)
@@ -43,22 +35,43 @@ def micro_batches(count: int, size: int = 8, seed: int = 1) -> list[Batch]:
     ]  # fmt: skip
 
 
-def precision(kind: str) -> AbstractContextManager[object]:
-    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if kind == "bf16" else nullcontext()
+def problem(parameters: str = "full") -> nn.Module:
+    """All parameters, or LoRA factors on two of the layers."""
+    if parameters == "full":
+        return net(torch.float32)
+    from peft import LoraConfig, get_peft_model
+
+    model = net(torch.float32)
+    config = LoraConfig(r=2, target_modules=["first", "last"], lora_dropout=0.1)
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def precision(kind: str, cache: bool) -> AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=cache) if kind == "bf16" else nullcontext()
 
 
 def train(
-    name: str, batches: Iterable[Batch], accumulate: int = 1, kind: str = "fp32", clip: float = 0.0
+    name: str,
+    batches: Iterable[Batch],
+    accumulate: int = 1,
+    kind: str = "fp32",
+    clip: float = 0.0,
+    cache: bool = True,
+    parameters: str = "full",
 ) -> tuple[nn.Module, steppe.SharpnessAware, list[float]]:
-    """Accumulation per micro-batch; the generators are set before each forward, so that masks can be compared."""
-    model = net(torch.float32)
-    optimizer, sharp = make(name, model)
+    """Accumulation per micro-batch; the generators are set before each forward, so that masks can be compared.
+
+    ``cache`` is autocast's: whether the tied weight is cast once or twice, on which hosts differ.
+    """
+    model = problem(parameters)
+    optimizer = base(name, model)
+    sharp = sharpen(name, model, optimizer)
     losses = []
     for i, (x, y) in enumerate(batches):
         torch.manual_seed(i)
 
         def loss_of() -> Tensor:
-            with precision(kind):
+            with precision(kind, cache):
                 return nn.functional.cross_entropy(model(x).float(), y) / accumulate
 
         losses.append(sharp.backward(loss_of).item())

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integrations.by_hand import LOOP_METHODS, Batch, base, micro_batches, sharpen, train
+from tests.integrations import ranks
+from tests.integrations.by_hand import LOOP_METHODS, Batch, base, micro_batches, problem, sharpen, train
+from tests.loops import distributed
 from tests.problems import everything, net, same
 from torch import Tensor, nn
 
@@ -37,7 +39,6 @@ class Lit(L.LightningModule):
         self.seen: list[float] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | dict[str, Any]:
-        torch.manual_seed(batch_idx)
         x, y = batch
         loss = nn.functional.cross_entropy(self.net(x).float(), y)
         self.mean(loss.detach())
@@ -45,15 +46,14 @@ class Lit(L.LightningModule):
         self.log_dict({"mean": self.mean}, on_step=False, on_epoch=True)
         return loss
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(batch_idx)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen.append(float(self.trainer.callback_metrics["loss_step"]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return base(self.name, self.net)
-
-
-def problem() -> nn.Module:
-    return net(torch.float32)
 
 
 def trainer(*callbacks: Callback, **settings: Any) -> Any:
@@ -72,17 +72,18 @@ def callback(name: str) -> SharpCallback:
     return SharpCallback(lambda model, optimizer: sharpen(name, model, optimizer))
 
 
+@pytest.mark.parametrize("parameters", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("name", LOOP_METHODS)
 def test_three_steps_equal_the_loop_by_hand(
-    name: str, accumulate: int, kind: str, record_property: Callable[[str, object], None]
+    name: str, accumulate: int, kind: str, parameters: str, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("loop", "Lightning")
     record_property("method", name)
     batches = micro_batches(3 * accumulate)
-    expected, by_hand, losses = train(name, batches, accumulate, kind)
-    lit, sharp = Lit(name), callback(name)
+    expected, by_hand, losses = train(name, batches, accumulate, kind, cache=False, parameters=parameters)
+    lit, sharp = Lit(name, problem(parameters)), callback(name)
     precision = "bf16-mixed" if kind == "bf16" else "32-true"
     trainer(sharp, accumulate_grad_batches=accumulate, precision=precision).fit(lit, loader(batches))
     assert same(everything(lit.net), everything(expected))
@@ -113,7 +114,8 @@ def test_the_module_is_left_as_it_was() -> None:
     assert not {"training_step", "backward", "log"} & set(vars(lit))
 
 
-def test_clipping_happens_once_and_after_combining() -> None:
+@pytest.mark.parametrize("name", ["gsam", "wsam"])  # WSAM's correction shrinks with the gradient
+def test_clipping_happens_once_and_after_combining(name: str) -> None:
     class Clipped(Lit):
         clipped = 0
 
@@ -122,9 +124,9 @@ def test_clipping_happens_once_and_after_combining() -> None:
             super().configure_gradient_clipping(*args, **kwargs)
 
     batches = micro_batches(8)
-    expected, _, _ = train("gsam", batches, 4, clip=0.1)
-    lit = Clipped("gsam")
-    fit(lit, "gsam", batches, accumulate_grad_batches=4, gradient_clip_val=0.1)
+    expected, _, _ = train(name, batches, 4, clip=0.1)
+    lit = Clipped(name)
+    fit(lit, name, batches, accumulate_grad_batches=4, gradient_clip_val=0.1)
     assert same(everything(lit.net), everything(expected)) and lit.clipped == 2
 
 
@@ -191,6 +193,15 @@ def test_a_checkpoint_from_before_the_callback_is_said_to_start_at_step_0(tmp_pa
         fit(Lit(), "sam", micro_batches(2), ckpt=tmp_path / "c.ckpt", max_epochs=2)
 
 
+def test_a_recipe_that_wants_total_steps_is_given_the_trainers() -> None:
+    for settings, expected in (({}, 3), ({"total_steps": 7}, 7)):
+        sharp = SharpCallback(steppe.RST, rho=0.1, schedule="linear1", **settings)
+        trainer(sharp, accumulate_grad_batches=2, max_epochs=3).fit(Lit(), loader(micro_batches(2)))
+        model = net()
+        by_hand = steppe.RST(model, base("sam", model), rho=0.1, schedule="linear1", total_steps=expected)
+        assert sharp.sharp.schedule == by_hand.schedule
+
+
 def test_every_fit_has_its_own_method_and_evaluation_leaves_it_alone(tmp_path: Path) -> None:
     class Tested(Lit):
         def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -218,7 +229,6 @@ def test_steps_may_return_a_dict_take_only_the_batch_and_empty_it() -> None:
         @logged
         def training_step(self, batch: dict[str, Tensor]) -> dict[str, Any]:
             x, y = batch.pop("x"), batch.pop("y")
-            torch.manual_seed(int(batch["i"]))
             return {"loss": nn.functional.cross_entropy(self.net(x), y), "more": 1}
 
         def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -227,8 +237,7 @@ def test_steps_may_return_a_dict_take_only_the_batch_and_empty_it() -> None:
     batches = micro_batches(3)
     expected, _, _ = train("sam", batches)
     lit = Popping()
-    dicts = [{"x": x, "y": y, "i": torch.tensor(i)} for i, (x, y) in enumerate(batches)]
-    fit(lit, "sam", dicts)  # type: ignore[arg-type]
+    fit(lit, "sam", [{"x": x, "y": y} for x, y in batches])  # type: ignore[arg-type]
     assert same(everything(lit.net), everything(expected))
 
 
@@ -279,7 +288,6 @@ def test_manual_optimization_calls_backward_itself() -> None:
             self.automatic_optimization = False
 
         def training_step(self, batch: Batch, batch_idx: int) -> None:
-            torch.manual_seed(batch_idx)
             x, y = batch
             self.sharp.backward(lambda: nn.functional.cross_entropy(self.net(x), y), backward=self.manual_backward)
             self.optimizers().step()
@@ -311,3 +319,11 @@ def test_a_compiled_module() -> None:
     trainer(callback("sam")).fit(torch.compile(compiled, backend="eager"), loader(batches))
     trainer(callback("sam")).fit(plain, loader(batches))
     assert same(everything(compiled.net), everything(plain.net))
+
+
+def test_two_processes_equal_one_on_the_concatenated_batch() -> None:
+    answers = distributed.run(2, ranks.with_lightning, [1, 2])
+    for accumulate, first, second in zip((1, 2), *answers, strict=True):
+        for name in LOOP_METHODS:
+            assert torch.equal(first[name], second[name]), f"{name}, {accumulate}: ranks differ"
+            torch.testing.assert_close(first[name], ranks.single(name, accumulate, accumulate == 1))

@@ -38,7 +38,7 @@ class SharpCallback(Callback):
     Args:
         recipe: builds the method from (model, optimizer), such as ``steppe.LookSAM``, or
             ``lambda model, optimizer: steppe.SharpnessAware(model, optimizer, ...)``.
-        settings: further arguments of the recipe.
+        settings: further arguments of the recipe; ``total_steps``, where it takes one, is the Trainer's unless set.
 
     Attributes:
         sharp: the :class:`steppe.SharpnessAware` of the present (or latest) fit.
@@ -59,7 +59,7 @@ class SharpCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the method on the fit's own optimizer, and bring back its state."""
-        self.sharp = self.recipe(trainer.strategy.model, trainer.optimizers[0], **self.settings)
+        self.sharp = self.recipe(trainer.strategy.model, trainer.optimizers[0], **self._settings(trainer))
         _refuse(pl_module, self.sharp)
         if self._loaded is not None:
             self.sharp.load_state_dict(self._loaded)
@@ -69,6 +69,11 @@ class SharpCallback(Callback):
         again = functools.partial(self._second_loss, trainer, pl_module, step)
         methods = {"training_step": self._watched(step), "backward": self._twice(trainer, backward, again)}
         self._changes.enter_context(_replaced(pl_module, **methods))
+
+    def _settings(self, trainer: Trainer) -> dict[str, Any]:
+        wanted = signature(self.recipe).parameters.get("total_steps")
+        lacks_steps = wanted is not None and wanted.default in (None, wanted.empty)
+        return ({"total_steps": trainer.estimated_stepping_batches} if lacks_steps else {}) | self.settings
 
     def _watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``training_step`` that leaves behind what two passes need."""
