@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,15 +250,22 @@ def test_groups_state_and_defaults_are_those_of_the_base() -> None:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("two_steps", [False, True])
 @pytest.mark.parametrize("on_base", [False, True])
-def test_learning_rate_schedulers(on_base: bool) -> None:
+def test_learning_rate_schedulers(on_base: bool, two_steps: bool) -> None:
     model, optimizer = wrapped("asam")
     twin, base, sharp = build("asam")
     both = []
     for o in (optimizer.base_optimizer if on_base else optimizer, base):
         both.append(torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=STEPS))  # moves momentum as well
     for t in range(STEPS):
-        optimizer.step(closure_of(model, optimizer, t))
+        if two_steps:
+            loss_of(model, t).backward()
+            optimizer.first_step(zero_grad=True)
+            loss_of(model, t).backward()
+            optimizer.second_step(zero_grad=True)
+        else:
+            optimizer.step(closure_of(model, optimizer, t))
         sharp.backward(lambda t=t: loss_of(twin, t))
         base.step()
         base.zero_grad()
@@ -428,3 +437,30 @@ def test_bad_arguments_are_refused_in_one_sentence() -> None:
     few = SharpOptimizer(steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=2))
     with pytest.raises(TypeError, match="was given a closure; expected backward"):
         few.step(lambda: torch.ones(()))
+
+
+# The migration page
+
+
+def new_sides(page: Path) -> list[str]:
+    """The code of a page, with the changes of its diffs made."""
+    blocks = re.findall(r"```(python|diff)\n(.*?)```", page.read_text(), re.DOTALL)
+    return [
+        "\n".join(line[2:] for line in text.splitlines() if not line.startswith("-")) if kind == "diff" else text
+        for kind, text in blocks
+    ]
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "migrate.md"
+
+
+@pytest.mark.parametrize("block", new_sides(PAGE), ids=lambda text: text.splitlines()[0])
+def test_the_code_of_the_migration_page_trains(block: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    names: dict[str, Any] = {
+        "torch": torch, "steppe": steppe, "SharpOptimizer": SharpOptimizer, "model": model,
+        "criterion": nn.CrossEntropyLoss(), "loader": [batch_of(t) for t in range(3)],
+    }  # fmt: skip
+    exec(block, names)  # noqa: S102
+    sharp = names["sharp"] if "sharp" in names else names["optimizer"].sharp
+    assert sharp.step == (3 if "for x, y" in block else 0)

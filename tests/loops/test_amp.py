@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,6 +260,37 @@ def test_fp16_autocast_with_a_scaler_and_clipping(name: str, record_property: Re
 def test_bf16_autocast(name: str, record_property: Record) -> None:
     table(record_property, "bf16 autocast", name)
     equals_the_slow_loop(name, BF16)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_phases_with_a_scaler_that_skips_and_grows(name: str) -> None:
+    """As in a loop that somebody else owns; only the scale has to be told."""
+    model, optimizer, sharp = built = build(name, F32)
+    scaler = scaler_of(2.0**16, growth=3)
+    for t in range(STEPS):
+        for factor in (float("inf"), 1.0) if t % 3 == 1 else (1.0,):
+            before, batch = state(built), batch_of(t, F32)
+            scaler.scale(loss_of(model)(batch) * factor).backward()
+            if sharp.ascend(scale=scaler.get_scale()):
+                scaler.scale(loss_of(model)(batch) * factor).backward()
+                sharp.restore()
+            finish(built, scaler)
+            assert equal(state(built), before) is (factor != 1)
+    assert equal(copies(model), copies(unscaled(name)[0])) and optimizer is sharp.optimizer
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "loops" / "amp.md"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```diff\n(.*?)```", DOCS.read_text(), re.DOTALL), ids=["fp16", "bf16"])
+def test_the_code_of_the_page_trains(block: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    names: dict[str, Any] = {
+        "torch": torch, "steppe": steppe, "model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "criterion": nn.CrossEntropyLoss(), "loader": [batch_of(t, F32) for t in range(3)], "device": "cpu",
+    }  # fmt: skip
+    exec("\n".join(line[2:] for line in block.splitlines() if not line.startswith("-")), names)  # noqa: S102
+    assert names["sharp"].step == 3
 
 
 @pytest.mark.gpu

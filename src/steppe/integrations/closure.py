@@ -135,8 +135,7 @@ class SharpOptimizer(Optimizer):
         """After the second backward: weights back, base optimizer's step, and ``zero_grad`` if wanted."""
         if self._handed is None:
             self.sharp.restore()
-        self._put_back()
-        self.sharp.optimizer.step()
+        self.step()
         if zero_grad:
             self.zero_grad()
 
