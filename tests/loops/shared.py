@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MORE: dict[str, dict[str, Any]] = {
     "rst": {"rho": 0.1, "p": 0.5, "seed": 3},
     "gnp": {"rho": 0.1},
+    "layer_sam": {"rho": 0.02, "layerwise": "paper"},
     "look_layer_sam": {"rho": 0.1, "k": 4, "push": "natural"},
     "fsam": {"rho": 0.1},
     "wsam": {"rho": 0.05, "gamma": 0.6},
