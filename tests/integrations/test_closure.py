@@ -140,7 +140,7 @@ def test_a_backward_outside_of_the_closure_is_refused() -> None:
     """The loop of davda54/sam, or a host that accumulates: g would be added to the sharpness-aware gradient."""
     model, optimizer = wrapped("sam")
     loss_of(model, 0).backward()
-    before, grads = copies(model), [p.grad.clone() for p in model.parameters()]
+    before = copies(model)
 
     def closure() -> Tensor:
         loss = loss_of(model, 0)
@@ -150,8 +150,7 @@ def test_a_backward_outside_of_the_closure_is_refused() -> None:
     with pytest.raises(RuntimeError, match="did not clear them: begin the closure with optimizer.zero_grad()"):
         optimizer.step(closure)
     assert unchanged(model, before) and optimizer.sharp.step == 0
-    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
-    optimizer.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
     optimizer.step(closure)
     assert optimizer.sharp.step == 1
 
@@ -161,7 +160,7 @@ def test_a_backward_outside_of_the_closure_is_refused() -> None:
 def test_an_error_in_the_closure(name: str, failing: int) -> None:
     model, optimizer = wrapped(name)
     optimizer.step(closure_of(model, optimizer, 0))
-    before, grads, calls = copies(model), [p.grad.clone() for p in model.parameters()], 0
+    before, calls = copies(model), 0
 
     def closure() -> Tensor:
         nonlocal calls
@@ -174,7 +173,7 @@ def test_an_error_in_the_closure(name: str, failing: int) -> None:
         optimizer.step(closure)
     except torch.OutOfMemoryError:
         assert unchanged(model, before) and optimizer.sharp.step == 1
-        assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+        assert all(p.grad is None for p in model.parameters()), "cleared, as by the closure"
     else:
         assert calls < failing, "a step without a second pass"
 

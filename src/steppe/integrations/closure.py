@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,19 +21,10 @@ class SharpOptimizer(Optimizer):
     """The optimizer of ``sharp``, whose ``step(closure)`` takes sharpness-aware steps.
 
     Groups, state and defaults ARE those of ``sharp.optimizer``, so learning-rate schedulers, ``zero_grad`` and
-    ``add_param_group`` work on either of the two; use one of them with GradScaler throughout.
-
-        optimizer = SharpOptimizer(steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05))
-        optimizer.step(closure)     # the closure: zero_grad, forward, backward, return the loss
+    ``add_param_group`` work on either of the two; use one of them with GradScaler throughout. Cost: the method's.
 
     Args:
-        sharp: what any recipe returns, such as ``steppe.LookSAM(model, optimizer)``.
-
-    Attributes:
-        sharp: the same object (``sharp.last`` tells what the latest step did).
-        base_optimizer: ``sharp.optimizer``, under davda54/sam's name.
-
-    Cost: what the method costs; the closure is evaluated twice on a step that ascends, else once.
+        sharp: what any recipe returns, such as ``steppe.LookSAM(model, optimizer)``; an attribute of the same name.
 
     Example:
         >>> import torch, steppe
@@ -56,49 +46,31 @@ class SharpOptimizer(Optimizer):
     def __init__(self, sharp: SharpnessAware) -> None:
         _check(sharp)
         self.sharp = sharp
-        self._handed: list[tuple[Tensor, Tensor | None]] | None = None
+        self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._cleared = False
         super().__setstate__({})  # the hooks of an Optimizer, without parameters of its own
 
-    @property
-    def base_optimizer(self) -> Optimizer:
-        """The optimizer inside."""
-        return self.sharp.optimizer
-
     # Properties, because the base binds new objects when it loads a state.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The base optimizer's groups."""
-        return self.sharp.optimizer.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The base optimizer's state."""
-        return self.sharp.optimizer.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The base optimizer's defaults."""
-        return self.sharp.optimizer.defaults
+    base_optimizer = property(lambda self: self.sharp.optimizer, doc="The optimizer inside.")
+    param_groups = property(lambda self: self.sharp.optimizer.param_groups)
+    state = property(lambda self: self.sharp.optimizer.state)
+    defaults = property(lambda self: self.sharp.optimizer.defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer."""
-        self.sharp.optimizer.add_param_group(param_group)
+        self.base_optimizer.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
         self._cleared = True
-        self.sharp.optimizer.zero_grad(set_to_none)
-
-    # Steps
+        self.base_optimizer.zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of the base optimizer, with the sharpness-aware gradient of ``closure``.
 
         Args:
-            closure: by torch's contract: clears the gradients, computes the loss, runs its backward, returns it.
-                None: the base optimizer's step with the gradients as they are.
+            closure: by torch's contract: clears the gradients, computes the loss, runs its backward, returns it;
+                evaluated twice on a step that ascends. None: a plain step with the gradients as they are.
 
         Returns:
             The detached loss at the unperturbed weights; None without a closure.
@@ -107,33 +79,35 @@ class SharpOptimizer(Optimizer):
             RuntimeError: gradients were there already and the closure did not clear them.
         """
         loss = None
-        if closure is None:
-            self._put_back()
+        if closure is not None:
+            stale = next((p for p, grad in self._gradients() if grad is not None), None)
+            self.base_optimizer.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                loss = self.sharp.backward(self._loss_of(closure, stale), backward=lambda loss: None)
         else:
-            self._handed = None
-            with torch.enable_grad(), self._without_gradients() as probe:
-                loss = self.sharp.backward(self._checking(closure, probe), backward=lambda loss: None)
-        self.sharp.optimizer.step()
+            for param, grad in self._waiting:
+                param.grad = grad
+        self._waiting = []
+        self.base_optimizer.step()
         return loss
 
     def first_step(self, zero_grad: bool = False) -> bool:
         """After your own first backward: perturb the weights, if this step of the method does (drop-in use).
 
-        The gradient is put away in any case, so ``zero_grad`` makes no difference; it is there for old loops.
+        The gradient is put away in any case: ``zero_grad`` is there for old loops and makes no difference.
 
         Returns:
-            Whether a second pass is of use. One that is run in vain changes nothing but the time it takes.
+            Whether a second pass is of use; one that is run in vain changes nothing.
         """
-        self._handed = None
-        if self.sharp.ascend():
-            return True
-        self._handed = self._gradients()
-        self.sharp.optimizer.zero_grad(set_to_none=True)
-        return False
+        self._waiting = []
+        if not self.sharp.ascend():
+            self._waiting = self._gradients()
+            self.base_optimizer.zero_grad(set_to_none=True)
+        return not self._waiting
 
     def second_step(self, zero_grad: bool = False) -> None:
         """After the second backward: weights back, base optimizer's step, and ``zero_grad`` if wanted."""
-        if self._handed is None:
+        if not self._waiting:
             self.sharp.restore()
         self.step()
         if zero_grad:
@@ -142,54 +116,33 @@ class SharpOptimizer(Optimizer):
     def _gradients(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for group in self.param_groups for p in group["params"]]
 
-    def _put_back(self) -> None:
-        """The gradient of a step without an ascent, which waited for a second pass."""
-        for param, grad in self._handed or ():
-            param.grad = grad
-        self._handed = None
-
-    @contextmanager
-    def _without_gradients(self) -> Iterator[Tensor | None]:
-        """Take stale gradients away, as the closure will; on an error leave them as they were."""
-        earlier = self._gradients()
-        self.sharp.optimizer.zero_grad(set_to_none=True)
-        try:
-            yield next((p for p, grad in earlier if grad is not None), None)
-        except BaseException:
-            for param, grad in earlier:
-                param.grad = grad
-            raise
-
-    def _checking(self, closure: Callable[[], Any], probe: Tensor | None) -> Callable[[], Any]:
-        """The closure as a function of the loss alone; its first call shows on ``probe`` whether it clears."""
+    def _loss_of(self, closure: Callable[[], Any], stale: Tensor | None) -> Callable[[], Any]:
+        """The closure as a function of the loss; a mark on a parameter that had a gradient shows whether it clears."""
 
         def run() -> Any:
-            nonlocal probe
-            if probe is None:
-                return _loss(closure())
-            param, probe, self._cleared = probe, None, False
-            param.grad = mark = torch.zeros_like(param)
-            loss = closure()
-            if param.grad is mark and not self._cleared:
+            nonlocal stale
+            param, stale, self._cleared, mark = stale, None, False, None
+            if param is not None:
+                param.grad = mark = torch.zeros_like(param)
+            value = closure()
+            if param is not None and param.grad is mark and not self._cleared:
                 raise RuntimeError(
                     "gradients were there before step(closure), and the closure did not clear them: begin the closure "
                     "with optimizer.zero_grad() and run no backward outside of it; to accumulate, use sharp.backward"
                 )
-            return _loss(loss)
+            loss = torch.tensor(float(value)) if isinstance(value, (int, float)) else value
+            return loss.detach().requires_grad_() if isinstance(loss, Tensor) else loss  # its backward has been run
 
         return run
 
-    # Checkpoints
-
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state with ``sharp``'s beside it, under "sharp"."""
-        return self.sharp.optimizer.state_dict() | {"sharp": self.sharp.state_dict()}
+        return self.base_optimizer.state_dict() | {"sharp": self.sharp.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken; a base optimizer's own state is taken too, with a warning.
+        """Continue where :meth:`state_dict` was taken (ValueError and no change where it does not fit).
 
-        Raises:
-            ValueError: either part does not fit; then nothing is changed.
+        A base optimizer's own state is taken too, with a warning.
         """
         before = self.sharp.state_dict()
         if "sharp" in state_dict:
@@ -201,7 +154,7 @@ class SharpOptimizer(Optimizer):
                 stacklevel=2,
             )
         try:
-            self.sharp.optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "sharp"})
+            self.base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "sharp"})
         except BaseException:
             self.sharp.load_state_dict(before)
             raise
@@ -225,9 +178,3 @@ def _check(sharp: Any) -> None:
             f"{type(sharp.optimizer).__name__} needs a closure of its own; expected a base optimizer that steps "
             "without one, such as SGD or AdamW"
         )
-
-
-def _loss(value: Any) -> Any:
-    """What a closure returned, as a loss whose backward has been run already."""
-    loss = torch.tensor(float(value)) if isinstance(value, (int, float)) else value
-    return loss.detach().requires_grad_() if isinstance(loss, Tensor) else loss
