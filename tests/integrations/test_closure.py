@@ -21,6 +21,7 @@ from tests.loops.shared import (
     build,
     by_hand,
     copies,
+    equal,
     gap,
     unchanged,
     weights,
@@ -63,14 +64,6 @@ def plain(name: str, steps: int = STEPS) -> Built:
         optimizer.step()
         optimizer.zero_grad()
     return built
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 # step(closure)

@@ -83,6 +83,15 @@ def unchanged(model: nn.Module, before: list[Tensor]) -> bool:
     return all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Nested states, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
 def gap(a: Weights, b: Weights) -> float:
     return max(float(abs(a[k] - b[k]).max()) for k in a)
 

@@ -23,6 +23,7 @@ from tests.loops.shared import (
     build,
     by_hand,
     copies,
+    equal,
     gap,
     loss_of,
     table,
@@ -69,15 +70,6 @@ def unscaled(name: str, **more: Any) -> Built:
 def state(built: Built) -> dict[str, Any]:
     model, optimizer, sharp = built
     return copy.deepcopy({"weights": copies(model), "optimizer": optimizer.state_dict(), "sharp": sharp.state_dict()})
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Bit for bit."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 class Overflow:

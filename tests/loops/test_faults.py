@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.loops.shared import ALL, LOOP_METHODS
+from tests.loops.shared import ALL, LOOP_METHODS, equal
 from tests.problems import batches, everything, loss_of, net, same
 from torch import Tensor, nn
 
@@ -46,12 +46,6 @@ def advance(built: Built, start: int, stop: int) -> None:
 def outcome(built: Built) -> dict[str, Any]:
     parts = {"model": everything(built[0]), "optimizer": built[1].state_dict(), "sharp": built[2].state_dict()}
     return copy.deepcopy(parts)
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 def trained(model: nn.Module) -> dict[str, Tensor]:

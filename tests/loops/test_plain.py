@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from tests import reference
 from tests.loops.shared import (
     ALL,
@@ -21,6 +20,7 @@ from tests.loops.shared import (
     build,
     by_hand,
     copies,
+    equal,
     gap,
     table,
     unchanged,
@@ -159,12 +159,6 @@ def test_clipping_by_value_leaves_weights_and_memory_alone(name: str) -> None:
     optimizer.step()
     free.optimizer.step()
     assert equal(sharp.memory, free.memory) and sharp.step == free.step == 1
-
-
-def equal(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 
 @pytest.mark.parametrize("name", SETTINGS)
