@@ -19,7 +19,8 @@ def network() -> nn.Sequential:
 
 
 def weights(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+    whole = (p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters())
+    return torch.cat([p.detach().flatten() for p in whole])
 
 
 def shared(accumulate: int) -> list[Batch]:
@@ -87,37 +88,57 @@ def _accelerate(rank: int, accumulate: int, sync_each_batch: bool) -> dict[str, 
     return found
 
 
-def with_lightning(cases: list[int]) -> list[dict[str, Tensor]]:
-    """Lightning's Trainer on this rank's share, for every method and number of micro-batches."""
-    rank = _as_launched()
-    return [_lightning(rank, case) for case in cases]
+def with_lightning(cases: list[tuple[str, int]]) -> list[dict[str, Tensor]]:
+    """Lightning's Trainer on this rank's share, for every method; (strategy, micro-batches)."""
+    _as_launched()
+    return [
+        {name: weights(_lightning(name, strategy, accumulate)[1].net) for name in LOOP_METHODS}
+        for strategy, accumulate in cases
+    ]
 
 
-def _lightning(rank: int, accumulate: int) -> dict[str, Tensor]:
+def resumed_with_lightning(name: str, strategy: str, folder: str) -> list[Tensor]:
+    """Two epochs, and one epoch that another Trainer's second one follows."""
+    _as_launched()
+    _, whole = _lightning(name, strategy, epochs=2)
+    stopped, _ = _lightning(name, strategy)
+    stopped.save_checkpoint(f"{folder}/c.ckpt")
+    _, resumed = _lightning(name, strategy, epochs=2, ckpt=f"{folder}/c.ckpt")
+    return [weights(whole.net), weights(resumed.net)]
+
+
+def _lightning(
+    name: str, strategy: str, accumulate: int = 1, epochs: int = 1, ckpt: str | None = None
+) -> tuple[Any, Any]:
     import lightning as L  # noqa: N812
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
 
     from steppe.integrations.lightning import SharpCallback
 
     class Lit(L.LightningModule):
-        def __init__(self, name: str) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.net, self.name = network(), name
+            self.net = network()
+
+        def configure_model(self) -> None:
+            if strategy == "FSDP2":
+                fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return base(self.name, self.net)
+            return base(name, self.net)
 
-    found = {}
-    data: Any = torch.utils.data.DataLoader([share(b, rank) for b in shared(accumulate)], batch_size=None)
-    for name in LOOP_METHODS:
-        lit = Lit(name)
-        method = SharpCallback(lambda model, optimizer: sharpen(name, model, optimizer))
-        L.Trainer(
-            accelerator="cpu", strategy="ddp", devices=RANKS, max_epochs=1, accumulate_grad_batches=accumulate,
-            callbacks=[method], use_distributed_sampler=False, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        ).fit(lit, data)  # fmt: skip
-        found[name] = weights(lit.net)
-    return found
+    method = SharpCallback(lambda model, optimizer: sharpen(name, model, optimizer))
+    sharded = ModelParallelStrategy(data_parallel_size=RANKS, tensor_parallel_size=1)
+    trainer = L.Trainer(
+        accelerator="cpu", strategy=sharded if strategy == "FSDP2" else "ddp", devices=RANKS, max_epochs=epochs,
+        accumulate_grad_batches=accumulate, callbacks=[method], use_distributed_sampler=False, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    mine = [share(batch, dist.get_rank()) for batch in shared(accumulate)]
+    lit = Lit()
+    trainer.fit(lit, torch.utils.data.DataLoader(mine, batch_size=None), ckpt_path=ckpt)  # type: ignore[arg-type]
+    return trainer, lit

@@ -217,11 +217,7 @@ def test_every_fit_has_its_own_method_and_evaluation_leaves_it_alone(tmp_path: P
 
 
 def logged(step: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(step)
-    def inner(*args: Any, **kwargs: Any) -> Any:
-        return step(*args, **kwargs)
-
-    return inner
+    return functools.wraps(step)(lambda *args, **kwargs: step(*args, **kwargs))
 
 
 def test_steps_may_return_a_dict_take_only_the_batch_and_empty_it() -> None:
@@ -239,6 +235,23 @@ def test_steps_may_return_a_dict_take_only_the_batch_and_empty_it() -> None:
     lit = Popping()
     fit(lit, "sam", [{"x": x, "y": y} for x, y in batches])  # type: ignore[arg-type]
     assert same(everything(lit.net), everything(expected))
+
+
+def test_hooks_run_once_and_a_backward_of_ones_own_twice() -> None:
+    class Counting(Lit):
+        backwards = hooks = 0
+
+        def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            self.backwards += 1
+            super().backward(loss, *args, **kwargs)
+
+        def on_after_backward(self) -> None:
+            self.hooks += 1
+            assert sharp.sharp.last.surrogate_gap is not None
+
+    lit, sharp = Counting(), callback("sam")
+    trainer(sharp).fit(lit, loader(micro_batches(2)))
+    assert (lit.backwards, lit.hooks) == (4, 2)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
@@ -322,8 +335,15 @@ def test_a_compiled_module() -> None:
 
 
 def test_two_processes_equal_one_on_the_concatenated_batch() -> None:
-    answers = distributed.run(2, ranks.with_lightning, [1, 2])
-    for accumulate, first, second in zip((1, 2), *answers, strict=True):
+    cases = [("DDP", 1), ("DDP", 2), ("FSDP2", 2)]
+    answers = distributed.run(2, ranks.with_lightning, cases)
+    for (strategy, accumulate), first, second in zip(cases, *answers, strict=True):
         for name in LOOP_METHODS:
-            assert torch.equal(first[name], second[name]), f"{name}, {accumulate}: ranks differ"
-            torch.testing.assert_close(first[name], ranks.single(name, accumulate, accumulate == 1))
+            assert torch.equal(first[name], second[name]), f"{name}, {strategy}, {accumulate}: ranks differ"
+            every_batch_averaged = accumulate == 1 or strategy == "FSDP2"  # Lightning's own doing
+            torch.testing.assert_close(first[name], ranks.single(name, accumulate, every_batch_averaged))
+
+
+def test_a_sharded_memory_is_saved_whole(tmp_path: Path) -> None:
+    first, second = distributed.run(2, ranks.resumed_with_lightning, "look_sam", "FSDP2", str(tmp_path))
+    assert torch.equal(first[0], first[1]) and torch.equal(second[0], second[1])

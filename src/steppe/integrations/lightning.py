@@ -17,6 +17,7 @@ from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
@@ -126,8 +127,9 @@ class SharpCallback(Callback):
         self._changes.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's state, for the checkpoint."""
-        return self.sharp.state_dict() if hasattr(self, "sharp") else {}
+        """The method's state, for the checkpoint; whole tensors, as Lightning saves those of the first rank only."""
+        state = self.sharp.state_dict() if hasattr(self, "sharp") else {}
+        return tree_map(lambda leaf: leaf.full_tensor() if isinstance(leaf, DTensor) else leaf, state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a state for the fit that is about to start."""
