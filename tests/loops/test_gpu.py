@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.problems import batches, loss_of, net
 from torch import Tensor, nn
 
 import steppe
-from tests.problems import batches, loss_of, net
 
 pytestmark = [
     pytest.mark.gpu,
