@@ -64,7 +64,7 @@ class Work:
             with self.pause() if left > 1 else nullcontext():
                 loss = _checked(self.loss_of(*arguments))
                 self._backward(loss)
-            value = loss.detach().reshape(())
+            value = loss.detach().clone().reshape(())  # a CUDA graph may write its output again
             total = value if total is None else total + value
         assert total is not None
         return total
