@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,25 @@ def test_save_state_and_load_state_resume_bit_for_bit(name: str, tmp_path: Path)
     again[0].load_state(str(tmp_path))
     assert run(again, batches[3:], start=3) == [4, 5, 6]
     assert same(everything(again[1]), everything(whole[1]))
+
+
+def test_autocast_around_the_call_does_not_hide_the_perturbation() -> None:
+    x, y = micro_batches(1)[0]
+    found = []
+    for around in (False, True):
+        accelerator, model, _, sharp = prepare("sam", mixed_precision="bf16")
+        model.forward = type(model).forward.__get__(model)  # without accelerate's own autocast
+        torch.manual_seed(0)
+
+        def loss_of() -> torch.Tensor:
+            with contextlib.nullcontext() if around else accelerator.autocast():
+                return nn.functional.cross_entropy(model(x).float(), y)
+
+        with accelerator.autocast() if around else contextlib.nullcontext():
+            sharp.backward(loss_of)
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    for inside, outside in zip(*found, strict=True):
+        assert torch.equal(inside, outside)
 
 
 def test_exact_accumulation_gives_the_micro_batches_together() -> None:
