@@ -27,7 +27,7 @@ def ddp(tmp_path: Path) -> Iterator[DistributedDataParallel]:
 
 
 def _averaging(model: nn.Module, sync: Any = "rank", schedule: Any = None, combine: Any = None) -> Averaging:
-    return Averaging(sync, model, schedule or steppe.Always(), combine or steppe.Replace())
+    return Averaging(sync, model, steppe.Ascent(), schedule or steppe.Always(), combine or steppe.Replace())
 
 
 def test_only_the_first_pass_goes_without_sync(ddp: DistributedDataParallel) -> None:

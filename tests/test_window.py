@@ -243,3 +243,23 @@ def test_an_abandoned_step_with_zeroed_gradients_leaves_no_correction() -> None:
         o.step()
     for n, p in model.named_parameters():
         torch.testing.assert_close(p, twin.get_parameter(n), rtol=1e-12, atol=1e-14)
+
+
+def test_an_autocast_around_the_whole_step_sees_the_moved_weights() -> None:
+    """Autocast keeps its casts until its outermost context ends; inside and around must be the same."""
+    losses = []
+    for around in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(5, 3)
+        sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=1.0)
+        x, y = BATCH[0].float(), BATCH[1]
+
+        def loss(model: nn.Module = model, x: Tensor = x, y: Tensor = y, inside: bool = not around) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside or torch.is_autocast_enabled("cpu")):
+                return nn.functional.cross_entropy(model(x), y)
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            sharp.backward(loss)
+            clean = loss()
+        losses.append((sharp.last.loss.item(), sharp.last.perturbed_loss.item(), clean.item()))
+    assert losses[0] == losses[1] and losses[1][0] == losses[1][2] < losses[1][1]

@@ -14,7 +14,7 @@ from steppe._algebra import norm
 from steppe._draft import Draft, Moved
 from steppe._guards import Doors, Replay, SavedWeights, Window, perturbed_message
 from steppe._parameters import Parameters, aligned, bare
-from steppe._rounding import add_, displacement, has_half, warn_if_lost
+from steppe._rounding import add_, displacement, has_half, survived, warn_if_lost
 from steppe._shards import gather_again
 from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine
@@ -89,6 +89,7 @@ class Climber:
         self._open(SavedWeights(weights.values()), clean, repeats)
         add_(weights.values(), eps.values(), self.rounding, self.seed, self.step)
         gather_again(self.model)
+        torch.clear_autocast_cache()  # an autocast around the whole step would go on with casts of the old weights
         self._measure(weights, eps)
         if clean is not direction:
             direction.clear()  # frees the buffer for the second pass
@@ -104,7 +105,7 @@ class Climber:
         self._moved = Moved(wanted, moved)
         if watch:
             self._watch_rounding = False
-            warn_if_lost(moved, wanted)
+            warn_if_lost(survived(weights.values(), self._window.weights.copies, eps.values()))
 
     def _open(self, weights: SavedWeights, clean: Grads, repeats: bool) -> None:
         replay, self._mark = (self._mark or self._replay()) if repeats else None, None

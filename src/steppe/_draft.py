@@ -70,7 +70,7 @@ class Draft:
     def note_handed(self, parameters: Parameters) -> None:
         """Measure the gradient that the optimizer is given, if a correction has to stay in proportion to it."""
         if self.correction:
-            self.handed = _norm(parameters)
+            self.handed, self.closed = _norm(parameters), False
 
     def shrink(self, parameters: Parameters) -> None:
         """Clipping, unscaling or zeroing since :meth:`note_handed` scaled the gradient: scale the correction alike."""

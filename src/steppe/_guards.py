@@ -155,6 +155,7 @@ class Window:
     def close(self) -> None:
         """Weights first, then what could fail; may be called again after an interruption."""
         self.weights.back()
+        torch.clear_autocast_cache()
         self.doors.open()
         if self.replay is not None:
             self.replay.done()

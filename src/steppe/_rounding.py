@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from steppe._algebra import add_scaled_, joined, norm, ratio
+from steppe._algebra import add_scaled_, inner, joined, norm, ratio
 from steppe._shards import local, summed
 
 ROUNDINGS = ("nearest", "stochastic")
@@ -40,19 +40,25 @@ def displacement(weights: Iterable[Tensor], before: Iterable[Tensor]) -> Tensor:
     return joined([s.sqrt() for s in summed(here, tensors)])
 
 
+def survived(weights: Iterable[Tensor], before: Iterable[Tensor], eps: Iterable[Tensor]) -> Tensor:
+    """<moved, eps> / ||eps||^2: the share of eps along its own direction; a length would count overshoots."""
+    wanted = list(eps)
+    moved = [w.float() - b.float() for w, b in zip(local(weights), before, strict=True)]
+    return ratio(inner(wanted, moved), norm(wanted).square())
+
+
 def has_half(weights: Iterable[Tensor]) -> bool:
     """Whether any weight is bf16 or fp16."""
     return any(w.dtype in _HALF for w in weights)
 
 
-def warn_if_lost(moved: Tensor, wanted: Tensor) -> None:
+def warn_if_lost(share: Tensor) -> None:
     """Say so when rounding ate more than half of the perturbation (reads the device: once per object)."""
-    share = float(ratio(moved, wanted))
-    if share < 0.5:
+    if float(share) < 0.5:
         warnings.warn(
-            f"rounding ate the perturbation: weights of few bits moved by {share:.0%} of ||eps||; construct with "
-            "rounding='stochastic', raise rho, or keep fp32 weights (autocast)",
-            stacklevel=2,
+            f"rounding ate the perturbation: of ||eps||, {float(share):.0%} is left in weights of few bits; construct "
+            "with rounding='stochastic', raise rho, or keep fp32 weights (autocast)",
+            stacklevel=6,
         )
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from steppe._parameters import parallel
+from steppe.ascent import Ascent
 from steppe.combine import Combine, Replace
 from steppe.schedule import Schedule
 
@@ -25,8 +26,8 @@ class Averaging:
     m: they are averaged over groups of m neighbouring ranks.
     """
 
-    def __init__(self, sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -> None:
-        _check(sync, model, schedule, combine)
+    def __init__(self, sync: Sync, model: nn.Module, ascent: Ascent, schedule: Schedule, combine: Combine) -> None:
+        _check(sync, model, ascent, schedule, combine)
         self._alone = parallel(model) if sync != "global" else None
         self._group: Any = None
         if isinstance(sync, int) and sync > 1:
@@ -62,17 +63,21 @@ def average_earlier(model: nn.Module, grads: list[Tensor]) -> None:
 def refuse_unreduced(model: nn.Module) -> None:
     """Refuse FSDP2 with its gradient sync off, whose gradients are kept where two passes would add up."""
     for module in model.modules():
-        group = getattr(getattr(module, "_fsdp_state", None) or _state(module), "_fsdp_param_group", None)
-        if group is not None and not group.reduce_grads:
+        if any(not group.reduce_grads for group in _fsdp_groups(module)):
             raise RuntimeError(
                 "backward() was called with FSDP2's gradient sync off, where both passes' gradients would add up; "
                 "expected set_requires_gradient_sync(True), or backward(loss_of, micro_batches=[...]) for accumulation"
             )
 
 
-def _state(module: nn.Module) -> Any:
+def _fsdp_groups(module: nn.Module) -> list[Any]:
     find = getattr(module, "_get_fsdp_state", None)
-    return find() if callable(find) else None
+    if not callable(find):
+        return []
+    state = find()
+    several = getattr(state, "_fsdp_param_groups", None)  # torch 2.13 on
+    found = [state._fsdp_param_group] if several is None else several
+    return [group for group in found if group is not None]
 
 
 def _average(grads: list[Tensor], group: Any) -> None:
@@ -83,7 +88,7 @@ def _average(grads: list[Tensor], group: Any) -> None:
         grad.copy_(piece.view_as(grad))
 
 
-def _check(sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -> None:
+def _check(sync: Sync, model: nn.Module, ascent: Ascent, schedule: Schedule, combine: Combine) -> None:
     if sync == "global":
         return
     if sync != "rank" and (isinstance(sync, bool) or not isinstance(sync, int) or sync < 1):
@@ -98,10 +103,11 @@ def _check(sync: Sync, model: nn.Module, schedule: Schedule, combine: Combine) -
             f"sync={sync!r} was given with static_graph=True, under which averaging cannot be put off; "
             "expected static_graph=False, or sync='global'"
         )
-    if not isinstance(combine, Replace) or schedule.needs_gradient:
+    remembers = bool(ascent.direction.blank({"w": torch.zeros(1)}))
+    if not isinstance(combine, Replace) or schedule.needs_gradient or remembers:
         raise ValueError(
-            f"sync={sync!r} was given with {combine!r} and {schedule!r}; expected Replace() and a schedule that does "
-            "not read the gradient, as everything else needs the averaged one: use sync='global'"
+            f"sync={sync!r} was given with {combine!r}, {schedule!r} and {ascent.direction!r}; expected Replace(), and "
+            "a schedule and a direction that do not read or keep gradients, as those need averages: use sync='global'"
         )
     if isinstance(sync, int) and dist.get_world_size() % sync:
         raise ValueError(f"sync={sync} was given with {dist.get_world_size()} ranks; expected a number that divides it")

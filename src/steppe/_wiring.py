@@ -33,6 +33,11 @@ def check_arguments(model: Any, optimizer: Any, seed: Any) -> None:
         raise TypeError(
             f"model is a {type(model).__name__}; expected a torch.nn.Module (the model itself, not its parameters)"
         )
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+        raise TypeError(
+            "model is sharded by FullyShardedDataParallel (FSDP1), whose flat shards hide the norms; expected "
+            "fully_shard (FSDP2)"
+        )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer that is already built"

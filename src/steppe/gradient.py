@@ -90,7 +90,7 @@ class SharpnessAware(Climber):
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
         self.combine = part_or_default("combine", combine, Combine, Replace)
         self.seed, self.same_dropout, self.rounding, self.measure = seed, same_dropout, rounding, measure
-        self.averaging = Averaging(sync, model, self.schedule, self.combine)
+        self.averaging = Averaging(sync, model, self.ascent, self.schedule, self.combine)
         super().__init__()
         self.last = Last(False)
         listen(self, self.optimizer)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from steppe._parameters import bare_optimizer
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
@@ -31,7 +32,7 @@ def AdaSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **commo
 
     Source: arXiv 2303.00565, Algorithm 1 (the delayed second moment is analysis only).
     """
-    if not isinstance(optimizer, AMSGrad):
+    if not isinstance(bare_optimizer(optimizer), AMSGrad):
         raise TypeError(
             f"AdaSAM was given {type(optimizer).__name__}; expected steppe.optim.AMSGrad, the paper's base without "
             "bias correction (for SAM on AdamW or any other base use steppe.SAM)"
