@@ -46,11 +46,13 @@ def results(out: Path) -> dict:
     }
 
 
-def killed_once(out: Path, moment: float, whole: dict) -> dict:
-    """Kill after `moment` seconds, resume, compare."""
-    process = start(out)
-    time.sleep(moment)
-    over = process.poll() is not None
+def killed_once(out: Path, runs: int, delay: float, whole: dict) -> dict:
+    """Kill `delay` seconds after `runs` runs are finished, resume, compare."""
+    began, process = time.perf_counter(), start(out)
+    while process.poll() is None and len(run_files(out)) < runs:
+        time.sleep(0.005)
+    time.sleep(delay)
+    moment, over = time.perf_counter() - began, process.poll() is not None
     process.kill()
     process.wait()
     kept = run_files(out)
@@ -58,7 +60,7 @@ def killed_once(out: Path, moment: float, whole: dict) -> dict:
     finish(out)
     after = run_files(out)
     return {
-        "killed_after_s": round(moment, 2), "already_over": over, "runs_kept": len(kept), "runs": len(after),
+        "killed_after_s": round(moment, 2), "over_before_the_kill": over, "runs_kept": len(kept), "runs": len(after),
         "kept_runs_run_again": sum(after[name] != kept[name] for name in kept),
         "equal": results(out) == whole, "report": (out / "report.html").exists(),
         "half_files_left": len(list(out.rglob("*.tmp"))), "resume_s": round(time.perf_counter() - began, 1),
@@ -68,14 +70,13 @@ def killed_once(out: Path, moment: float, whole: dict) -> dict:
 def main() -> None:
     draw = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
         finish(Path(folder) / "whole")
-        length = time.perf_counter() - began
         whole = results(Path(folder) / "whole")
-        kills = [killed_once(Path(folder) / str(i), draw.uniform(0, length), whole) for i in range(MOMENTS)]
+        moments = [(draw.randint(0, len(whole["runs"])), draw.uniform(0, 1)) for _ in range(MOMENTS)]
+        kills = [killed_once(Path(folder) / str(i), *moment, whole) for i, moment in enumerate(moments)]
     OUT.parent.mkdir(parents=True, exist_ok=True)
     all_equal = all(kill["equal"] and not kill["kept_runs_run_again"] for kill in kills)
-    report = {"study": " ".join(STUDY), "undisturbed_s": round(length, 1), "all_equal": all_equal, "kills": kills}
+    report = {"study": " ".join(STUDY), "all_equal": all_equal, "kills": kills}
     OUT.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{sum(kill['equal'] for kill in kills)} of {MOMENTS} equal; written to {OUT}")
 

@@ -14,7 +14,7 @@ from steppe.study.plan import Run
 
 def describe(run: Run) -> str:
     """A run in a few words: `SAM rho=0.2 seed 1`."""
-    rho = "" if run.rho is None else f" rho={run.rho:g}"
+    rho = "" if run.rho is None or "rho=" in run.method else f" rho={run.rho:g}"
     return f"{run.label}{rho} seed {run.seed}"
 
 
