@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 some runs failed, 2 bad input, 130 interrupted.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler writes to stderr; read on import
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except ModuleNotFoundError as error:

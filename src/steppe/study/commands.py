@@ -91,6 +91,7 @@ def compare(
     image_column: Annotated[Text, _flag("Image column of an hf: task.")] = None,
     label_column: Annotated[Text, _flag("Label column of an hf: task.")] = None,
     device: Annotated[Text, _flag("auto, cpu or cuda.")] = None,
+    parallel: Annotated[Text, _flag("ddp or fsdp, under torchrun: every run on all its processes.")] = None,
     jobs: Annotated[Number, _flag("Runs side by side (one per core).")] = None,
     out: Annotated[Text, _flag("Folder for results (results/<task>); the same command there resumes.")] = None,
     config: Annotated[Path | None, _flag("TOML file with the same settings; flags win.")] = None,
@@ -119,15 +120,18 @@ def _numbers(key: str, value: Any) -> Any:
 
 def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe.study import compare as study
-    from steppe.study import progress
+    from steppe.study import parallel, progress
     from steppe.study.spec import resolve
     from steppe.study.table import table
 
     errors = Console(stderr=True)
     with _refusing():
-        plan = study.check(resolve(flags, config))
+        plan = study.check(parallel.begin(resolve(flags, config)))
+    errors.quiet = not parallel.first()
     with progress.on(errors) as shown:
         outcome = study.compare(plan, shown)
+    if not parallel.first():
+        return
     if as_json:
         typer.echo(json.dumps(outcome.summary, indent=1))
     else:

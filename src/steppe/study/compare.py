@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe.study import cost, report, run, summary
+from steppe.study.parallel import InStep, agree
 from steppe.study.plan import Plan, Run
 from steppe.study.pool import Event, Job, Pool
 from steppe.study.progress import PlainProgress, describe
@@ -58,7 +59,8 @@ def compare(plan: Plan, progress: PlainProgress) -> Outcome:
     session = _Session(plan, store, progress)
     costs = _kept_cost(session)
     if costs is None or session.missing():
-        with Pool(min(spec.workers, max(1, len(session.missing())))) as pool:
+        size = min(spec.workers, max(1, len(session.missing())))
+        with Pool(size) if spec.parallel is None else InStep() as pool:
             session.finish_runs(pool)
             costs = _kept_cost(session) or session.finish_cost(pool)
     return _outcome(session, costs)
@@ -76,14 +78,14 @@ class _Session:
     def _load(self) -> None:
         """Read the tune runs and baselines first: which final runs there are depends on them."""
         for _ in range(2):
-            self.records = self.store.load(self.plan.needed(self.records))
+            self.records = agree(self.store.load(self.plan.needed(self.records)))
 
     def missing(self) -> dict[str, Run]:
         """Runs known to be needed that are neither done nor failed, by id."""
         needed = self.plan.needed(self.records, self.failed)
         return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
 
-    def finish_runs(self, pool: Pool) -> None:
+    def finish_runs(self, pool: Pool | InStep) -> None:
         """Run what is missing; what becomes known meanwhile (a method's chosen rho) joins the queue."""
         runs: dict[str, Run] = {}
         self._submit(pool, runs)
@@ -93,7 +95,7 @@ class _Session:
             if event.kind in ("done", "failed"):
                 self._submit(pool, runs)
 
-    def _submit(self, pool: Pool, runs: dict[str, Run]) -> None:
+    def _submit(self, pool: Pool | InStep, runs: dict[str, Run]) -> None:
         for id_, each in self.missing().items():
             if id_ not in runs:
                 runs[id_] = each
@@ -117,7 +119,7 @@ class _Session:
         tunes = (each for choice in self.plan.choices for each in self.plan.tune_runs(choice))
         return id_ not in {self.plan.id(each) for each in tunes}
 
-    def finish_cost(self, pool: Pool) -> dict[str, Any] | None:
+    def finish_cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
         """Measure the cost of every method that has a chosen radius, in one worker while the others idle."""
         runs, shares = self.cost_runs(), self.shares()
         if not runs:
@@ -158,7 +160,7 @@ class _Session:
 
 
 def _kept_cost(session: _Session) -> dict[str, Any] | None:
-    kept = read_json(session.store.folder / "cost.json")
+    kept = agree(read_json(session.store.folder / "cost.json"))
     return kept if isinstance(kept, dict) and kept.get("key") == session.cost_key() else None
 
 

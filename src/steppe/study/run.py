@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import steppe
 from steppe.methods import METHODS
-from steppe.study import measure, models, tasks
+from steppe.study import measure, models, parallel, tasks
 from steppe.study.choices import Choice, parse
 from steppe.study.data import Split, Task, generator
 from steppe.study.plan import Run
@@ -75,6 +75,11 @@ class Trainer:
     optimizer: Optimizer
     scheduler: LambdaLR
     sharp: steppe.SharpnessAware | None
+    blank: Callable[[], nn.Module]
+
+    def whole(self) -> nn.Module:
+        """The model as one piece, to measure."""
+        return parallel.whole(self.model, self.blank)
 
     def loss_of(self, batch: tuple[Any, Tensor]) -> Tensor:
         """Mean cross-entropy of one batch."""
@@ -83,6 +88,7 @@ class Trainer:
 
     def step(self, batch: tuple[Any, Tensor]) -> Tensor:
         """One training step, as in anybody's loop; returns the loss before it."""
+        batch = parallel.share(batch)
         if self.sharp is None:
             loss = self.loss_of(batch)
             loss.backward()
@@ -91,20 +97,21 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
-        return loss.detach()
+        return parallel.averaged(loss.detach().clone())
 
 
 def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int) -> Trainer:
     """A fresh model for `run`, its weights drawn from the seed, with all that trains it."""
     torch.manual_seed(run.seed)
-    model = models.build(spec.model, task).to(spec.device)
+    model = parallel.spread(models.build(spec.model, task).to(spec.device), spec.parallel)
     choice = parse(run.method) if run.method != "base" else None
     optimizer = make_optimizer(spec, model, choice)
     sharp = None
     if choice is not None and run.rho is not None:
         sharp = choice.build(model, optimizer, rho=run.rho, seed=run.seed, total_steps=total_steps)
     shape = _SCHEDULES[spec.lr_schedule]
-    return Trainer(model, optimizer, LambdaLR(optimizer, lambda t: shape(t / total_steps)), sharp)
+    scheduler = LambdaLR(optimizer, lambda t: shape(t / total_steps))
+    return Trainer(model, optimizer, scheduler, sharp, lambda: models.build(spec.model, task).to(spec.device))
 
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -166,23 +173,24 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, tell: Tell) -> tupl
     for epoch, epoch_batches in zip(range(1, epochs + 1), batches(task, spec.batch_size, run.seed), strict=False):
         for batch in epoch_batches:
             losses.append(trainer.step(batch))
-            examples += len(batch[1])
+            examples += len(batch[1]) // parallel.ranks()
             ascents += trainer.sharp is not None and trainer.sharp.last.ascended
         if epoch % spec.every == 0 or epoch == epochs:
-            curve.look(trainer.model, task, epoch, float(torch.stack(losses).mean()))
+            curve.look(trainer.whole(), task, epoch, float(torch.stack(losses).mean()))
             losses = []
         tell(epoch / epochs)
     return curve, examples, ascents
 
 
 def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, curve: _Curve) -> dict[str, Any]:
-    sharpness, loss_slice = measure.sharpness_and_slice(trainer.model, task.train, spec.sharpness_rho)
-    test = measure.accuracy(trainer.model, task.test)
+    model = trainer.whole()
+    sharpness, loss_slice = measure.sharpness_and_slice(model, task.train, spec.sharpness_rho)
+    test = measure.accuracy(model, task.test)
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, "rho": run.rho,
         "settings": parse(run.method).settings if run.method != "base" else {},
         "val_accuracy": curve.val_accuracy[-1], "test_accuracy": test,
-        "early": curve.early(trainer.model, task.test),
+        "early": curve.early(model, task.test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ SCHEMA = 1
 DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam:push=natural", "gsam", "fsam")
 """What is compared when nothing is named."""
 
-_NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "jobs", "out"}
+_NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "jobs", "out", "parallel"}
 
 
 def _as_list(value: Any) -> Any:
@@ -95,6 +95,7 @@ class Spec(BaseModel):
     sharpness_rho: Positive = 0.05
     device: Annotated[str, Field(description="'auto', 'cpu', 'cuda' or 'cuda:0'")] = "auto"
     jobs: Annotated[int | None, Field(ge=1, le=256, description="a whole number from 1 to 256")] = None
+    parallel: Annotated[Literal["ddp", "fsdp"] | None, Field(description="'ddp' or 'fsdp'")] = None
     out: Annotated[str, Field(min_length=1, description="a folder")] = ""
 
     def data_options(self) -> tasks.DataOptions:
@@ -105,6 +106,7 @@ class Spec(BaseModel):
     def hash(self) -> str:
         """A hash of all that decides what a run of given method, rho and seed results in."""
         decisive = self.model_dump(exclude=_NOT_IN_RESULT)
+        decisive |= {"parallel": self.parallel} if self.parallel else {}
         decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": tasks.fingerprint(self.task)}
         return short_hash(decisive)
 

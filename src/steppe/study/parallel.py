@@ -1,0 +1,134 @@
+"""One run on several processes: `torchrun --nproc-per-node 2 -m steppe compare --parallel ddp` (or `fsdp`).
+
+Every rank goes through the whole study in step; each trains on its share of every batch. Rank 0 reads and writes the
+results folder and decides what is done; the others keep theirs in a folder that goes with them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from steppe.study.pool import Event, Job
+from steppe.study.spec import Spec
+
+T = TypeVar("T")
+
+
+def begin(spec: Spec) -> Spec:
+    """Join the other processes, if the settings ask for several; the settings as this rank uses them.
+
+    Raises:
+        ValueError: not started by torchrun, or the batch cannot be shared out evenly.
+    """
+    if spec.parallel is None:
+        return spec
+    if "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            f"parallel={spec.parallel!r} needs several processes; start with "
+            f"torchrun --nproc-per-node 2 -m steppe compare --parallel {spec.parallel}"
+        )
+    if spec.batch_size % int(os.environ["WORLD_SIZE"]):
+        raise ValueError(f"batch_size={spec.batch_size} does not divide into {os.environ['WORLD_SIZE']} equal shares")
+    if spec.device != "cpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo" if spec.device == "cpu" else "nccl")
+    atexit.register(dist.destroy_process_group)
+    return spec if first() else spec.model_copy(update={"out": tempfile.mkdtemp(prefix="steppe-rank-")})
+
+
+def ranks() -> int:
+    """How many processes train one run together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first() -> bool:
+    """Whether this process speaks, reads and writes for all."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def agree(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    if ranks() == 1:
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0)
+    shared: T = box[0]
+    return shared
+
+
+def spread(model: nn.Module, kind: str | None) -> nn.Module:
+    """The model on all ranks: replicated ("ddp") or with its weights shared out ("fsdp")."""
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    if kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        device = next(model.parameters()).device.type
+        fully_shard(model, mesh=init_device_mesh(device, (ranks(),)))
+    return model
+
+
+def whole(model: nn.Module, blank: Callable[[], nn.Module]) -> nn.Module:
+    """A plain model with the weights of `model`, to measure: itself where it is one, else a copy of the pieces."""
+    if isinstance(model, DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    if ranks() == 1:
+        return model
+    copy = blank()
+    state = {name: v.full_tensor() if hasattr(v, "full_tensor") else v for name, v in model.state_dict().items()}
+    copy.load_state_dict(state)
+    return copy
+
+
+def share(batch: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
+    """This rank's part of a batch."""
+    if ranks() == 1:
+        return batch
+    return tuple(part.tensor_split(ranks())[dist.get_rank()] for part in batch)  # type: ignore[return-value]
+
+
+def averaged(loss: Tensor) -> Tensor:
+    """The mean over ranks."""
+    if ranks() > 1:
+        dist.all_reduce(loss)
+        loss /= ranks()
+    return loss
+
+
+class InStep:
+    """Stands in for the pool of workers: jobs run here, one after the other, on all ranks at once.
+
+    A job that fails ends the process, and torchrun ends the others, which would wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Job] = deque()
+
+    def __enter__(self) -> InStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def submit(self, job: Job) -> None:
+        """Queue `job`."""
+        self._waiting.append(job)
+
+    def events(self) -> Iterator[Event]:
+        """Run what is queued, also what is submitted meanwhile."""
+        while self._waiting:
+            job = self._waiting.popleft()
+            yield Event("begun", job.key)
+            yield Event("done", job.key, agree(job.function(*job.arguments)))
