@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -43,7 +44,11 @@ def begin(spec: Spec) -> Spec:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo" if spec.device == "cpu" else "nccl")
     atexit.register(dist.destroy_process_group)
-    return spec if first() else spec.model_copy(update={"out": tempfile.mkdtemp(prefix="steppe-rank-")})
+    if first():
+        return spec
+    folder = tempfile.mkdtemp(prefix="steppe-rank-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return spec.model_copy(update={"out": folder})
 
 
 def ranks() -> int:
