@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,5 +172,11 @@ def _table() -> Table:
     for column in ("name", "method", "passes", "buffers", "paper"):
         table.add_column(column, overflow="fold")
     for method in METHODS.values():
-        table.add_row(method.name, method.title, method.passes, method.buffers, f"{method.paper}")
+        table.add_row(method.name, method.title, method.passes, method.buffers, _short(method.paper, method.year))
     return table
+
+
+def _short(paper: str, year: int) -> str:
+    """First author, year and arXiv number: one line of a table; the card has the rest."""
+    number = re.search(r"arXiv \d{4}\.\d{5}", paper)
+    return " ".join([re.split(r",| et al", paper)[0], str(year), number[0] if number else ""])
