@@ -169,10 +169,10 @@ def _row(name: str) -> dict[str, Any]:
 
 def _table() -> Table:
     table = Table(box=None, header_style="bold")
-    for column in ("name", "method", "passes", "buffers", "paper"):
-        table.add_column(column, overflow="fold")
+    for column in ("name", "passes", "buffers", "paper"):
+        table.add_column(column, no_wrap=column in ("name", "paper"))
     for method in METHODS.values():
-        table.add_row(method.name, method.title, method.passes, method.buffers, _short(method.paper, method.year))
+        table.add_row(method.name, method.passes, method.buffers, _short(method.paper, method.year))
     return table
 
 
