@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare test lint types docs loops clean
+.PHONY: help compare test lint types docs loops studies kills clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,13 @@ types: $(DEV) ## types
 loops: $(DEV) ## run the loops' tests and note which method ran in which, for the README
 	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations
 	$(BIN)/python docs/generate.py
+
+studies: $(STUDY) ## the README's studies, about half an hour; ARGS="--fashion FOLDER" for Fashion-MNIST too
+	$(BIN)/python benchmarks/studies.py $(ARGS)
+
+kills: $(DEV) ## kill a comparison ten times and training loops 200 times, and compare with undisturbed ones
+	$(BIN)/python benchmarks/kill_compare.py
+	$(BIN)/python benchmarks/kill_training.py
 
 docs: $(DEV) ## write docs/methods.md and the README's table from the registry
 	$(BIN)/python docs/generate.py
