@@ -173,6 +173,13 @@ def test_noisy_labels_compare_like_with_like() -> None:
     assert "recovers nearly all that SAM seems to win" in summary["notes"][0]
 
 
+def test_too_few_seeds_to_tell_say_how_many_it_takes() -> None:
+    better = plain("base", [0.90, 0.92, 0.94]) + plain("sam", [0.915, 0.925, 0.94])  # .67 +- 1.9: 3 (1.9 / .67)^2
+    verdict = summarise(better, None, {"task": "t"})["verdict"]
+    assert verdict.startswith("Not settled with 3 seeds: sam gains +0.7 ± 1.9 points over the base")
+    assert verdict.endswith("takes about 25 seeds.")
+
+
 def test_nothing_pays() -> None:
     same = {"base": CLEAN["base"], "sam": Fake("SAM", 0.94), "rst": Fake("RST", 0.9398)}
     summary = summarise(records(same, range(6), spread=0.01), cost(same), spec(same, 6))

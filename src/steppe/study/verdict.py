@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steppe.study.wording import BASELINES, decimals, points, radius, signed
 
 Row = Mapping[str, Any]
+MOST_SEEDS = 100
+"""A gain that takes more seeds than this to see is no gain to speak of."""
+
 FRUGAL_SHARE, FRUGAL_COST = 0.8, 0.9
 """A cheaper method is named beside the best if it has this share of its gain for this share of its cost."""
 
@@ -54,7 +58,18 @@ def _none(top: Row, count: int, against: str, digits: int) -> str:
             "one such interval may come by chance; more seeds would tell."
         )
     which = f"the best, {top['label']}, gains" if count > 1 else f"{top['label']} gains"
-    return f"No method pays here: {which} {shown} over {against}, which is not clear of zero."
+    wanted = _seeds_to_see(gain)
+    if wanted > MOST_SEEDS:
+        return f"No method pays here: {which} {shown} over {against}, which is not clear of zero."
+    return (
+        f"Not settled with {gain['n']} seeds: {which} {shown} over {against}; to tell a gain of that size from none "
+        f"takes about {wanted} seeds."
+    )
+
+
+def _seeds_to_see(gain: Row) -> int:
+    """Seeds at which the interval would be as wide as the gain is high: it shrinks with the root of their number."""
+    return math.ceil(gain["n"] * (gain["ci95"] / gain["mean"]) ** 2)
 
 
 def _pays(top: Row, rows: Sequence[Row], against: str, digits: int, axis: str | None) -> str:
