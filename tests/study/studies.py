@@ -27,9 +27,9 @@ def complete(out: Path, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
 
 
-def cut_off(out: Path, runs: int, how: int = signal.SIGKILL) -> tuple[int, str]:
+def cut_off(out: Path, runs: int, how: int = signal.SIGKILL, *more: str) -> tuple[int, str]:
     """Start the comparison and send it a signal as soon as `runs` runs are finished: its exit code and stderr."""
-    process = subprocess.Popen(command(out), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(out, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and len(finished(out)) < runs:
         time.sleep(0.002)
     if process.poll() is None:
