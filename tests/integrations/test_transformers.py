@@ -22,6 +22,7 @@ pytest.importorskip("peft")
 from tests.integrations import tiny_models as tiny  # noqa: E402
 
 import steppe  # noqa: E402
+from steppe.integrations import _trainer  # noqa: E402
 from steppe.integrations.transformers import SharpTrainer, SharpTrainerMixin  # noqa: E402
 from steppe.methods import get  # noqa: E402
 
@@ -331,6 +332,20 @@ def test_resume_after_a_fault_between_the_passes_and_a_torn_checkpoint(tmp_path:
     again = resumable(tmp_path / "broken", "look_sam")
     again.train(resume_from_checkpoint=True)
     assert any(calls) and equal(outcome(again), outcome(whole))
+
+
+def test_a_checkpoint_written_over_an_older_one_is_not_vouched_for_by_it(tmp_path: Path) -> None:
+    resumable(tmp_path, "sam").train()
+    anew = resumable(tmp_path, "look_sam")  # in a folder with an older run's checkpoints 3 and 6
+
+    def breaks(output_dir: str) -> None:
+        raise KeyboardInterrupt
+
+    anew._save_optimizer_and_scheduler = breaks
+    with pytest.raises(KeyboardInterrupt):
+        anew.train()
+    assert not (tmp_path / "checkpoint-3" / "trainer_state.json").exists()
+    assert Path(_trainer.last_whole_checkpoint(str(tmp_path))).name == "checkpoint-6"
 
 
 def test_the_state_is_read_without_running_anything(tmp_path: Path) -> None:

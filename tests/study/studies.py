@@ -29,7 +29,8 @@ def complete(out: Path, *more: str) -> subprocess.CompletedProcess:
 
 def cut_off(out: Path, runs: int, how: int = signal.SIGKILL, *more: str) -> tuple[int, str]:
     """Start the comparison and send it a signal as soon as `runs` runs are finished: its exit code and stderr."""
-    process = subprocess.Popen(command(out, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command(out, *more), cwd=ROOT, text=True, **quiet)
     while process.poll() is None and len(finished(out)) < runs:
         time.sleep(0.002)
     if process.poll() is None:

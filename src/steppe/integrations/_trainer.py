@@ -141,6 +141,13 @@ def read(checkpoint: str) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def unmark(trainer: Any, trial: Any) -> None:
+    """Before a checkpoint is written over an older one: take away the file that says the older one is whole."""
+    if trainer.args.should_save:
+        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        (folder / WRITTEN_LAST).unlink(missing_ok=True)
+
+
 def last_whole_checkpoint(folder: str) -> str:
     """The latest checkpoint that was written to its end: a killed process may leave half of one."""
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit() and _is_whole(p)]

@@ -113,6 +113,11 @@ class SharpTrainerMixin:
         host: Any = super()
         return host.train(resume_from_checkpoint, *args, **kwargs)
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any, *args: Any, **kwargs: Any) -> None:
+        _trainer.unmark(self, trial)
+        host: Any = super()
+        host._save_checkpoint(model, trial, *args, **kwargs)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         host: Any = super()
         host._save_optimizer_and_scheduler(output_dir)
