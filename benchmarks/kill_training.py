@@ -1,7 +1,7 @@
 """SIGKILL of a training process at random points: resumed from its last checkpoint, it ends as if nothing had been.
 
     python benchmarks/kill_training.py                      # 200 points; benchmarks/results/kill_training.json
-    python benchmarks/kill_training.py --points 10 --loops plain,ddp --out /tmp/kill.json
+    python benchmarks/kill_training.py --points 10 --loops plain,ddp --out kill.json
 
 Points are spread evenly over the loops and drawn from the seed. A process kills itself in the middle of an ascent
 (weights perturbed), of a checkpoint's writing, of the optimizer's step (at a drawn call within), or is killed from

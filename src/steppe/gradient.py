@@ -113,7 +113,7 @@ class SharpnessAware(Climber):
                 slice's unless ``combine`` needs the clean gradient).
             micro_batches: the batch in pieces. The result is the exact gradient of the SUM of their losses, one
                 perturbation for all: divide in the closure as in any accumulation loop. Calling ``backward`` once per
-                piece instead perturbs each by itself (m-sharpness).
+                piece instead perturbs each by itself (m-sharpness; what a method remembers is then the last piece's).
             backward: the host's own backward, such as ``lambda loss: scaler.scale(loss).backward()``.
 
         Returns:
