@@ -51,6 +51,7 @@ def test_an_idx_folder(tmp_path, zipped):
         ("train-images-idx3-ubyte", gzip.compress(idx_bytes(np.zeros((60, 10, 10))))[:-9], "is the download complete"),
         ("train-labels-idx1-ubyte", idx_bytes(np.zeros(59)), "60 train images but 59 labels"),
     ],
+    ids=["missing", "not idx", "cut off", "cut off and packed", "too few labels"],  # gzip's bytes hold the time
 )
 def test_a_damaged_idx_folder_is_refused(tmp_path, name, content, hint):
     write_idx(tmp_path, zipped=False)
