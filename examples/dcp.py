@@ -72,6 +72,7 @@ def main() -> None:
     save(parts, folder[0])
     train(parts, mine[23:])
     weights = [p.full_tensor().detach() for p in parts[0].parameters()]
+    dist.barrier()  # nobody leaves while another still needs it
     dist.destroy_process_group()
     if rank:
         return

@@ -49,6 +49,7 @@ def main() -> None:
         assert losses[-1] < losses[0] / 4
         if rank == 0:
             print(f"sync={sync!r}: {cost}; loss {losses[0]:.2f} -> {losses[-1]:.2f}, the same weights on every rank")
+    dist.barrier()  # nobody leaves while another still needs it
     dist.destroy_process_group()
 
 

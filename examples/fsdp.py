@@ -56,6 +56,7 @@ def main() -> None:
     if rank == 0:
         print(f"{world} ranks, loss {loss:.3f}: within {off:.0e} of one process on the whole batch")
     assert off < 1e-4
+    dist.barrier()  # nobody leaves while another still needs it
     dist.destroy_process_group()
 
 

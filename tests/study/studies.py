@@ -30,13 +30,18 @@ def complete(out: Path, *more: str) -> subprocess.CompletedProcess:
 def cut_off(out: Path, runs: int, how: int = signal.SIGKILL, *more: str) -> tuple[int, str]:
     """Start the comparison and send it a signal as soon as `runs` runs are finished: its exit code and stderr."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command(out, *more), cwd=ROOT, text=True, **quiet)
+    # A background job of a script inherits an ignored Ctrl-C; these tests may be one, the user's terminal is not.
+    process = subprocess.Popen(command(out, *more), cwd=ROOT, text=True, preexec_fn=_heed_ctrl_c, **quiet)
     while process.poll() is None and len(finished(out)) < runs:
         time.sleep(0.002)
     if process.poll() is None:
         os.kill(process.pid, how)
     _, errors = process.communicate(timeout=60)
     return process.returncode, errors
+
+
+def _heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(out: Path) -> dict[str, int]:

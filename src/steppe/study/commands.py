@@ -131,6 +131,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     errors.quiet = not parallel.first()
     with progress.on(errors) as shown:
         outcome = study.compare(plan, shown)
+    parallel.agree(None)  # nobody leaves while another still needs it
     if not parallel.first():
         return
     if as_json:
