@@ -6,6 +6,7 @@ Called plainly, it calls torchrun. `sharp` goes into the same dictionary as mode
 state_dict and load_state_dict, and cuts the memory anew for however many ranks there are.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def main() -> None:
     save(parts, folder[0])
     train(parts, mine[23:])
     weights = [p.full_tensor().detach() for p in parts[0].parameters()]
-    dist.barrier()  # nobody leaves while another still needs it
+    gc.collect()  # what still holds the process group must go before it
+    dist.barrier()
     dist.destroy_process_group()
     if rank:
         return

@@ -6,6 +6,7 @@ Called plainly, it calls torchrun.
 """
 
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -49,7 +50,8 @@ def main() -> None:
         assert losses[-1] < losses[0] / 4
         if rank == 0:
             print(f"sync={sync!r}: {cost}; loss {losses[0]:.2f} -> {losses[-1]:.2f}, the same weights on every rank")
-    dist.barrier()  # nobody leaves while another still needs it
+    gc.collect()  # what still holds the process group must go before it
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ results folder and decides what is done; the others keep theirs in a folder that
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -43,12 +44,17 @@ def begin(spec: Spec) -> Spec:
     if spec.device != "cpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo" if spec.device == "cpu" else "nccl")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_end)
     if first():
         return spec
     folder = tempfile.mkdtemp(prefix="steppe-rank-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return spec.model_copy(update={"out": folder})
+
+
+def _end() -> None:
+    gc.collect()  # models that hold the process group must go before it
+    dist.destroy_process_group()
 
 
 def ranks() -> int:
