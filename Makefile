@@ -51,7 +51,7 @@ loops: $(DEV) ## run the loops' tests and note which method ran in which, for th
 	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations
 	$(BIN)/python docs/generate.py
 
-studies: $(STUDY) ## the README's studies, about half an hour; ARGS="--fashion FOLDER" for Fashion-MNIST too
+studies: $(STUDY) ## the README's studies, about twenty minutes; ARGS="--fashion FOLDER" for Fashion-MNIST too
 	$(BIN)/python benchmarks/studies.py $(ARGS)
 
 kills: $(DEV) ## kill a comparison ten times and training loops 200 times, and compare with undisturbed ones

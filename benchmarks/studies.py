@@ -2,7 +2,7 @@
 
     python benchmarks/studies.py [NAME ...] [--fashion FOLDER]      # FOLDER: the four gzip files of Fashion-MNIST
 
-A study that was broken off goes on where it was. On two idle cores: about 8, 5, 2 and 2 minutes.
+A study that was broken off goes on where it was. On two idle cores: about 8, 5, 2, 2 and 2 minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 STUDIES = {
     "digits_few": "--task digits-few --seeds 16 --methods sam,grst,look_sam:push=natural,look_sam",
     "digits_noisy": "--task digits-noisy --seeds 6 --methods sam,grst,rst,look_sam:push=natural,fsam",
+    "digits_noisy_short": "--task digits-noisy --epochs 10 --seeds 6 --methods sam,look_sam:push=natural",
     "fashion": "--task idx:{fashion} --labelled 1000 --model mlp --epochs 60 --seeds 6 "
     "--methods sam,grst,look_sam:push=natural",
     "fashion_noisy": "--task idx:{fashion} --labelled 1000 --noise 0.2 --model mlp --epochs 60 --seeds 6 "
