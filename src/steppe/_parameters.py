@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,12 @@ def bare(model: nn.Module) -> nn.Module:
 def parallel(model: nn.Module) -> DistributedDataParallel | None:
     """The DistributedDataParallel among the wrappers."""
     return next((m for m in layers(model) if isinstance(m, DistributedDataParallel)), None)
+
+
+def without_sync(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context in which a backward leaves the ranks' gradients unaveraged; an empty one without ranks."""
+    wrapper = parallel(model)
+    return wrapper.no_sync if wrapper else nullcontext
 
 
 def bare_optimizer(optimizer: Any) -> Any:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_COMMANDS = (
+    "steppe.study.commands", "steppe.bench.command", "steppe.evaluate.commands", "steppe.finetune.commands",
+    "steppe.study.rho",
+)  # fmt: skip
+"""Each adds its own to the one app, in the order in which --help lists them."""
 _EXTRAS = {"finetune": "study,finetune", "evaluate": "study,evaluate"}  # what a command needs
 
 
@@ -29,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    for commands in _COMMANDS:
+        import_module(commands)
     from steppe.study.commands import BadInputError, UsageError, app
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from steppe._checkpoint import pack, unpack
 from steppe._draft import Draft, Last
 from steppe._guards import BACKUPS, Statistics, buffers_of
 from steppe._hardest import PerSample
-from steppe._parameters import bare, bare_optimizer, parallel
+from steppe._parameters import bare, bare_optimizer, without_sync
 from steppe._parts import check_choice
 from steppe._passes import Passes
 from steppe._rounding import ROUNDINGS
@@ -141,10 +141,8 @@ class SharpnessAware(Passes):
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._refuse_while_perturbed("start another backward")
-        wrapper = parallel(self.model)
-        pause = wrapper.no_sync if wrapper else nullcontext
         kind = PerSample if self.ascent.per_sample else Work
-        work = kind.of(self._selection.rooted(closure), batch, micro_batches, backward, pause)
+        work = kind.of(self._selection.rooted(closure), batch, micro_batches, backward, without_sync(self.model))
         few = self._cheaper(work)
         self._renew()
         try:

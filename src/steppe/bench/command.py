@@ -11,24 +11,24 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from steppe.study.commands import Number, Text, _flag, _refusing, app
+from steppe.study.commands import Number, Text, app, flag, refusing
 
 
 @app.command()
 def bench(
-    model: Annotated[str, _flag("cnn, mlp, resnet18, vit, hf:FOLDER, or your module:function.")] = "cnn",
-    methods: Annotated[str, _flag("Such as sam,rst,look_sam:k=5; see `steppe methods`.")] = "sam,rst,look_sam:k=5",
-    batch_size: Annotated[int, _flag("Examples in the batch (128).")] = 128,
-    steps: Annotated[Number, _flag("Steps of each contender (as many as a minute allows, 10 to 200).")] = None,
-    optimizer: Annotated[str, _flag("Base optimizer: sgd or adamw.")] = "sgd",
-    shape: Annotated[str, _flag("Channels, height and width of an image (3,32,32).")] = "3,32,32",
-    classes: Annotated[int, _flag("Classes of an image model (10).")] = 10,
-    length: Annotated[int, _flag("Tokens of a text of an hf: model (64).")] = 64,
-    lora: Annotated[Number, _flag("Rank of adapters of an hf: model; without it all of it is trained.")] = None,
-    threads: Annotated[int, _flag("Threads on the CPU (1).")] = 1,
-    device: Annotated[str, _flag("cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, _flag("Of weights and inputs: float32, bfloat16, float16 or float64.")] = "float32",
-    out: Annotated[Text, _flag("JSON file for the figures (results/bench/<model>.json).")] = None,
+    model: Annotated[str, flag("cnn, mlp, resnet18, vit, hf:FOLDER, or your module:function.")] = "cnn",
+    methods: Annotated[str, flag("Such as sam,rst,look_sam:k=5; see `steppe methods`.")] = "sam,rst,look_sam:k=5",
+    batch_size: Annotated[int, flag("Examples in the batch (128).")] = 128,
+    steps: Annotated[Number, flag("Steps of each contender (as many as a minute allows, 10 to 200).")] = None,
+    optimizer: Annotated[str, flag("Base optimizer: sgd or adamw.")] = "sgd",
+    shape: Annotated[str, flag("Channels, height and width of an image (3,32,32).")] = "3,32,32",
+    classes: Annotated[int, flag("Classes of an image model (10).")] = 10,
+    length: Annotated[int, flag("Tokens of a text of an hf: model (64).")] = 64,
+    lora: Annotated[Number, flag("Rank of adapters of an hf: model; without it all of it is trained.")] = None,
+    threads: Annotated[int, flag("Threads on the CPU (1).")] = 1,
+    device: Annotated[str, flag("cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, flag("Of weights and inputs: float32, bfloat16, float16 or float64.")] = "float32",
+    out: Annotated[Text, flag("JSON file for the figures (results/bench/<model>.json).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Measure step time and memory of methods beside the bare optimizer, on a model of yours."""
@@ -37,7 +37,7 @@ def bench(
     from steppe.study.choices import parse_all
     from steppe.study.store import write_json
 
-    with _refusing():
+    with refusing():
         _check(batch_size=batch_size, steps=steps, classes=classes, length=length, lora=lora, threads=threads)
         subject = _subject(model, batch_size, shape, classes, length, lora, device, dtype)
         choices = [choice.with_the_mean("the benchmark") for choice in parse_all([methods])]

@@ -16,28 +16,28 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe.study.commands import BadInputError, Number, Text, _flag, _refusing, app
+from steppe.study.commands import BadInputError, Number, Text, app, flag, refusing
 from steppe.study.store import finite, write_json
 
 
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model, or of a PEFT adapter.")],
-    tasks: Annotated[Text, _flag("hellaswag,arc_easy, FILE.jsonl of query, choices, gold; commas between.")] = None,
-    adapter: Annotated[Text, _flag("Folder or hub id of a PEFT adapter of the model.")] = None,
+    tasks: Annotated[Text, flag("hellaswag,arc_easy, FILE.jsonl of query, choices, gold; commas between.")] = None,
+    adapter: Annotated[Text, flag("Folder or hub id of a PEFT adapter of the model.")] = None,
     same_base: Annotated[bool, typer.Option("--same-base", help="The model is the adapter's base, renamed.")] = False,
-    limit: Annotated[Number, _flag("Only the first so many examples of each task.")] = None,
-    num_fewshot: Annotated[Number, _flag("Solved examples before each question (the task's own number).")] = None,
-    batch_size: Annotated[str, _flag("Sequences per pass (8), or auto.")] = "8",
-    dtype: Annotated[str, _flag("auto (as saved), float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, _flag("auto, cpu or cuda.")] = "auto",
-    delimiter: Annotated[str, _flag("Between query and choice in files (a space); \\n is a new line.")] = " ",
-    seed: Annotated[int, _flag("Draws the solved examples (1234).")] = 1234,
-    out: Annotated[Text, _flag("JSON file for the results (results/evaluate/<model>.json).")] = None,
+    limit: Annotated[Number, flag("Only the first so many examples of each task.")] = None,
+    num_fewshot: Annotated[Number, flag("Solved examples before each question (the task's own number).")] = None,
+    batch_size: Annotated[str, flag("Sequences per pass (8), or auto.")] = "8",
+    dtype: Annotated[str, flag("auto (as saved), float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, flag("auto, cpu or cuda.")] = "auto",
+    delimiter: Annotated[str, flag("Between query and choice in files (a space); \\n is a new line.")] = " ",
+    seed: Annotated[int, flag("Draws the solved examples (1234).")] = 1234,
+    out: Annotated[Text, flag("JSON file for the results (results/evaluate/<model>.json).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Measure a language model or an adapter on multiple-choice tasks with lm-eval, with standard errors."""
-    with _refusing(), _needing_the_extra():
+    with refusing(), _needing_the_extra():
         target = _target(out, adapter or model)
         _hush()
         from steppe.evaluate.request import Request

@@ -13,47 +13,47 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe.study.commands import INTERRUPTED, BadInputError, Number, Real, Text, _flag, _refusing, app
+from steppe.study.commands import INTERRUPTED, BadInputError, Number, Real, Text, flag, refusing, app
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def finetune(
     context: typer.Context,
-    model: Annotated[Text, _flag("Folder of a saved model, or an id of the Hugging Face hub.")] = None,
-    data: Annotated[Text, _flag("FILE.jsonl, FILE.csv, a file of lines `LABEL text`, or hf:DATASET.")] = None,
-    split: Annotated[Text, _flag("Split of an hf: data set (train).")] = None,
-    test: Annotated[Text, _flag("Test data in the same form; without it a share of the data is held out.")] = None,
-    test_split: Annotated[Text, _flag("Split of the test data.")] = None,
-    task: Annotated[Text, _flag("classify (the default) or causal-lm.")] = None,
-    text: Annotated[Text, _flag("Column of the text (text), or two for pairs: premise,hypothesis.")] = None,
-    label: Annotated[Text, _flag("Column of the label (label).")] = None,
-    prompt: Annotated[Text, _flag("Column of the prompt (prompt).")] = None,
-    response: Annotated[Text, _flag("Column of the response (response); the loss is on it alone.")] = None,
-    examples: Annotated[Number, _flag("At most so many training examples.")] = None,
-    per_class: Annotated[Number, _flag("At most so many training examples of each class.")] = None,
-    held_out: Annotated[Real, _flag("Share held out where there is no test data (0.1).")] = None,
-    method: Annotated[Text, _flag("base, nbar, sam, look_sam:k=5,push=natural, ...; see `steppe methods`.")] = None,
+    model: Annotated[Text, flag("Folder of a saved model, or an id of the Hugging Face hub.")] = None,
+    data: Annotated[Text, flag("FILE.jsonl, FILE.csv, a file of lines `LABEL text`, or hf:DATASET.")] = None,
+    split: Annotated[Text, flag("Split of an hf: data set (train).")] = None,
+    test: Annotated[Text, flag("Test data in the same form; without it a share of the data is held out.")] = None,
+    test_split: Annotated[Text, flag("Split of the test data.")] = None,
+    task: Annotated[Text, flag("classify (the default) or causal-lm.")] = None,
+    text: Annotated[Text, flag("Column of the text (text), or two for pairs: premise,hypothesis.")] = None,
+    label: Annotated[Text, flag("Column of the label (label).")] = None,
+    prompt: Annotated[Text, flag("Column of the prompt (prompt).")] = None,
+    response: Annotated[Text, flag("Column of the response (response); the loss is on it alone.")] = None,
+    examples: Annotated[Number, flag("At most so many training examples.")] = None,
+    per_class: Annotated[Number, flag("At most so many training examples of each class.")] = None,
+    held_out: Annotated[Real, flag("Share held out where there is no test data (0.1).")] = None,
+    method: Annotated[Text, flag("base, nbar, sam, look_sam:k=5,push=natural, ...; see `steppe methods`.")] = None,
     full: Annotated[
         bool | None, typer.Option("--full/--lora", help="Train everything, or LoRA (the default).", show_default=False)
     ] = None,
-    adapter: Annotated[Text, _flag("Folder of a PEFT adapter to train further.")] = None,
-    r: Annotated[Number, _flag("LoRA's rank (8).")] = None,
-    alpha: Annotated[Real, _flag("LoRA's alpha (16).")] = None,
-    dropout: Annotated[Real, _flag("LoRA's dropout (0).")] = None,
-    targets: Annotated[Text, _flag("Modules that get adapters: query,value or all-linear.")] = None,
-    kind: Annotated[Text, _flag("lora, rslora or dora.")] = None,
-    max_length: Annotated[Number, _flag("Tokens of an example (128; causal-lm 512); what is longer is cut.")] = None,
+    adapter: Annotated[Text, flag("Folder of a PEFT adapter to train further.")] = None,
+    r: Annotated[Number, flag("LoRA's rank (8).")] = None,
+    alpha: Annotated[Real, flag("LoRA's alpha (16).")] = None,
+    dropout: Annotated[Real, flag("LoRA's dropout (0).")] = None,
+    targets: Annotated[Text, flag("Modules that get adapters: query,value or all-linear.")] = None,
+    kind: Annotated[Text, flag("lora, rslora or dora.")] = None,
+    max_length: Annotated[Number, flag("Tokens of an example (128; causal-lm 512); what is longer is cut.")] = None,
     packing: Annotated[
         bool | None, typer.Option("--packing", help="Several dialogues in a block of --max-length.", show_default=False)
     ] = None,
-    seed: Annotated[Number, _flag("Draws everything that is random (0).")] = None,
+    seed: Annotated[Number, flag("Draws everything that is random (0).")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Argument of the HF Trainer: learning_rate=3e-4; repeatable.")
     ] = None,
-    recipe: Annotated[Text, _flag("A paper's settings by name, or a TOML file; flags win; `list` names all.")] = None,
+    recipe: Annotated[Text, flag("A paper's settings by name, or a TOML file; flags win; `list` names all.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
-    out: Annotated[Text, _flag("Folder of the result (results/finetune/<model>-<data>-<method>).")] = None,
+    out: Annotated[Text, flag("Folder of the result (results/finetune/<model>-<data>-<method>).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Fine-tune a model with any method; with nothing given, a small example on real data, in about a minute.
@@ -63,7 +63,7 @@ def finetune(
     taken = dict(locals())
     flags = {key: taken[key] for key in _FIELDS}
     errors = Console(stderr=True)
-    with _refusing():
+    with refusing():
         asked = _training(context.args, set_ or [])
     _hush()
     if recipe == "list":
@@ -109,7 +109,7 @@ def _one(
     flags: dict[str, Any], asked: dict[str, Any], recipe: str | None, resume: bool, overwrite: bool,
     errors: Console, as_json: bool,
 ) -> None:  # fmt: skip
-    with _refusing():
+    with refusing():
         from steppe.finetune import spec, watch
         from steppe.finetune.folder import DiskError
         from steppe.finetune.run import prepare, train
@@ -131,7 +131,7 @@ def _one(
 
 
 def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -> None:
-    with _refusing():
+    with refusing():
         from steppe.finetune import example, watch
 
         record = example.run(out or "results/finetune/digits", overwrite=overwrite, shown=watch.on(errors))

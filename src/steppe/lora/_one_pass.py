@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
-from steppe._parameters import bare_optimizer, parallel
+from steppe._parameters import bare_optimizer, without_sync
 from steppe._wiring import check_arguments
 from steppe.lora._layers import Layer, find_layers
 
@@ -56,8 +55,7 @@ class OnePass:
         Returns:
             The detached loss at the perturbed weights, 0-dim.
         """
-        wrapper = parallel(self.model)
-        work = Work.of(closure, batch, micro_batches, backward, wrapper.no_sync if wrapper else nullcontext)
+        work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
         self._inside = True
         try:
             loss = self._pass(work)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.optim import Optimizer
 from steppe._algebra import norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
-from steppe._parameters import bare_optimizer, parallel
+from steppe._parameters import bare_optimizer, without_sync
 from steppe._parts import check, check_choice, check_count
 from steppe._rounding import ROUNDINGS
 from steppe._wiring import check_arguments
@@ -140,8 +139,7 @@ class BAR:
         Returns:
             The detached loss, 0-dim.
         """
-        wrapper = parallel(self.model)
-        work = Work.of(closure, batch, micro_batches, backward, wrapper.no_sync if wrapper else nullcontext)
+        work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
         loss = work.run()
         self.last = Last(False, loss)
         return loss

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from steppe.lora.bar import BAR
-from steppe.methods._row import Method, Settings
+from steppe.methods._row import Method
 
 
 def NBAR(
@@ -73,46 +74,33 @@ def OBAR(
 
 
 _PAIRS = {"rare.weight": "last.weight"}
-_PAPER = "Li, Zhang, He, NeurIPS 2024, arXiv 2410.14802"
-_GOOD = (
-    {"pairs": _PAIRS, "total_steps": 20},
-    {"pairs": _PAIRS, "schedule": "constant", "mu": 2.0},
-    {"pairs": _PAIRS, "schedule": "cosine", "total_steps": 5},
-)
-_BAD: tuple[Settings, ...] = (
-    {},
-    {"total_steps": 20},
-    {"pairs": _PAIRS},
-    {"pairs": _PAIRS, "total_steps": 0},
-    {"pairs": _PAIRS, "total_steps": 20, "mu": -1},
-    {"pairs": _PAIRS, "total_steps": 20, "schedule": "step"},
-    {"pairs": {"first.weight": "nowhere"}, "total_steps": 20},
-)
 
 ROW = Method(
     name="nbar",
     title="nBAR",
     recipe=NBAR,
     year=2024,
-    paper=_PAPER,
+    paper="Li, Zhang, He, NeurIPS 2024, arXiv 2410.14802",
     passes="1",
     buffers="0",
     use="LoRA: SAM's regularisation of the factors at the base's price",
-    good=_GOOD,
-    bad=_BAD,
+    good=(
+        {"pairs": _PAIRS, "total_steps": 20},
+        {"pairs": _PAIRS, "schedule": "constant", "mu": 2.0},
+        {"pairs": _PAIRS, "schedule": "cosine", "total_steps": 5},
+    ),
+    bad=(
+        {},
+        {"total_steps": 20},
+        {"pairs": _PAIRS},
+        {"pairs": _PAIRS, "total_steps": 0},
+        {"pairs": _PAIRS, "total_steps": 20, "mu": -1},
+        {"pairs": _PAIRS, "total_steps": 20, "schedule": "step"},
+        {"pairs": {"first.weight": "nowhere"}, "total_steps": 20},
+    ),
     tunes="mu",
 )
 
-ROW_OBAR = Method(
-    name="obar",
-    title="oBAR",
-    recipe=OBAR,
-    year=2024,
-    paper=_PAPER,
-    passes="1",
-    buffers="0",
-    use="query-key pairs, and LoRA where the gradients are noisy",
-    good=_GOOD,
-    bad=_BAD,
-    tunes="mu",
+ROW_OBAR = replace(
+    ROW, name="obar", title="oBAR", recipe=OBAR, use="query-key pairs, and LoRA where the gradients are noisy"
 )

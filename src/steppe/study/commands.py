@@ -34,7 +34,7 @@ class BadInputError(Exception):
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
+def refusing() -> Iterator[None]:
     """Bad input raises ValueError with its sentence; other ValueErrors are bugs and keep their traceback."""
     try:
         yield
@@ -59,7 +59,8 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _flag(text: str) -> Any:
+def flag(text: str) -> Any:
+    """An option of a command, with its help."""
     return typer.Option(help=text, show_default=False)
 
 
@@ -71,48 +72,48 @@ Real: TypeAlias = float | None
 @app.command()
 def compare(
     task: Annotated[
-        Text, _flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, text:FILE, module:function.")
+        Text, flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, text:FILE, module:function.")
     ] = None,
-    methods: Annotated[Text, _flag("Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")] = None,
-    seeds: Annotated[Text, _flag("How many (5), or which: 0,1,2.")] = None,
-    rho: Annotated[Text, _flag("Radii to choose from, as for SAM: 0.05,0.1,0.2.")] = None,
-    mu: Annotated[Text, _flag("Values of mu to choose from, for BAR: 0.2,0.5,1.")] = None,
-    lr_grid: Annotated[Text, _flag("Learning rates the base chooses from; the methods train at its choice.")] = None,
-    tune_seeds: Annotated[Text, _flag("Seeds that choose rho on the validation split: how many (2), or which.")] = None,
-    labelled: Annotated[Number, _flag("Labelled training examples.")] = None,
-    per_class: Annotated[Number, _flag("Training texts of each class, at most.")] = None,
-    validation: Annotated[Number, _flag("Validation examples; never from the test set.")] = None,
-    noise: Annotated[Real, _flag("Share of wrong labels, in training and validation alike.")] = None,
-    model: Annotated[Text, _flag("cnn, mlp, resnet18, vit or module:function; for texts hf:FOLDER or hf:ID.")] = None,
-    adapt: Annotated[Text, _flag("How a pretrained model is trained: lora (with its head) or full.")] = None,
-    lora_r: Annotated[Number, _flag("Rank of LoRA (8).")] = None,
-    lora_alpha: Annotated[Real, _flag("alpha of LoRA (16).")] = None,
-    lora_dropout: Annotated[Real, _flag("Dropout before LoRA's factors (0).")] = None,
-    lora_targets: Annotated[Text, _flag("Modules that get LoRA: query,value (PEFT's choice).")] = None,
-    lora_kind: Annotated[Text, _flag("lora, rslora or dora.")] = None,
-    epochs: Annotated[Number, _flag("Epochs of every run (the base also runs with twice as many).")] = None,
-    max_steps: Annotated[Number, _flag("Steps of every run, instead of epochs.")] = None,
-    batch_size: Annotated[Number, _flag("Examples per step.")] = None,
-    optimizer: Annotated[Text, _flag("Base optimizer: sgd, adamw or amsgrad (AdaSAM's).")] = None,
-    lr: Annotated[Real, _flag("Learning rate.")] = None,
-    momentum: Annotated[Real, _flag("Momentum of sgd.")] = None,
-    weight_decay: Annotated[Real, _flag("Weight decay.")] = None,
-    lr_schedule: Annotated[Text, _flag("cosine, constant or linear.")] = None,
-    warmup: Annotated[Real, _flag("Share of the steps over which the learning rate rises.")] = None,
-    eval_every: Annotated[Number, _flag("Epochs (steps, with max_steps) between looks at the validation set.")] = None,
-    test_curve: Annotated[Number, _flag("Test examples of the learning curve, at most (500).")] = None,
-    sharpness_rho: Annotated[Real, _flag("Radius at which sharpness is measured.")] = None,
-    sharpness_examples: Annotated[Number, _flag("Training examples it is measured on (all).")] = None,
-    image_size: Annotated[Number, _flag("Resize images to this many pixels a side.")] = None,
-    image_column: Annotated[Text, _flag("Image column of an hf: task.")] = None,
-    text_column: Annotated[Text, _flag("Text column of a text: task with columns; two for pairs: a,b.")] = None,
-    max_length: Annotated[Number, _flag("Tokens after which a text is cut.")] = None,
-    label_column: Annotated[Text, _flag("Label column of an hf: or text: task.")] = None,
-    device: Annotated[Text, _flag("auto, cpu or cuda.")] = None,
-    parallel: Annotated[Text, _flag("ddp or fsdp, under torchrun: every run on all its processes.")] = None,
-    jobs: Annotated[Number, _flag("Runs side by side (one per core).")] = None,
-    out: Annotated[Text, _flag("Folder for results (results/<task>); the same command there resumes.")] = None,
-    config: Annotated[Path | None, _flag("TOML file with the same settings; flags win.")] = None,
+    methods: Annotated[Text, flag("Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")] = None,
+    seeds: Annotated[Text, flag("How many (5), or which: 0,1,2.")] = None,
+    rho: Annotated[Text, flag("Radii to choose from, as for SAM: 0.05,0.1,0.2.")] = None,
+    mu: Annotated[Text, flag("Values of mu to choose from, for BAR: 0.2,0.5,1.")] = None,
+    lr_grid: Annotated[Text, flag("Learning rates the base chooses from; the methods train at its choice.")] = None,
+    tune_seeds: Annotated[Text, flag("Seeds that choose rho on the validation split: how many (2), or which.")] = None,
+    labelled: Annotated[Number, flag("Labelled training examples.")] = None,
+    per_class: Annotated[Number, flag("Training texts of each class, at most.")] = None,
+    validation: Annotated[Number, flag("Validation examples; never from the test set.")] = None,
+    noise: Annotated[Real, flag("Share of wrong labels, in training and validation alike.")] = None,
+    model: Annotated[Text, flag("cnn, mlp, resnet18, vit or module:function; for texts hf:FOLDER or hf:ID.")] = None,
+    adapt: Annotated[Text, flag("How a pretrained model is trained: lora (with its head) or full.")] = None,
+    lora_r: Annotated[Number, flag("Rank of LoRA (8).")] = None,
+    lora_alpha: Annotated[Real, flag("alpha of LoRA (16).")] = None,
+    lora_dropout: Annotated[Real, flag("Dropout before LoRA's factors (0).")] = None,
+    lora_targets: Annotated[Text, flag("Modules that get LoRA: query,value (PEFT's choice).")] = None,
+    lora_kind: Annotated[Text, flag("lora, rslora or dora.")] = None,
+    epochs: Annotated[Number, flag("Epochs of every run (the base also runs with twice as many).")] = None,
+    max_steps: Annotated[Number, flag("Steps of every run, instead of epochs.")] = None,
+    batch_size: Annotated[Number, flag("Examples per step.")] = None,
+    optimizer: Annotated[Text, flag("Base optimizer: sgd, adamw or amsgrad (AdaSAM's).")] = None,
+    lr: Annotated[Real, flag("Learning rate.")] = None,
+    momentum: Annotated[Real, flag("Momentum of sgd.")] = None,
+    weight_decay: Annotated[Real, flag("Weight decay.")] = None,
+    lr_schedule: Annotated[Text, flag("cosine, constant or linear.")] = None,
+    warmup: Annotated[Real, flag("Share of the steps over which the learning rate rises.")] = None,
+    eval_every: Annotated[Number, flag("Epochs (steps, with max_steps) between looks at the validation set.")] = None,
+    test_curve: Annotated[Number, flag("Test examples of the learning curve, at most (500).")] = None,
+    sharpness_rho: Annotated[Real, flag("Radius at which sharpness is measured.")] = None,
+    sharpness_examples: Annotated[Number, flag("Training examples it is measured on (all).")] = None,
+    image_size: Annotated[Number, flag("Resize images to this many pixels a side.")] = None,
+    image_column: Annotated[Text, flag("Image column of an hf: task.")] = None,
+    text_column: Annotated[Text, flag("Text column of a text: task with columns; two for pairs: a,b.")] = None,
+    max_length: Annotated[Number, flag("Tokens after which a text is cut.")] = None,
+    label_column: Annotated[Text, flag("Label column of an hf: or text: task.")] = None,
+    device: Annotated[Text, flag("auto, cpu or cuda.")] = None,
+    parallel: Annotated[Text, flag("ddp or fsdp, under torchrun: every run on all its processes.")] = None,
+    jobs: Annotated[Number, flag("Runs side by side (one per core).")] = None,
+    out: Annotated[Text, flag("Folder for results (results/<task>); the same command there resumes.")] = None,
+    config: Annotated[Path | None, flag("TOML file with the same settings; flags win.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Train with each method and seed; say what each gains over an honest base, and what it costs."""
@@ -148,7 +149,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe.study.table import table
 
     errors = Console(stderr=True)
-    with _refusing():
+    with refusing():
         plan = study.check(parallel.begin(resolve(flags, config)))
     errors.quiet = not parallel.first()
     with progress.on(errors) as shown:
@@ -175,7 +176,7 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods with paper, passes and buffers; or show the card of one."""
-    with _refusing():
+    with refusing():
         get(name or "sam")
     if as_json:
         rows = [_row(each) for each in METHODS] if name is None else _row(name)
@@ -203,9 +204,3 @@ def _short(paper: str, year: int) -> str:
     """First author, year and arXiv number: one line of a table; the card has the rest."""
     number = re.search(r"arXiv \d{4}\.\d{5}", paper)
     return " ".join([re.split(r",| et al", paper)[0], str(year), number[0] if number else ""])
-
-
-import steppe.bench.command  # noqa: E402, F401
-import steppe.evaluate.commands  # noqa: E402, F401  adds its command to `app`
-import steppe.finetune.commands  # noqa: E402, F401  likewise
-import steppe.study.rho  # noqa: E402, F401  likewise

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from steppe.diagnostics import RhoSearch, find_rho
 from steppe.study.choices import Choice, parse
-from steppe.study.commands import Number, Real, Text, _flag, _refusing, app
+from steppe.study.commands import Number, Real, Text, app, flag, refusing
 from steppe.study.plan import Run
 from steppe.study.run import batches, load_task, make_trainer
 from steppe.study.spec import Spec, resolve, steps_per_epoch
@@ -31,30 +31,30 @@ _OWN = ("method", "seed", "trial", "after", "looks", "keep", "config", "plot", "
 @app.command()
 def rho(
     method: Annotated[str, typer.Argument(help="Such as sam, asam, look_sam:k=10; see `steppe methods`.")] = "sam",
-    task: Annotated[Text, _flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, module:function.")] = None,
-    seed: Annotated[int, _flag("Seed of weights, examples and order (0).")] = 0,
-    trial: Annotated[Number, _flag("Steps of a trial, 0 for none (a fifth of the training).")] = None,
-    after: Annotated[int, _flag("Steps that the base trains first (0).")] = 0,
-    looks: Annotated[int, _flag("Batches for the curve (4).")] = 4,
-    keep: Annotated[float, _flag("Share of the base's progress that a radius must keep (0.5).")] = 0.5,
-    labelled: Annotated[Number, _flag("Labelled training examples.")] = None,
-    validation: Annotated[Number, _flag("Validation examples, which are left out here too.")] = None,
-    noise: Annotated[Real, _flag("Share of wrong labels.")] = None,
-    model: Annotated[Text, _flag("cnn, mlp, resnet18, vit or module:function.")] = None,
-    epochs: Annotated[Number, _flag("Epochs of the training that the radius is for.")] = None,
-    batch_size: Annotated[Number, _flag("Examples per step.")] = None,
-    optimizer: Annotated[Text, _flag("Base optimizer: sgd or adamw.")] = None,
-    lr: Annotated[Real, _flag("Learning rate.")] = None,
-    momentum: Annotated[Real, _flag("Momentum of sgd.")] = None,
-    weight_decay: Annotated[Real, _flag("Weight decay.")] = None,
-    device: Annotated[Text, _flag("auto, cpu or cuda.")] = None,
-    config: Annotated[Path | None, _flag("TOML file as for `steppe compare`; flags win.")] = None,
-    plot: Annotated[Path | None, _flag("File for a picture of the curve, such as rho.png.")] = None,
+    task: Annotated[Text, flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, module:function.")] = None,
+    seed: Annotated[int, flag("Seed of weights, examples and order (0).")] = 0,
+    trial: Annotated[Number, flag("Steps of a trial, 0 for none (a fifth of the training).")] = None,
+    after: Annotated[int, flag("Steps that the base trains first (0).")] = 0,
+    looks: Annotated[int, flag("Batches for the curve (4).")] = 4,
+    keep: Annotated[float, flag("Share of the base's progress that a radius must keep (0.5).")] = 0.5,
+    labelled: Annotated[Number, flag("Labelled training examples.")] = None,
+    validation: Annotated[Number, flag("Validation examples, which are left out here too.")] = None,
+    noise: Annotated[Real, flag("Share of wrong labels.")] = None,
+    model: Annotated[Text, flag("cnn, mlp, resnet18, vit or module:function.")] = None,
+    epochs: Annotated[Number, flag("Epochs of the training that the radius is for.")] = None,
+    batch_size: Annotated[Number, flag("Examples per step.")] = None,
+    optimizer: Annotated[Text, flag("Base optimizer: sgd or adamw.")] = None,
+    lr: Annotated[Real, flag("Learning rate.")] = None,
+    momentum: Annotated[Real, flag("Momentum of sgd.")] = None,
+    weight_decay: Annotated[Real, flag("Weight decay.")] = None,
+    device: Annotated[Text, flag("auto, cpu or cuda.")] = None,
+    config: Annotated[Path | None, flag("TOML file as for `steppe compare`; flags win.")] = None,
+    plot: Annotated[Path | None, flag("File for a picture of the curve, such as rho.png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Propose a radius: where the ascent leaves the linear regime, and how far training still learns."""
     flags = {key: value for key, value in locals().items() if key not in _OWN}
-    with _refusing():
+    with refusing():
         spec, choice = resolve(flags, config), parse(method)
         if seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
