@@ -160,9 +160,9 @@ def seeds(task: str) -> range:
 
 
 class Runs:
-    """The runs of one arm on one task: a file with a line each."""
+    """The runs of one arm on one task: a file with a line each. Without `fashion` none is made, only looked up."""
 
-    def __init__(self, folder: Path, task: str, arm: str, fashion: str) -> None:
+    def __init__(self, folder: Path, task: str, arm: str, fashion: str | None) -> None:
         self.path = folder / f"{task}__{arm}.jsonl"
         self.task, self.arm, self.fashion = task, arm, fashion
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -176,6 +176,8 @@ class Runs:
         """The record of a run, made if it is not there."""
         key = self._key(length, knob, seed)
         if key not in self.done:
+            if self.fashion is None:
+                raise KeyError(key)
             record = train(self.task, self.fashion, self.arm, length, knob, seed)
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -223,6 +225,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--summary", action="store_true", help="only summarise what is there")
     given = parser.parse_args()
+    chosen = given.task or list(TASKS)
+    if not (given.summary or given.fashion or all(task.startswith("digits") for task in chosen)):
+        parser.error("--fashion is needed: the folder of Fashion-MNIST's idx files; or choose --task digits-few")
     given.folder.mkdir(parents=True, exist_ok=True)
     if not given.summary:
         with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
