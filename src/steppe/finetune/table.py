@@ -37,7 +37,7 @@ def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("examples", f"{data['train']:,}{cut}"),
         ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}"),
         *([("balance", _balance(method["balancedness"]))] if method["balancedness"] else []),
-        ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, {_step(seconds['step'])} a step"),
+        ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, median {_step(seconds['step'])}"),
         ("memory", f"{_bytes(result['memory']['peak_bytes'])} at most ({result['memory']['of']})"),
         ("saved", f"{result['saved']}, with {result['settings']['out']}/result.json beside it"),
     ]
