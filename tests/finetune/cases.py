@@ -44,6 +44,16 @@ def flags(folder: Path, body: str = "bert", **more: Any) -> dict[str, Any]:
     return found | ({"task": "causal-lm"} if language else {}) | more
 
 
+def undropped(folder: Path, body: str = "bert", **more: Any) -> dict[str, Any]:
+    """The same with a model that drops nothing: what it learns does not depend on how its batches are cut."""
+    found = flags(folder, body, **more)
+    path = Path(found["model"], "config.json")
+    config = json.loads(path.read_text())
+    assert (none := {key: 0.0 for key, value in config.items() if "drop" in key and value})
+    path.write_text(json.dumps(config | none))
+    return found
+
+
 def run(folder: Path, body: str = "bert", training: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """Its result."""
     options = {key: more.pop(key) for key in ("resume", "overwrite") if key in more}

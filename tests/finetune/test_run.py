@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from tests.finetune.cases import FEW, flags, run
+from tests.finetune.cases import FEW, flags, run, undropped
 from tests.text import tiny
 from transformers import AutoModelForSequenceClassification
 
 from steppe.finetune import measure
-from steppe.finetune.run import make_trainer, prepare, train
+from steppe.finetune.run import finetune, make_trainer, prepare, train
 from steppe.finetune.spec import resolve
 from steppe.finetune.watch import Quiet, Watch
 from steppe.methods import METHODS
@@ -148,3 +148,15 @@ def test_an_adapter_is_trained_further(tmp_path: Path) -> None:
     before = {name: w.clone() for name, w in plan.model.named_parameters() if "lora_B" in name}
     assert before and all(w.abs().sum() > 0 for w in before.values())
     assert all(w.requires_grad for name, w in plan.model.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize(("body", "method"), [("bert", "base"), ("bert", "sam"), ("gpt2", "sam")])
+def test_an_accumulated_batch_is_the_same_as_one_batch(tmp_path: Path, body: str, method: str) -> None:
+    pieces = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    whole, parts = (
+        finetune(resolve(undropped(tmp_path / name, body, method=method), FEW | more))
+        for name, more in (("whole", {}), ("parts", pieces))
+    )
+    losses = [[row["loss"] for row in found["curve"] if "loss" in row] for found in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert parts["metrics"]["loss"] == pytest.approx(whole["metrics"]["loss"], rel=1e-4)

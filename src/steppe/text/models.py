@@ -68,7 +68,14 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
     from transformers import AutoModelForSequenceClassification as Auto
 
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-    load = partial(Auto.from_pretrained, path, ignore_mismatched_sizes=True, **labels)
+
+    def load(**how: Any) -> nn.Module:
+        made: nn.Module = Auto.from_pretrained(path, ignore_mismatched_sizes=True, **labels, **how)
+        # Its loss is the mean over a batch whatever it is told of the items in an accumulated batch, so the Trainer has
+        # to divide by accumulation steps, and must not multiply by processes: it takes any **kwargs for a promise.
+        made.accepts_loss_kwargs = False  # type: ignore[assignment]
+        return made
+
     return _made(path, seed, lora, "SEQ_CLS", load)
 
 
