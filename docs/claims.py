@@ -7,13 +7,25 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from claim_tables import (
+    ABSENT,
+    NAMES,
+    Record,
+    finder,
+    full,
+    interval,
+    kept,
+    large,
+    lora,
+    points,
+    row_of,
+    spread,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TARGET = ROOT / "docs" / "claims.md"
-ABSENT = "not measured"
-Record = dict[str, Any]
 
 INTRO = """# Claims, published and measured
 
@@ -35,26 +47,6 @@ class Claim:
     measured: Callable[[Record], str]
 
 
-def percent(share: float, digits: int = 2) -> str:
-    """An accuracy."""
-    return f"{100 * share:.{digits}f}"
-
-
-def interval(value: Record) -> str:
-    """Mean ± half the interval."""
-    return f"{percent(value['mean'])} ± {percent(value['ci95'])}"
-
-
-def spread(value: Record) -> str:
-    """Median and quartiles of a ratio."""
-    return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-
-
-def row_of(record: Record, method: str, variant: str = "plain") -> Record | None:
-    """The row of a study's method."""
-    return next((r for r in record["rows"] if r["method"] == method and r.get("variant", "plain") == variant), None)
-
-
 def accuracies(*methods: str) -> Callable[[Record], str]:
     """Accuracy, radius and passes of some methods of a study, those that it has."""
 
@@ -65,15 +57,17 @@ def accuracies(*methods: str) -> Callable[[Record], str]:
     return measured
 
 
-def parts(*methods: str) -> Callable[[Record], str]:
-    """The same for a file of several studies, name -> study."""
+def over_lora(record: Record) -> str:
+    """The mean over the tasks, less LoRA's."""
+    rows = record["across"]["paired"]
+    gains = ", ".join(f"{NAMES[name]} {points(rows[name]['over']['base'])}" for name in rows if "over" in rows[name])
+    return f"LoRA {interval(rows['base']['final'])}, points over it: {gains}"
 
-    def measured(record: Record) -> str:
-        studies = {name: study for name, study in record.items() if isinstance(study, dict) and "rows" in study}
-        shown = accuracies(*methods)
-        return "<br>".join(f"{name}: {shown(study)}" for name, study in studies.items()) or ABSENT
 
-    return measured
+def adasam_over(record: Record) -> str:
+    """AdaSAM less the others."""
+    rows = [each for each in record["across"]["differences"] if "adasam" in each["of"]]
+    return "; ".join(f"AdaSAM − {NAMES[each['to']]} {points(each['over'])}" for each in rows)
 
 
 def bar_cost(record: Record) -> str:
@@ -122,7 +116,7 @@ CLAIMS = (
     Claim(
         "BAR comes near SAM on LoRA, few labels",
         "RoBERTa-large, mean: LoRA 80.0, SAM 81.3, oBAR 80.9, nBAR 81.2 (arXiv 2410.14802)", "lora_study.json",
-        "python benchmarks/lora_study.py lora --data FOLDER", parts("base", "sam", "obar", "nbar"),
+        "python benchmarks/lora_study.py lora --data FOLDER", over_lora,
     ),
     Claim(
         "SL-SAM is cheaper than SAM", "20–25 % less memory and time (arXiv 2602.09395)", "sl_sam_cost.json",
@@ -134,7 +128,7 @@ CLAIMS = (
     ),
     Claim(
         "AdaSAM beats SGD, SAM on SGD and AMSGrad", "on GLUE with RoBERTa-large (arXiv 2303.00565)", "full_study.json",
-        "python benchmarks/lora_study.py full --data FOLDER", parts("base", "sam", "adasam", "sl_sam"),
+        "python benchmarks/lora_study.py full --data FOLDER", adasam_over,
     ),
 )  # fmt: skip
 
@@ -152,11 +146,6 @@ def line(claim: Claim, results: Path) -> str:
     return f"| {claim.claim} | {claim.published} | {measured} | `{claim.command}` | `{claim.file}` |"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A table in Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows)]
-
-
 def section(title: str, text: str, name: str, command: str, results: Path, body: Callable[[Record], list[str]]) -> str:
     """A heading, what was published, and a table of its own from one file."""
     record = load(name, results)
@@ -164,77 +153,10 @@ def section(title: str, text: str, name: str, command: str, results: Path, body:
     return "\n".join([f"## {title}", "", text, "", source, "", *([ABSENT] if record is None else body(record)), ""])
 
 
-def kept(record: Record) -> list[str]:
-    """Methods with the share of SAM's gain that they keep, and of its extra passes that they cost."""
-    base, sam = (row for method in ("base", "sam") if (row := row_of(record, method)))
-    gain, extra = sam["test"] - base["test"], sam["passes"] - base["passes"]
-    rows = [
-        (
-            row["label"], "–" if row["rho"] is None else f"{row['rho']:g}",
-            f"{percent(row['test'])} ({percent(row['deviation'])})", percent(row["early"]), f"{row['passes']:.2f}",
-            "–" if row is base or gain <= 0 else f"{(row['test'] - base['test']) / gain:.0%}",
-            "–" if row is base else f"{(row['passes'] - base['passes']) / extra:.0%}",
-        )
-        for row in record["rows"]
-    ]  # fmt: skip
-    head = ("method", "rho", "accuracy", "stopped early", "passes", "of SAM's gain", "of its extra passes")
-    return [
-        f"{record['task']}, {sam['seeds']} seeds, rho chosen from {_listed(record['radii'])}.",
-        "",
-        *table(head, rows),
-    ]
-
-
-def large(record: Record) -> list[str]:
-    """Methods by batch."""
-    batches = sorted({row["batch"] for row in record["rows"]})
-    labels = list(dict.fromkeys(row["label"] for row in record["rows"]))
-    cells = {(row["label"], row["batch"]): row for row in record["rows"]}
-    rows = [(label, *(_large_cell(cells.get((label, batch))) for batch in batches)) for label in labels]
-    size = record["size"]
-    facts = f"{size['images']:,} images, {size['epochs']} epochs, {record['parameters']:,} weights."
-    steps = {row["batch"]: row["steps"] for row in record["rows"]}
-    return [facts, "", *table(("", *(f"{batch:,} ({steps[batch]} steps)" for batch in batches)), rows)]
-
-
-def _large_cell(row: Record | None) -> str:
-    if row is None:
-        return ABSENT
-    deviation = "" if row["deviation"] is None else f" ({percent(row['deviation'], 1)})"
-    return f"{percent(row['test'], 1)}{deviation}"
-
-
-def finder(record: Record) -> list[str]:
-    """The radius found beside the best of the sweep."""
-    rows = []
-    for name, case in record.items():
-        if not isinstance(case, dict) or "sweep" not in case:
-            continue
-        rows.append((
-            name.replace("_", " "), f"`{case['method']}`", percent(case["base"]["test"]),
-            f"{percent(case['best']['test'])} at {case['best']['rho']:g}", _found(case["finder"]),
-            _found(case["curve_alone"]),
-            f"{case['finder']['in_trainings']:.2f}",
-        ))  # fmt: skip
-    head = (
-        "task",
-        "method",
-        "base",
-        "best of the sweep",
-        "search",
-        "the curve alone",
-        "passes of a search / of a training",
-    )
-    return table(head, rows)
-
-
-def _found(row: Record) -> str:
-    rho = row["rho"] if isinstance(row["rho"], list) else [row["rho"]]
-    return f"{percent(row['test'])} at {_listed(sorted(set(rho)))} ({100 * -row['short_of_best']:+.2f})"
-
-
-def _listed(values: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+LORA = """Published: RoBERTa-large, 512 labels of each class, 1,000 steps: LoRA 80.0, LoRA-SAM 81.3, oBAR 80.9,
+nBAR 81.2 (arXiv 2410.14802)."""
+FULL = """Published: AdaSAM above SGD, SAM on SGD and AMSGrad (arXiv 2303.00565); SL-SAM at or above SAM's level
+(arXiv 2602.09395)."""
 
 
 def page(results: Path = RESULTS) -> str:
@@ -254,6 +176,10 @@ def page(results: Path = RESULTS) -> str:
             "SAM's gain.",
             "look_sam_grid.json", "python benchmarks/claims.py look_sam_grid", results, kept,
         ),
+        section("LoRA with few labels", LORA, "lora_study.json",
+            "python benchmarks/lora_study.py lora --data FOLDER", results, lora),
+        section("Whole models", FULL, "full_study.json",
+            "python benchmarks/lora_study.py full --data FOLDER --seeds 3", results, full),
         section(
             "Look-LayerSAM as the batch grows",
             "Published: ViT on ImageNet, 79.8 % at batch 4k and still 75.6 % at 64k, on LAMB (arXiv 2203.02714), in "

@@ -1,0 +1,182 @@
+"""Tables of docs/claims.md: one function a result file, record -> lines of Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ABSENT = "not measured"
+Record = dict[str, Any]
+
+NAMES = {
+    "sam": "LoRA-SAM", "obar": "oBAR", "nbar": "nBAR", "base": "LoRA", "base double": "LoRA, twice the steps",
+    "adamw base": "AdamW", "adamw sam": "SAM (AdamW)", "adamw sl_sam": "SL-SAM (AdamW)", "amsgrad base": "AMSGrad",
+    "amsgrad adasam": "AdaSAM", "sgd base": "SGD", "sgd sam": "SAM (SGD)",
+}  # fmt: skip
+"""How the studies of fine-tuning name their rows, and how a reader does."""
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """An accuracy."""
+    return f"{100 * share:.{digits}f}"
+
+
+def interval(value: Record) -> str:
+    """Mean ± half the interval."""
+    return f"{percent(value['mean'])} ± {percent(value['ci95'])}"
+
+
+def spread(value: Record) -> str:
+    """Median and quartiles of a ratio."""
+    return f"{value['median']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def row_of(record: Record, method: str, variant: str = "plain") -> Record | None:
+    """The row of a study's method."""
+    return next((r for r in record["rows"] if r["method"] == method and r.get("variant", "plain") == variant), None)
+
+
+def points(value: Record | None) -> str:
+    """A difference of accuracies with half its interval, in points."""
+    if not value:
+        return "–"
+    half = "" if value["ci95"] is None else f" ± {percent(value['ci95'])}"
+    return f"{100 * value['mean']:+.2f}{half}"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A table in Markdown."""
+    return ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows)]
+
+
+def kept(record: Record) -> list[str]:
+    """Methods with the share of SAM's gain that they keep, and of its extra passes that they cost."""
+    base, sam = (row for method in ("base", "sam") if (row := row_of(record, method)))
+    gain, extra = sam["test"] - base["test"], sam["passes"] - base["passes"]
+    rows = [
+        (
+            row["label"], "–" if row["rho"] is None else f"{row['rho']:g}",
+            f"{percent(row['test'])} ({percent(row['deviation'])})", percent(row["early"]), f"{row['passes']:.2f}",
+            "–" if row is base or gain <= 0 else f"{(row['test'] - base['test']) / gain:.0%}",
+            "–" if row is base else f"{(row['passes'] - base['passes']) / extra:.0%}",
+        )
+        for row in record["rows"]
+    ]  # fmt: skip
+    head = ("method", "rho", "accuracy", "stopped early", "passes", "of SAM's gain", "of its extra passes")
+    return [
+        f"{record['task']}, {sam['seeds']} seeds, rho chosen from {_listed(record['radii'])}.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def lora(record: Record) -> list[str]:
+    """A table for each task, and one for the mean over them."""
+    found = []
+    for part, study in {**record, "mean of both": record["across"]}.items():
+        if part == "across":
+            continue
+        rows = [(NAMES[name], *_lora_cells(row, _facts(study, name))) for name, row in study["paired"].items()]
+        seeds = study["paired"]["base"]["final"]["n"]
+        found += [f"{TASKS.get(part, part)}, {seeds} seeds:", "", *table(LORA_HEAD, rows), ""]
+    return found[:-1]
+
+
+TASKS = {"sst2": "SST-2, 128 labels of each class", "trec": "TREC, 128 labels of each class at most"}
+LORA_HEAD = (
+    "method", "chosen", "accuracy", "− LoRA", "stopped early", "− LoRA stopped early", "− LoRA with twice the steps",
+    "time ÷ LoRA's",
+)  # fmt: skip
+
+
+def _lora_cells(row: Record, facts: tuple[str, str]) -> tuple[str, ...]:
+    gains = row.get("over") or {}
+    cells = (points(gains.get(name)) for name in ("base", "early", "double"))
+    chosen, time = facts
+    return chosen, interval(row["final"]), next(cells), interval(row["early"]), *cells, time
+
+
+def _facts(study: Record, name: str) -> tuple[str, str]:
+    """The setting that was chosen, and a step's time beside the base's; nothing for a mean over tasks."""
+    row = row_of(study, *name.split(" ")) if "rows" in study else None
+    if row is None:
+        return "–", "–"
+    time = (row.get("time_ratio") or {}).get("median")
+    return f"{row['tunes']} {_listed(row['values'])}", "–" if time is None else f"{time:.2f}"
+
+
+def full(record: Record) -> list[str]:
+    """The methods on their base optimizers, and the differences that the claims are about."""
+    studies = {part: study for part, study in record.items() if part != "across"}
+    rows = [
+        (NAMES[f"{part} {name}"], *_full_cells(study, name, row))
+        for part, study in studies.items()
+        for name, row in study["paired"].items()
+        if name != "base double"
+    ]
+    pairs = [
+        (f"{NAMES[each['of']]} − {NAMES[each['to']]}", points(each["over"]))
+        for each in record["across"]["differences"]
+    ]  # fmt: skip
+    seeds = next(iter(studies.values()))["paired"]["base"]["final"]["n"]
+    head = ("method", "chosen", "accuracy", "stopped early", "− its base", "passes", "time ÷ its base's")
+    return [f"{seeds} seeds:", "", *table(head, rows), "", *table(("difference", "points"), pairs)]
+
+
+def _full_cells(study: Record, name: str, row: Record) -> tuple[str, ...]:
+    chosen, time = _facts(study, name)
+    own = row_of(study, *name.split(" "))
+    passes = "–" if own is None else f"{own['passes']:.2f}"
+    gain = points((row.get("over") or {}).get("base"))
+    return chosen, interval(row["final"]), interval(row["early"]), gain, passes, time
+
+
+def large(record: Record) -> list[str]:
+    """Methods by batch."""
+    batches = sorted({row["batch"] for row in record["rows"]})
+    labels = list(dict.fromkeys(row["label"] for row in record["rows"]))
+    cells = {(row["label"], row["batch"]): row for row in record["rows"]}
+    rows = [(label, *(_large_cell(cells.get((label, batch))) for batch in batches)) for label in labels]
+    size = record["size"]
+    facts = f"{size['images']:,} images, {size['epochs']} epochs, {record['parameters']:,} weights."
+    steps = {row["batch"]: row["steps"] for row in record["rows"]}
+    return [facts, "", *table(("", *(f"{batch:,} ({steps[batch]} steps)" for batch in batches)), rows)]
+
+
+def _large_cell(row: Record | None) -> str:
+    if row is None:
+        return ABSENT
+    deviation = "" if row["deviation"] is None else f" ({percent(row['deviation'], 1)})"
+    return f"{percent(row['test'], 1)}{deviation}"
+
+
+def finder(record: Record) -> list[str]:
+    """The radius found beside the best of the sweep."""
+    rows = []
+    for name, case in record.items():
+        if not isinstance(case, dict) or "sweep" not in case:
+            continue
+        rows.append((
+            name.replace("_", " "), f"`{case['method']}`", percent(case["base"]["test"]),
+            f"{percent(case['best']['test'])} at {case['best']['rho']:g}", _found(case["finder"]),
+            _found(case["curve_alone"]),
+            f"{case['finder']['in_trainings']:.2f}",
+        ))  # fmt: skip
+    head = (
+        "task",
+        "method",
+        "base",
+        "best of the sweep",
+        "search",
+        "the curve alone",
+        "passes of a search / of a training",
+    )
+    return table(head, rows)
+
+
+def _found(row: Record) -> str:
+    rho = row["rho"] if isinstance(row["rho"], list) else [row["rho"]]
+    return f"{percent(row['test'])} at {_listed(sorted(set(rho)))} ({100 * -row['short_of_best']:+.2f})"
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
