@@ -130,6 +130,22 @@ def _full_cells(study: Record, name: str, row: Record) -> tuple[str, ...]:
     return chosen, interval(row["final"]), interval(row["early"]), gain, passes, time
 
 
+def batches(record: Record) -> list[str]:
+    """Steps until the loss is a share of the first one, by batch, and the figure of the loss."""
+    reached = record["steps_to_share_of_first_loss"]
+    shares = list(next(iter(reached.values())))
+    rows = [(batch, *("–" if at is None else f"{at:g}" for at in row.values())) for batch, row in reached.items()]
+    settings = record["settings"]
+    return [
+        f"MiniLM trained whole on SST-2, {settings['seeds']} seeds, rho {settings['rho']:g}, lr {settings['lr']}; "
+        "steps (median over seeds, looked at every tenth) until the training loss is a share of the first one:",
+        "",
+        *table(("batch", *(f"to {float(share):.0%}" for share in shares)), rows),
+        "",
+        "![Training loss against steps](../benchmarks/results/adasam_speedup.svg)",
+    ]
+
+
 def large(record: Record) -> list[str]:
     """Methods by batch."""
     batches = sorted({row["batch"] for row in record["rows"]})

@@ -96,7 +96,7 @@ def test_without_files_everything_is_not_measured(tmp_path):
     page = claims.page(tmp_path)
     for claim in claims.CLAIMS:
         assert f"| {claim.published} | not measured | `{claim.command}` | `{claim.file}` |" in page
-    assert page.count("not measured") == len(claims.CLAIMS) + 6, "and the six sections"
+    assert page.count("not measured") == len(claims.CLAIMS) + 7, "and the seven sections"
 
 
 def test_a_study_gives_accuracies_and_passes_in_the_order_asked_for(tmp_path):
@@ -141,9 +141,7 @@ LORA = {
 def test_the_study_of_lora_with_differences_to_each_baseline(tmp_path):
     put(tmp_path, lora_study=LORA)
     page = claims.page(tmp_path)
-    assert line(page, "BAR comes near SAM").split(" | ")[2] == (
-        "LoRA 60.00 ± 1.25, points over it: nBAR +1.00 ± 1.25"
-    )
+    assert line(page, "BAR comes near SAM").split(" | ")[2] == ("LoRA 60.00 ± 1.25, points over it: nBAR +1.00 ± 1.25")
     task, mean = page.split("## LoRA with few labels")[1].split("## ")[0].split("mean of both, 5 seeds:")
     assert "SST-2, 128 labels of each class, 5 seeds:" in task
     gains = "+1.00 ± 1.25 | {early} ± 1.25 | +2.00 ± 0.30 | -0.50"
@@ -194,13 +192,19 @@ def test_costs_of_sl_sam(tmp_path):
     assert "tensors: mean time 0.61, memory beyond the weights 0.45 of SAM's" in claims.page(tmp_path)
 
 
+SPEEDUP = {
+    "steps_to_share_of_first_loss": {"4": {"0.5": 40.0, "0.1": None}, "16": {"0.5": 10.0, "0.1": 90.0}},
+    "settings": {"seeds": 3, "rho": 0.02, "lr": "3e-05 * sqrt(batch / 16)"},
+}
+
+
 def test_speed_up_of_adasam(tmp_path):
-    put(
-        tmp_path,
-        adasam_speedup={"steps_to_share_of_first_loss": {"4": {"0.5": 40.0}, "16": {"0.5": 10.0, "0.1": None}}},
-    )
-    measured = line(claims.page(tmp_path), "AdaSAM is faster")
-    assert "batch 4: 40 steps to 0.5; batch 16: 10 steps to 0.5, – steps to 0.1" in measured
+    put(tmp_path, adasam_speedup=SPEEDUP)
+    page = claims.page(tmp_path)
+    measured = line(page, "AdaSAM is faster")
+    assert "batch 4: 40 steps to 0.5, – steps to 0.1; batch 16: 10 steps to 0.5, 90 steps to 0.1" in measured
+    assert "| batch | to 50% | to 10% |" in page and line(page, "4 |") == "| 4 | 40 | – |"
+    assert "rho 0.02, lr 3e-05 * sqrt(batch / 16); steps" in page
 
 
 def test_shares_of_sams_gain_and_of_its_passes(tmp_path):
@@ -237,7 +241,7 @@ def test_the_finder_beside_the_best_of_the_sweep(tmp_path):
 def test_every_table_has_one_width(tmp_path):
     put(
         tmp_path, rst_schedules=GRID, look_sam_grid=GRID, large_batch=LARGE, rho_finder=FINDER, lora_study=LORA,
-        full_study=FULL,
+        full_study=FULL, adasam_speedup=SPEEDUP,
     )  # fmt: skip
     for block in claims.page(tmp_path).split("\n\n"):
         widths = {row.count("|") for row in block.splitlines() if row.startswith("|")}
