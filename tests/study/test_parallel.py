@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from tests.loops import distributed
 
+from steppe.finetune.folder import DiskError
 from steppe.study import parallel
 from steppe.study.spec import resolve
 
@@ -58,4 +61,27 @@ def test_alone_everything_is_as_it_was() -> None:
     model, batch = torch.nn.Linear(2, 1), (torch.zeros(4, 2), torch.zeros(4))
     assert parallel.ranks() == 1 and parallel.first()
     assert parallel.share(batch) is batch and parallel.agree(batch) is batch
+    assert parallel.once(lambda: batch) is batch
     assert parallel.spread(model, None) is model and parallel.whole(model, lambda: None) is model
+
+
+def once_each(folder: Path) -> tuple[Path, int, str]:
+    """A file that is begun once, and an error of rank 0."""
+
+    def begin() -> Path:
+        (folder / f"{dist.get_rank()}").touch()
+        return folder / "begun"
+
+    def fail() -> None:
+        raise DiskError(f"rank {dist.get_rank()} cannot write")
+
+    place = parallel.once(begin)
+    try:
+        parallel.once(fail)
+    except DiskError as error:
+        return place, len(list(folder.iterdir())), str(error)
+    raise AssertionError("nothing was raised")
+
+
+def test_rank_0_writes_once_and_its_error_is_everybodys(tmp_path: Path) -> None:
+    assert distributed.run(2, once_each, tmp_path) == [(tmp_path / "begun", 1, "rank 0 cannot write")] * 2

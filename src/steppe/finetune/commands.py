@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe.study.commands import INTERRUPTED, BadInputError, Number, Real, Text, flag, refusing, app
+from steppe.study.commands import INTERRUPTED, BadInputError, Number, Real, Text, app, flag, refusing
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -37,7 +37,9 @@ def finetune(
         bool | None, typer.Option("--full/--lora", help="Train everything, or LoRA (the default).", show_default=False)
     ] = None,
     adapter: Annotated[Text, flag("Folder of a PEFT adapter to train further.")] = None,
-    r: Annotated[Number, flag("LoRA's rank (8).")] = None,
+    r: Annotated[
+        Number, typer.Option("--r", "--lora-r", help="LoRA's rank (8); for torchrun --lora-r.", show_default=False)
+    ] = None,
     alpha: Annotated[Real, flag("LoRA's alpha (16).")] = None,
     dropout: Annotated[Real, flag("LoRA's dropout (0).")] = None,
     targets: Annotated[Text, flag("Modules that get adapters: query,value or all-linear.")] = None,
@@ -90,7 +92,7 @@ _FIELDS = (
     "per_class", "held_out", "method", "full", "adapter", "r", "alpha", "dropout", "targets", "kind", "max_length",
     "packing", "seed", "out",
 )  # fmt: skip
-_SWITCHES = ("lora", "set", "recipe", "resume", "overwrite", "json")
+_SWITCHES = ("lora", "lora_r", "set", "recipe", "resume", "overwrite", "json")
 
 
 def _training(words: Sequence[str], sets: Sequence[str]) -> dict[str, Any]:
@@ -109,6 +111,7 @@ def _one(
     flags: dict[str, Any], asked: dict[str, Any], recipe: str | None, resume: bool, overwrite: bool,
     errors: Console, as_json: bool,
 ) -> None:  # fmt: skip
+    errors.quiet = _rank() > 0
     with refusing():
         from steppe.finetune import spec, watch
         from steppe.finetune.folder import DiskError
@@ -122,6 +125,8 @@ def _one(
         result = train(plan, watch.on(errors))
     except DiskError as error:
         raise BadInputError(str(error)) from error
+    if _rank() > 0:
+        return
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:
@@ -130,8 +135,15 @@ def _one(
         Console().print(summary(result))
 
 
+def _rank() -> int:
+    """Which of torchrun's processes this is; the first one speaks."""
+    return int(os.environ.get("RANK", 0))
+
+
 def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -> None:
     with refusing():
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ValueError("the example runs in one process; start it without torchrun, or give --model and --data")
         from steppe.finetune import example, watch
 
         record = example.run(out or "results/finetune/digits", overwrite=overwrite, shown=watch.on(errors))

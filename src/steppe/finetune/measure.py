@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from torch.utils.data import DataLoader
 
 from steppe.lora.balance import balancedness as of_pairs
 from steppe.lora.pairs import find_pairs
@@ -33,9 +34,9 @@ def metrics(trainer: Any, test: list[dict[str, Any]], language: bool) -> dict[st
 
 @torch.no_grad()
 def loss_per_token(trainer: Any, test: list[dict[str, Any]]) -> float:
-    """Mean over all tokens of all responses, not over batches."""
+    """Mean over all tokens of all responses, not over batches; every process goes through all of them."""
     model, total, count = trainer.model.eval(), 0.0, 0
-    for batch in trainer.get_eval_dataloader(test):
+    for batch in DataLoader(test, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator):  # type: ignore[arg-type]
         batch = trainer._prepare_inputs(batch)
         with trainer.compute_loss_context_manager():
             tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
@@ -65,5 +66,6 @@ def provenance(device: Any) -> dict[str, Any]:
     import peft
     import transformers
 
-    made = of_study(cast(Any, SimpleNamespace(device=str(device))))
+    name = "cpu" if device.type == "cpu" else str(device)  # several processes have a "cpu:0" each
+    made = of_study(cast(Any, SimpleNamespace(device=name)))
     return made | {"transformers": transformers.__version__, "peft": peft.__version__}

@@ -1,4 +1,7 @@
-"""One fine-tuning, from its settings to its result."""
+"""One fine-tuning, from its settings to its result.
+
+Started by torchrun, every process goes through all of it; rank 0 alone writes.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import Quiet, Watch
 from steppe.integrations import _trainer
+from steppe.study import parallel
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
 
@@ -135,12 +139,15 @@ def _arguments(settings: Settings, folder: Folder) -> Any:
     pinned = {"dataloader_pin_memory": torch.cuda.is_available()}  # or torch warns at every loader
 
     try:
-        return TrainingArguments(
+        made = TrainingArguments(
             output_dir=str(folder.path / CHECKPOINTS), seed=settings.seed, disable_tqdm=True,
             remove_unused_columns=False, **pinned | settings.training,
         )  # fmt: skip
+        _ = made.device  # here the processes meet
     except (ValueError, ImportError, TypeError) as error:
         raise ValueError(f"the Trainer refuses its arguments: {' '.join(str(error).split())}") from error
+    parallel.leave_at_exit()
+    return made
 
 
 def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
@@ -152,7 +159,8 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), plan.folder, plan.settings
     checkpoint = None if plan.fresh else last_checkpoint(folder)
     if plan.fresh:
-        folder.begin(settings.decisive(), data.fingerprint(settings))
+        parallel.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings)))
+    shown = shown if parallel.first() else Quiet()
     watch, balance = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):
@@ -160,7 +168,7 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     metrics = measure.metrics(trainer, plan.tokens.test, settings.language)
     name = "model" if settings.full else "adapter"
-    saved = folder.save(name, partial(_save, trainer.model, plan.tokenizer))
+    saved = parallel.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
     result = {
         "schema": SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
@@ -170,7 +178,7 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "provenance": measure.provenance(trainer.args.device),
     }  # fmt: skip
-    folder.finish(result)
+    parallel.once(lambda: folder.finish(result))
     return result
 
 

@@ -45,7 +45,7 @@ def begin(spec: Spec) -> Spec:
     if spec.device != "cpu":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo" if spec.device == "cpu" else "nccl")
-    atexit.register(_end)
+    leave_at_exit()
     if first():
         return spec
     folder = tempfile.mkdtemp(prefix="steppe-rank-")
@@ -53,9 +53,16 @@ def begin(spec: Spec) -> Spec:
     return spec.model_copy(update={"out": folder})
 
 
+def leave_at_exit() -> None:
+    """Leave the other processes in good order when this one ends."""
+    if dist.is_initialized():
+        atexit.register(_end)
+
+
 def _end() -> None:
     gc.collect()  # models that hold the process group must go before it
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def ranks() -> int:
@@ -76,6 +83,23 @@ def agree(value: T) -> T:
     dist.broadcast_object_list(box, src=0)
     shared: T = box[0]
     return shared
+
+
+def once(write: Callable[[], T]) -> T:
+    """What rank 0's call gives or raises, on every rank; the others wait for it and do not call."""
+    if ranks() == 1:
+        return write()
+    dist.barrier()  # nobody is still reading what this writes
+    given: tuple[Any, Exception | None] = (None, None)
+    if first():
+        try:
+            given = write(), None
+        except Exception as error:
+            given = None, error
+    value, error = agree(given)
+    if error is not None:
+        raise error
+    return value
 
 
 def spread(model: nn.Module, kind: str | None) -> nn.Module:
