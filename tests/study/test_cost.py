@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.study import tiny
 
+import steppe
 from steppe.study import cost, run
 from steppe.study.plan import Run
 from steppe.study.spec import resolve
@@ -43,3 +44,11 @@ def test_the_schedule_is_brought_forward_without_moving_a_weight():
     cost.forward(trainer, 37)
     assert trainer.sharp.step == 37
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_bar_does_not_complain_of_the_steps_that_only_count(recwarn):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 3, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bar = steppe.BAR(model, optimizer, pairs={"0.weight": "1.weight"}, total_steps=50)
+    cost.forward(run.Trainer(model, optimizer, None, bar, None), 37)
+    assert bar.step == 37 and not recwarn.list

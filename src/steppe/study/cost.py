@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -139,8 +140,10 @@ def _wait_for(device: str) -> None:
 def forward(trainer: Trainer, step: int) -> None:
     """Bring the schedule to optimizer step `step`: steps without a gradient count and move no weight."""
     trainer.optimizer.zero_grad()
-    while trainer.sharp is not None and trainer.sharp.step < step:
-        trainer.optimizer.step()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "BAR: none of the")  # as is meant here
+        while trainer.sharp is not None and trainer.sharp.step < step:
+            trainer.optimizer.step()
 
 
 def weighted(values: Mapping[bool, list[float]], share: float) -> dict[str, float]:
