@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.study.records import CLEAN, NOISY, Fake, cost, records, spec
 
-from steppe.study import report
+from steppe.study import panels, report
 from steppe.study.summary import summarise
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "circle", "line"}
@@ -182,3 +182,14 @@ def test_same_input_same_file() -> None:
 def test_far_points_are_named_with_their_figure(clean: str) -> None:
     assert "base, to the end 70.1 ± 0.4" in made(NOISY)  # drawn at the edge of the plot
     assert ">base</text>" in clean and not re.search(r">base [\d.]+ ± [\d.]+</text>", clean)  # to scale
+
+
+@pytest.mark.parametrize(("values", "ticks"), [((0.0013, 0.041), {"0.001", "0.01"}), ((0.02, 0.04), {"0.01", "0.04"})])
+def test_the_ticks_of_sharpness_are_numbers_on_both_kinds_of_axis(values: tuple[float, ...], ticks: set[str]) -> None:
+    rows = [
+        {"method": name, "label": name, "sharpness": {"mean": value, "ci95": value / 10}}
+        for name, value in zip(("base", "sam"), values, strict=True)
+    ]
+    drawn = str(panels.sharpness({"rows": rows}, "key"))
+    assert "$" not in drawn
+    assert ticks <= set(re.findall(r">([^<>\n]+)</text>", drawn))

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from steppe.study import bands, svg
 from steppe.study.bands import Band
@@ -144,7 +144,8 @@ def sharpness(summary: Mapping[str, Any], key: str) -> Markup | None:
         if axes.get_xscale() == "linear":
             axes.set_xlim(min(0.0, axes.get_xlim()[0]), None)
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}".replace("-", MINUS)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}".replace("-", MINUS)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         words = "; ".join(f"{row['label']} {short(row['sharpness']['mean'])}" for row in rows)
         return svg.inline(figure, key, "Sharpness at the end of training", words + ".")
 

@@ -89,7 +89,7 @@ def _inner(text: str) -> str:
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     text = re.sub(r"font: (bold |\d+ )?([\d.]+)px [^;\"]*", _font, text)
     text = re.sub(r" font-family: [^;\"]*;?| transform=\"rotate\(-0 [^\"]*\"", "", text)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)  # not what is written
     return re.sub(r"\s*\n\s*", "\n", text).strip()
 
 
