@@ -5,8 +5,8 @@
     python benchmarks/lora_study.py speedup --data FOLDER     # SST-2: AdaSAM's loss against steps, with a figure
 
 FOLDER holds sst2/stsa.binary.{train,dev,test} and trec/TREC.{train,test}.all, lines "LABEL text". Every method chooses
-one setting among three (whole models: two) on two seeds: the base its learning rate, SAM rho, BAR mu; the methods train
-at the base's rate. What is finished is kept, so the same command goes on from where it was broken off.
+one setting among three on two seeds (whole models: among two on one): the base its learning rate, SAM rho, BAR mu; the
+methods train at the base's rate. What is finished is kept, so the same command goes on from where it was broken off.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ nothing could be seen, so the grid reaches further. It has as many values as the
 ADASAM, SL_SAM = "amsgrad adasam", ("adamw sl_sam", "adamw sam")
 """Compared across the parts of "full": AdaSAM with everything, SL-SAM with SAM."""
 
-STEPS = {"lora": 128, "full": 64, "speedup": 120}
+STEPS = {"lora": 128, "full": 48, "speedup": 60}
+SEEDS = {"lora": 5, "full": 3, "speedup": 3}
+TUNE_SEEDS, LOOKS = {"lora": 2, "full": 1}, {"lora": 4, "full": 2}
+"""Of each study: steps of a run, seeds, those of them that tune, and looks at the validation set."""
 
 
 def minilm() -> str:
@@ -113,7 +116,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="parts of these studies, such as sst2")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with sst2/ and trec/")
     parser.add_argument("--model", default="", help="folder of a pretrained model (MiniLM's package)")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds (5), two of which tune; speedup: at most 3")
+    parser.add_argument("--seeds", type=int, help=f"seeds ({SEEDS})")
     parser.add_argument("--steps", type=int, help=f"steps of a run ({STEPS})")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (2)")
     parser.add_argument("--folder", type=Path, default=Path("results/studies"), help="where the runs are kept")
@@ -127,14 +130,15 @@ def main() -> None:
     given = arguments()
     model = given.model or minilm()
     for study in given.studies:
-        steps = given.steps or STEPS[study]
-        places = {
-            "data": str(given.data), "model": model, "steps": str(steps), "every": str(max(1, steps // 4)),
-            "seeds": str(given.seeds), "tune_seeds": str(min(2, given.seeds)),
-        }  # fmt: skip
+        steps, seeds = given.steps or STEPS[study], given.seeds or SEEDS[study]
+        places = {"data": str(given.data), "model": model}
         if study == "speedup":
-            speedup(places, steps, min(3, given.seeds), given.folder / "speedup", given.results)
+            speedup(places, steps, seeds, given.folder / "speedup", given.results)
             continue
+        places |= {
+            "steps": str(steps), "every": str(max(1, steps // LOOKS[study])), "seeds": str(seeds),
+            "tune_seeds": str(min(TUNE_SEEDS[study], seeds)),
+        }  # fmt: skip
         parts = {
             name: compare(words, places, given.folder / f"{study}_{name}", given.jobs)
             for name, words in STUDIES[study].items()

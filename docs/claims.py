@@ -129,7 +129,7 @@ CLAIMS = (
     ),
     Claim(
         "AdaSAM beats SGD, SAM on SGD and AMSGrad", "on GLUE with RoBERTa-large (arXiv 2303.00565)", "full_study.json",
-        "python benchmarks/lora_study.py full --data FOLDER --seeds 3", adasam_over,
+        "python benchmarks/lora_study.py full --data FOLDER", adasam_over,
     ),
 )  # fmt: skip
 
@@ -180,7 +180,7 @@ def page(results: Path = RESULTS) -> str:
         section("LoRA with few labels", LORA, "lora_study.json",
             "python benchmarks/lora_study.py lora --data FOLDER", results, lora),
         section("Whole models", FULL, "full_study.json",
-            "python benchmarks/lora_study.py full --data FOLDER --seeds 3", results, full),
+            "python benchmarks/lora_study.py full --data FOLDER", results, full),
         section(
             "AdaSAM as the batch grows",
             "Published: to the same loss, b times the batch needs a b-th of the steps (arXiv 2303.00565), at a rate of "
