@@ -8,11 +8,11 @@ ABSENT = "not measured"
 Record = dict[str, Any]
 
 NAMES = {
-    "sam": "LoRA-SAM", "obar": "oBAR", "nbar": "nBAR", "base": "LoRA", "base double": "LoRA, twice the steps",
+    "base": "LoRA", "base double": "LoRA, twice the steps", "sam": "LoRA-SAM", "obar": "oBAR", "nbar": "nBAR",
     "adamw base": "AdamW", "adamw sam": "SAM (AdamW)", "adamw sl_sam": "SL-SAM (AdamW)", "amsgrad base": "AMSGrad",
     "amsgrad adasam": "AdaSAM", "sgd base": "SGD", "sgd sam": "SAM (SGD)",
 }  # fmt: skip
-"""How the studies of fine-tuning name their rows, and how a reader does."""
+"""How the studies of fine-tuning name their rows, and how a reader does; in the order of the tables."""
 
 
 def percent(share: float, digits: int = 2) -> str:
@@ -75,7 +75,8 @@ def lora(record: Record) -> list[str]:
     for part, study in {**record, "mean of both": record["across"]}.items():
         if part == "across":
             continue
-        rows = [(NAMES[name], *_lora_cells(row, _facts(study, name))) for name, row in study["paired"].items()]
+        names = sorted(study["paired"], key=list(NAMES).index)
+        rows = [(NAMES[name], *_lora_cells(study["paired"][name], _facts(study, name))) for name in names]
         seeds = study["paired"]["base"]["final"]["n"]
         found += [f"{TASKS.get(part, part)}, {seeds} seeds:", "", *table(LORA_HEAD, rows), ""]
     return found[:-1]
