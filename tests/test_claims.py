@@ -252,6 +252,17 @@ def test_the_page_is_up_to_date():
     assert (ROOT / "docs" / "claims.md").read_text(encoding="utf-8") == claims.page(), "run python docs/claims.py"
 
 
+def test_the_other_pages_say_of_lora_what_the_file_says():
+    record = json.loads((claims.RESULTS / "lora_study.json").read_text())
+    lora, finetune = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("lora.md", "finetune.md"))
+    rows = [record[part]["paired"] for part in ("sst2", "trec", "across")]
+    for name, start in (("obar", "oBAR"), ("nbar", "nBAR"), ("sam", "LoRA-SAM, at twice the cost")):
+        gains = " | ".join(claims.points(each[name]["over"]["base"]).replace("-", "−") for each in rows)
+        assert f"| {start} | {gains} |" in lora
+    means = (f"{100 * rows[-1][name]['final']['mean']:.2f}" for name in ("base", "sam", "obar", "nbar"))
+    assert f"in small²: {', '.join(means)} |" in finetune
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_check_says_whether_it_is_up_to_date(there, tmp_path, monkeypatch, capsys):
     target = tmp_path / "claims.md"
