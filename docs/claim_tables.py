@@ -118,6 +118,12 @@ def full(record: Record) -> list[str]:
         (f"{NAMES[each['of']]} − {NAMES[each['to']]}", points(each["over"]))
         for each in record["across"]["differences"]
     ]  # fmt: skip
+    longer = record["across"].get("sl_sam_longer")
+    if longer:
+        name, over = f"SL-SAM (AdamW), {longer['steps']} steps", longer["over"]
+        cells = (interval(longer["accuracy"][form]) for form in ("final", "early"))
+        rows.append((name, f"lr {longer['lr']:g}", *cells, points(over["base"]), "2.00", "–"))
+        pairs.append((f"{name} − SAM (AdamW)", points(over["sam"])))
     seeds = next(iter(studies.values()))["paired"]["base"]["final"]["n"]
     head = ("method", "chosen", "accuracy", "stopped early", "− its base", "passes", "time ÷ its base's")
     return [f"{seeds} seeds:", "", *table(head, rows), "", *table(("difference", "points"), pairs)]

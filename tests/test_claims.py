@@ -161,11 +161,15 @@ FULL = {
         ],
     },
     "across": {
+        "sl_sam_longer": {
+            "steps": 80, "lr": 0.0005, "accuracy": {"final": estimate(0.6), "early": estimate(0.61)},
+            "over": {"sam": estimate(-0.01), "base": estimate(0.02)},
+        },
         "differences": [
             {"of": "amsgrad adasam", "to": "amsgrad base", "over": estimate(0.01)},
             {"of": "adamw sl_sam", "to": "adamw sam", "over": estimate(-0.002)},
-        ]
-    },
+        ],
+    },  # fmt: skip
 }
 
 
@@ -177,6 +181,10 @@ def test_the_study_of_whole_models(tmp_path):
     assert line(found, "AMSGrad") == "| AMSGrad | lr 3e-05 | 70.00 ± 1.25 | 80.00 ± 1.25 | – | 1.50 | 1.00 |"
     assert line(found, "AdaSAM |") == "| AdaSAM | rho 0.02 | 71.00 ± 1.25 | 81.00 ± 1.25 | +1.00 ± 1.25 | 1.50 | 2.00 |"
     assert line(found, "SL-SAM (AdamW) − SAM") == "| SL-SAM (AdamW) − SAM (AdamW) | -0.20 ± 1.25 |"
+    assert line(found, "SL-SAM (AdamW), 80 steps |") == (
+        "| SL-SAM (AdamW), 80 steps | lr 0.0005 | 60.00 ± 1.25 | 61.00 ± 1.25 | +2.00 ± 1.25 | 2.00 | – |"
+    )
+    assert line(found, "SL-SAM (AdamW), 80 steps − SAM") == "| SL-SAM (AdamW), 80 steps − SAM (AdamW) | -1.00 ± 1.25 |"
     assert "twice" not in found
 
 
