@@ -96,9 +96,9 @@ def once(write: Callable[[], T]) -> T:
             given = write(), None
         except Exception as error:
             given = None, error
-    value, error = agree(given)
-    if error is not None:
-        raise error
+    value, failure = agree(given)
+    if failure is not None:
+        raise failure
     return value
 
 
