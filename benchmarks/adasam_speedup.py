@@ -1,8 +1,9 @@
 """AdaSAM's training loss against steps at three batch sizes: the linear speed-up of its analysis, seen or not.
 
 Whole MiniLM on SST-2. The step size grows with the root of the batch, as the theorem has it (gamma of order
-sqrt(b / T)): b times the batch should then need a b-th of the steps to the same loss. The loss is that of a fixed set
-of training examples, without dropout, at every tenth step. Started by benchmarks/lora_study.py.
+sqrt(b / T)): b times the batch should then need a b-th of the steps to the same loss. So every batch size trains on as
+many examples. The loss is that of a fixed set of training examples, without dropout. Started by
+benchmarks/lora_study.py.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ BATCHES = (4, 8, 16)
 LR, RHO = 3e-5, 0.02
 """The step size at the largest batch, and AdaSAM's radius."""
 
-EVERY, SEEN = 10, 128
-"""Steps between two looks, and training examples in each."""
+EVERY, SEEN = 4, 128
+"""Steps of the largest batch between two looks, and training examples in each."""
 
 TARGETS = (0.9, 0.8, 0.7)
 """Losses to reach, as shares of the loss at the start."""
+
+
+def as_many(steps: int, batch: int) -> int:
+    """Steps with the examples of `steps` of the largest batch."""
+    return steps * max(BATCHES) // batch
 
 
 def settings(places: dict[str, str], batch: int, steps: int) -> Spec:
@@ -51,14 +57,15 @@ def losses(spec: Spec, seed: int, steps: int) -> dict[str, list[float]]:
     stream = itertools.chain.from_iterable(run.batches(task, spec.batch_size, seed))
     for step, batch in zip(range(1, steps + 1), stream, strict=False):
         trainer.step(batch)
-        if step % EVERY == 0 or step == steps:
+        if step % as_many(EVERY, spec.batch_size) == 0 or step == steps:
             found["step"].append(step)
             found["loss"].append(measure.mean_loss(trainer.model, seen))
     return found
 
 
 def kept(places: dict[str, str], batch: int, seed: int, steps: int, folder: Path) -> dict[str, list[float]]:
-    """The losses of one run, trained now unless an earlier call has done so."""
+    """The losses of one run, trained now unless an earlier call has done so; `steps` are of the largest batch."""
+    steps = as_many(steps, batch)
     spec = settings(places, batch, steps)
     path = folder / f"{batch}-{seed}-{short_hash([spec.hash(), RHO, EVERY, SEEN, seed])}.json"
     found = read_json(path)

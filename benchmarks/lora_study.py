@@ -58,10 +58,10 @@ nothing could be seen, so the grid reaches further. It has as many values as the
 ADASAM, SL_SAM = "amsgrad adasam", ("adamw sl_sam", "adamw sam")
 """Compared across the parts of "full": AdaSAM with everything, SL-SAM with SAM."""
 
-STEPS = {"lora": 128, "full": 48, "speedup": 60}
+STEPS = {"lora": 128, "full": 48, "speedup": 32}
 SEEDS = {"lora": 5, "full": 3, "speedup": 3}
 TUNE_SEEDS, LOOKS = {"lora": 2, "full": 1}, {"lora": 4, "full": 2}
-"""Of each study: steps of a run, seeds, those of them that tune, and looks at the validation set."""
+"""Of each study: steps of a run (speedup: of the largest batch), seeds, those that tune, looks at the validation set."""
 
 
 def minilm() -> str:

@@ -145,7 +145,7 @@ def batches(record: Record) -> list[str]:
     settings = record["settings"]
     return [
         f"MiniLM trained whole on SST-2, {settings['seeds']} seeds, rho {settings['rho']:g}, lr {settings['lr']}; "
-        "steps (median over seeds, looked at every tenth) until the training loss is a share of the first one:",
+        "steps (median over seeds, looked at eight times) until the training loss is a share of the first one:",
         "",
         *table(("batch", *(f"to {float(share):.0%}" for share in shares)), rows),
         "",
