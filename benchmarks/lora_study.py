@@ -61,7 +61,7 @@ ADASAM, SL_SAM = "amsgrad adasam", ("adamw sl_sam", "adamw sam")
 STEPS = {"lora": 128, "full": 48, "speedup": 32}
 SEEDS = {"lora": 5, "full": 3, "speedup": 3}
 TUNE_SEEDS, LOOKS = {"lora": 2, "full": 1}, {"lora": 4, "full": 2}
-"""Of each study: steps of a run (speedup: of the largest batch), seeds, those that tune, looks at the validation set."""
+"""Of each: steps of a run (speedup: of the largest batch), seeds, those that tune, looks at the validation set."""
 
 
 def minilm() -> str:
