@@ -25,7 +25,13 @@ Host = tuple[Any, nn.Module, Any, steppe.SharpnessAware]
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
+    """Accelerate's state is the process's: a Trainer of another test may have left some."""
+    _reset()
     yield
+    _reset()
+
+
+def _reset() -> None:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
 
