@@ -4,7 +4,8 @@
 
 At the same number of steps SL-SAM gives each tensor a share s of SAM's updates, so that a short training at SAM's rate
 hardly begins. Its step costs about 0.6 of SAM's (benchmarks/sl_sam_cost.py); here it trains for 80 steps where SAM had
-48, at a learning rate of its own, chosen on the first seed's validation set. Adds "sl_sam" to full_study.json.
+48, at a learning rate of its own, chosen on the first seed's validation set. Adds
+"sl_sam_longer" to the part "across" of full_study.json, which lora_study.py full writes anew: call this after it.
 """
 
 from __future__ import annotations
