@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,35 +15,61 @@ import torch.distributed as dist
 from tests.loops import distributed
 
 from steppe.finetune.folder import DiskError
-from steppe.study import parallel
-from steppe.study.spec import resolve
+from steppe.study import cost, parallel, run
+from steppe.study.plan import Run
+from steppe.study.spec import Spec, resolve
 
-SMALL = ["--methods", "sam", "--rho", "0.1", "--seeds", "1", "--epochs", "2", "--labelled", "100"]
+KINDS = ("ddp", "fsdp")
+RUNS = [Run("base", None, 0), Run("sam", 0.1, 0)]
 
 
-def study(out: Path, kind: str | None) -> dict[str, dict]:
-    launch = ["-m", "steppe"] if kind is None else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    more = [] if kind is None else ["-m", "steppe"]
-    choice = [] if kind is None else ["--parallel", kind]
-    command = [sys.executable, *launch, *more, "compare", *SMALL, *choice, "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (out / "report.html").exists() and done.stdout.count("Report:") == 1, "rank 0 alone speaks"
-    records = [json.loads(path.read_text()) for path in (out / "runs").glob("*.json")]
-    return {f"{r['method']}-{r['variant']}": r for r in records}
+def tiny_study(kind: str | None) -> Spec:
+    return resolve({"task": "tests.study.tiny:task", "epochs": 2, "parallel": kind})
+
+
+def trained(kind: str | None) -> list[dict[str, Any]]:
+    return [run.train(tiny_study(kind), each) for each in RUNS]
+
+
+def both_kinds() -> dict[str, list[dict[str, Any]]]:
+    return {kind: trained(kind) for kind in KINDS}
+
+
+def test_both_kinds_train_what_one_process_does() -> None:
+    alone = trained(None)
+    for rank in distributed.run(2, both_kinds):
+        for kind, plain, record in ((kind, *pair) for kind in KINDS for pair in zip(alone, rank[kind], strict=True)):
+            assert record["passes_per_step"] == plain["passes_per_step"], kind
+            assert record["curve"]["val_accuracy"] == plain["curve"]["val_accuracy"], kind
+            loss, expected = (torch.tensor(r["curve"]["train_loss"]) for r in (record, plain))
+            torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+def measured_by_clocks_that_differ(kind: str) -> int:
+    """Turns that were taken; by its own clock, rank 0 has time for the fewest and rank 1 for the most."""
+    cost.WARM_UP, cost.BLOCK, cost.LEAST, cost.MOST = 1, 2, 4, 8
+    cost.BUDGET = 1e6 * dist.get_rank()
+    turns: int = cost.measure(tiny_study(kind), RUNS[1:], {"sam": 1.0})["turns"]
+    return turns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_agree_how_long_they_measure(kind: str) -> None:
+    assert distributed.run(2, measured_by_clocks_that_differ, kind) == [4, 4]
 
 
 @pytest.mark.slow
-def test_both_kinds_equal_one_process(tmp_path: Path) -> None:
-    plain = study(tmp_path / "plain", None)
-    for kind in ("ddp", "fsdp"):
-        together = study(tmp_path / kind, kind)
-        assert together.keys() == plain.keys()
-        for name, record in together.items():
-            assert record["passes_per_step"] == plain[name]["passes_per_step"]
-            loss, expected = (torch.tensor(r["curve"]["train_loss"]) for r in (record, plain[name]))
-            torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+def test_the_command_on_two_processes(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "steppe", "compare"]
+    small = "--methods sam --rho 0.1 --seeds 1 --epochs 1 --labelled 100 --model mlp --parallel fsdp".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, *launch, *small, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.html").exists() and done.stdout.count("Report:") == 1, "rank 0 alone speaks"
+    records = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+    assert sorted(record["method"] for record in records) == ["base", "base", "sam"]
+    assert set(json.loads((tmp_path / "cost.json").read_text())["methods"]) == {"sam"}
 
 
 def test_without_torchrun_one_sentence_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from steppe.study.data import Task
+from steppe.study.parallel import agree
 from steppe.study.plan import Run
 from steppe.study.run import Tell, Trainer, batches, load_task, make_trainer
 from steppe.study.spec import Spec, steps_per_epoch
@@ -107,14 +108,18 @@ def _take_turns(spec: Spec, task: Task, trainers: list[Trainer], clocks: list[Cl
     start = time.perf_counter()
     for _ in range(WARM_UP):
         take_turn(spec.device, clocks, next(stream), keep=False)
-    turn = (time.perf_counter() - start) / WARM_UP
-    blocks = round(min(max(BUDGET / turn, LEAST), MOST) / BLOCK)
+    blocks = agree(_blocks((time.perf_counter() - start) / WARM_UP))  # ranks that took more would wait for the others
     for block in range(blocks):
         for trainer in trainers:
             forward(trainer, block * steps // blocks)
         for _ in range(BLOCK):
             take_turn(spec.device, clocks, next(stream))
         tell((block + 1) / blocks)
+
+
+def _blocks(turn: float) -> int:
+    """How many blocks of turns of `turn` seconds fit into the budget."""
+    return round(min(max(BUDGET / turn, LEAST), MOST) / BLOCK)
 
 
 def take_turn(device: str, clocks: list[Clock], batch: Any, keep: bool = True) -> None:
