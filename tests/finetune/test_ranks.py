@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tests.finetune.cases import undropped
 
+from steppe.cli import main
 from steppe.finetune import commands
 from steppe.study.commands import BadInputError
 
@@ -22,34 +23,36 @@ TRAINING = ["--max-steps", "2", "--logging-steps", "1", "--save-steps", "1", "--
 _NAMES = {"r": "--lora-r"}  # torchrun takes --r for an abbreviation of its own flags
 
 
-def launched(folder: Path, ranks: int, *more: str, **asked: Any) -> subprocess.CompletedProcess[str]:
-    """The command on so many processes, a batch of four examples in all."""
+def words(folder: Path, ranks: int, **asked: Any) -> list[str]:
+    """The command's, for a batch of four examples in all."""
     settings = undropped(folder, **asked).items()
-    words = [word for key, value in settings for word in (_NAMES.get(key, f"--{key}"), str(value))]
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launch, "-m", "steppe", "finetune", *words, *TRAINING, *more]
+    flags = [word for key, value in settings for word in (_NAMES.get(key, f"--{key}"), str(value))]
+    return ["finetune", *flags, *TRAINING, "--per-device-train-batch-size", str(4 // ranks)]
+
+
+def launched(folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
+    """The command on two processes."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "steppe"]
+    command = [sys.executable, *launch, *words(folder, 2, **asked)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    size = ["--per-device-train-batch-size", str(4 // ranks)]
-    return subprocess.run([*command, *size], capture_output=True, text=True, timeout=240, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
 
 
-def trained(folder: Path, ranks: int, **asked: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What it said, and the adapter it left."""
-    done = launched(folder, ranks, **asked)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Reading ") == 1, "rank 0 alone speaks"
-    said = json.loads(done.stdout)  # once, or it would be no JSON
-    assert said == json.loads((folder / "out" / "result.json").read_text())
-    left = sorted(path.name for path in (folder / "out").iterdir())
-    assert left == ["adapter", "result.json", "settings.json"]
-    return said, load_file(folder / "out" / "adapter" / "adapter_model.safetensors")
+def left(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The result and the adapter in `folder`, and nothing else."""
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter", "result.json", "settings.json"]
+    return json.loads((folder / "result.json").read_text()), load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("body", "method"), [("bert", "sam:rho=0.1"), ("gpt2", "nbar:mu=1")])
 def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Path) -> None:
-    alone, weights = trained(tmp_path / "alone", 1, body=body, method=method)
-    both, shared = trained(tmp_path / "both", 2, body=body, method=method)
+    assert main(words(tmp_path / "alone", 1, body=body, method=method)) == 0
+    done = launched(tmp_path / "both", body=body, method=method)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Reading ") == 1, "rank 0 alone speaks"
+    (alone, weights), (both, shared) = (left(tmp_path / name / "out") for name in ("alone", "both"))
+    assert json.loads(done.stdout) == both, "once, or it would be no JSON"
     assert both["steps"] == alone["steps"] == 2
     assert both["passes_per_step"] == alone["passes_per_step"]
     assert both["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-3)
@@ -62,7 +65,7 @@ def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Pat
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "out").write_text("a file")
-    done = launched(tmp_path / "alone", 2)
+    done = launched(tmp_path / "alone")
     assert done.returncode != 0 and "is a file; name a folder with --out" in done.stderr
     assert (tmp_path / "alone" / "out").read_text() == "a file"
 

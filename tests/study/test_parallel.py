@@ -37,8 +37,8 @@ def both_kinds() -> dict[str, list[dict[str, Any]]]:
 
 def test_both_kinds_train_what_one_process_does() -> None:
     alone = trained(None)
-    for rank in distributed.run(2, both_kinds):
-        for kind, plain, record in ((kind, *pair) for kind in KINDS for pair in zip(alone, rank[kind], strict=True)):
+    for kind, together in distributed.run(2, both_kinds)[0].items():
+        for plain, record in zip(alone, together, strict=True):
             assert record["passes_per_step"] == plain["passes_per_step"], kind
             assert record["curve"]["val_accuracy"] == plain["curve"]["val_accuracy"], kind
             loss, expected = (torch.tensor(r["curve"]["train_loss"]) for r in (record, plain))
