@@ -44,7 +44,7 @@ Record = Callable[[str, object], None]
 # Processes
 
 
-def run(world: int, work: Work, *args: Any, timeout: float = 60.0, may_die: bool = False) -> list[Any]:
+def run(world: int, work: Work, *args: Any, timeout: float = 120.0, may_die: bool = False) -> list[Any]:
     """What ``work(*args)`` returns on each of ``world`` ranks.
 
     Raises AssertionError with every rank's traceback if any fails, and after ``timeout`` seconds; no process outlives

@@ -23,7 +23,7 @@ kill_training.main()
 def kill(out: Path, *command: str) -> tuple[int, dict[str, Any]]:
     options = ["--points", "3", "--loops", "plain", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, *command, *options], env=environment, timeout=60, capture_output=True)
+    ended = subprocess.run([sys.executable, *command, *options], env=environment, timeout=240, capture_output=True)
     return ended.returncode, json.loads(out.read_text())
 
 

@@ -24,7 +24,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 def complete(out: Path, *more: str) -> subprocess.CompletedProcess:
     """The comparison from wherever it is to its end."""
-    return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=ROOT, check=False, timeout=240)
 
 
 def cut_off(out: Path, runs: int, how: int = signal.SIGKILL, *more: str) -> tuple[int, str]:
