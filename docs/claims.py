@@ -163,7 +163,8 @@ FULL = """Published: AdaSAM above SGD, SAM on SGD and AMSGrad (arXiv 2303.00565)
 (arXiv 2602.09395). Here, MiniLM on SST-2, 128 labels of each class, 48 steps: AdaSAM is above SGD and SAM on SGD, which
 hardly begin in so few steps, and not above AMSGrad or AdamW; no method gains on its own base. SL-SAM gives each tensor
 a fifth of the updates, so at SAM's rate it hardly begins either; with SAM's compute (80 steps) and a rate of its own
-(`python benchmarks/sl_sam_study.py --data FOLDER`) it is at SAM's level, within a wide interval."""
+(`python benchmarks/sl_sam_study.py --data FOLDER`) it is at SAM's level, within a wide interval;
+`steppe compare --tune-lr each` gives each method a rate of its own."""
 
 
 def page(results: Path = RESULTS) -> str:

@@ -52,7 +52,7 @@ def SLSAM(
     level="block", compile each block by itself instead. DistributedDataParallel needs find_unused_parameters=True;
     FSDP2 and ``ascend()`` are refused. Activation checkpointing must be the non-reentrant one. A host that runs the
     first forward itself (Lightning) saves in the second pass only. Each tensor steps on a share s of the steps: the
-    learning rate that suits SAM may be low.
+    learning rate that suits SAM may be low (``steppe compare --lr-grid ... --tune-lr each`` tries several).
 
     Source: arXiv 2602.09395; that p_min bounds p from below is our reading, as it cancels in l.
     """

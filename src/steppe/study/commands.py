@@ -79,6 +79,7 @@ def compare(
     rho: Annotated[Text, flag("Radii to choose from, as for SAM: 0.05,0.1,0.2.")] = None,
     mu: Annotated[Text, flag("Values of mu to choose from, for BAR: 0.2,0.5,1.")] = None,
     lr_grid: Annotated[Text, flag("Learning rates the base chooses from; the methods train at its choice.")] = None,
+    tune_lr: Annotated[Text, flag("each: every method chooses its own from lr_grid, together with rho (base).")] = None,
     tune_seeds: Annotated[Text, flag("Seeds that choose rho on the validation split: how many (2), or which.")] = None,
     labelled: Annotated[Number, flag("Labelled training examples.")] = None,
     per_class: Annotated[Number, flag("Training texts of each class, at most.")] = None,

@@ -56,6 +56,11 @@ class Group:
         return sorted({value for value in found if value is not None})
 
     @property
+    def lr(self) -> float | None:
+        """The learning rate that was chosen, None where the settings gave it."""
+        return self.mean(lambda run: run.get("lr"))
+
+    @property
     def label(self) -> str:
         """The name a reader sees."""
         return label(self.runs[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from steppe.study.verdict import best_row
-from steppe.study.wording import BASELINES, SYMBOLS, decimals, listing, points, symbols
+from steppe.study.wording import BASELINES, SYMBOLS, choices, decimals, listing, points, symbols
 
 Row = Mapping[str, Any]
 Summary = Mapping[str, Any]
@@ -94,9 +94,9 @@ def _edges(summary: Summary) -> list[str]:
 def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
     upper, lower, symbol = [], [], SYMBOLS[name]
     for row in rows:
-        grid = [point["value"] for point in row["tuning"]]
-        if len(grid) > 1 and row["values"] and row["tunes"] == name:
-            low, high = row["values"][0], row["values"][-1]
+        values, grid = choices(row).get(name, ([], []))
+        if len(grid) > 1:
+            low, high = values[0], values[-1]
             upper += [f"{row['label']} ({high:g})"] if high >= grid[-1] else []
             lower += [f"{row['label']} ({low:g})"] if low <= grid[0] else []
     found = []
@@ -150,7 +150,7 @@ def _selection(summary: Summary) -> list[str]:
         f"Gains are against {against}, the best of the baselines by its mean on the test set. That choice "
         "favours the baseline, so gains err on the low side; "
         f"{symbols(summary['rows'])} {'was' if symbols(summary['rows']) in SYMBOLS.values() else 'were'} chosen on "
-        "validation data alone."
+        f"validation data alone{_tries(summary['rows'])}."
     ]
     if len(rows) > 1:
         found.append(f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %.")
@@ -160,6 +160,14 @@ def _selection(summary: Summary) -> list[str]:
                 f" The best of {len(rows)} is partly lucky: expect a little less of {best['label']} on new seeds."
             )
     return [*found, "Intervals (95 %, t) are over seeds, with the same test set throughout."]
+
+
+def _tries(rows: Sequence[Row]) -> str:
+    """How often each tried, where the methods tried rates of their own and so more often than the base."""
+    if not any("lr" in point for row in rows for point in row["tuning"]):
+        return ""
+    base = max(len(row["tuning"]) for row in rows if row["method"] == "base")
+    return f" (up to {max(len(row['tuning']) for row in rows)} settings for a method, {base} for the base)"
 
 
 def _champion(summary: Summary) -> Row | None:

@@ -3,7 +3,8 @@
 Tune runs: every method with every value of its grid (rho; mu where it has no radius), on the tune seeds. The value with
 the best mean validation accuracy (ties: the smaller) is then run on all seeds. A final run equal to a tune run is that
 run: nothing runs twice. Where learning rates are to be tried (`lr_grid`), the base chooses among them first, in the
-same way, and all methods train at the one that suits the base best.
+same way, and all methods train at the one that suits the base best; or, with `tune_lr = "each"`, each method tries
+every value at every rate.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Plan:
         return self._tries(self._bases()) if len(self._bases()) > 1 else []
 
     def tune_runs(self, choice: Choice, base: Run) -> list[Run]:
-        """All values on the tune seeds, at the learning rate of `base`; none where there is only one value."""
+        """All values on the tune seeds, at the learning rate of `base` or at each; none where there is one to try."""
         return self._tries(self._starts(choice, base)) if len(self._starts(choice, base)) > 1 else []
 
     def _bases(self) -> list[Run]:
@@ -113,8 +114,9 @@ class Plan:
 
     def _starts(self, choice: Choice, base: Run) -> list[Run]:
         """The method at every value to try."""
-        lr = None if choice.brings(self.spec.optimizer) else base.lr
-        return [Run(choice.text, value, base.seed, lr=lr) for value in choice.grid(self.spec.grids)]
+        rates: Sequence[float | None] = (self.spec.tune_lr == "each" and self.spec.lr_grid) or [base.lr]
+        rates = [None] if choice.brings(self.spec.optimizer) else rates
+        return [Run(choice.text, value, base.seed, lr=lr) for value in choice.grid(self.spec.grids) for lr in rates]
 
     def _tries(self, starts: Sequence[Run]) -> list[Run]:
         return [replace(each, seed=seed) for seed in self.spec.tune_seeds for each in starts]
@@ -146,7 +148,7 @@ class Plan:
         if any(id_ not in records and id_ not in failed for ids in tries.values() for id_ in ids):
             return None
         whole = [start for start, ids in tries.items() if all(id_ in records for id_ in ids)]
-        return max(whole, key=lambda start: (_validation(tries[start], records), -_tried(start)), default=None)
+        return max(whole, key=lambda start: (_validation(tries[start], records), *_smallness(start)), default=None)
 
     def _roles(self, records: Records, failed: Collection[str]) -> list[tuple[str, Run]]:
         """Every run known to be needed by now, as what: tune runs, and finals of what is chosen; baselines last."""
@@ -186,6 +188,6 @@ def _validation(ids: Sequence[str], records: Records) -> float:
     return round(sum(records[id_]["val_accuracy"] for id_ in ids) / len(ids), 9)
 
 
-def _tried(run: Run) -> float:
-    """What is being tried in a run: its value, or the base's learning rate."""
-    return run.value if run.value is not None else run.lr or 0.0
+def _smallness(run: Run) -> tuple[float, float]:
+    """Larger for smaller values of what is being tried in a run, and among equal ones for smaller learning rates."""
+    return -(run.value or 0.0), -(run.lr or 0.0)

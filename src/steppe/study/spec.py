@@ -26,7 +26,7 @@ SCHEMA = 1
 DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam:push=natural", "gsam", "fsam")
 """What is compared when nothing is named."""
 
-_NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "jobs", "out", "parallel"}
+_NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel"}
 
 _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
@@ -104,6 +104,7 @@ class Spec(BaseModel):
     rho: Annotated[Grid, Field(description="a list of radii above 0")] = [0.05, 0.1, 0.2]
     mu: Annotated[Grid | None, Field(description="a list of numbers above 0")] = None
     lr_grid: Annotated[Grid | None, Field(description="a list of learning rates above 0")] = None
+    tune_lr: Annotated[Literal["base", "each"], Field(description="'base' or 'each'")] = "base"
     tune_seeds: Seeds = [0, 1]
     epochs: Whole = 30
     max_steps: Annotated[int | None, Field(ge=1, description="a whole number of at least 1")] = None
@@ -231,6 +232,8 @@ def _check_together(spec: Spec, given: Mapping[str, Any]) -> None:
     lora = next((name for name in given if name.startswith("lora_")), None)
     if spec.adapt == "full" and lora:
         raise ValueError(f"{lora} belongs to adapt = 'lora'; leave it out with 'full', which trains every weight")
+    if spec.tune_lr == "each" and not spec.lr_grid:
+        raise ValueError("tune_lr = 'each' has nothing to choose from; give learning rates too, as lr_grid")
     for one, other in (("epochs", "max_steps"), ("labelled", "per_class"), ("lr", "lr_grid")):
         if one in given and other in given:
             raise ValueError(f"{one} and {other} are both given; give one of them")

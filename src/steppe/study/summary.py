@@ -96,6 +96,7 @@ def _row(each: Group, against: _Against) -> Row:
         "rho": each.values[0] if len(each.values) == 1 and each.tunes == "rho" else None,
         "tunes": each.tunes,
         "values": each.values,
+        "lr": each.lr,
         "accuracy": _json(estimate(list(each.final.values()))),
         "early": _json(estimate(list(each.early.values()))),
         "delta": None if plain_base else _json(delta, against="base"),
@@ -111,7 +112,7 @@ def _row(each: Group, against: _Against) -> Row:
 
 def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
-    figures = "rho accuracy early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
+    figures = "rho lr accuracy early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
     absent = dict.fromkeys(figures.split())
     identity = {
         "method": name,
@@ -137,16 +138,19 @@ def _balancedness(run: Record) -> float | None:
 
 
 def _tuning(row: Row, runs: Sequence[Record]) -> Row:
-    """The grid a method was tuned on: mean validation accuracy at each value."""
-    grid: dict[float, dict[str, float]] = {}
+    """The grid a method was tuned on: mean validation accuracy at each value, and rate where it tried several."""
+    grid: dict[tuple[float, float | None], dict[str, float]] = {}
+    several = row["tunes"] != "lr" and len({run.get("lr") for run in runs}) > 1
     for run in runs:
         (_, value), accuracy = tuned(run), finite(run.get("val_accuracy"))
         if value is not None and accuracy is not None:
-            grid.setdefault(value, {})[str(run.get("run_id"))] = accuracy
+            point = value, finite(run.get("lr")) if several else None
+            grid.setdefault(point, {})[str(run.get("run_id"))] = accuracy
     return {
         "tuning": [
             {"value": value, "val_accuracy": sum(sorted(found.values())) / len(found), "runs": len(found)}
-            for value, found in sorted(grid.items())
+            | ({"lr": lr} if several else {})
+            for (value, lr), found in sorted(grid.items())
         ]
         if row["variant"] == "plain"
         else []

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe.study.wording import BASELINES, SYMBOLS, chosen, decimals, points, signed
+from steppe.study.wording import BASELINES, chosen, decimals, points, signed
 
 Row = Mapping[str, Any]
 MOST_SEEDS = 100
@@ -98,9 +98,7 @@ def _frugal(top: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def _named(row: Row) -> str:
-    if not row["values"]:
-        return str(row["label"])
-    return f"{row['label']} ({SYMBOLS[row['tunes']]} = {chosen(row).split()[-1]})"
+    return f"{row['label']} ({chosen(row, ' =')})" if row["values"] else str(row["label"])
 
 
 def _price(row: Row, axis: str | None) -> str:

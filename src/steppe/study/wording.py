@@ -77,18 +77,32 @@ SYMBOLS = {"rho": "ρ", "mu": "μ", "lr": "lr"}
 """What is chosen on validation data -> how it is written."""
 
 
-def chosen(row: Mapping[str, Any]) -> str:
-    """The chosen rho, `0.2`; or what the method has instead, `μ 0.5`; a range where the seeds chose differently."""
-    values: Sequence[float] = row.get("values") or []
-    if not values:
-        return ABSENT
-    text = f"{values[0]:g}" if len(values) == 1 else f"{min(values):g}…{max(values):g}"
-    return text if row["tunes"] == "rho" else f"{SYMBOLS[row['tunes']]} {text}"
+def choices(row: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """What was chosen for a method: the setting's name -> the chosen values, and all that were tried, in order."""
+    points = row.get("tuning") or []
+    found = {row["tunes"]: (list(row.get("values") or []), sorted({point["value"] for point in points}))}
+    if rates := sorted({point["lr"] for point in points if "lr" in point}):
+        found["lr"] = [row["lr"]], rates
+    return {name: each for name, each in found.items() if each[0]}
+
+
+def chosen(row: Mapping[str, Any], equals: str = "") -> str:
+    """The chosen rho, `0.2`; or what the method has instead, `μ 0.5`; a range where the seeds chose differently.
+
+    Args:
+        row: of a summary.
+        equals: " =" for `ρ = 0.2`, in a sentence.
+    """
+    said = []
+    for name, (values, _) in choices(row).items():
+        text = f"{values[0]:g}" if len(values) == 1 else f"{min(values):g}…{max(values):g}"
+        said.append(text if name == "rho" and not equals else f"{SYMBOLS[name]}{equals} {text}")
+    return ", ".join(said) or ABSENT
 
 
 def symbols(rows: Sequence[Mapping[str, Any]]) -> str:
     """All that was chosen in a comparison: `ρ`, `ρ and μ`."""
-    used = {row["tunes"] for row in rows if row["values"]}
+    used = {name for row in rows for name in choices(row)}
     return listing([symbol for name, symbol in SYMBOLS.items() if name in used]) or "ρ"
 
 
