@@ -11,6 +11,7 @@ from tests.study.records import CLEAN, cost, records, spec
 from tests.study.test_report import Page
 
 from steppe.study import report
+from steppe.study.groups import Group
 from steppe.study.plan import Plan, Run
 from steppe.study.spec import resolve
 from steppe.study.summary import summarise
@@ -125,6 +126,11 @@ def test_each_row_says_its_rate(summary: dict[str, Any]) -> None:
     assert chosen(row(summary, "sam")) == "0.2, lr 0.02" and chosen(row(summary, "grst")).endswith(", lr 0.04")
     assert chosen(row(summary, "sam"), " =") == "ρ = 0.2, lr = 0.02"
     assert chosen(row(summary, "base")) == "lr 0.04"
+
+
+def test_the_rate_is_exact_so_that_it_is_found_among_those_tried() -> None:
+    """The mean of three times 0.2 is not 0.2."""
+    assert Group("sam", "plain", tuple({"lr": 0.2, "seed": seed} for seed in range(3))).lr == 0.2
 
 
 def test_values_are_not_averaged_over_rates(summary: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ class Group:
 
     @property
     def lr(self) -> float | None:
-        """The learning rate that was chosen, None where the settings gave it."""
-        return self.mean(lambda run: run.get("lr"))
+        """The learning rate that was chosen, None where the settings gave it; a study chooses one for all seeds."""
+        return finite(self.runs[-1].get("lr"))
 
     @property
     def label(self) -> str:
