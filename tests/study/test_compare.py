@@ -26,7 +26,7 @@ def test_a_comparison_leaves_its_files(whole):
     assert len(studies.finished(whole)) == 16
     cost = json.loads((whole / "cost.json").read_text())
     assert set(cost["methods"]) == {"sam", "rst"}
-    assert 1.3 < cost["methods"]["sam"]["time_ratio"]["median"] < 5
+    assert cost["methods"]["sam"]["time_ratio"]["median"] > 1  # how much, benchmarks and tests.study.test_cost say
     assert cost["methods"]["sam"]["memory_ratio"] > 1
     runs = [json.loads((whole / "runs" / name).read_text()) for name in studies.finished(whole)]
     seen = [r["passes_per_step"] for r in runs if r["method"] == "rst"]

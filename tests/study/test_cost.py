@@ -1,6 +1,9 @@
+import time
+
 import pytest
 import torch
 from tests.study import tiny
+from torch.nn.modules.module import register_module_forward_hook
 
 import steppe
 from steppe.study import cost, run
@@ -8,18 +11,45 @@ from steppe.study.plan import Run
 from steppe.study.spec import resolve
 
 
+class ModuleClock:
+    """Runs on by one second with every module that is called."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def forward(self, *_) -> None:
+        self.now += 1
+
+    def seconds(self, device: str, work) -> tuple[float, float]:
+        before = self.now
+        work()
+        return self.now - before, self.now - before
+
+
 @pytest.fixture(scope="module")
 def measured() -> dict:
     spec = resolve({"task": "tests.study.tiny:task", "epochs": 10})
     runs = [Run("sam", 0.1, 0), Run("look_sam:k=5", 0.1, 0), Run("late_sam", 0.1, 0)]
-    return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
+    clock = ModuleClock()
+    hook = register_module_forward_hook(clock.forward)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "_seconds", clock.seconds)
+        try:
+            return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
+        finally:
+            hook.remove()
 
 
 def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(measured):
-    sam, look, late = (measured["methods"][name]["time_ratio"] for name in ("sam", "look_sam:k=5", "late_sam"))
-    assert 1.4 < sam["median"] < 5
-    assert 1.0 < look["median"] < sam["median"] and 1.0 < late["median"] < sam["median"]
-    assert all(each["low"] <= each["median"] <= each["high"] for each in (sam, look, late))
+    found = {name: each["time_ratio"] for name, each in measured["methods"].items()}
+    for name, passes in (("sam", 2.0), ("look_sam:k=5", 1.2), ("late_sam", 1.25)):
+        assert found[name] == pytest.approx(dict.fromkeys(("low", "median", "high"), passes)), name
+    assert measured["methods"]["sam"]["step_ms"] == pytest.approx(2 * measured["base"]["step_ms"])
+
+
+def test_the_clock_is_the_wall_s_and_the_processor_s():
+    wall, busy = cost._seconds("cpu", lambda: time.sleep(0.05))
+    assert wall >= 0.05 and 0 <= busy < wall, "asleep, the processor is another's"
 
 
 def test_memory_is_relative_to_the_base(measured):
