@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 from tests.study import tiny
-from torch.nn.modules.module import register_module_forward_hook
+from tests.study.clock import counting_modules
 
 import steppe
 from steppe.study import cost, run
@@ -11,33 +11,12 @@ from steppe.study.plan import Run
 from steppe.study.spec import resolve
 
 
-class ModuleClock:
-    """Runs on by one second with every module that is called."""
-
-    def __init__(self) -> None:
-        self.now = 0
-
-    def forward(self, *_) -> None:
-        self.now += 1
-
-    def seconds(self, device: str, work) -> tuple[float, float]:
-        before = self.now
-        work()
-        return self.now - before, self.now - before
-
-
 @pytest.fixture(scope="module")
 def measured() -> dict:
     spec = resolve({"task": "tests.study.tiny:task", "epochs": 10})
     runs = [Run("sam", 0.1, 0), Run("look_sam:k=5", 0.1, 0), Run("late_sam", 0.1, 0)]
-    clock = ModuleClock()
-    hook = register_module_forward_hook(clock.forward)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "_seconds", clock.seconds)
-        try:
-            return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
-        finally:
-            hook.remove()
+    with counting_modules():
+        return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
 
 
 def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(measured):
