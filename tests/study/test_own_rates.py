@@ -141,6 +141,13 @@ def test_values_are_not_averaged_over_rates(summary: dict[str, Any]) -> None:
         assert at[rho, 0.02] - at[rho, 0.04] == pytest.approx(0.1)
 
 
+def test_a_method_whose_final_runs_all_failed_has_no_rate() -> None:
+    tried = [run for run in made() if run["method"] != "sam" or run["phase"] == "tune"]
+    summary = summarise(tried, cost(METHODS), spec(METHODS))
+    assert chosen(row(summary, "sam")) == "–" and len(row(summary, "sam")["tuning"]) == 8
+    assert not Page(report.html(summary, tried, cost(METHODS))).errors
+
+
 def test_notes_name_an_edge_of_the_rates(summary: dict[str, Any]) -> None:
     told = " ".join(summary["notes"])
     assert "The chosen lr is the smallest tried for SAM (0.02)" in told

@@ -82,7 +82,7 @@ def choices(row: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]
     points = row.get("tuning") or []
     found = {row["tunes"]: (list(row.get("values") or []), sorted({point["value"] for point in points}))}
     if rates := sorted({point["lr"] for point in points if "lr" in point}):
-        found["lr"] = [row["lr"]], rates
+        found["lr"] = [row["lr"]] if row["lr"] else [], rates  # none where every final run failed
     return {name: each for name, each in found.items() if each[0]}
 
 
