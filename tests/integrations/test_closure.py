@@ -1,22 +1,20 @@
-"""The optimizer for hosts that want step(closure), and for loops written for davda54/sam."""
+"""The optimizer for hosts that want step(closure)."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.integrations.closures import closure_of, loss_of, plain, wrapped
 from tests.loops.shared import (
     ALL,
     LOOP_METHODS,
     STEPS,
-    Built,
     batch_of,
     build,
     by_hand,
@@ -33,38 +31,6 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 
 import steppe
 from steppe.integrations.closure import SharpOptimizer
-
-Closure = Callable[[], Tensor]
-
-
-def loss_of(model: nn.Module, t: int) -> Tensor:
-    x, y = batch_of(t)
-    return nn.functional.cross_entropy(model(x), y)
-
-
-def closure_of(model: nn.Module, optimizer: torch.optim.Optimizer, t: int) -> Closure:
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_of(model, t)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def wrapped(name: str) -> tuple[nn.Module, SharpOptimizer]:
-    model, _, sharp = build(name)
-    return model, SharpOptimizer(sharp)
-
-
-def plain(name: str, steps: int = STEPS) -> Built:
-    model, optimizer, sharp = built = build(name)
-    for t in range(steps):
-        sharp.backward(lambda t=t: loss_of(model, t))
-        optimizer.step()
-        optimizer.zero_grad()
-    return built
-
 
 # step(closure)
 
@@ -297,70 +263,6 @@ def test_hooks_of_both_are_called_once() -> None:
     assert seen == ["inner", "outer"]
 
 
-# first_step and second_step
-
-
-@pytest.mark.parametrize("asked", [True, False], ids=["asked", "blindly"])
-@pytest.mark.parametrize("name", ALL)
-def test_first_and_second_step_are_the_plain_loop(name: str, asked: bool) -> None:
-    """The loop of davda54/sam; run blindly, the second pass of a step without an ascent changes nothing."""
-    model, optimizer = wrapped(name)
-    passes = 0
-    for t in range(STEPS):
-        loss_of(model, t).backward()
-        passes += 1
-        if optimizer.first_step(zero_grad=True) or not asked:
-            loss_of(model, t).backward()
-            passes += 1
-        optimizer.second_step(zero_grad=True)
-    free = plain(name)
-    assert unchanged(model, copies(free[0])) and equal(optimizer.sharp.memory, free[2].memory)
-    assert all(p.grad is None for p in model.parameters()) and optimizer.sharp.step == STEPS
-    assert name not in ("look_sam", "rst") or (passes < 2 * STEPS) is asked
-
-
-@pytest.mark.parametrize("zero_grad", [True, False])
-def test_a_zero_grad_of_ones_own_between_the_steps(zero_grad: bool) -> None:
-    model, optimizer = wrapped("look_sam")
-    for t in range(STEPS):
-        loss_of(model, t).backward()
-        optimizer.first_step()
-        if zero_grad:
-            optimizer.zero_grad()
-        loss_of(model, t).backward()
-        optimizer.second_step()
-        assert all(p.grad is not None for p in model.parameters())
-        optimizer.zero_grad()
-    assert unchanged(model, copies(plain("look_sam")[0]))
-
-
-def test_a_plain_step_after_a_first_step_that_did_not_ascend() -> None:
-    model, optimizer = wrapped("look_sam")
-    for t in range(STEPS):
-        loss_of(model, t).backward()
-        if optimizer.first_step():
-            loss_of(model, t).backward()
-            optimizer.second_step(zero_grad=True)
-        else:
-            optimizer.step()
-            optimizer.zero_grad()
-    assert unchanged(model, copies(plain("look_sam")[0]))
-
-
-def test_steps_out_of_order_are_refused() -> None:
-    model, optimizer = wrapped("sam")
-    with pytest.raises(RuntimeError, match="nothing is perturbed"):
-        optimizer.second_step()
-    loss_of(model, 0).backward()
-    before = copies(model)
-    optimizer.first_step()
-    for call in (optimizer.step, optimizer.state_dict, optimizer.first_step, model.state_dict):
-        with pytest.raises(RuntimeError, match=r"while the weights are perturbed: call restore\(\) first"):
-            call()
-    optimizer.sharp.restore()
-    assert unchanged(model, before)
-
-
 # Checkpoints
 
 
@@ -429,30 +331,3 @@ def test_bad_arguments_are_refused_in_one_sentence() -> None:
     few = SharpOptimizer(steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=2))
     with pytest.raises(TypeError, match="was given a closure; expected backward"):
         few.step(lambda: torch.ones(()))
-
-
-# The migration page
-
-
-def new_sides(page: Path) -> list[str]:
-    """The code of a page, with the changes of its diffs made."""
-    blocks = re.findall(r"```(python|diff)\n(.*?)```", page.read_text(), re.DOTALL)
-    return [
-        "\n".join(line[2:] for line in text.splitlines() if not line.startswith("-")) if kind == "diff" else text
-        for kind, text in blocks
-    ]
-
-
-PAGE = Path(__file__).parents[2] / "docs" / "migrate.md"
-
-
-@pytest.mark.parametrize("block", new_sides(PAGE), ids=lambda text: text.splitlines()[0])
-def test_the_code_of_the_migration_page_trains(block: str) -> None:
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    names: dict[str, Any] = {
-        "torch": torch, "steppe": steppe, "SharpOptimizer": SharpOptimizer, "model": model,
-        "criterion": nn.CrossEntropyLoss(), "loader": [batch_of(t) for t in range(3)],
-    }  # fmt: skip
-    exec(block, names)  # noqa: S102
-    sharp = names["sharp"] if "sharp" in names else names["optimizer"].sharp
-    assert sharp.step == (3 if "for x, y" in block else 0)
