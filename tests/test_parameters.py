@@ -233,12 +233,39 @@ def test_a_view_is_copied_because_its_buffer_is_somebody_elses():
     assert not grads["body.weight"].any() and not grads["body.bias"].any()
 
 
-def test_parameters_outside_the_optimizer_are_taken_too():
+def test_gradients_outside_the_optimizer_are_kept_apart():
     model = pair()
     parameters = Parameters(model, sgd(model["head"].parameters()), "all")
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    assert list(parameters.take()) == NAMES
+    assert len(parameters.handed()) == 2
+    assert list(parameters.take()) == ["head.weight", "head.bias"]
+    assert all(p.grad is None for p in model.parameters()) and not parameters.have_gradients()
+    parameters.give_others()
+    assert [k for k, p in model.named_parameters() if p.grad is not None] == ["body.weight", "body.bias"]
+    assert not parameters.have_gradients(), "the optimizer's step would take none"
+    parameters.take()
+    parameters.drop_others()
+    parameters.give_others()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_parameters_of_a_group_may_be_exchanged_for_as_many_others():
+    model = pair()
+    optimizer = sgd([model["body"].weight])
+    parameters = Parameters(model, optimizer, "all")
+    optimizer.param_groups[0]["params"] = [model["head"].weight]
+    assert [e.name for e in parameters.entries if e.group is not None] == ["head.weight"]
+
+
+def test_aside_copies_a_view_too():
+    model, parameters = filled(2.0)
+    flat = torch.full((4,), 2.0)
+    model["body"].weight.grad = flat.view(2, 2)
+    with parameters.aside():
+        flat.fill_(7.0)
+        model["body"].weight.grad = torch.ones(2, 2)
+    assert model["body"].weight.grad.unique().tolist() == [3.0]
 
 
 def test_aside_adds_what_was_there_in_its_own_tensor():

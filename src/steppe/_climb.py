@@ -110,9 +110,11 @@ class Climber:
     @torch.no_grad()
     def _skip(self, grads: Grads) -> None:
         self._parameters.give(self.combine.skipped(self.step, grads, self.memory.get("combine", {})))
+        self._parameters.give_others()
 
     @torch.no_grad()
     def _perturb(self, direction: Grads, clean: Grads, repeats: bool = True) -> None:
+        self._parameters.drop_others()
         radii = self._radii()
         moved = {e.name: e for e in self._parameters.entries if e.name in radii and e.name in direction}
         # The ascent writes on what it is handed, so a gradient that is still needed is handed as a copy.
@@ -190,6 +192,7 @@ class Climber:
         out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
         self._draft.keep(out)
         self._parameters.give(out.grads)
+        self._parameters.give_others()
 
     def _before_step(self) -> None:
         self._refuse_while_perturbed("step the optimizer")

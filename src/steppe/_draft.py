@@ -71,12 +71,12 @@ class Draft:
     def note_handed(self, parameters: Parameters) -> None:
         """Measure the gradient that the optimizer is given, if a correction has to stay in proportion to it."""
         if self.correction:
-            self.handed, self.closed = _norm(parameters), False
+            self.handed, self.closed = norm(parameters.handed()), False
 
     def shrink(self, parameters: Parameters) -> None:
         """Clipping, unscaling or zeroing since :meth:`note_handed` scaled the gradient: scale the correction alike."""
         if self.correction and self.handed is not None:
-            factor = ratio(_norm(parameters), self.handed)
+            factor = ratio(norm(parameters.handed()), self.handed)
             for here in local(self.correction.values()):
                 # Zero, not c * 0, for an abandoned step, which may hold inf or NaN.
                 here.copy_(torch.where(factor.to(here.device) > 0, here * factor.to(here.device), 0.0))
@@ -101,7 +101,3 @@ class Draft:
         for entry in parameters.entries if self.correction else ():
             if entry.name in self.correction and entry.group is not None:
                 entry.param.sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
-
-
-def _norm(parameters: Parameters) -> Tensor:
-    return norm([e.param.grad for e in parameters.entries if e.param.grad is not None])

@@ -79,8 +79,9 @@ class Parameters:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, subset: Subset) -> None:
         self.model, self.optimizer, self.subset = model, optimizer, subset
-        self._shape: tuple[int, ...] = ()
+        self._shape: tuple[tuple[int, ...], ...] = ()
         self._entries: list[Entry] = []
+        self._others: dict[str, Tensor] = {}
         self._sharded = False
         if not any(self.perturbable(e) for e in self.entries):
             raise ValueError(
@@ -96,7 +97,8 @@ class Parameters:
     @property
     def entries(self) -> list[Entry]:
         """Every parameter, in the model's order."""
-        shape = tuple(len(g["params"]) for g in self.optimizer.param_groups)
+        groups = [g["params"] for g in self.optimizer.param_groups]
+        shape = tuple((len(ps), id(ps[0]), id(ps[-1])) if ps else () for ps in groups)
         if shape != self._shape:
             self._check()
             self._entries, self._shape = self._find(), shape
@@ -113,12 +115,21 @@ class Parameters:
         return entry.inside and entry.group is not None and bool(self.group_of(entry).get("perturb", True))
 
     def take(self) -> dict[str, Tensor]:
-        """Take every gradient away from its parameter."""
-        grads = {e.name: e.param.grad for e in self.entries if e.param.grad is not None and e.param.requires_grad}
+        """Take every gradient away from its parameter; those of parameters that the optimizer lacks are kept apart."""
+        there = [(e, e.param.grad) for e in self.entries if e.param.requires_grad and e.param.grad is not None]
         self.clear()
-        _refuse_sparse(grads)
-        # A view is a slice of somebody's flat buffer (DDP's buckets), which the next pass would overwrite.
-        return {k: g.clone() if g._is_view() else g for k, g in grads.items()}
+        _refuse_sparse({e.name: g for e, g in there})
+        self._others = {e.name: _own(g) for e, g in there if e.group is None}
+        return {e.name: _own(g) for e, g in there if e.group is not None}
+
+    def drop_others(self) -> None:
+        """Another pass will bring the others' gradients."""
+        self._others = {}
+
+    def give_others(self) -> None:
+        """Leave the latest pass's gradients where the optimizer does not look: they are no part of the method."""
+        others, self._others = self._others, {}
+        self.give(others)
 
     def give(self, grads: dict[str, Tensor]) -> None:
         """Set the gradients; parameters without one keep what they have."""
@@ -133,8 +144,13 @@ class Parameters:
                 entry.param.grad = None
 
     def have_gradients(self) -> bool:
-        """Whether any gradient is there."""
-        return any(e.param.grad is not None for e in self.entries if e.param.requires_grad)
+        """Whether any gradient is there that the optimizer's step would take."""
+        return bool(self.handed())
+
+    def handed(self) -> list[Tensor]:
+        """The gradients that the optimizer's step would take."""
+        mine = [e.param for e in self.entries if e.group is not None and e.param.requires_grad]
+        return [p.grad for p in mine if p.grad is not None]
 
     @contextmanager
     def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:
@@ -142,7 +158,8 @@ class Parameters:
 
         ``average`` is given those put aside before they are added.
         """
-        earlier = [(e.param, e.param.grad) for e in self.entries if e.param.requires_grad]
+        trained = [e.param for e in self.entries if e.param.requires_grad]
+        earlier = [(p, None if p.grad is None else _own(p.grad)) for p in trained]
         if any(g is not None for _, g in earlier):
             self.clear()
         try:
@@ -190,6 +207,11 @@ def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dic
     for one, other in ((clean, perturbed), (perturbed, clean)):
         one.update({k: torch.zeros_like(g) for k, g in other.items() if k not in one})
     return clean, {k: perturbed[k] for k in clean}
+
+
+def _own(grad: Tensor) -> Tensor:
+    # A view is a slice of somebody's flat buffer (DDP's buckets), which the next pass would overwrite.
+    return grad.clone() if grad._is_view() else grad
 
 
 def _check_group(group: dict[str, Any]) -> None:

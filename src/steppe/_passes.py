@@ -48,7 +48,7 @@ class Passes(Climber):
             self._draft.shrink(self._parameters)
 
     def _gradient_norm(self) -> float:
-        return float(norm([e.param.grad for e in self._parameters.entries if e.param.grad is not None]))
+        return float(norm(self._parameters.handed()))
 
     def _whole_batch(self, work: Work) -> Last:
         if self._known_to_skip():

@@ -277,6 +277,18 @@ class SharpnessAware(Passes):
         unpack(self, state)
         self._draft = Draft()
 
+    # Copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles of it together with its model and optimizer."""
+        self._refuse_while_perturbed("copy the object")
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy hears of its own optimizer's steps, whose copy has lost all hooks."""
+        self.__dict__.update(state)
+        listen(self, self.optimizer)
+
     def __repr__(self) -> str:
         """The parts and the position."""
         return (

@@ -54,6 +54,31 @@ def test_gradients_that_are_views_of_buckets_change_nothing(name: str, averaged:
         assert torch.equal(rank["views"][name]["weights"], rank["fp32"][name]["weights"])
 
 
+def _beside_views() -> list[list[Tensor]]:
+    """Gradients at every step, where some lay in the buckets before: an auxiliary loss's, or a skipped step's zeros."""
+    found = []
+    for view in (False, True):
+        for name in ("sam", "grst"):
+            model = d.wrap("DDP", d.network(), gradient_as_bucket_view=view)
+            optimizer, seen = d.base(name, model), []
+            sharp = d.sharpen(name, model, optimizer)
+            for batch in d.batches(8):
+                if name == "sam":
+                    model(batch[0]).square().mean().backward()
+                sharp.backward(d.loss_of(model), batch)
+                seen += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=name == "sam")
+            found.append(seen)
+    return found
+
+
+def test_gradients_that_lay_in_buckets_before_are_neither_lost_nor_counted_twice() -> None:
+    for sam, grst, sam_in_views, grst_in_views in d.run(2, _beside_views):
+        for plain, viewed in ((sam, sam_in_views), (grst, grst_in_views)):
+            assert len(plain) == len(viewed) > 0 and all(map(torch.equal, plain, viewed))
+
+
 def test_stochastic_rounding_draws_alike_on_all_ranks(averaged: Outcomes) -> None:
     first, second = (rank["bf16"]["weights"] for rank in averaged[2])
     assert torch.equal(first, second)

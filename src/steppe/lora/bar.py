@@ -113,10 +113,7 @@ class BAR:
         self._warned = False
         self._bundles: tuple[Any, list[Bundle]] = (None, [])
         _take_over(self, self.optimizer)
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._hooks = self._hooked()
 
     # As an object that loops treat like any method's
 
@@ -158,6 +155,21 @@ class BAR:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def _hooked(self) -> list[Any]:
+        return [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles of it together with its model and optimizer."""
+        return self.__dict__ | {"_hooks": bool(self._hooks), "_bundles": (None, [])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is tied to its own optimizer, whose copy has lost all hooks."""
+        self.__dict__.update(state)
+        self._hooks = self._hooked() if state["_hooks"] else []
 
     def __len__(self) -> int:
         return len(self.pairs)
