@@ -137,6 +137,8 @@ def test_few_examples_of_each_class(tmp_path: Path) -> None:
     plan = prepare(resolve(flags(tmp_path, per_class=3, test=source), FEW))
     assert sorted(plan.found.train.labels) == [0, 0, 0, 1, 1, 1] and len(plan.found.test) == len(read(source))
     assert len(prepare(resolve(flags(tmp_path, examples=5), FEW)).found.train) == 5
+    both = prepare(resolve(flags(tmp_path, per_class=5, examples=5), FEW)).found.train
+    assert len(both) == 5 and {*both.labels} == {0, 1}, "the cut to 5 leaves the classes mixed"
 
 
 def test_an_adapter_is_trained_further(tmp_path: Path) -> None:

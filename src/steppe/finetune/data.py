@@ -104,15 +104,22 @@ def _parted(everything: Any, share: float, seed: int) -> tuple[Any, Any]:
 
 
 def _fewer(train: Any, settings: Settings) -> Any:
-    """The first in a random order, of each class or of all."""
+    """The first in a random order: of each class, then of all, so that a cut leaves the classes mixed."""
     order = _order(len(train), settings.seed)
     if settings.per_class is not None:
-        order = [i for label in range(len(train.names)) for i in _of_class(train, label, order)[: settings.per_class]]
-    return train.take(sorted(order[: settings.examples] if settings.examples else order))
+        order = _first_of_each(train, order, settings.per_class)
+    return train.take(sorted(order[: settings.examples]))
 
 
-def _of_class(train: Labelled, label: int, order: list[int]) -> list[int]:
-    return [i for i in order if train.labels[i] == label]
+def _first_of_each(train: Labelled, order: list[int], most: int) -> list[int]:
+    """Of ``order``, as it stands, the first ``most`` of each class."""
+    seen = [0] * len(train.names)
+    kept = []
+    for i in order:
+        seen[train.labels[i]] += 1
+        if seen[train.labels[i]] <= most:
+            kept.append(i)
+    return kept
 
 
 def _order(count: int, seed: int) -> list[int]:
