@@ -14,6 +14,7 @@ from torch import nn
 
 from steppe._parts import check_choice
 from steppe.study.lookup import nearest
+from steppe.text import heads
 from steppe.text.hub import silent
 
 KINDS = ("lora", "rslora", "dora")
@@ -51,12 +52,15 @@ class Lora:
 
 
 def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed: int) -> tuple[nn.Module, Any]:
-    """A pretrained model with a fresh classification head, and its tokenizer.
+    """A pretrained model with a classification head, and its tokenizer.
+
+    The head is fresh unless the model has one for the same classes (:func:`steppe.text.heads.load`).
 
     Args:
         path: folder of a saved model, or an id of the hub.
         classes: how many, at least 2, or their names (saved with the model).
-        lora: adapters; the head is trained too. None: everything is trained.
+        lora: adapters; the head, and whatever else the checkpoint lacks, is trained and saved too. None: everything is
+            trained.
         seed: draws head and adapters; the global generator is left as it was.
 
     Raises:
@@ -65,16 +69,13 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
     if len(names) < 2:
         raise ValueError(f"a classifier needs at least 2 classes, got {len(names)}; the data has one label only")
-    from transformers import AutoModelForSequenceClassification as Auto
 
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-
-    def load(**how: Any) -> nn.Module:
-        made: nn.Module = Auto.from_pretrained(path, ignore_mismatched_sizes=True, **labels, **how)
+    def load(**how: Any) -> tuple[Any, list[str]]:
+        made, new = heads.load(path, names, **how)
         # Its loss is the mean over a batch whatever it is told of the items in an accumulated batch, so the Trainer has
         # to divide by accumulation steps, and must not multiply by processes: it takes any **kwargs for a promise.
-        made.accepts_loss_kwargs = False  # type: ignore[assignment]
-        return made
+        made.accepts_loss_kwargs = False
+        return made, new
 
     return _made(path, seed, lora, "SEQ_CLS", load)
 
@@ -83,16 +84,21 @@ def causal(path: str, lora: Lora | None, seed: int) -> tuple[nn.Module, Any]:
     """A pretrained language model and its tokenizer; arguments and errors as in :func:`classifier`."""
     from transformers import AutoModelForCausalLM as Auto
 
-    return _made(path, seed, lora, "CAUSAL_LM", partial(Auto.from_pretrained, path))
+    def load(**how: Any) -> tuple[Any, list[str]]:
+        return Auto.from_pretrained(path, **how), []
+
+    return _made(path, seed, lora, "CAUSAL_LM", load)
 
 
-def _made(path: str, seed: int, lora: Lora | None, task: str, load: Callable[..., Any]) -> tuple[nn.Module, Any]:
+def _made(
+    path: str, seed: int, lora: Lora | None, task: str, load: Callable[..., tuple[Any, list[str]]]
+) -> tuple[nn.Module, Any]:
     tokenizer = tokenizer_of(path)
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
-        model = _loaded(path, load)
+        model, new = _loaded(path, load)
         model.config.pad_token_id = tokenizer.pad_token_id
-        return (model if lora is None else with_lora(model, lora, task)), tokenizer
+        return (model if lora is None else with_lora(model, lora, task, new)), tokenizer
 
 
 def tokenizer_of(path: str) -> Any:
@@ -108,8 +114,14 @@ def tokenizer_of(path: str) -> Any:
     return tokenizer
 
 
-def with_lora(model: Any, lora: Lora, task: str) -> nn.Module:
+def with_lora(model: Any, lora: Lora, task: str, new: Sequence[str] = ()) -> nn.Module:
     """``model`` frozen, with adapters for PEFT's task type "SEQ_CLS" or "CAUSAL_LM".
+
+    Args:
+        model: as loaded.
+        lora: the adapters.
+        task: PEFT's task type.
+        new: names of modules that are trained as they are, and saved with the adapters.
 
     Raises:
         ValueError: a target that no module's name ends in; the nearest is offered.
@@ -120,6 +132,7 @@ def with_lora(model: Any, lora: Lora, task: str) -> nn.Module:
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_targets(model, lora),  # type: ignore[arg-type]
         use_rslora=lora.kind == "rslora", use_dora=lora.kind == "dora",
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()), task_type=task,
+        modules_to_save=list(new) or None,
     )  # fmt: skip
     return get_peft_model(model, config)
 
