@@ -7,7 +7,7 @@ import transformers
 from tests.text import tiny
 from transformers import AutoModelForSequenceClassification
 
-from steppe.text.models import Lora, classifier
+from steppe.text.models import Lora, causal, classifier
 
 peft = pytest.importorskip("peft")
 
@@ -44,11 +44,11 @@ def headless(folder: Path, kind: str) -> str:
     return str(folder)
 
 
-def classes(folder: Path, names: dict[int, str]) -> str:
+def classes(folder: Path, names: dict[int, str], dtype: torch.dtype = torch.float32) -> str:
     """A trained classifier for classes of these names."""
     path = tiny.save(folder)
     model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=len(names), id2label=names)
-    model.save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder)
     return path
 
 
@@ -83,6 +83,36 @@ def test_a_kept_layer_before_the_head_gets_no_adapter(tmp_path: Path) -> None:
     AutoModelForSequenceClassification.from_pretrained(path).save_pretrained(path)
     model, _ = classifier(path, 2, Lora(targets=("all-linear",)), 0)
     assert not any("pre_classifier" in name and "lora_" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("lora", [None, Lora()], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_classifier_is_trained_in_float32(tmp_path: Path, dtype: torch.dtype, lora: Lora | None) -> None:
+    model, tokenizer = classifier(classes(tmp_path, {0: "no", 1: "yes"}, dtype), ("no", "yes"), lora, 0)
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = tokenizer(["good film", "bad film"], return_tensors="pt") | {"labels": torch.tensor([1, 0])}
+    for _ in range(3):
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_language_model_is_trained_in_float32(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    path = tiny.save(tmp_path, kind)
+    transformers.AutoModelForCausalLM.from_pretrained(path).to(dtype).save_pretrained(path)
+    assert {weight.dtype for weight in causal(path, None, 0)[0].parameters()} == {torch.float32}
+    model, _ = causal(path, Lora(r=2, kind="dora"), 0)
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {dtype}
+    model(input_ids=torch.tensor([[4, 5]]), labels=torch.tensor([[4, 5]])).loss.backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in _trained(model))
+
+
+def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def test_a_head_for_the_same_classes_is_kept(tmp_path: Path) -> None:

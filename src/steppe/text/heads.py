@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 _BY_PEFT = ("classifier", "score")  # modules with names that end so are trained and saved by PEFT unasked
 
 
 def load(path: str, names: Sequence[str], **how: Any) -> tuple[Any, list[str]]:
-    """A sequence classifier, and its modules that must be trained and saved whatever else is.
+    """A sequence classifier in float32, and its modules that must be trained and saved whatever else is.
 
     Those are all that the checkpoint lacks (they are drawn here) and the output layer. An output layer of the
     checkpoint that fits in size is kept where its classes are ``names`` in this order, or have no names ("LABEL_0"),
@@ -28,7 +29,7 @@ def load(path: str, names: Sequence[str], **how: Any) -> tuple[Any, list[str]]:
     model, found = AutoModelForSequenceClassification.from_pretrained(
         path, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
         problem_type="single_label_classification",  # whatever the checkpoint was trained for
-        ignore_mismatched_sizes=True, output_loading_info=True, **how,
+        ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32, **how,
     )  # fmt: skip
     keys = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     new = {key.rpartition(".")[0] for key in keys} - {""}

@@ -54,7 +54,9 @@ class Lora:
 def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed: int) -> tuple[nn.Module, Any]:
     """A pretrained model with a classification head, and its tokenizer.
 
-    The head is fresh unless the model has one for the same classes (:func:`steppe.text.heads.load`).
+    The head is fresh unless the model has one for the same classes (:func:`steppe.text.heads.load`). All of it is
+    float32, whatever the checkpoint is in: half precision gives a trained head NaN (float16) or rounds its steps away
+    (bfloat16). Autocast (the Trainer's ``bf16``) saves memory without that harm.
 
     Args:
         path: folder of a saved model, or an id of the hub.
@@ -81,11 +83,16 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
 
 
 def causal(path: str, lora: Lora | None, seed: int) -> tuple[nn.Module, Any]:
-    """A pretrained language model and its tokenizer; arguments and errors as in :func:`classifier`."""
+    """A pretrained language model and its tokenizer; arguments and errors as in :func:`classifier`.
+
+    In float32 where everything is trained, whatever the checkpoint is in: in half precision most steps of a fine-tuning
+    round to nothing. Under adapters the frozen weights stay as they were saved, which takes half the memory, and the
+    adapters are float32.
+    """
     from transformers import AutoModelForCausalLM as Auto
 
     def load(**how: Any) -> tuple[Any, list[str]]:
-        return Auto.from_pretrained(path, **how), []
+        return Auto.from_pretrained(path, dtype=torch.float32 if lora is None else "auto", **how), []
 
     return _made(path, seed, lora, "CAUSAL_LM", load)
 
@@ -119,7 +126,7 @@ def with_lora(model: Any, lora: Lora, task: str, new: Sequence[str] = ()) -> nn.
 
     Args:
         model: as loaded.
-        lora: the adapters.
+        lora: the adapters; they are float32 over weights of any precision.
         task: PEFT's task type.
         new: names of modules that are trained as they are, and saved with the adapters.
 
