@@ -84,6 +84,32 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatc
         parallel.begin(resolve({"parallel": "ddp"}))
 
 
+@pytest.mark.parametrize(("examples", "ranks", "fits"), [(50, 4, False), (50, 2, True), (100, 4, True), (3, 2, False)])
+def test_one_batch_of_everything_must_be_shared_out_evenly(
+    examples: int, ranks: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "ranks", lambda: ranks)
+    if fits:
+        parallel.check_shares(examples, 64)
+    else:
+        with pytest.raises(ValueError, match=f"the {examples} training examples are one batch, which does not divide"):
+            parallel.check_shares(examples, 64)
+
+
+def test_several_processes_without_parallel_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were started, and each would run the whole study; add"):
+        parallel.begin(resolve({}))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert parallel.begin(resolve({})) == resolve({})
+
+
+def test_one_gpu_for_all_processes_is_refused() -> None:
+    spec = resolve({"parallel": "ddp"}).model_copy(update={"device": "cuda:0"})
+    with pytest.raises(ValueError, match="device='cuda:0' is one GPU for all processes; give --device cuda"):
+        parallel.begin(spec)
+
+
 def test_alone_everything_is_as_it_was() -> None:
     model, batch = torch.nn.Linear(2, 1), (torch.zeros(4, 2), torch.zeros(4))
     assert parallel.ranks() == 1 and parallel.first()

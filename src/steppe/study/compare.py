@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe.study import cost, report, run, summary
-from steppe.study.parallel import InStep, agree
+from steppe.study.parallel import InStep, agree, check_shares
 from steppe.study.plan import Plan, Run
 from steppe.study.pool import Event, Job, Pool
 from steppe.study.progress import PlainProgress, describe
@@ -35,6 +35,7 @@ def check(spec: Spec) -> Plan:
     """
     plan = Plan(spec, spec.hash())
     task = run.load_task(spec, spec.seeds[0])
+    check_shares(len(task.train), spec.batch_size)
     for choice in plan.choices:
         first = Run(choice.text, choice.grid(spec.grids)[0], spec.seeds[0])
         try:

@@ -34,7 +34,14 @@ def begin(spec: Spec) -> Spec:
         ValueError: not started by torchrun, or the batch cannot be shared out evenly.
     """
     if spec.parallel is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"{os.environ['WORLD_SIZE']} processes were started, and each would run the whole study; add "
+                "--parallel ddp (or fsdp), or start one process"
+            )
         return spec
+    if ":" in spec.device:
+        raise ValueError(f"device={spec.device!r} is one GPU for all processes; give --device cuda")
     if "WORLD_SIZE" not in os.environ:
         raise ValueError(
             f"parallel={spec.parallel!r} needs several processes; start with "
@@ -73,6 +80,19 @@ def ranks() -> int:
 def first() -> bool:
     """Whether this process speaks, reads and writes for all."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def check_shares(examples: int, batch_size: int) -> None:
+    """Refuse batches that cannot be shared out evenly: a mean of unequal means is another loss.
+
+    Raises:
+        ValueError: the training set is smaller than the batch, and its one batch does not divide.
+    """
+    if min(examples, batch_size) % ranks():
+        raise ValueError(
+            f"the {examples} training examples are one batch, which does not divide into {ranks()} equal shares; "
+            f"set batch_size to a multiple of {ranks()} of at most {examples}"
+        )
 
 
 def agree(value: T) -> T:
