@@ -151,6 +151,14 @@ def test_a_missing_place_is_refused_with_what_to_give():
         tasks.check_name("text:nowhere/train.txt")
 
 
+def test_corrected_labels_change_the_fingerprint(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("0 good\n1 bad\n")
+    before = tasks.fingerprint(f"text:{path}")
+    path.write_text("1 good\n0 bad\n")
+    assert before != tasks.fingerprint(f"text:{path}")
+
+
 def test_changed_texts_change_the_fingerprint(tmp_path):
     path = words.write(tmp_path, test=4)
     before = tasks.fingerprint(f"text:{path}")

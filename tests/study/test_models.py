@@ -2,7 +2,8 @@ import pytest
 import torch
 from tests.study import tiny
 
-from steppe.study import models
+from steppe.study import models, tasks
+from steppe.study.spec import resolve
 
 
 @pytest.mark.parametrize("name", list(models.MODELS))
@@ -27,3 +28,24 @@ def test_small_images_are_refused_by_convolutions():
 
 def test_a_model_of_your_own():
     assert isinstance(models.build("tests.study.tiny:wordy_model", tiny.wordy(0)), tiny.WordyModel)
+
+
+def test_an_edited_model_is_another_study_s(tmp_path, monkeypatch):
+    """Its runs are not taken for those of the model that was there before."""
+    code = "from torch import nn\n\ndef net(shape, n):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, n))\n"
+    (tmp_path / "edited_net.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = resolve({"model": "edited_net:net"}).hash()
+    assert before == resolve({"model": "edited_net:net"}).hash()
+    (tmp_path / "edited_net.py").write_text(code.replace("nn.Flatten()", "nn.Flatten(), nn.Identity()"))
+    assert before != resolve({"model": "edited_net:net"}).hash()
+
+
+def test_a_pretrained_model_s_files_are_part_of_the_study(tmp_path):
+    assert tasks.model_fingerprint("cnn") is None and tasks.model_fingerprint("hf:owner/model") is None
+    (tmp_path / "config.json").write_text('{"hidden": 1}')
+    before = tasks.model_fingerprint(f"hf:{tmp_path}")
+    (tmp_path / "config.json").write_text('{"hidden": 2}')
+    assert before and before != tasks.model_fingerprint(f"hf:{tmp_path}")
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    assert len({before, tasks.model_fingerprint(f"hf:{tmp_path}")}) == 2

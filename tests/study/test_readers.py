@@ -101,9 +101,11 @@ class _Column(dict):
         return list(self)
 
 
-def _hub(monkeypatch, **parts):
+def _hub(monkeypatch, labels=None, **parts):
     images = [Image.new("L", (8, 8), 9 * i) for i in range(12)]
     made = {part: _Column(img=images[:count], label=[i % 2 for i in range(count)]) for part, count in parts.items()}
+    for part, label in (labels or {}).items():
+        made[part]["label"] = label
     module = ModuleType("datasets")
     module.load_dataset = lambda name: made
     monkeypatch.setitem(sys.modules, "datasets", module)
@@ -121,6 +123,18 @@ def test_a_hugging_face_data_set_without_a_test_split_gives_a_fifth(monkeypatch)
     assert len(readers.hugging_face("owner/made-up", "img", "label", None).test) == 2
 
 
+def test_a_hugging_face_test_whose_labels_are_secret_is_none(monkeypatch):
+    _hub(monkeypatch, train=10, test=6, labels={"test": [-1] * 6})
+    source = readers.hugging_face("owner/made-up", None, None, None)
+    assert len(source.test) == 2 and set(source.test.y.tolist()) <= {0, 1}
+
+
+def test_a_hugging_face_label_that_training_lacks_is_refused(monkeypatch):
+    _hub(monkeypatch, train=10, test=3, labels={"test": [0, 1, 7]})
+    with pytest.raises(ValueError, match="has the label 7 outside of training, whose labels are 0 to 1"):
+        readers.hugging_face("owner/made-up", None, None, None)
+
+
 def test_hugging_face_columns_and_splits_are_checked(monkeypatch):
     _hub(monkeypatch, train=10)
     with pytest.raises(ValueError, match="did you mean 'label'"):
@@ -134,6 +148,14 @@ def test_hugging_face_without_its_extra_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'steppe\[study,hf\]'"):
         readers.hugging_face("owner/made-up", None, None, None)
+
+
+def test_corrected_labels_change_the_fingerprint(tmp_path):
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(b"\0\1\2")
+    before = tasks.fingerprint(f"idx:{tmp_path}")
+    labels.write_bytes(b"\0\2\1")
+    assert before != tasks.fingerprint(f"idx:{tmp_path}")
 
 
 def test_changed_files_change_the_fingerprint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -132,9 +133,20 @@ def _tokenised(model: str, found: Mapping[str, Labelled], max_length: int | None
     }
 
 
+def check(place: str) -> None:
+    """Refuse a local task whose files are not there."""
+    if not place.startswith(HUB):
+        files(place)
+
+
+def content(path: Path) -> bytes:
+    """A hash of what is in a file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
+
+
 def fingerprint(place: str) -> bytes:
-    """Names and sizes of the files of a local task; nothing for the hub."""
+    """Names and contents of the files of a local task; nothing for the hub."""
     if place.startswith(HUB):
         return b""
     found = files(place)
-    return "".join(f"{part}:{found[part].name}:{found[part].stat().st_size};" for part in sorted(found)).encode()
+    return b"".join(f"{part}:{found[part].name}:".encode() + content(found[part]) for part in sorted(found))

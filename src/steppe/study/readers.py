@@ -154,11 +154,22 @@ def hugging_face(dataset: str, image_column: str | None, label_column: str | Non
     )
     train = _hf_split(parts["train"], columns, size)
     classes = int(train.y.max()) + 1
-    held_out = _hf_split(val, columns, size) if val is not None else None
-    if "test" not in parts:
+    held_out = _labelled(dataset, _hf_split(val, columns, size), classes) if val is not None else None
+    test = _labelled(dataset, _hf_split(parts["test"], columns, size), classes) if "test" in parts else None
+    if test is None:
         rest = hold_out_test(train, classes)
         return Source(rest.pool, rest.test, classes, held_out)
-    return Source(train, _hf_split(parts["test"], columns, size), classes, held_out)
+    return Source(train, test, classes, held_out)
+
+
+def _labelled(dataset: str, split: Split, classes: int) -> Split | None:
+    """The split, None where its labels are kept secret (all −1)."""
+    if bool((split.y == -1).all()):
+        return None
+    if int(split.y.min()) < 0 or int(split.y.max()) >= classes:
+        wrong = next(int(y) for y in split.y if not 0 <= y < classes)
+        raise ValueError(f"hf:{dataset} has the label {wrong} outside of training, whose labels are 0 to {classes - 1}")
+    return split
 
 
 def _column(names: list[str], given: str | None, usual: tuple[str, ...], kind: str) -> str:

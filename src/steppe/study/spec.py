@@ -138,6 +138,8 @@ class Spec(BaseModel):
         plain = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
         decisive = self.model_dump(exclude=_NOT_IN_RESULT | plain)
         decisive |= {"parallel": self.parallel} if self.parallel else {}
+        model = tasks.model_fingerprint(self.model)
+        decisive |= {"model_files": model} if model else {}
         decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": tasks.fingerprint(self.task)}
         return short_hash(decisive)
 

@@ -96,7 +96,7 @@ def check_name(name: str) -> None:
         if kind not in KINDS:
             named_function(name, "task")
         elif kind == "text":
-            corpora.fingerprint(rest)
+            corpora.check(rest)
         elif kind != "hf" and not Path(rest).is_dir():
             raise ValueError(f"task {name!r}: {rest} is not a folder; give the folder that holds the data")
     elif Path(name).is_dir():
@@ -199,7 +199,8 @@ def load(options: DataOptions, seed: int) -> Task:
 def fingerprint(name: str) -> str:
     """A short hash of the files behind a task, so that changed data does not pass for the same study.
 
-    File names and sizes for files and folders, the module's text for a function, nothing for built-in and hub data.
+    What is in the files of idx and text tasks, whose labels may change and leave the sizes as they are; names and sizes
+    of images, whose labels are their folders; the module's text for a function; nothing for built-in and hub data.
     """
     kind, _, rest = name.partition(":")
     digest = hashlib.blake2b(digest_size=8)
@@ -210,6 +211,22 @@ def fingerprint(name: str) -> str:
     elif kind in ("idx", "images"):
         for path in sorted(path for path in Path(rest).rglob("*") if path.is_file()):
             digest.update(f"{path.relative_to(rest).as_posix()}:{path.stat().st_size};".encode())
+            digest.update(corpora.content(path) if kind == "idx" else b"")
+    return digest.hexdigest()
+
+
+def model_fingerprint(name: str) -> str | None:
+    """The same for a model: of a function its module's text, of a folder its files' names, sizes and settings."""
+    kind, _, rest = name.partition(":")
+    if is_function(name):
+        return hashlib.blake2b(_module_text(named_function(name, "model")), digest_size=8).hexdigest()
+    folder = Path(rest)
+    if kind != "hf" or not folder.is_dir():
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size};".encode())
+        digest.update(corpora.content(path) if path.suffix == ".json" else b"")
     return digest.hexdigest()
 
 
