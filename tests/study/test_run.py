@@ -124,6 +124,16 @@ def test_the_learning_rate_ends_at_nothing_on_a_cosine():
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
 
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(("warmup", "steps"), [(0.0, 10), (0.3, 10), (0.95, 5), (0.99, 1)])
+def test_after_the_last_step_the_learning_rate_stays(shape, warmup, steps):
+    """A scheduler asks for it after every step, and the measurement of cost takes more steps than a run."""
+    factor = run._schedule(spec(lr_schedule=shape, warmup=warmup), steps)
+    later = [factor(t) for t in range(steps, 3 * steps + 3)]
+    assert all(0 <= each <= 1 for each in later)
+    assert shape == "constant" or warmup > 0.9 or later == pytest.approx([0.0] * len(later))
+
+
 def test_sharpness_is_the_rise_of_the_loss_along_the_full_gradient():
     task = tiny.task(0)
     torch.manual_seed(0)

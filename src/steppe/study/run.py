@@ -138,7 +138,8 @@ _SHAPES: dict[str, Callable[[float], float]] = {
 def _schedule(spec: Spec, total_steps: int) -> Callable[[int], float]:
     """Step -> share of the learning rate: a straight way up over the warm-up, then the study's shape to the end."""
     warm, shape = round(spec.warmup * total_steps), _SHAPES[spec.lr_schedule]
-    return lambda t: (t + 1) / (warm + 1) if t < warm else shape((t - warm) / (total_steps - warm))
+    rest = max(1, total_steps - warm)  # a scheduler also asks for the step after the last
+    return lambda t: (t + 1) / (warm + 1) if t < warm else shape(min(1.0, (t - warm) / rest))
 
 
 def make_optimizer(spec: Spec, model: nn.Module, choice: Choice | None, lr: float | None = None) -> Optimizer:
