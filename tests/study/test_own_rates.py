@@ -21,6 +21,7 @@ from steppe.study.wording import chosen
 TINY = {"task": "tests.study.tiny:task", "methods": ["sam"], "seeds": 3, "lr_grid": [0.1, 0.2], "rho": [0.05, 0.3]}
 METHODS = {name: CLEAN[name] for name in ("base", "sam", "grst")}
 RATES = (0.02, 0.04)
+SPEC = spec(METHODS) | {"tune_lr": "each", "lr_grid": list(RATES)}
 
 
 def planned(**more: Any) -> Plan:
@@ -115,7 +116,7 @@ def made() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def summary() -> dict[str, Any]:
-    return summarise(made(), cost(METHODS), spec(METHODS))
+    return summarise(made(), cost(METHODS), SPEC)
 
 
 def row(summary: dict[str, Any], method: str) -> dict[str, Any]:
@@ -143,9 +144,20 @@ def test_values_are_not_averaged_over_rates(summary: dict[str, Any]) -> None:
 
 def test_a_method_whose_final_runs_all_failed_has_no_rate() -> None:
     tried = [run for run in made() if run["method"] != "sam" or run["phase"] == "tune"]
-    summary = summarise(tried, cost(METHODS), spec(METHODS))
+    summary = summarise(tried, cost(METHODS), SPEC)
     assert chosen(row(summary, "sam")) == "–" and len(row(summary, "sam")["tuning"]) == 8
     assert not Page(report.html(summary, tried, cost(METHODS))).errors
+
+
+def test_a_rate_is_shown_also_where_all_runs_at_the_others_failed() -> None:
+    left = [run for run in made() if run["method"] != "sam" or run["lr"] == 0.02]
+    summary = summarise(left, cost(METHODS), SPEC)
+    assert chosen(row(summary, "sam")) == "0.2, lr 0.02" and "lr = 0.02" in summary["verdict"]
+
+
+def test_the_base_s_choice_is_no_rate_of_their_own() -> None:
+    same = [run | {"lr": 0.04} for run in records(METHODS)]
+    assert chosen(row(summarise(same, cost(METHODS), SPEC | {"tune_lr": "base"}), "sam")) == "0.2"
 
 
 def test_notes_name_an_edge_of_the_rates(summary: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from scipy import stats
 from tests.study.records import CLEAN, NOISY, Fake, cost, records, run, spec
 
 from steppe.study.labels import Box, place
-from steppe.study.statistics import estimate, holm, paired, share
+from steppe.study.statistics import difference, estimate, holm, paired, share
 from steppe.study.summary import summarise
 from steppe.study.table import render, table
 from steppe.study.wording import points, signed, typeset
@@ -75,6 +75,17 @@ def test_interval_of_few() -> None:
 
 def test_paired_takes_common_seeds() -> None:
     assert paired({0: 3.0, 1: 5.0, 7: 1.0}, {1: 1.0, 0: 1.0, 2: 9.0}) == [2.0, 4.0]
+
+
+def test_equal_differences_tell_nothing_of_their_spread() -> None:
+    """Two of 800 test images more with both seeds: no interval, and nothing clear."""
+    found = difference([0.9125 - 0.91, 0.9 - 0.8975])
+    assert found is not None and found.mean == pytest.approx(0.0025)
+    assert (found.ci95, found.p, found.n) == (None, None, 2)
+    assert not found.above_zero
+    assert difference([0.0, 0.0]) == estimate([0.0, 0.0]), "the same training twice differs by nothing"
+    assert difference([0.1, 0.2]) == estimate([0.1, 0.2]) and difference([0.1]) == estimate([0.1])
+    assert difference([]) is None and share([0.1, 0.1], [0.2, 0.2]) is None
 
 
 def test_holm_by_hand() -> None:

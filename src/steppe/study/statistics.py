@@ -15,6 +15,9 @@ from scipy import stats
 LEVEL = 0.95
 """Coverage of every interval in a comparison."""
 
+_ROUNDING = 1e-9
+"""Of differences of accuracies, which are multiples of 1 / (number of test examples)."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,6 +58,17 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, _t_quantile(n) * error, n, _p_value(mean, error, n))
 
 
+def difference(values: Sequence[float]) -> Estimate | None:
+    """The estimate of differences between accuracies; equal ones other than 0 have no interval.
+
+    Accuracies are counts, so that a few seeds may well differ by the same; that tells nothing of their spread.
+    """
+    found = estimate(values)
+    if found is None or found.n == 1 or found.mean == 0 or max(values) - min(values) > _ROUNDING:
+        return found
+    return Estimate(found.mean, None, found.n, None)
+
+
 def paired(left: Mapping[int, float], right: Mapping[int, float]) -> list[float]:
     """Differences left − right over the seeds that both have, in the order of the seeds."""
     return [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
@@ -83,7 +97,7 @@ def share(part: Sequence[float], whole: Sequence[float]) -> tuple[float, float, 
     Returns:
         (share, low, high), or None when mean(whole) is not clear of zero: a share of nothing means nothing.
     """
-    reference = estimate(whole)
+    reference = difference(whole)
     if reference is None or not reference.above_zero or len(part) != len(whole):
         return None
     a, b = float(np.mean(part)), reference.mean

@@ -18,7 +18,7 @@ from typing import Any
 from steppe.study import frontier
 from steppe.study.groups import BASE, BySeed, Group, Record, baselines, best, finite, group, tuned
 from steppe.study.notes import notes
-from steppe.study.statistics import Estimate, estimate, holm, paired, share
+from steppe.study.statistics import Estimate, difference, estimate, holm, paired, share
 from steppe.study.verdict import verdict
 
 Row = dict[str, Any]
@@ -44,7 +44,8 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
     rows += [_missing(name, spec) for name in spec.get("methods") or () if not any(name == g.method for g in groups)]
     for row in rows:
-        row |= _tuning(row, [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]])
+        tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
+        row |= _tuning(row, tries, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))
     _mark_kept(rows, groups, against)
     _mark_clear(rows)
     axis = frontier.price(rows)
@@ -55,8 +56,8 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         "best_baseline": against.name,
         "judged": against.form,
         "baselines": {name: _json(estimate(list(v.values()))) for name, v in against.all.items()},
-        "early_alone": _json(estimate(paired(against.all.get("early", {}), against.all.get("base", {})))),
-        "double_alone": _json(estimate(paired(against.all.get("double", {}), against.all.get("base", {})))),
+        "early_alone": _json(difference(paired(against.all.get("early", {}), against.all.get("base", {})))),
+        "double_alone": _json(difference(paired(against.all.get("double", {}), against.all.get("base", {})))),
         "double_early": _double_early(groups),
         "cost_axis": axis,
         "seeds": sorted({seed for each in groups for seed in each.final}),
@@ -82,12 +83,12 @@ class _Against:
         """The estimate of those differences; baselines have none."""
         if each.method == BASE:
             return None
-        found = estimate(self.differences(each, form))
+        found = difference(self.differences(each, form))
         return _json(found, p=found.p, against=self.name, of=form) if found else None
 
 
 def _row(each: Group, against: _Against) -> Row:
-    delta = estimate(paired(each.final, against.all.get("base", {})))
+    delta = difference(paired(each.final, against.all.get("base", {})))
     plain_base = (each.method, each.variant) == (BASE, "plain")
     return {
         "method": each.method,
@@ -137,10 +138,10 @@ def _balancedness(run: Record) -> float | None:
     return shares[-1] if shares else None
 
 
-def _tuning(row: Row, runs: Sequence[Record]) -> Row:
+def _tuning(row: Row, runs: Sequence[Record], own_rates: bool) -> Row:
     """The grid a method was tuned on: mean validation accuracy at each value, and rate where it tried several."""
     grid: dict[tuple[float, float | None], dict[str, float]] = {}
-    several = row["tunes"] != "lr" and len({run.get("lr") for run in runs}) > 1
+    several = row["method"] != BASE and own_rates
     for run in runs:
         (_, value), accuracy = tuned(run), finite(run.get("val_accuracy"))
         if value is not None and accuracy is not None:
@@ -157,10 +158,15 @@ def _tuning(row: Row, runs: Sequence[Record]) -> Row:
     }
 
 
+def _own_rates(spec: Mapping[str, Any]) -> bool:
+    """Whether each method chose a learning rate of its own; by the settings, as runs at other rates may have failed."""
+    return spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1
+
+
 def _double_early(groups: Sequence[Group]) -> dict[str, Any] | None:
     """A fourth baseline, both more epochs and stopped early, minus the base stopped early."""
     early = {each.variant: each.early for each in groups if each.method == BASE}
-    return _json(estimate(paired(early.get("double", {}), early.get("plain", {}))))
+    return _json(difference(paired(early.get("double", {}), early.get("plain", {}))))
 
 
 def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) -> None:
