@@ -1,8 +1,12 @@
 import json
 
 import pytest
+import torch
 
+from steppe.bench.contender import _optimizer
+from steppe.bench.subject import Subject
 from steppe.cli import main
+from steppe.study.choices import parse
 
 TINY = ["bench", "--model", "tests.bench.tiny:job", "--batch-size", "4", "--steps", "2"]
 
@@ -40,6 +44,8 @@ def test_json_on_stdout_is_what_the_file_holds(tmp_path, capsys):
         ("--optimizer adam", "optimizer must be one of sgd, adamw, got 'adam'"),
         ("--lora 4", "--lora is for hf: models"),
         ("--model tests.bench.tiny:wrong", "expected (model, batch, loss_of)"),
+        ("--methods sam:rho=-1", "method 'sam:rho=-1.0': rho=-1.0 was given"),
+        ("--methods nbar", "method 'nbar': "),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(flags, words, tmp_path, capsys):
@@ -48,3 +54,29 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(flags, word
     said = capsys.readouterr()
     assert words in said.err and said.err.count("\n") == 1 and not said.out
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("place", "words"), [("", "is a folder"), ("file/x.json", "its folder cannot be made")])
+def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(place, words, tmp_path, capsys):
+    (tmp_path / "file").write_text("a file")
+    assert main([*TINY, "--methods", "sam", "--out", str(tmp_path / place)]) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_figures_that_cannot_be_kept_are_shown_first(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("steppe.study.store.write_json", full)
+    assert main([*TINY, "--methods", "sam", "--out", str(tmp_path / "figures.json")]) == 2
+    said = capsys.readouterr()
+    assert "SAM" in said.out and "could not be written" in said.err and "No space left on device" in said.err
+
+
+def test_a_learning_rate_reaches_the_optimizer_that_the_method_brings(tmp_path):
+    out = tmp_path / "figures.json"
+    assert main([*TINY, "--methods", "adasam:lr=0.01", "--out", str(out)]) == 0
+    job = Subject("tests.bench.tiny:job", 4).make()
+    assert _optimizer(parse("adasam:lr=0.01"), "sgd")(job.model.parameters()).param_groups[0]["lr"] == 0.01
+    assert isinstance(_optimizer(parse("sam"), "adamw")(job.model.parameters()), torch.optim.AdamW)

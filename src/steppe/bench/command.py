@@ -35,25 +35,57 @@ def bench(
     from steppe.bench import measure
     from steppe.bench.table import table
     from steppe.study.choices import parse_all
-    from steppe.study.store import write_json
 
     with refusing():
         _check(batch_size=batch_size, steps=steps, classes=classes, length=length, lora=lora, threads=threads)
         subject = _subject(model, batch_size, shape, classes, length, lora, device, dtype)
         choices = [choice.with_the_mean("the benchmark") for choice in parse_all([methods])]
         settings = measure.Settings(steps=steps, threads=threads, optimizer=_one_of("optimizer", optimizer))
-        subject.make()  # refused now, before anything is measured
+        makers = measure.makers(choices, optimizer)
+        for choice in choices:  # refused now, before anything is measured
+            _try(choice, makers[choice.text], subject)
+        target = _target(out, model)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("turns", total=1.0)
-        makers = measure.makers(choices, optimizer)
         record = measure.measure(subject, makers, settings, lambda share: bar.update(task, completed=share))
-    target = Path(out or f"results/bench/{re.sub(r'[^0-9A-Za-z]+', '-', model).strip('-')}.json")
-    write_json(target, record)
     if as_json:
         typer.echo(json.dumps(record, indent=1))
-        return
-    Console().print(table(record))
-    typer.echo(f"Figures: {target}")
+    else:
+        Console().print(table(record))
+    with refusing():
+        _keep(record, target)
+    if not as_json:
+        typer.echo(f"Figures: {target}")
+
+
+def _try(choice: Any, maker: Any, subject: Any) -> None:
+    """Refuse a method that cannot be built on the subject."""
+    job = subject.make()
+    try:
+        maker(job)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"method {choice.text!r}: {error}") from error
+
+
+def _target(out: str | None, model: str) -> Path:
+    """Where the figures go; refused where there can be no such file."""
+    target = Path(out or f"results/bench/{re.sub(r'[^0-9A-Za-z]+', '-', model).strip('-')}.json")
+    if target.is_dir():
+        raise ValueError(f"--out {target} is a folder; name a file in it")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {target}: its folder cannot be made ({error.strerror}); name another file") from error
+    return target
+
+
+def _keep(record: dict[str, Any], target: Path) -> None:
+    from steppe.study.store import write_json
+
+    try:
+        write_json(target, record)
+    except OSError as error:
+        raise ValueError(f"the figures above could not be written to {target} ({error.strerror})") from error
 
 
 def _subject(
