@@ -36,7 +36,7 @@ def test_every_method_with_a_radius_and_all_is_as_before(method):
 def test_a_method_that_wants_a_loss_of_each_sample_is_refused_and_all_is_as_before():
     model, optimizer = prepared()
     before = state(model, optimizer)
-    with pytest.raises(ValueError, match="expected one loss per sample"):
+    with pytest.raises(ValueError, match="the search has the mean loss only, not one per sample"):
         find(model, optimizer, "esam")
     assert problems.same(before, state(model, optimizer))
 

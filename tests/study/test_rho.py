@@ -96,6 +96,13 @@ def test_a_picture(tmp_path, capsys):
     assert tiny.task(0).classes == 2
 
 
+def test_a_picture_that_cannot_be_written_costs_the_picture_alone(tmp_path, capsys):
+    (tmp_path / "rho.png").mkdir()
+    assert main(["rho", *TASK, "--trial", "4", "--plot", str(tmp_path / "rho.png")]) == 2
+    shown = capsys.readouterr()
+    assert "SAM: rho = " in shown.out and "cannot write" in shown.err
+
+
 BAD = [
     ("esam", "needs a loss for each example, and the search has their mean only"),
     ("samm", "did you mean 'sam'?"),
@@ -108,7 +115,8 @@ BAD = [
     ("--after -3", "after=-3"),
     ("--epochs 0", "epochs must be a whole number of at least 1, got 0"),
     ("--trails 3", "--trial"),
-    ("--plot /dev/null/rho.png", "cannot write"),
+    ("--plot /dev/null/rho.png", "there is no folder /dev/null; make it, or name another file"),
+    ("--plot rho.zzz", "--plot rho.zzz is no picture that can be drawn; end it in one of ."),
 ]
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from steppe._parameters import bare_optimizer
 from steppe._parts import check, check_count
-from steppe._wiring import check_arguments
+from steppe._wiring import check_arguments, refuse_per_sample
 from steppe.ascent import Ascent
 from steppe.diagnostics._curve import Look, measure
 from steppe.diagnostics._trials import Bench, Trial, climb
@@ -214,6 +214,7 @@ def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, r
     sharp = recipe(model, optimizer, rho=rho)
     if not isinstance(sharp, SharpnessAware):
         raise TypeError(f"the recipe returned {type(sharp).__name__}; expected a SharpnessAware, which has a radius")
+    refuse_per_sample(sharp, "the search")
     return sharp
 
 

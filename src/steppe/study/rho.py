@@ -59,9 +59,16 @@ def rho(
         if seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
         find = prepared(spec, choice, seed, trial, after=after, looks=looks, keep=keep)
-        found = find()
         if plot is not None:
+            _check_picture(plot)
+        found = find()
+    _say(found, choice, as_json)
+    if plot is not None:
+        with refusing():
             _draw(found, plot)
+
+
+def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=1))
         return
@@ -107,6 +114,17 @@ def prepared(
 
 def _build(choice: Choice, seed: int, total: int, model: torch.nn.Module, optimizer: Any, rho: float) -> Any:
     return choice.build(model, optimizer, value=rho, seed=seed, total_steps=total)
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written, before anything is trained."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"--plot {path} is no picture that can be drawn; end it in one of .{', .'.join(known)}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--plot {path}: there is no folder {path.parent}; make it, or name another file")
 
 
 def _draw(found: RhoSearch, path: Path) -> None:
