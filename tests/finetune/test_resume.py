@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.finetune.cases import FEW, Stop, flags, run
 
 from steppe.cli import main
+from steppe.finetune import measure
 from steppe.finetune import run as running
 from steppe.finetune.spec import resolve
 
@@ -97,3 +99,31 @@ def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"half")
     assert run(tmp_path, training=TRAINING, method="nbar", resume=True)["resumed_at"] == 9
+
+
+def test_an_evaluation_that_fails_leaves_the_adapter_and_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory in the evaluation")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(measure, "metrics", fails)
+        run(tmp_path, training=TRAINING, method="nbar")
+    before = weights(tmp_path)
+    free = {"per_device_eval_batch_size": 1, "eval_accumulation_steps": 1, "dataloader_num_workers": 0}
+    again = run(tmp_path, training=TRAINING | free, method="nbar", resume=True)
+    assert again["resumed_at"] == STEPS and weights(tmp_path) == before
+    assert again["settings"]["training"]["per_device_eval_batch_size"] == 1
+    whole = run(tmp_path / "whole", training=TRAINING, method="nbar")
+    assert weights(tmp_path / "whole") == before
+    assert again["metrics"] == pytest.approx(whole["metrics"], rel=1e-5)
+
+
+def test_the_evaluations_precision_leaves_what_is_saved_alone(tmp_path: Path) -> None:
+    plain, cast = (
+        run(tmp_path / name, training=TRAINING | more, method="nbar")
+        for name, more in (("plain", {}), ("cast", {"bf16_full_eval": True, "use_cpu": True}))
+    )
+    assert weights(tmp_path / "cast") == weights(tmp_path / "plain")
+    assert cast["method"]["balancedness"] == plain["method"]["balancedness"]

@@ -18,9 +18,9 @@ from steppe.finetune import data, measure, method
 from steppe.finetune.adapters import with_adapter
 from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
+from steppe.finetune.resume import check_same, last_checkpoint
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import Quiet, Watch
-from steppe.integrations import _trainer
 from steppe.study import parallel
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
@@ -79,7 +79,7 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
         folder.check_fresh(overwrite)
     found = data.examples(settings)
     if resume:
-        _check_same(folder, settings)
+        check_same(folder, settings)
     model, tokenizer = _model(settings, found)
     tokens = data.tokens(settings, found, model, tokenizer)
     pairs = method.rehearse(settings.method, model)
@@ -94,43 +94,6 @@ def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
     else:
         made = classifier(settings.model, found.names, lora, settings.seed)
     return (with_adapter(made[0], settings.adapter), made[1]) if settings.adapter else made
-
-
-def _check_same(folder: Folder, settings: Settings) -> None:
-    """Refuse to go on with other settings or other data than the run was begun with."""
-    begun = folder.check_resumable()
-    before, now = begun["settings"], settings.decisive()
-    for key in now:
-        if key == "training":
-            _refuse_change(folder, before.get(key, {}), now[key])
-    _refuse_change(folder, {k: v for k, v in before.items() if k != "training"}, now | {"training": None})
-    if begun.get("data") != data.fingerprint(settings):
-        raise ValueError(f"the data of the run in {folder.path} has changed since; begin anew with another --out")
-    last_checkpoint(folder)
-
-
-def _refuse_change(folder: Folder, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for key, value in now.items():
-        if key != "training" and before.get(key) != value:
-            raise ValueError(
-                f"the run in {folder.path} was begun with {key} = {before.get(key)!r}, now it is {value!r}: resume "
-                "with the same settings (they need not be given again), or name another --out"
-            )
-
-
-def last_checkpoint(folder: Folder) -> str:
-    """The latest whole checkpoint of the run in ``folder``.
-
-    Raises:
-        ValueError: there is none yet.
-    """
-    try:
-        return _trainer.last_whole_checkpoint(str(folder.checkpoints))
-    except ValueError:
-        raise ValueError(
-            f"the run in {folder.path} was interrupted before its first checkpoint, so nothing is there to resume: "
-            "begin anew with --overwrite"
-        ) from None
 
 
 def _arguments(settings: Settings, folder: Folder) -> Any:
@@ -161,14 +124,15 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     if plan.fresh:
         parallel.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings)))
     shown = shown if parallel.first() else Quiet()
-    watch, balance = Watch(shown), measure.balancedness(plan.model)
+    watch, begin = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    metrics = measure.metrics(trainer, plan.tokens.test, settings.language)
-    name = "model" if settings.full else "adapter"
+    name, balance = "model" if settings.full else "adapter", _balance(plan.model, begin)
+    # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
     saved = parallel.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
+    metrics = measure.metrics(trainer, plan.tokens.test, settings.language)
     result = {
         "schema": SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
@@ -225,12 +189,16 @@ def _size(model: Any) -> dict[str, int]:
     }
 
 
-def _method(plan: Plan, before: dict[str, float]) -> dict[str, Any]:
+def _method(plan: Plan, balance: dict[str, Any] | None) -> dict[str, Any]:
     settings = plan.settings
     return {
         "name": settings.method, "label": method.label(settings.method, settings.full), "pairs": plan.pairs,
-        "balancedness": {"begin": before, "end": measure.balancedness(plan.model)} if before else None,
+        "balancedness": balance,
     }  # fmt: skip
+
+
+def _balance(model: Any, begin: dict[str, float]) -> dict[str, Any] | None:
+    return {"begin": begin, "end": measure.balancedness(model)} if begin else None
 
 
 def _passes(curve: Sequence[dict[str, Any]]) -> float:
