@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -26,6 +27,35 @@ def test_words_as_labels_stand_in_order_of_the_alphabet(tmp_path: Path) -> None:
 def test_what_is_not_utf8_is_read_as_latin1(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a", "1 caf\u00e9".encode("latin-1"))).texts == ["caf\u00e9"]
     assert read(write(tmp_path / "b", "\ufeff1 caf\u00e9")).texts == ["caf\u00e9"]
+
+
+def test_lines_end_where_editors_end_them(tmp_path: Path) -> None:
+    source = write(tmp_path / "a", "1 good\u2028film\n0 dull\x85film\r1 fine\x0bfilm\r\n")
+    assert read(source).texts == ["good\u2028film", "dull\x85film", "fine\x0bfilm"]
+
+
+def test_a_tab_parts_label_and_text(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "a", "pos\ta good film\nneg \tdull\n"))
+    assert (found.texts, found.names) == (["a good film", "dull"], ("neg", "pos"))
+
+
+def test_quotation_marks_between_tabs_are_text(tmp_path: Path) -> None:
+    source = write(tmp_path / "d.tsv", 'text\tlabel\n"Oh no\t0\nnice\t1\nshe said"\t0\n')
+    assert read(source) == Labelled(['"Oh no', "nice", 'she said"'], [0, 1, 0], ("0", "1"))
+
+
+def test_long_cells_are_read(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    assert len(read(write(tmp_path / "d.csv", f"text,label\n{'a ' * 70_000},1\nb,0\n")).texts[0]) == 140_000
+    assert csv.field_size_limit() == before
+
+
+def test_blanks_around_a_label_are_no_part_of_it(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "d.csv", "text,label\na,pos\nb, pos \nc,neg\n")).labels == [1, 1, 0]
+
+
+def test_digits_that_are_no_numbers_are_words(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "d.csv", "text,label\na,²\nb,1\nc,--1\n")).names == ("--1", "1", "²")
 
 
 def test_json_lines_by_column(tmp_path: Path) -> None:
@@ -82,12 +112,20 @@ BAD = [
     ("g.jsonl", '{"text": ["a"], "label": 1}', {}, r"example 1 has \['a'\] in column 'text'"),
     ("h.jsonl", '{"text": "a", "label": null}', {}, "example 1 has None in column 'label'"),
     ("i.csv", "a,b,c,label\n1,2,3,4\n", {"text": "a,b,c"}, "text names 3 columns"),
+    ("k.jsonl", '{"text": "a", "label": NaN}', {}, "example 1 has nan in column 'label'.*fill it or leave"),
+    ("l.jsonl", '{"text": Infinity, "label": 1}', {}, "example 1 has inf in column 'text'.*fill it or leave"),
+    ("m.csv", "text,label\na,1\nb,NaN\n", {}, "example 2 has 'NaN' in column 'label'.*fill it or leave"),
+    ("n.csv", "text,label,label\na,1,0\n", {}, "has 2 columns 'label'; give each column its own name"),
+    ("o.csv", "text,label\ngrö,1\n".encode() + b"x \xff,1\n", {}, "line 3 is not UTF-8 .*; save the file as UTF-8"),
+    ("p.csv", "text,label\na,1\n".encode("utf-16"), {}, "line 1 is not UTF-8 .*; save the file as UTF-8"),
     ("j.txt", "1 good\n", {"split": "train"}, "is a file and has no split 'train'"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "content", "options", "message"), BAD, ids=[row[0] for row in BAD])
-def test_bad_sources(tmp_path: Path, name: str, content: str | None, options: dict[str, str], message: str) -> None:
+def test_bad_sources(
+    tmp_path: Path, name: str, content: str | bytes | None, options: dict[str, str], message: str
+) -> None:
     source = str(tmp_path / name) if content is None else write(tmp_path / name, content)
     with pytest.raises(ValueError, match=message) as caught:
         read(source, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,6 +11,7 @@ from steppe.text.rows import HUB, column, label_lines, rows
 
 Columns: TypeAlias = str | Sequence[str]
 Texts: TypeAlias = "list[str] | list[tuple[str, str]]"
+_WHOLE = re.compile("-?[0-9]{1,1000}")  # str.isdigit holds for more than int() reads: "²"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def read(source: str, *, text: Columns = "text", label: str = "label", split: st
     """Texts and their labels.
 
     Args:
-        source: a file of lines "LABEL text" (UTF-8, else latin-1); a ``.jsonl``, ``.csv`` or ``.tsv`` file; or
+        source: a file of lines "LABEL text" (UTF-8, or latin-1 throughout); a ``.jsonl``, ``.csv`` or ``.tsv`` file; or
             ``hf:DATASET`` or ``hf:DATASET:CONFIGURATION`` of the hub.
         text: the column of the text; two columns, as a sequence or as "premise,hypothesis", give pairs.
         label: the column of the label, which is a number or a word.
@@ -88,14 +90,15 @@ def read(source: str, *, text: Columns = "text", label: str = "label", split: st
     if not 1 <= len(wanted) <= 2:
         raise ValueError(f"text names {len(wanted)} columns; expected one, or two for pairs of texts")
     columns = [column(found, name.strip(), source, "text") for name in wanted]
-    names = [_name(value) for value in column(found, label, source, "label", empty="refused")]
+    given = column(found, label, source, "label", empty="refused")
+    names = [_name(value.strip(), number, label, source) for number, value in enumerate(given, 1)]
     texts: Texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
     return labelled(texts, names)
 
 
 def labelled(texts: Texts, names: Sequence[str]) -> Labelled:
     """Texts with the names of their classes; the classes are those that occur."""
-    numbers = all(name.lstrip("-").isdigit() for name in names)
+    numbers = all(_WHOLE.fullmatch(name) for name in names)
     known = tuple(sorted(set(names), key=lambda name: (int(name) if numbers else 0, name)))
     place = {name: i for i, name in enumerate(known)}
     return Labelled(texts, [place[name] for name in names], known)
@@ -121,8 +124,13 @@ def read_dialogues(
     )
 
 
-def _name(value: str) -> str:
-    return value[:-2] if value.endswith(".0") and value[:-2].lstrip("-").isdigit() else value  # a table's 1.0 is 1
+def _name(value: str, number: int, label: str, source: str) -> str:
+    if value.casefold() == "nan":
+        raise ValueError(
+            f"{source}: example {number} has {value!r} in column {label!r}, which stands for a missing value; "
+            "fill it or leave the example out"
+        )
+    return value[:-2] if value.endswith(".0") and _WHOLE.fullmatch(value[:-2]) else value  # a table's 1.0 is 1
 
 
 __all__ = ["Dialogues", "Labelled", "labelled", "read", "read_dialogues"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from steppe.text.hub import silent
 
 HUB = "hf:"
 Row = dict[str, Any]
-_TABLES = {".csv": ",", ".tsv": "\t"}
+_TABLES: dict[str, dict[str, Any]] = {
+    ".csv": {"delimiter": ","},
+    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # a quotation mark between tabs is one of the text
+}
+_LINE_END = re.compile("\r\n|\r|\n")  # and not the other ends of str.splitlines, which stand inside of texts
+_UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_LONGEST = 2**31 - 1  # characters of a cell, the most that csv takes on every system
 
 
 def rows(source: str, split: str | None = None) -> list[Row]:
@@ -67,6 +75,11 @@ def column(found: list[Row], name: str, source: str, flag: str, empty: str = "ta
 def _text(value: Any, number: int, name: str, source: str, empty: str) -> str:
     if value is None or isinstance(value, (dict, list)):
         raise ValueError(f"{source}: example {number} has {value!r} in column {name!r}; expected text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+            f"{source}: example {number} has {value!r} in column {name!r}, which stands for a missing value; "
+            "fill it or leave the example out"
+        )
     text = str(value).strip() if not isinstance(value, str) else value
     if empty == "refused" and not text.strip():
         raise ValueError(f"{source}: example {number} has nothing in column {name!r}; fill it or leave the example out")
@@ -74,12 +87,12 @@ def _text(value: Any, number: int, name: str, source: str, empty: str) -> str:
 
 
 def _pieces(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(_decoded(path).splitlines(), 1):
+    for number, line in enumerate(_LINE_END.split(_decoded(path)), 1):
         if line.strip():
-            label, _, text = line.strip().partition(" ")
-            if not text.strip():
+            label, *text = line.strip().split(maxsplit=1)
+            if not text:
                 raise ValueError(f"{path} line {number} is {_short(line)!r}; expected a label, a space and the text")
-            yield label, text.strip()
+            yield label, text[0]
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -97,14 +110,24 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _table_rows(path: Path) -> Iterator[Row]:
     text = io.StringIO(_decoded(path), newline="")
-    reader = csv.DictReader(text, delimiter=_TABLES[path.suffix.lower()], strict=True)
+    reader = csv.DictReader(text, strict=True, **_TABLES[path.suffix.lower()])
+    limit = csv.field_size_limit(_LONGEST)
     try:
+        _refuse_repeated(reader.fieldnames or (), path)
         for row in reader:
             if None in row:
                 raise ValueError(f"{path} line {reader.line_num} has more cells than the header's {len(row) - 1}")
             yield row
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is no row of a table ({error})") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _refuse_repeated(columns: Sequence[str], path: Path) -> None:
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise ValueError(f"{path} has {columns.count(name)} columns {name!r}; give each column its own name")
 
 
 def _hub_rows(source: str, split: str) -> list[Row]:
@@ -139,8 +162,11 @@ def _decoded(path: Path) -> str:
         raise ValueError(f"cannot read {path} ({error.strerror}); give a file, or hf:DATASET of the hub") from error
     try:
         return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
+    except UnicodeDecodeError as error:
+        if _UTF8.search(raw) or b"\0" in raw:
+            line = len(re.split(rb"\r\n|\r|\n", raw[: error.start]))
+            raise ValueError(f"{path} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
+        return raw.decode("latin-1")  # as the older sets of labelled lines are written
 
 
 def _some(found: list[Any], source: str) -> list[Any]:
