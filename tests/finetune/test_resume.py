@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.finetune.cases import FEW, Stop, flags, run
+from transformers import TrainingArguments
 
 from steppe.cli import main
 from steppe.finetune import measure
@@ -127,3 +128,33 @@ def test_the_evaluations_precision_leaves_what_is_saved_alone(tmp_path: Path) ->
     )
     assert weights(tmp_path / "cast") == weights(tmp_path / "plain")
     assert cast["method"]["balancedness"] == plain["method"]["balancedness"]
+
+
+@pytest.mark.parametrize(
+    ("key", "now"), [("world_size", "4 x 2 processes"), ("n_gpu", "4 x 1 process x 2 devices each")]
+)
+def test_a_batch_that_is_shared_out_otherwise_is_refused(
+    tmp_path: Path, key: str, now: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off(tmp_path, 8, method="nbar")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"a batch of 4 x 1 process, now .* {now}: s"):
+        patch.setattr(TrainingArguments, key, property(lambda self: 2))
+        run(tmp_path, training=TRAINING, method="nbar", resume=True)
+    assert run(tmp_path, training=TRAINING, method="nbar", resume=True)["resumed_at"] == 6
+
+
+def test_a_folder_of_an_older_version_tells_its_processes_by_the_checkpoint(tmp_path: Path) -> None:
+    broken_off(tmp_path, 8, method="nbar")
+    place = tmp_path / "out" / "settings.json"
+    begun = json.loads(place.read_text())
+    assert begun.pop("shared") == {"processes": 1, "devices": 1}
+    place.write_text(json.dumps(begun))
+    checkpoint = tmp_path / "out" / "checkpoints" / "checkpoint-6"
+    others = [checkpoint / f"rng_state_{rank}.pth" for rank in range(2)]
+    for other in others:
+        other.touch()
+    with pytest.raises(ValueError, match="begun with a batch of 4 x 2 processes, now it would be 4 x 1 process: start"):
+        run(tmp_path, training=TRAINING, method="nbar", resume=True)
+    for other in others:
+        other.unlink()
+    assert run(tmp_path, training=TRAINING, method="nbar", resume=True)["resumed_at"] == 6

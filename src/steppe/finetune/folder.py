@@ -62,14 +62,20 @@ class Folder:
             raise ValueError(f"the run in {self.path} is finished: see {self.path / RESULT}; nothing is left to resume")
         return begun
 
-    def begin(self, settings: dict[str, Any], data: list[str]) -> None:
-        """Make the folder; what an earlier run left goes."""
+    def begin(self, settings: dict[str, Any], data: list[str], shared: dict[str, int]) -> None:
+        """Make the folder; what an earlier run left goes.
+
+        Args:
+            settings: that decide the result.
+            data: the files' fingerprints.
+            shared: among how many processes and devices a batch is shared out.
+        """
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / RESULT).unlink(missing_ok=True)
             for name in (CHECKPOINTS, "adapter", "model"):
                 shutil.rmtree(self.path / name, ignore_errors=True)
-            write_json(self.path / SETTINGS, {"settings": settings, "data": data})
+            write_json(self.path / SETTINGS, {"settings": settings, "data": data, "shared": shared})
             self.tidy()
 
     def tidy(self) -> None:

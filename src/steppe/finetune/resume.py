@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from steppe.finetune import data
@@ -44,6 +45,43 @@ def _refuse_change(folder: Folder, before: dict[str, Any], now: dict[str, Any]) 
             )
 
 
+def shared(arguments: Any) -> dict[str, int]:
+    """Among how many a batch is shared out: processes, and devices of each (the Trainer takes all GPUs it sees)."""
+    return {"processes": arguments.world_size, "devices": max(1, arguments.n_gpu)}
+
+
+def check_shared(folder: Folder, arguments: Any) -> None:
+    """Refuse to go on with another number of processes or devices, with which a step would see another batch.
+
+    Args:
+        folder: of the run. One that older versions began tells the processes by the checkpoint's generators.
+        arguments: the Trainer's, of the processes as they are now.
+
+    Raises:
+        ValueError: one sentence on both numbers.
+    """
+    begun = folder.begun_with() or {}
+    before = begun.get("shared") or {"processes": _states(last_checkpoint(folder))}
+    now = shared(arguments)
+    if any(now[key] != count for key, count in before.items()):
+        batch = arguments.per_device_train_batch_size
+        raise ValueError(
+            f"the run in {folder.path} was begun with a batch of {_product(batch, before)}, now it would be "
+            f"{_product(batch, now)}: start it on as many again, or name another --out"
+        )
+
+
+def _states(checkpoint: str) -> int:
+    """How many processes left the state of their generators there; one alone writes no number."""
+    return max(1, len(list(Path(checkpoint).glob("rng_state_*.pth"))))
+
+
+def _product(batch: int, counts: dict[str, int]) -> str:
+    factors = [(counts["processes"], "process", "processes"), (counts.get("devices", 1), "device each", "devices each")]
+    said = [f"{count} {one if count == 1 else many}" for count, one, many in factors]
+    return f"{batch} x {said[0]}" + (f" x {said[1]}" if factors[1][0] > 1 else "")
+
+
 def last_checkpoint(folder: Folder) -> str:
     """The latest whole checkpoint of the run in ``folder``.
 
@@ -59,4 +97,4 @@ def last_checkpoint(folder: Folder) -> str:
         ) from None
 
 
-__all__ = ["FREE", "check_same", "last_checkpoint"]
+__all__ = ["FREE", "check_same", "check_shared", "last_checkpoint", "shared"]

@@ -18,7 +18,7 @@ from steppe.finetune import data, measure, method
 from steppe.finetune.adapters import with_adapter
 from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
-from steppe.finetune.resume import check_same, last_checkpoint
+from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import Quiet, Watch
 from steppe.study import parallel
@@ -84,6 +84,8 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
     tokens = data.tokens(settings, found, model, tokenizer)
     pairs = method.rehearse(settings.method, model)
     arguments = _arguments(settings, folder)
+    if resume:
+        check_shared(folder, arguments)
     return Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume)
 
 
@@ -122,7 +124,7 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), plan.folder, plan.settings
     checkpoint = None if plan.fresh else last_checkpoint(folder)
     if plan.fresh:
-        parallel.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings)))
+        parallel.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings), shared(plan.arguments)))
     shown = shown if parallel.first() else Quiet()
     watch, begin = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
