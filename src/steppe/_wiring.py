@@ -6,10 +6,11 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
+from steppe._algebra import norm
 from steppe._parts import Part
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ def listen(sharp: Climber, optimizer: Optimizer) -> None:
 
     optimizer.register_step_pre_hook(before)
     optimizer.register_step_post_hook(after)
+
+
+def was_rehearsal(optimizer: Optimizer) -> bool:
+    """Whether torch's checkpoint module stepped with lr = 0 and zero gradients, to make the optimizer's state."""
+    groups = optimizer.param_groups
+    # It puts the number 0.0 or a tensor on the CPU in place of each rate: nothing else is worth waiting for.
+    if any((isinstance(g["lr"], Tensor) and g["lr"].device.type != "cpu") or g["lr"] != 0 for g in groups):
+        return False
+    grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
+    return bool(grads) and not bool(norm(grads) > 0)
 
 
 def warn_of_fresh_masks(model: nn.Module) -> None:

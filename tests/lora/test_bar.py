@@ -227,3 +227,24 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> Non
         loss_of(model)(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_a_loaded_optimizer_s_rate_counts_from_the_next_step() -> None:
+    """Loading exchanges the optimizer's groups; torch's distributed checkpoint steps once before it does."""
+    for wanted in (0.05, 0.001):
+        model = f.net()
+        optimizer = torch.optim.SGD(f.trained(model), lr=0.1)
+        steppe.BAR(model, optimizer, **CONSTANT)
+        optimizer.register_step_pre_hook(lambda *_, o=optimizer: o.zero_grad())  # after BAR's: it alone moves
+        batch = next(iter(batches(1)))
+        loss_of(model)(batch).backward()
+        optimizer.step()
+        state = copy.deepcopy(optimizer.state_dict())
+        state["param_groups"][0]["lr"] = wanted
+        optimizer.load_state_dict(state)
+        before = [(x.clone(), y.clone()) for x, y in f.factors(model)]
+        loss_of(model)(batch).backward()
+        optimizer.step()
+        for (x, y), (x_before, y_before) in zip(f.factors(model), before, strict=True):
+            for now, then in ((x, x_before), (y, y_before)):
+                assert abs(float((now / then).mean()) - 1) == pytest.approx(CONSTANT["mu"] * wanted)

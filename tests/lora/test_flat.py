@@ -20,6 +20,7 @@ from tests.lora.peft_models import (
 )
 from tests.problems import same
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import steppe
 
@@ -310,3 +311,15 @@ def test_a_foreign_state_is_refused():
         flat.load_state_dict(state | {"layers": ["x"]})
     assert "layers=3, step=0" in repr(flat)
     assert len(trained(model)) == 6
+
+
+def test_a_checkpoint_module_that_steps_to_make_the_optimizer_s_state_is_no_step():
+    saved, target = built(), built()
+    for _ in range(3):
+        loss_of(saved[0]).backward()
+        saved[1].step()
+        saved[1].zero_grad()
+    state = get_optimizer_state_dict(saved[0], saved[1])
+    target[2].load_state_dict(saved[2].state_dict())
+    set_optimizer_state_dict(target[0], target[1], state)
+    assert target[2].step == saved[2].step == 3

@@ -43,13 +43,15 @@ MAKE: dict[str, Any] = {
 }
 
 
-def train(name: str, rank: int | None) -> list[Tensor]:
-    model = network()
-    inner = model
-    if rank is not None:
+def train(name: str, rank: int | None, wrapped_first: bool = True) -> list[Tensor]:
+    """Weights and auxiliary factors; the Trainer wraps the model after the method was built on it."""
+    model = inner = network()
+    if rank is not None and wrapped_first:
         model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(trained(inner), lr=0.1)
     sharp = MAKE[name](model, optimizer)
+    if rank is not None and not wrapped_first:
+        model = DistributedDataParallel(model)
     for batch in batches(5):
         piece = batch if rank is None else tuple(part.chunk(2)[rank] for part in batch)
         sharp.backward(lambda b: nn.functional.cross_entropy(model(b[0]), b[1]), piece)
@@ -60,7 +62,9 @@ def train(name: str, rank: int | None) -> list[Tensor]:
 
 
 def on_a_rank() -> dict[str, list[Tensor]]:
-    return {name: train(name, dist.get_rank()) for name in MAKE}
+    rank = dist.get_rank()
+    late = {f"{name}, wrapped later": train(name, rank, wrapped_first=False) for name in MAKE}
+    return late | {name: train(name, rank) for name in MAKE}
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +72,10 @@ def ranks() -> list[dict[str, list[Tensor]]]:
     return distributed.run(2, on_a_rank)
 
 
+@pytest.mark.parametrize("when", ["", ", wrapped later"])
 @pytest.mark.parametrize("name", MAKE)
-def test_two_ranks_equal_one_process(name: str, ranks: list[dict[str, list[Tensor]]]) -> None:
-    first, second = (rank[name] for rank in ranks)
+def test_two_ranks_equal_one_process(name: str, when: str, ranks: list[dict[str, list[Tensor]]]) -> None:
+    first, second = (rank[name + when] for rank in ranks)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "ranks stay bit-identical"
     for got, wanted in zip(first, train(name, None), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
 from steppe._parameters import bare_optimizer, without_sync
-from steppe._wiring import check_arguments
+from steppe._wiring import check_arguments, was_rehearsal
 from steppe.lora._layers import Layer, find_layers
 
 S = TypeVar("S", bound="OnePass")
@@ -117,6 +117,8 @@ class OnePass:
     def _after_step(self, *_: Any) -> None:
         found = getattr(self.optimizer, "found_inf", None)  # a fused optimizer skips by itself after an overflow
         if found is not None and bool(found):
+            return
+        if was_rehearsal(self.optimizer):
             return
         self._stepped()
         self.step += 1

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steppe._algebra import norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
 from steppe._parameters import bare_optimizer, without_sync
 from steppe._parts import check, check_choice, check_count
 from steppe._rounding import ROUNDINGS
-from steppe._wiring import check_arguments
+from steppe._wiring import check_arguments, was_rehearsal
 from steppe.curves import Cosine, Linear
 from steppe.lora._move import Bundle, bundles
 from steppe.lora.balance import balancedness
@@ -243,30 +242,21 @@ class BAR:
         return self.mu * (left if self.schedule == "linear" else (1 - torch.cos(math.pi * left)) / 2)
 
     def _grouped(self) -> list[Bundle]:
-        """The pairs in bundles, made anew when groups were added or the model was moved."""
+        """The pairs in bundles, made anew when groups were added, exchanged by a load, or the model was moved."""
         groups, first = self.optimizer.param_groups, self.pairs[0].x[0]
-        now = (tuple(len(g["params"]) for g in groups), first.device, first.dtype)
+        now = (tuple((id(g), len(g["params"])) for g in groups), first.device, first.dtype)
         if self._bundles[0] != now:
             self._bundles = (now, bundles(self.pairs, groups))
         return self._bundles[1]
 
     def _after_step(self, *_: Any) -> None:
-        if self._was_rehearsal():
+        if was_rehearsal(self.optimizer):
             return
         self._steps += 1
         found = getattr(self.optimizer, "found_inf", None)
         if found is not None:
             skipped = (found != 0).reshape(()).to(torch.int64)
             self._skipped = skipped if self._skipped is None else self._skipped + skipped
-
-    def _was_rehearsal(self) -> bool:
-        """Whether torch's checkpoint module stepped with lr = 0 and zero gradients, to make the optimizer's state."""
-        groups = self.optimizer.param_groups
-        # It puts the number 0.0 or a tensor on the CPU in place of each rate: nothing else is worth waiting for.
-        if any((isinstance(g["lr"], Tensor) and g["lr"].device.type != "cpu") or g["lr"] != 0 for g in groups):
-            return False
-        grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
-        return bool(grads) and not bool(norm(grads) > 0)
 
     # Checkpoints
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
@@ -163,6 +164,8 @@ class BiLoRA(OnePass):
         wrapper = parallel(self.model)
         if wrapper is not None:
             average_all(grads, wrapper.process_group)
+        elif dist.is_initialized() and dist.get_world_size() > 1:  # wrapped later, as the Trainer does
+            average_all(grads, None)
         finite = norm(grads).isfinite()
         for grad in grads:  # one inf would stay in Adam's moments for good
             grad.copy_(torch.where(finite.to(grad.device), grad, 0.0))
