@@ -145,12 +145,15 @@ class Parameters:
 
     def have_gradients(self) -> bool:
         """Whether any gradient is there that the optimizer's step would take."""
-        return bool(self.handed())
+        return any(True for _ in self._handed())
 
     def handed(self) -> list[Tensor]:
         """The gradients that the optimizer's step would take."""
-        mine = [e.param for e in self.entries if e.group is not None and e.param.requires_grad]
-        return [p.grad for p in mine if p.grad is not None]
+        return list(self._handed())
+
+    def _handed(self) -> Iterator[Tensor]:
+        mine = (e.param for e in self.entries if e.group is not None and e.param.requires_grad)
+        return (p.grad for p in mine if p.grad is not None)
 
     @contextmanager
     def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:

@@ -42,6 +42,7 @@ class SharpnessAware(Passes):
         model: gives names, buffers and normalisation layers. It is not wrapped or changed.
         optimizer: gives the parameters, their groups (``rho`` and ``perturb=False`` may be set in a group) and, by its
             step post-hook, the number of real steps. A step that never happens (GradScaler) changes nothing here.
+            Trainable parameters that it lacks take no part: they get the gradient of the latest pass.
         ascent: how to perturb; SAM's with rho = 0.05 by default.
         schedule: when; every step by default.
         combine: which gradient to hand on; g~ by default.
