@@ -49,6 +49,7 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path: Path, more: 
     assert resumed["resumed_at"] == 6
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
     assert resumed["metrics"] == whole["metrics"]
+    assert resumed["passes_per_step"] == pytest.approx(whole["passes_per_step"], rel=1e-12)
     assert [row["loss"] for row in resumed["curve"] if "loss" in row] == [
         row["loss"] for row in whole["curve"] if "loss" in row
     ]

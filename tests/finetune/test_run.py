@@ -88,6 +88,18 @@ def test_methods_on_adapters(tmp_path: Path, method: str) -> None:
     assert result["passes_per_step"] == pytest.approx(expected) if expected else 1 <= result["passes_per_step"] <= 2
 
 
+@pytest.mark.parametrize(("method", "passes"), [("base", 1.0), ("nbar", 1.0), ("sam", 2.0), ("look_sam:k=5", 1.2)])
+@pytest.mark.parametrize(
+    "logging", [{"logging_steps": 7}, {"logging_steps": 100}, {"logging_strategy": "no"}],
+    ids=["a tail", "never", "none"],
+)  # fmt: skip
+def test_passes_are_counted_whatever_is_logged(
+    tmp_path: Path, method: str, passes: float, logging: dict[str, object]
+) -> None:
+    settings = {"max_steps": 10, "logging_first_step": True, "save_strategy": "no"} | logging
+    assert run(tmp_path, method=method, training=settings)["passes_per_step"] == passes
+
+
 def test_sl_sam_trains_everything(tmp_path: Path) -> None:
     assert "sl_sam" in METHODS
     assert run(tmp_path, method="sl_sam", full=True, training={"max_steps": 3})["metrics"]["loss"] > 0

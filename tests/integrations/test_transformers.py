@@ -173,6 +173,18 @@ def test_means_between_logs_and_over_micro_batches(tmp_path: Path) -> None:
     trainer.train()
     (log,) = (row for row in trainer.state.log_history if "loss" in row)
     assert log["passes_per_step"] == pytest.approx(1.5) and log["perturbation_norm"] == pytest.approx(0.1)
+    trainer.train()
+    assert trainer.passes == (6, 4), "of the latest training"
+
+
+def test_the_passes_of_a_training_are_counted_beside_its_logs(tmp_path: Path) -> None:
+    args = arguments(tmp_path, max_steps=10, gradient_accumulation_steps=6, logging_first_step=True)
+    args.logging_steps = 7
+    sharp = functools.partial(steppe.LookSAM, rho=0.1, k=5)
+    trainer = SharpTrainer(tiny.classifier(), args, train_dataset=tiny.sentences(120), sharp=sharp)
+    assert trainer.passes == (0, 0)
+    trainer.train()
+    assert trainer.passes == (12, 10)
 
 
 @pytest.mark.parametrize(

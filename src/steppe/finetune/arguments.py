@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _OURS = {
     "output_dir": "--out", "resume_from_checkpoint": "--resume", "seed": "--seed", "do_train": "", "do_eval": "",
     "do_predict": "", "remove_unused_columns": "", "disable_tqdm": "", "label_names": "", "local_rank": "",
-    "save_only_model": "",
+    "save_only_model": "", "restore_callback_states_from_checkpoint": "",
 }  # fmt: skip
 _ABOVE_ZERO = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",

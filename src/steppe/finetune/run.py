@@ -6,7 +6,6 @@ Started by torchrun, every process goes through all of it; rank 0 alone writes.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -140,7 +139,7 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
         "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
-        "passes_per_step": _passes(watch.curve), "curve": watch.curve, "saved": str(saved),
+        "passes_per_step": watch.passes_per_step, "curve": watch.curve, "saved": str(saved),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "provenance": measure.provenance(trainer.args.device),
     }  # fmt: skip
@@ -161,12 +160,14 @@ def make_trainer(plan: Plan, watch: Watch) -> Any:
         flash = "flash" in str(plan.model.config._attn_implementation)
         collator = Collator(plan.tokenizer.pad_token_id, mask=not flash, dtype=plan.model.dtype)
     kind = Trainer if sharp is None else partial(SharpTrainer, sharp=sharp)
-    made = kind(
+    made: Any = kind(
         model=plan.model, args=plan.arguments, train_dataset=plan.tokens.train, eval_dataset=plan.tokens.test,
         data_collator=collator, callbacks=[watch], optimizers=(own, None),
         compute_metrics=None if settings.language else measure.accuracy,
     )  # fmt: skip
     made.remove_callback(PrinterCallback)
+    if sharp is not None:
+        watch.counted = lambda: made.passes
     return made
 
 
@@ -201,12 +202,6 @@ def _method(plan: Plan, balance: dict[str, Any] | None) -> dict[str, Any]:
 
 def _balance(model: Any, begin: dict[str, float]) -> dict[str, Any] | None:
     return {"begin": begin, "end": measure.balancedness(model)} if begin else None
-
-
-def _passes(curve: Sequence[dict[str, Any]]) -> float:
-    """The mean of what the Trainer logged; a base has one pass."""
-    logged = [row["passes_per_step"] for row in curve if "passes_per_step" in row]
-    return sum(logged) / len(logged) if logged else 1.0
 
 
 __all__ = ["Plan", "finetune", "last_checkpoint", "make_trainer", "prepare", "train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 
 class Quiet:
@@ -102,22 +104,41 @@ def on(console: Console) -> Quiet:
     return Bar(console) if console.is_terminal else Lines(console)
 
 
-class Watch(TrainerCallback):
-    """Notes seconds per step and the Trainer's logs, and tells the progress.
+class Watch(TrainerCallback, ExportableState):
+    """Notes seconds per step, passes and the Trainer's logs, and tells the progress.
 
     Attributes:
         seconds: of each optimizer step of this process. curve: what the Trainer logged, of earlier processes too.
         begun_at: the step this process began at.
+        counted: gives passes and steps since then; the base's plain steps count themselves.
     """
 
     def __init__(self, shown: Quiet) -> None:
         self.shown, self.seconds, self.begun_at = shown, list[float](), 0
         self.curve: list[dict[str, Any]] = []
+        self.counted: Callable[[], tuple[float, float]] = lambda: (len(self.seconds), len(self.seconds))
+        self._before: Sequence[float] = (0.0, 0.0)
         self._start = 0.0
 
+    def state(self) -> dict[str, Any]:
+        """Passes and steps so far: the Trainer writes them into each checkpoint."""
+        return {"args": {}, "attributes": {"passes": self._passes()}}
+
+    def _passes(self) -> list[float]:
+        return [earlier + now for earlier, now in zip(self._before, self.counted(), strict=True)]
+
+    @property
+    def passes_per_step(self) -> float | None:
+        """Mean over all steps, those before a break too (unless an older version saved the checkpoint)."""
+        passes, steps = self._passes()
+        return passes / steps if steps else None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell where training begins."""
+        """Tell where training begins, and take up the passes of the part before it."""
         self.begun_at = state.global_step
+        if state.global_step:
+            noted = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
+            self._before = noted.get("passes", self._before)
         self.shown.begin(state.max_steps, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -32,7 +32,7 @@ class Passes:
         self._trainer, self._model, self._whole, self._step = trainer, model, whole, step
         self._calls = 0
         self._losses: list[Tensor] = []
-        self.count = 0.0  # over the whole data
+        self._shares = 0.0
         self.counters: dict[str, Any] = {}  # the Trainer's, as the first pass left them
 
     def __call__(self, inputs: Any) -> Tensor:
@@ -48,9 +48,14 @@ class Passes:
 
     def _note(self, loss: Tensor, inputs: Any, whole: Any) -> None:
         share = 1.0 if inputs is whole else _size(inputs) / _size(whole)
-        self.count += share / len(self._whole)
+        self._shares += share
         if inputs is whole:
             self._losses.append(loss)
+
+    @property
+    def count(self) -> float:
+        """How many passes over the whole data went through; divided once, so that whole ones are exact."""
+        return self._shares / len(self._whole)
 
     @property
     def loss(self) -> Tensor:
@@ -84,6 +89,10 @@ class Tally:
             self.add("surrogate_gap", sharp.last.surrogate_gap, weight)
         if sharp.last.perturbation_norm is not None:
             self.add("perturbation_norm", sharp.last.perturbation_norm * weight, weight)
+
+    def total(self, name: str) -> tuple[float, float]:
+        """The weighted sum of a value, and of its weights."""
+        return float(self._sums.get(name, 0.0)), self._weights.get(name, 0.0)
 
     def means(self) -> dict[str, float]:
         """Per optimizer step that had the value."""

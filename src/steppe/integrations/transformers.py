@@ -24,7 +24,8 @@ class SharpTrainerMixin:
     ``num_items_in_batch``), precision and scaling hold; ``max_grad_norm`` clips once, the combined gradient.
     Checkpoints hold one more file. Logs hold ``passes_per_step`` and, of the steps that ascended, ``surrogate_gap``
     (perturbed less clean loss; none with ``samples``, ``view``
-    or ``autocast``) and ``perturbation_norm`` (with ``measure=True``).
+    or ``autocast``) and ``perturbation_norm`` (with ``measure=True``); the attribute
+    ``passes`` counts over the whole training.
 
     Args:
         sharp: ``(model, optimizer) -> SharpnessAware`` or ``BAR``, called at the start of training, when the Trainer
@@ -56,7 +57,12 @@ class SharpTrainerMixin:
     def _forget(self) -> None:
         self._sharp: SharpnessAware | BAR | None = None
         self._held: list[Any] = []
-        self._tally = Tally()
+        self._tally, self._whole = Tally(), Tally()
+
+    @property
+    def passes(self) -> tuple[float, float]:
+        """Passes and optimizer steps of this process since training began or was resumed, whatever was logged."""
+        return self._whole.total("passes_per_step")
 
     @property
     def sharp(self) -> SharpnessAware | BAR:
@@ -85,6 +91,7 @@ class SharpTrainerMixin:
         self.sharp.backward(passes, micro_batches=pieces, backward=self.accelerator.backward)
         vars(self).update(passes.counters)
         self._tally.note(self.sharp, passes.count, weight)
+        self._whole.add("passes_per_step", passes.count * weight, weight)
         return passes.loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
