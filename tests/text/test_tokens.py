@@ -1,9 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tests.text import tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, XLNetConfig
 
 from steppe.text.models import classifier, tokenizer_of
 from steppe.text.readers import Dialogues
@@ -95,3 +96,10 @@ def test_roberta_uses_fewer_positions_than_it_has(tmp_path: Path) -> None:
     model(**encode(tokenizer, ["film " * 99], most))
     with pytest.raises((IndexError, RuntimeError)):
         model(**encode(tokenizer, ["film " * 99], most + 1))
+
+
+def test_a_model_without_a_limit() -> None:
+    tokenizer = tiny.tokenizer()
+    model = SimpleNamespace(config=XLNetConfig(vocab_size=20, d_model=16, n_layer=1, n_head=2, d_inner=16))
+    assert limit(model, tokenizer) is None
+    assert check_length(5000, model, tokenizer) == 5000

@@ -39,12 +39,12 @@ def limit(model: Any, tokenizer: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions and any(kin in config.model_type for kin in _ROBERTA):
         positions -= (config.pad_token_id or 0) + 1  # those up to the padding's are never used
-    known = [number for number in (positions, tokenizer.model_max_length) if number and number < _NO_LIMIT]
+    known = [number for number in (positions, tokenizer.model_max_length) if number and 0 < number < _NO_LIMIT]
     return min(known) if known else None
 
 
 _ROBERTA = ("roberta", "camembert", "data2vec-text", "longformer")
-_NO_LIMIT = 10**9  # tokenizers that do not know their model say 10**30
+_NO_LIMIT = 10**9  # tokenizers that do not know their model say 10**30, and XLNet's configuration says -1
 
 
 def check_length(max_length: int, model: Any, tokenizer: Any) -> int:
