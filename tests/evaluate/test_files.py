@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_what_is_read(tmp_path):
     assert len(read.rows) == 2
     assert read.chance == pytest.approx((1 / 2 + 1 / 4) / 2)
     assert read.digest == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_other_ends_of_lines_within_a_text_and_a_byte_order_mark(tmp_path):
+    path, text = tmp_path / "q.jsonl", "2\u20282\x85 ="
+    line = json.dumps(GOOD | {"query": text}, ensure_ascii=False)
+    path.write_bytes(f"\ufeff{line}\r\n{line}\r\n".encode())
+    assert [row["query"] for row in files.read(str(path)).rows] == [text, text]
 
 
 def test_names_and_files_are_told_apart(tmp_path, monkeypatch):

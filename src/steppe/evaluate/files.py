@@ -40,12 +40,15 @@ def is_file(name: str) -> bool:
 def read(path: str) -> Questions:
     """Read and check a whole file.
 
+    Args:
+        path: JSON lines in UTF-8, with or without a byte-order mark.
+
     Raises:
         ValueError: it is missing, empty or not UTF-8, or a line is not a question; the line is named.
     """
     try:
         raw = Path(path).read_bytes()
-        lines = raw.decode().splitlines()
+        lines = raw.decode("utf-8-sig").split("\n")  # JSON may hold the other ends of str.splitlines as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text; expected JSON lines such as {_LINE}") from error
     except OSError as error:
