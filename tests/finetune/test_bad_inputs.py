@@ -27,6 +27,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.save(folder / "llama", "llama")
     sentences(folder)
     dialogues(folder)
+    sentences(folder, "dev.txt")
+    (folder / "link.txt").symlink_to("train.txt")
     (folder / "empty.txt").write_text("")
     (folder / "empty_file.jsonl").write_text("\n")
     (folder / "table.csv").write_text("text,label\ngood film,1\ndull,0\n")
@@ -66,7 +68,15 @@ BAD = [
     ("--model bert --data one.csv", "of which none would be left to train on; give --test"),
     (f"{OK} --split train", "is a file and has no split 'train'"),
     (f"{OK} --test-split test", "given without test"),
-    (f"{OK} --test train.txt --held-out 0.2", "leave one out"),
+    (f"{OK} --test dev.txt --held-out 0.2", "leave one out"),
+    (f"{OK} --test train.txt", "--test train.txt is the training data itself; give other examples"),
+    (f"{OK} --test other/../train.txt", "is the training data itself"),
+    (f"{OK} --test link.txt", "is the training data itself"),
+    (f"{OK} --test nowhere.txt", "cannot read nowhere.txt (No such file"),
+    ("--model bert --data hf:a/b --test hf:a/b", "--test hf:a/b is given without --test-split"),
+    (f"{OK} --test hf:a/b", "name one, such as --test-split validation"),
+    ("--model bert --data hf:a/b --test hf:a/b --test-split train", "hf:a/b, split 'train', is the training data"),
+    ("--model bert --data hf:a/b --split all --test hf:a/b --test-split all", "split 'all', is the training data"),
     (f"{OK} --held-out 0", "held_out must be a share between 0 and 1, got 0.0"),
     (f"{OK} --task clasify", "task must be 'classify' or 'causal-lm', got 'clasify'"),
     (f"{OK} --method nbra", "did you mean 'nbar'?"),

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
-from tests.finetune.cases import FEW, flags, run, undropped
+from tests.finetune.cases import FEW, dialogues, flags, run, sentences, undropped
 from tests.text import tiny
 from transformers import AutoModelForSequenceClassification
 
@@ -113,7 +113,7 @@ def test_language_models_packed_or_not(tmp_path: Path) -> None:
 
 
 def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Path) -> None:
-    settings = resolve(flags(tmp_path, "llama", test=str(tmp_path / "train.jsonl"), method="base"), FEW)
+    settings = resolve(flags(tmp_path, "llama", test=dialogues(tmp_path, "test.jsonl"), method="base"), FEW)
     plan = prepare(settings)
     trainer = make_trainer(plan, Watch(Quiet()))
     total, count = 0.0, 0
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 
 
 def test_few_examples_of_each_class(tmp_path: Path) -> None:
-    source = flags(tmp_path)["data"]
+    source = sentences(tmp_path, "test.txt")
     plan = prepare(resolve(flags(tmp_path, per_class=3, test=source), FEW))
     assert sorted(plan.found.train.labels) == [0, 0, 0, 1, 1, 1] and len(plan.found.test) == len(read(source))
     assert len(prepare(resolve(flags(tmp_path, examples=5), FEW)).found.train) == 5

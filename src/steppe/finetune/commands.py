@@ -23,7 +23,7 @@ def finetune(
     data: Annotated[Text, flag("FILE.jsonl, FILE.csv, a file of lines `LABEL text`, or hf:DATASET.")] = None,
     split: Annotated[Text, flag("Split of an hf: data set (train).")] = None,
     test: Annotated[Text, flag("Test data in the same form; without it a share of the data is held out.")] = None,
-    test_split: Annotated[Text, flag("Split of the test data.")] = None,
+    test_split: Annotated[Text, flag("Split of an hf: test, needed there.")] = None,
     task: Annotated[Text, flag("classify (the default) or causal-lm.")] = None,
     text: Annotated[Text, flag("Column of the text (text), or two for pairs: premise,hypothesis.")] = None,
     label: Annotated[Text, flag("Column of the label (label).")] = None,

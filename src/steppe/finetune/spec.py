@@ -16,8 +16,11 @@ from steppe.finetune.recipes import recipe
 from steppe.study.lookup import nearest
 from steppe.study.spec import Share, Whole
 from steppe.text.models import KINDS, Lora
+from steppe.text.rows import HUB
 
 LANGUAGE = "causal-lm"
+TRAIN = "train"
+"""The split of a hub's data set that is read where none is named."""
 _CLASSIFY_ONLY, _LANGUAGE_ONLY = ("text", "label", "per_class"), ("prompt", "response", "packing")
 _LORA_ONLY = ("r", "alpha", "dropout", "targets", "kind")
 
@@ -158,6 +161,31 @@ def _check_fit(settings: Settings, given: Mapping[str, Any]) -> None:
         raise ValueError(f"test_split={settings.test_split!r} is given without test; name the data with --test")
     if settings.test and "held_out" in given:
         raise ValueError("held_out keeps a share of the training data for the test, but --test is given; leave one out")
+    if settings.test:
+        _check_test(settings, settings.test)
+
+
+def _check_test(settings: Settings, test: str) -> None:
+    """Refuse to measure with the training data."""
+    same = test == settings.data or _one_file(test, settings.data)
+    if test.startswith(HUB) and not settings.test_split:
+        raise ValueError(
+            f"--test {test} is given without --test-split, and a hub's data set has several: name one, such as "
+            "--test-split validation"
+        )
+    if same and (not test.startswith(HUB) or settings.test_split == (settings.split or TRAIN)):
+        split = f", split {settings.test_split!r}," if settings.test_split else ""
+        raise ValueError(
+            f"--test {test}{split} is the training data itself; give other examples, or leave --test out and a share "
+            "of the training data is held out"
+        )
+
+
+def _one_file(a: str, b: str) -> bool:
+    try:
+        return Path(a).samefile(b)
+    except OSError:
+        return False  # one is not there, which is said where it is read
 
 
 def _place(shown: Mapping[str, Any], name: str | None, whole: Mapping[str, Any]) -> str:
