@@ -75,7 +75,8 @@ def test_the_record_is_one_file_and_the_table_says_the_same(folder, capsys):
     assert [path.name for path in (folder / "new").iterdir()] == ["result.json"]
     task = record["tasks"]["q"]
     assert (task["examples"], task["of"], task["num_fewshot"]) == (20, 40, 0)
-    assert task["source"] == "q.jsonl" and 0 < task["chance"] < 1
+    asked = [json.loads(line)["choices"] for line in (folder / "q.jsonl").read_text().splitlines()][:20]
+    assert task["source"] == "q.jsonl" and task["chance"] == pytest.approx(sum(1 / len(row) for row in asked) / 20)
     for name, figure in task["metrics"].items():
         assert name in shown and _percent(figure["value"]) in shown and _percent(figure["stderr"]) in shown
     assert record["settings"]["limit"] == 20 and record["measured"]["dtype"] == "float32"

@@ -62,7 +62,7 @@ def test_what_is_read(tmp_path):
     read = files.read(path)
     assert read.rows[0] == GOOD, "other keys are left out"
     assert len(read.rows) == 2
-    assert read.chance == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert read.chance(2) == pytest.approx((1 / 2 + 1 / 4) / 2) and read.chance(1) == 1 / 2
     assert read.digest == hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 

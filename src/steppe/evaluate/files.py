@@ -26,10 +26,10 @@ class Questions:
     rows: tuple[dict[str, Any], ...]
     digest: str
 
-    @property
-    def chance(self) -> float:
-        """Expected accuracy of guessing."""
-        return sum(1 / len(row["choices"]) for row in self.rows) / len(self.rows)
+    def chance(self, asked: int) -> float:
+        """Expected accuracy of guessing at the first ``asked`` questions."""
+        rows = self.rows[:asked]
+        return sum(1 / len(row["choices"]) for row in rows) / len(rows)
 
 
 def is_file(name: str) -> bool:

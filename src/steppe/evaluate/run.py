@@ -28,8 +28,8 @@ def evaluate(request: Request) -> dict[str, Any]:
     Returns:
         A record of plain JSON values. ``tasks`` has, for each task, its ``metrics`` (name -> value and standard error,
         of lm-eval: the standard error of a mean over examples), the number of ``examples`` measured and there,
-        ``num_fewshot``, and for a file its path, SHA-256 and the accuracy of guessing, ``chance``; ``groups`` the same
-        for groups such as mmlu_stem.
+        ``num_fewshot``, and for a file its path, SHA-256 and ``chance``, the accuracy of guessing at the questions
+        asked; ``groups`` the same for groups such as mmlu_stem.
 
     Raises:
         ValueError: something given cannot be used; nothing was written.
@@ -63,7 +63,11 @@ def _task(name: str, results: dict[str, Any], tasks: Catalog) -> dict[str, Any]:
     questions = tasks.questions.get(name)
     if questions is None:
         return figures | {"source": "lm-eval"}
-    return figures | {"source": questions.path, "sha256": questions.digest, "chance": questions.chance}
+    return figures | {
+        "source": questions.path,
+        "sha256": questions.digest,
+        "chance": questions.chance(counted["effective"]),
+    }
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
