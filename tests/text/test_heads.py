@@ -104,6 +104,7 @@ def test_a_language_model_is_trained_in_float32(tmp_path: Path, kind: str, dtype
     path = tiny.save(tmp_path, kind)
     transformers.AutoModelForCausalLM.from_pretrained(path).to(dtype).save_pretrained(path)
     assert {weight.dtype for weight in causal(path, None, 0)[0].parameters()} == {torch.float32}
+    assert {weight.dtype for weight in causal(path, None, 0, frozen=True)[0].parameters()} == {dtype}
     model, _ = causal(path, Lora(r=2, kind="dora"), 0)
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
     assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {dtype}

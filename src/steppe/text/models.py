@@ -82,17 +82,23 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
     return _made(path, seed, lora, "SEQ_CLS", load)
 
 
-def causal(path: str, lora: Lora | None, seed: int) -> tuple[nn.Module, Any]:
+def causal(path: str, lora: Lora | None, seed: int, *, frozen: bool = False) -> tuple[nn.Module, Any]:
     """A pretrained language model and its tokenizer; arguments and errors as in :func:`classifier`.
 
     In float32 where everything is trained, whatever the checkpoint is in: in half precision most steps of a fine-tuning
     round to nothing. Under adapters the frozen weights stay as they were saved, which takes half the memory, and the
     adapters are float32.
+
+    Args:
+        path: folder or hub id.
+        lora: adapters; None: everything is trained.
+        seed: draws the adapters.
+        frozen: the weights stay as they were saved without ``lora`` too: they will be frozen under a saved adapter.
     """
     from transformers import AutoModelForCausalLM as Auto
 
     def load(**how: Any) -> tuple[Any, list[str]]:
-        return Auto.from_pretrained(path, dtype=torch.float32 if lora is None else "auto", **how), []
+        return Auto.from_pretrained(path, dtype="auto" if frozen or lora else torch.float32, **how), []
 
     return _made(path, seed, lora, "CAUSAL_LM", load)
 
