@@ -24,9 +24,9 @@ _NAMES = {"r": "--lora-r"}  # torchrun takes --r for an abbreviation of its own 
 
 
 def words(folder: Path, ranks: int, **asked: Any) -> list[str]:
-    """The command's, for a batch of four examples in all."""
-    settings = undropped(folder, **asked).items()
-    flags = [word for key, value in settings for word in (_NAMES.get(key, f"--{key}"), str(value))]
+    """The command's, for a batch of four examples in all, and a test that does not share out evenly."""
+    settings = undropped(folder, held_out=0.25, **asked).items()
+    flags = [word for key, value in settings for word in (_NAMES.get(key, f"--{key.replace('_', '-')}"), str(value))]
     return ["finetune", *flags, *TRAINING, "--per-device-train-batch-size", str(4 // ranks)]
 
 
@@ -55,7 +55,7 @@ def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Pat
     assert json.loads(done.stdout) == both, "once, or it would be no JSON"
     assert both["steps"] == alone["steps"] == 2
     assert both["passes_per_step"] == alone["passes_per_step"]
-    assert both["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-3)
+    assert both["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5)
     assert shared.keys() == weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(shared[name], weight, rtol=1e-3, atol=1e-5, msg=name)

@@ -127,6 +127,25 @@ def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Pa
     assert measure.loss_per_token(trainer, plan.tokens.test) == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"dataloader_drop_last": True}, {"label_smoothing_factor": 0.2}, {"prediction_loss_only": True}],
+    ids=["plain", "drop_last", "smoothed", "loss_only"],
+)  # fmt: skip
+def test_a_classifier_is_measured_by_the_plain_loss_of_every_test_example(
+    tmp_path: Path, more: dict[str, object]
+) -> None:
+    training = FEW | {"per_device_eval_batch_size": 3} | more
+    plan = prepare(resolve(flags(tmp_path, held_out=0.25, method="base"), training))
+    found = train(plan, Quiet())["metrics"]
+    given = plan.model.eval()
+    scores = torch.cat([logits(given, encode(plan.tokenizer, [text], 24)) for text in plan.found.test.texts])
+    labels = torch.tensor(plan.found.test.labels)
+    assert len(labels) == 5
+    assert found["accuracy"] == pytest.approx(float((scores.argmax(-1) == labels).float().mean()))
+    assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(scores, labels)), rel=1e-5)
+    assert plan.arguments.dataloader_drop_last == bool(more.get("dataloader_drop_last"))
+
+
 def test_the_trainers_arguments_reach_it(tmp_path: Path) -> None:
     plan = prepare(
         resolve(flags(tmp_path), FEW | {"lr_scheduler_type": "cosine", "max_grad_norm": "0.5", "warmup_steps": 2})

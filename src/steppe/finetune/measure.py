@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from steppe.lora.balance import balancedness as of_pairs
@@ -19,8 +22,12 @@ from steppe.text.tokens import IGNORED
 
 def accuracy(predicted: Any) -> dict[str, float]:
     """The share of right answers, as the Trainer asks for it."""
-    logits = predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
-    return {"accuracy": float((logits.argmax(-1) == predicted.label_ids).mean())}
+    return {"accuracy": float((_logits(predicted).argmax(-1) == predicted.label_ids).mean())}
+
+
+def _logits(predicted: Any) -> Any:
+    """Of a model that gives more than these, the first of what it gives."""
+    return predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
 
 
 def metrics(trainer: Any, test: list[dict[str, Any]], language: bool) -> dict[str, float]:
@@ -28,8 +35,33 @@ def metrics(trainer: Any, test: list[dict[str, Any]], language: bool) -> dict[st
     if language:
         loss = loss_per_token(trainer, test)
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-    found = trainer.evaluate(test)
-    return {"accuracy": found["eval_accuracy"], "loss": found["eval_loss"]}
+    return of_classes(trainer, test)
+
+
+def of_classes(trainer: Any, test: list[dict[str, Any]]) -> dict[str, float]:
+    """Accuracy and mean cross-entropy over the examples, each counted once.
+
+    The Trainer's own mean counts the examples with which processes fill up the last batch, drops that batch with
+    ``dataloader_drop_last``, and is of the smoothed loss with ``label_smoothing_factor``.
+    """
+    with _everything(trainer.args):
+        predicted = trainer.predict(test)
+    logits, labels = (torch.as_tensor(found) for found in (_logits(predicted), predicted.label_ids))
+    return accuracy(predicted) | {"loss": float(cross_entropy(logits.double(), labels))}
+
+
+_EVERYTHING = {"dataloader_drop_last": False, "prediction_loss_only": False}
+
+
+@contextmanager
+def _everything(arguments: Any) -> Iterator[None]:
+    """The last batch counts too, however small, and predictions are kept: those two may be set for the training."""
+    before = {name: getattr(arguments, name) for name in _EVERYTHING}
+    vars(arguments).update(_EVERYTHING)
+    try:
+        yield
+    finally:
+        vars(arguments).update(before)
 
 
 @torch.no_grad()
