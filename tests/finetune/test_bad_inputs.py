@@ -115,7 +115,7 @@ BAD = [
     (f"{OK} --recipe mine.toml", "unknown setting 'metod'; did you mean 'method'?"),
     ("--recipe gpt2-medium-webnlg", "--data is missing: give a file or hf:DATASET; the recipe"),
     (f"{OK} --adapter other", "other holds no PEFT adapter"),
-    (f"{OK} --adapter out/adapter", "does not belong to the model bert"),
+    (f"{OK} --adapter out/adapter", "is of the task CAUSAL_LM and holds no classification head, so that a random one"),
     ("--task causal-lm --model llama --data train.jsonl --adapter out/adapter", "does not belong to the model llama"),
     (f"{OK} --adapter done/adapter --r 4", "an adapter is given, which brings its own"),
     (f"{OK} --out file", "file is a file; name a folder with --out"),

@@ -8,22 +8,51 @@ from typing import Any
 from torch import nn
 
 
-def with_adapter(model: Any, adapter: str) -> nn.Module:
+def with_adapter(model: Any, adapter: str, classify: bool) -> nn.Module:
     """``model`` with the adapter in the folder ``adapter``, which is trained further.
 
+    Args:
+        model: of the hub's classes, frozen by this.
+        adapter: folder of a saved one.
+        classify: whether it must bring the classification head, which the model draws at random.
+
     Raises:
-        ValueError: there is no adapter, or it was made for another model.
+        ValueError: there is no adapter, it was made for another model, or it brings no head.
     """
     from peft import PeftModel
 
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise ValueError(f"{adapter} holds no PEFT adapter (adapter_config.json is missing); give the folder of one")
+    if classify:
+        _check_head(model, adapter)
     try:
         made: Any = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(_foreign(adapter, model, str(error))) from error
     _check_whole(made, adapter, model)
     return made
+
+
+def _check_head(model: Any, adapter: str) -> None:
+    """An adapter of another task leaves the head as it was drawn, frozen, and it is not saved either."""
+    from peft import PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ValueError(_foreign(adapter, model, str(error))) from error
+    kept = set(getattr(config, "modules_to_save", None) or ())
+    if config.task_type != "SEQ_CLS" and not kept & _heads(model):
+        raise ValueError(
+            f"the adapter in {adapter} is of the task {config.task_type or 'none'} and holds no classification head, "
+            "so that a random one would stay; give one with task_type SEQ_CLS, or leave --adapter out"
+        )
+
+
+def _heads(model: Any) -> set[str]:
+    """What a module outside the pretrained body is called."""
+    body = f"{model.base_model_prefix}."
+    return {name.rpartition(".")[2] for name, _ in model.named_modules() if name and not f"{name}.".startswith(body)}
 
 
 def _check_whole(made: Any, adapter: str, model: Any) -> None:

@@ -94,7 +94,9 @@ def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
         made = causal(settings.model, lora, settings.seed)
     else:
         made = classifier(settings.model, found.names, lora, settings.seed)
-    return (with_adapter(made[0], settings.adapter), made[1]) if settings.adapter else made
+    if not settings.adapter:
+        return made
+    return with_adapter(made[0], settings.adapter, classify=not settings.language), made[1]
 
 
 def _arguments(settings: Settings, folder: Folder) -> Any:
