@@ -84,6 +84,8 @@ BAD = [
     (f"{OK} --method look_sam:kk=5", "did you mean 'k'?"),
     (f"{OK} --method sam:rho=-1", "method 'sam:rho=-1.0': "),
     (f"{OK} --method nbar --full", "method 'nbar'"),
+    (f"{OK} --method nbar:mu=2 --learning-rate 0.6", "mu = 2 times the learning rate 0.6 is 1.2; expected less than 1"),
+    (f"{OK} --method obar:schedule=constant --learning-rate 2", "mu = 0.5 times the learning rate 2 is 1; expected"),
     (f"{OK} --method nbar:schedule=step", "'linear', 'cosine', 'constant'"),
     (f"{OK} --full --r 4", "r is a setting of new LoRA adapters, but everything is trained"),
     (f"{OK} --r 0", "r must be a whole number of at least 1, got 0"),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from steppe.gradient import SharpnessAware
 from steppe.lora import BAR
 from steppe.methods.bar import NBAR, OBAR
 from steppe.study.choices import parse
@@ -62,25 +63,67 @@ def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optim
     return made
 
 
-def rehearse(text: str, model: nn.Module) -> int | None:
+def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> SharpnessAware | BAR | None:
     """Build the method once on an optimizer that nobody uses, so that what does not fit is refused before training.
 
     Returns:
-        How many pairs a BAR found; None for other methods.
+        The method, to look at; None for the base.
 
     Raises:
-        ValueError: the method does not fit the model, such as BAR without LoRA's pairs.
+        ValueError: the method does not fit the model or the learning rate, such as BAR without LoRA's pairs.
     """
     made = factory(text, 0)
     if made is None:
         return None
-    optimizer = optimizer_of(text, model, {"learning_rate": 1e-3, "weight_decay": 0.0}) or torch.optim.SGD(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=1e-3
+    rate = training["learning_rate"]
+    optimizer = optimizer_of(text, model, training) or torch.optim.SGD(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=rate
     )
     wanted = inspect.signature(made).parameters.get("total_steps")
     steps = {"total_steps": 1000} if wanted is not None and wanted.default in (None, wanted.empty) else {}
     try:
-        built = made(model, optimizer, **steps)
+        built: SharpnessAware | BAR = made(model, optimizer, **steps)
     except (ValueError, TypeError) as error:
         raise ValueError(f"method {text!r}: {error}") from error
-    return len(built) if isinstance(built, BAR) else None
+    if isinstance(built, BAR) and built.mu * rate >= 1:
+        raise ValueError(
+            f"method {text!r}: mu = {built.mu:g} times the learning rate {rate:g} is {built.mu * rate:g}; expected "
+            "less than 1, for BAR multiplies a factor by 1 less that: lower mu or the learning rate"
+        )
+    return built
+
+
+def fit_processes(text: str, built: SharpnessAware | BAR | None, arguments: Any) -> None:
+    """Let several processes expect no gradient of what a method leaves out of a step.
+
+    The Trainer has them wait for every gradient where activations are checkpointed, unless it is told otherwise.
+
+    Args:
+        text: the method.
+        built: from :func:`rehearse`.
+        arguments: the Trainer's, on which ``ddp_find_unused_parameters`` is set.
+
+    Raises:
+        ValueError: they were told to wait, or the checkpointing is the reentrant one.
+    """
+    if arguments.world_size == 1 or not isinstance(built, SharpnessAware) or built.select is None:
+        return
+    why = f"method {text!r} trains a part of the weights in each step, and several processes "
+    if arguments.ddp_find_unused_parameters is False:
+        raise ValueError(
+            f"{why}would wait for the others' gradients with ddp_find_unused_parameters=False; leave it out"
+        )
+    if arguments.ddp_static_graph:
+        raise ValueError(f"{why}would take the first step's part for every step's with ddp_static_graph; leave it out")
+    if _reentrant(arguments):
+        raise ValueError(
+            f"{why}cannot share a reentrant checkpoint of the activations; leave use_reentrant out, or set it to false"
+        )
+    arguments.ddp_find_unused_parameters = True
+
+
+def _reentrant(arguments: Any) -> bool:
+    """Under either of the names that the Trainer has had for it."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    on = any(getattr(arguments, name, None) for name in names)
+    return on and any((getattr(arguments, f"{name}_kwargs", None) or {}).get("use_reentrant") for name in names)

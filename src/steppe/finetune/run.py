@@ -20,6 +20,7 @@ from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import Quiet, Watch
+from steppe.lora import BAR
 from steppe.study import parallel
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
@@ -81,8 +82,10 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
         check_same(folder, settings)
     model, tokenizer = _model(settings, found)
     tokens = data.tokens(settings, found, model, tokenizer)
-    pairs = method.rehearse(settings.method, model)
+    built = method.rehearse(settings.method, model, settings.training)
+    pairs = len(built) if isinstance(built, BAR) else None
     arguments = _arguments(settings, folder)
+    method.fit_processes(settings.method, built, arguments)
     if resume:
         check_shared(folder, arguments)
     return Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume)
