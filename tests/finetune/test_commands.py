@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 from tests.finetune.cases import dialogues, run, sentences
 from tests.text import tiny
@@ -40,6 +42,24 @@ def test_the_terminal_and_the_json(tmp_path: Path, capsys: pytest.CaptureFixture
     printed = capsys.readouterr()
     assert json.loads(printed.out) == json.loads((tmp_path / "out" / "result.json").read_text())
     assert json.loads(printed.out)["method"]["label"] == "LoRA-SAM"
+
+
+@pytest.mark.parametrize("method", ["base", "sam"])
+def test_a_loss_that_ran_away_is_told(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--method", method, "--learning-rate", "1e30", "--optim", "sgd", "--max-grad-norm", "0"]
+    assert main(words(tmp_path, *wild)) == 0
+    assert capsys.readouterr().err.count("warning: the training diverged: its loss or weights are not finite") == 1
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["diverged"] is True
+    assert main(words(tmp_path, "--overwrite", "--method", method)) == 0
+    assert "diverged" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["diverged"] is False
+
+
+def test_a_last_loss_that_is_not_finite_is_enough() -> None:
+    trainer = SimpleNamespace(model=torch.nn.Linear(1, 1), loss=None)
+    assert not watch.diverged(trainer)
+    trainer.loss = torch.tensor(torch.inf)
+    assert watch.diverged(trainer)
 
 
 def test_an_interrupted_command_says_how_it_goes_on(

@@ -19,7 +19,7 @@ from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
-from steppe.finetune.watch import Quiet, Watch
+from steppe.finetune.watch import DIVERGED, Noting, Quiet, Watch, diverged
 from steppe.lora import BAR
 from steppe.study import parallel
 from steppe.text.models import causal, classifier, quiet
@@ -134,7 +134,9 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):
         trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.perf_counter() - start
+    seconds, lost = time.perf_counter() - start, diverged(trainer)
+    if lost:
+        shown.say(DIVERGED)
     name, balance = "model" if settings.full else "adapter", _balance(plan.model, begin)
     # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
     saved = parallel.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
@@ -142,7 +144,7 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     result = {
         "schema": SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
-        "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
+        "diverged": lost, "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
         "passes_per_step": watch.passes_per_step, "curve": watch.curve, "saved": str(saved),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -164,11 +166,11 @@ def make_trainer(plan: Plan, watch: Watch) -> Any:
     if settings.language:
         flash = "flash" in str(plan.model.config._attn_implementation)
         collator = Collator(plan.tokenizer.pad_token_id, mask=not flash, dtype=plan.model.dtype)
-    kind = Trainer if sharp is None else partial(SharpTrainer, sharp=sharp)
-    made: Any = kind(
+    kind: Any = Trainer if sharp is None else SharpTrainer
+    made: Any = type(kind.__name__, (Noting, kind), {})(
         model=plan.model, args=plan.arguments, train_dataset=plan.tokens.train, eval_dataset=plan.tokens.test,
         data_collator=collator, callbacks=[watch], optimizers=(own, None),
-        compute_metrics=None if settings.language else measure.accuracy,
+        compute_metrics=None if settings.language else measure.accuracy, **({} if sharp is None else {"sharp": sharp}),
     )  # fmt: skip
     made.remove_callback(PrinterCallback)
     if sharp is not None:

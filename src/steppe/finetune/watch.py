@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -164,3 +166,32 @@ class Watch(TrainerCallback, ExportableState):
         """Median seconds of a step; the first ones, which warm up, are left out where there are enough."""
         usable = self.seconds[2:] if len(self.seconds) > 4 else self.seconds
         return statistics.median(usable) if usable else None
+
+
+class Noting:
+    """Stands before a Trainer among the bases: keeps the latest training loss, on its device, so that nothing waits.
+
+    The Trainer's own logs will not do: by default they leave out losses that are not finite.
+    """
+
+    loss: Tensor | None = None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The Trainer's."""
+        host: Any = super()
+        loss: Tensor = host.training_step(*args, **kwargs)
+        self.loss = loss.detach()
+        return loss
+
+
+def diverged(trainer: Any) -> bool:
+    """Whether the last training loss, or a weight that was trained, is not finite."""
+    weights = (weight.detach() for weight in trainer.model.parameters() if weight.requires_grad)
+    found = weights if trainer.loss is None else chain([trainer.loss], weights)
+    return not all(bool(each.isfinite().all()) for each in found)
+
+
+DIVERGED = (
+    "warning: the training diverged: its loss or weights are not finite at the end, so the result means nothing; "
+    "try a lower learning rate"
+)
