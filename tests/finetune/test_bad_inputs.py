@@ -66,6 +66,7 @@ BAD = [
     ("--model bert --data table.csv --test strange.csv", "has the label '7', which the training data has not"),
     ("--model bert --data same.csv", "at least 2 classes, got 1"),
     ("--model bert --data one.csv", "of which none would be left to train on; give --test"),
+    ("--model bert --data table.csv", "has 2 examples, one of each class, and every label needs training examples"),
     (f"{OK} --split train", "is a file and has no split 'train'"),
     (f"{OK} --test-split test", "given without test"),
     (f"{OK} --test dev.txt --held-out 0.2", "leave one out"),

@@ -177,6 +177,15 @@ def test_training_and_test_parts_are_drawn_from_the_seed(tmp_path: Path) -> None
     assert parts[0] == parts[1] and parts[0].test.texts != parts[2].test.texts
 
 
+def test_every_class_keeps_a_training_example(tmp_path: Path) -> None:
+    rare = [f"{i % 2} text {i}" for i in range(38)] + ["2 rare one", "3 rare two"]
+    (tmp_path / "d.txt").write_text("\n".join(rare))
+    for seed in range(40):
+        found = examples(resolve({"model": "m", "data": str(tmp_path / "d.txt"), "seed": seed}))
+        assert {*found.train.labels} == {0, 1, 2, 3} and len(found.test) == 4, seed
+        assert sorted(found.train.texts + found.test.texts) == sorted(line[2:] for line in rare)
+
+
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     first = resolve({"model": "m", "data": sentences(tmp_path, "a.txt")})
     same = resolve({"model": "m", "data": sentences(tmp_path, "b.txt")})

@@ -94,13 +94,26 @@ def _read(settings: Settings, source: str, split: str | None) -> Any:
 
 
 def _parted(everything: Any, share: float, seed: int) -> tuple[Any, Any]:
-    held = max(1, round(share * len(everything)))
-    if held >= len(everything):
+    """Training and held-out examples: the first in a random order are held out, but never the last one of a class."""
+    wanted = max(1, round(share * len(everything)))
+    if wanted >= len(everything):
         raise ValueError(
             f"the data has {len(everything)} examples, of which none would be left to train on; give --test"
         )
     order = _order(len(everything), seed)
-    return everything.take(sorted(order[held:])), everything.take(sorted(order[:held]))
+    held = _spared(everything, order)[:wanted] if isinstance(everything, Labelled) else order[:wanted]
+    if not held:
+        raise ValueError(
+            f"the data has {len(everything)} examples, one of each class, and every label needs training examples, so "
+            "that none can be held out; give --test"
+        )
+    return everything.take(sorted({*order} - {*held})), everything.take(sorted(held))
+
+
+def _spared(found: Labelled, order: list[int]) -> list[int]:
+    """``order`` without the example of each class that stands last in it."""
+    last = {found.labels[i]: i for i in order}
+    return [i for i in order if last[found.labels[i]] != i]
 
 
 def _fewer(train: Any, settings: Settings) -> Any:
