@@ -112,6 +112,16 @@ def test_language_models_packed_or_not(tmp_path: Path) -> None:
     assert single["data"]["blocks"] is None and packed["data"]["blocks"] < packed["data"]["train"]
 
 
+def test_packing_is_refused_where_the_model_would_mix_the_dialogues(tmp_path: Path) -> None:
+    given = flags(tmp_path, "llama", method="nbar", packing=True)
+    path = Path(given["model"], "config.json")
+    windowed = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 2}
+    path.write_text(json.dumps(json.loads(path.read_text()) | windowed))
+    with pytest.raises(ValueError, match=r"sees 2 tokens at a time.*leave the packing out"):
+        prepare(resolve(given, FEW))
+    assert not Path(given["out"]).exists()
+
+
 def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Path) -> None:
     settings = resolve(flags(tmp_path, "llama", test=dialogues(tmp_path, "test.jsonl"), method="base"), FEW)
     plan = prepare(settings)

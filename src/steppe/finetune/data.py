@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from steppe.finetune.spec import Settings
+from steppe.text.packing import check_packing
 from steppe.text.readers import Dialogues, Labelled, read, read_dialogues
 from steppe.text.tokens import check_length, encode_dialogues, limit, pack, sides
 
@@ -75,7 +76,7 @@ def tokens(settings: Settings, found: Examples, model: Any, tokenizer: Any) -> T
     """Turn the examples into what the model takes.
 
     Raises:
-        ValueError: ``max_length`` was set to more than the model takes.
+        ValueError: ``max_length`` was set to more than the model takes, or it does not keep packed dialogues apart.
     """
     most = limit(model, tokenizer)
     length = min(settings.length, most or settings.length)
@@ -84,6 +85,8 @@ def tokens(settings: Settings, found: Examples, model: Any, tokenizer: Any) -> T
     make = _of_dialogues if settings.language else _of_texts
     train, cut = make(found.train, tokenizer, length)
     test, _ = make(found.test, tokenizer, length)
+    if settings.packing and "flash" not in str(model.config._attn_implementation):
+        check_packing(model, train)
     return Tokens(pack(train, length) if settings.packing else train, test, length, cut)
 
 
