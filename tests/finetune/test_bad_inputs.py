@@ -111,6 +111,7 @@ BAD = [
     (f"{OK} --optim sdg", "optim = 'sdg' is not what the Trainer takes: invalid choice"),
     (f"{OK} --lr-scheduler-type cosin", "lr_scheduler_type = 'cosin'"),
     (f"{OK} --load-best-model-at-end", "the Trainer refuses its arguments"),
+    (f"{OK} --fsdp full_shard", "the Trainer refuses its arguments: Using fsdp only works in distributed training"),
     (f"{OK} sst2", "unexpected argument 'sst2'; every setting is a flag"),
     (f"{OK} --recipe roberta-large-fewshot", "did you mean 'roberta-large-few-shot'?"),
     (f"{OK} --recipe nowhere.toml", "give the path of a TOML file to --recipe"),
@@ -194,6 +195,25 @@ def test_resuming_before_the_first_checkpoint(tmp_path: Path, capsys: pytest.Cap
     for state in (tmp_path / "out" / "checkpoints").glob("*/trainer_state.json"):
         state.unlink()
     assert "before its first checkpoint" in refused([*words, "--resume"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("create_optimizer", ImportError("install bitsandbytes")), ("__init__", RuntimeError("install wandb"))],
+)
+def test_what_the_trainer_lacks_costs_no_earlier_result(
+    tmp_path: Path, where: str, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, training={"max_steps": 1})
+    before = tree(tmp_path)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"transformers.Trainer.{where}", fails)
+    words = ["--model", str(tmp_path / "bert"), "--data", str(tmp_path / "train.txt"), "--out", str(tmp_path / "out")]
+    assert f"the Trainer refuses its arguments: {error}" in refused([*words, "--overwrite"], capsys)
+    assert tree(tmp_path) == before
 
 
 class FullDisk:

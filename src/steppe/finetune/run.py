@@ -5,6 +5,7 @@ Started by torchrun, every process goes through all of it; rank 0 alone writes.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -88,7 +89,24 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
     method.fit_processes(settings.method, built, arguments)
     if resume:
         check_shared(folder, arguments)
-    return Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume)
+    plan = Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume)
+    _rehearse(plan)
+    return plan
+
+
+def _rehearse(plan: Plan) -> None:
+    """Build the Trainer and its optimizer once, in a folder that goes: what they lack is refused before they matter."""
+    arguments, place = plan.arguments, plan.arguments.output_dir
+    with tempfile.TemporaryDirectory() as passing:
+        arguments.output_dir = passing
+        try:
+            make_trainer(plan, Watch(Quiet())).create_optimizer()
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, ImportError, RuntimeError) as error:
+            raise ValueError(f"the Trainer refuses its arguments: {' '.join(str(error).split())}") from error
+        finally:
+            arguments.output_dir = place
 
 
 def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
