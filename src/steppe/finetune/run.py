@@ -112,7 +112,7 @@ def _rehearse(plan: Plan) -> None:
 def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
     lora = None if settings.adapter else settings.lora
     if settings.language:
-        made = causal(settings.model, lora, settings.seed)
+        made = causal(settings.model, lora, settings.seed, frozen=settings.adapter is not None)
     else:
         made = classifier(settings.model, found.names, lora, settings.seed)
     if not settings.adapter:
