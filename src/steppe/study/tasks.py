@@ -209,25 +209,28 @@ def fingerprint(name: str) -> str:
     elif kind == "text":
         digest.update(corpora.fingerprint(rest))
     elif kind in ("idx", "images"):
-        for path in sorted(path for path in Path(rest).rglob("*") if path.is_file()):
-            digest.update(f"{path.relative_to(rest).as_posix()}:{path.stat().st_size};".encode())
-            digest.update(corpora.content(path) if kind == "idx" else b"")
+        _add_files(digest, Path(rest), lambda path: kind == "idx")
     return digest.hexdigest()
 
 
 def model_fingerprint(name: str) -> str | None:
     """The same for a model: of a function its module's text, of a folder its files' names, sizes and settings."""
     kind, _, rest = name.partition(":")
-    if is_function(name):
-        return hashlib.blake2b(_module_text(named_function(name, "model")), digest_size=8).hexdigest()
-    folder = Path(rest)
-    if kind != "hf" or not folder.is_dir():
-        return None
     digest = hashlib.blake2b(digest_size=8)
+    if is_function(name):
+        digest.update(_module_text(named_function(name, "model")))
+    elif kind == "hf" and Path(rest).is_dir():
+        _add_files(digest, Path(rest), lambda path: path.suffix == ".json")
+    else:
+        return None
+    return digest.hexdigest()
+
+
+def _add_files(digest: Any, folder: Path, read: Callable[[Path], bool]) -> None:
+    """Names and sizes, and what is in those that are small or decide without changing their size."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size};".encode())
-        digest.update(corpora.content(path) if path.suffix == ".json" else b"")
-    return digest.hexdigest()
+        digest.update(corpora.content(path) if read(path) else b"")
 
 
 def _module_text(function: Callable[..., Any]) -> bytes:
