@@ -1,11 +1,10 @@
 import json
 
 import pytest
-import torch
 
-from steppe.bench.contender import _optimizer
 from steppe.bench.subject import Subject
 from steppe.cli import main
+from steppe.optim import AMSGrad
 from steppe.study.choices import parse
 
 TINY = ["bench", "--model", "tests.bench.tiny:job", "--batch-size", "4", "--steps", "2"]
@@ -77,6 +76,9 @@ def test_figures_that_cannot_be_kept_are_shown_first(tmp_path, capsys, monkeypat
 def test_a_learning_rate_reaches_the_optimizer_that_the_method_brings(tmp_path):
     out = tmp_path / "figures.json"
     assert main([*TINY, "--methods", "adasam:lr=0.01", "--out", str(out)]) == 0
-    job = Subject("tests.bench.tiny:job", 4).make()
-    assert _optimizer(parse("adasam:lr=0.01"), "sgd")(job.model.parameters()).param_groups[0]["lr"] == 0.01
-    assert isinstance(_optimizer(parse("sam"), "adamw")(job.model.parameters()), torch.optim.AdamW)
+    weights = list(Subject("tests.bench.tiny:job", 4).make().model.parameters())
+    made = parse("adasam:lr=0.01").own_optimizer(weights, 0.5)
+    assert isinstance(made, AMSGrad) and made.param_groups[0]["lr"] == 0.01
+    assert parse("adasam").own_optimizer(weights, 0.5).param_groups[0]["lr"] == 0.5
+    assert parse("adasam").own_optimizer(weights).param_groups[0]["lr"] == AMSGrad(weights).param_groups[0]["lr"]
+    assert parse("sam").own_optimizer(weights) is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +94,8 @@ def base(job: Job, optimizer: str) -> Contender:
 def ours(job: Job, choice: Choice, optimizer: str) -> Contender:
     """A method of steppe, on the same optimizer or on the one that its paper brings along."""
     method = METHODS[choice.name]
-    loss, bare = Loss(job), _optimizer(choice, optimizer)(_trainable(job))
+    loss, weights = Loss(job), _trainable(job)
+    bare = choice.own_optimizer(weights) or OPTIMIZERS[optimizer](weights)
     sharp = method.recipe(job.model, bare, **_settings(choice))
 
     def step(batch: Any) -> None:
@@ -121,14 +121,7 @@ def _trainable(job: Job) -> list[Tensor]:
 def _settings(choice: Choice) -> dict[str, Any]:
     wanted = inspect.signature(METHODS[choice.name].recipe).parameters
     given = {"seed": 0} | ({"total_steps": STEPS} if "total_steps" in wanted else {})
-    return given | {key: value for key, value in choice.settings.items() if key != "lr" or choice.lr is None}
-
-
-def _optimizer(choice: Choice, optimizer: str) -> Callable[..., Optimizer]:
-    own = choice.method.optimizer
-    if own is None:
-        return OPTIMIZERS[optimizer]
-    return own if choice.lr is None else partial(own, lr=choice.lr)
+    return given | choice.arguments
 
 
 def _known(sharp: Any) -> bool:

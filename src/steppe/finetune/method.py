@@ -43,8 +43,7 @@ def factory(text: str, seed: int) -> Any:
     if text == BASE:
         return None
     choice = parse(text)
-    own = {key: value for key, value in choice.settings.items() if key != "lr" or choice.lr is None}
-    return functools.partial(choice.method.recipe, **own, seed=seed)
+    return functools.partial(choice.method.recipe, **choice.arguments, seed=seed)
 
 
 def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optimizer | None:
@@ -53,12 +52,9 @@ def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optim
     Its learning rate is the one in the method's text (``adasam:lr=1e-3``), else the Trainer's argument; its weight
     decay is the Trainer's argument.
     """
-    choice = None if text == BASE else parse(text)
-    if choice is None or choice.method.optimizer is None:
-        return None
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    made = choice.method.optimizer(weights, lr=choice.lr or training["learning_rate"])
-    for group in made.param_groups:
+    made = None if text == BASE else parse(text).own_optimizer(weights, training["learning_rate"])
+    for group in made.param_groups if made else ():
         group["weight_decay"] = training["weight_decay"]
     return made
 

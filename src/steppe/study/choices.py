@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe.methods import METHODS, Method, get
@@ -54,6 +54,22 @@ class Choice:
         """The learning rate set for the optimizer that the method brings along."""
         return self.settings.get("lr") if self.method.optimizer else None
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The settings that the recipe takes: all but the rate of the optimizer that it brings along."""
+        return {key: each for key, each in self.settings.items() if key != "lr" or self.lr is None}
+
+    def own_optimizer(self, weights: Iterable[Tensor], lr: float | None = None) -> Optimizer | None:
+        """The optimizer that the method brings along, None where it brings none.
+
+        Args:
+            weights: what it gets.
+            lr: its learning rate where the settings name none; None is the optimizer's own.
+        """
+        rate = lr if self.lr is None else self.lr
+        own = self.method.optimizer
+        return own and own(weights, **({} if rate is None else {"lr": rate}))
+
     def with_the_mean(self, where: str) -> Choice:
         """Itself, where only the mean loss of a batch is at hand.
 
@@ -91,8 +107,7 @@ class Choice:
     def build(self, model: nn.Module, optimizer: Optimizer, *, value: float, seed: int, total_steps: int) -> Any:
         """The method on `model` and `optimizer`, a SharpnessAware or a BAR, with `value` of the setting it tunes."""
         recipe = self.method.recipe
-        own = {key: each for key, each in self.settings.items() if key != "lr" or self.lr is None}
-        settings = {**own, self.method.tunes: value, "seed": seed}
+        settings = {**self.arguments, self.method.tunes: value, "seed": seed}
         if "total_steps" in inspect.signature(recipe).parameters:
             settings["total_steps"] = total_steps
         return recipe(model, optimizer, **settings)

@@ -152,8 +152,9 @@ def make_optimizer(spec: Spec, model: nn.Module, choice: Choice | None, lr: floa
         lr: learning rate chosen by the study; None is the one in the settings.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if choice is not None and choice.method.optimizer is not None and choice.brings(spec.optimizer):
-        return choice.method.optimizer(weights, **({} if choice.lr is None else {"lr": choice.lr}))
+    own = choice.own_optimizer(weights) if choice is not None and choice.brings(spec.optimizer) else None
+    if own is not None:
+        return own
     more = {"momentum": spec.momentum} if spec.optimizer == "sgd" else {}
     kind: Callable[..., Optimizer] = OPTIMIZERS[spec.optimizer]
     return kind(weights, lr=lr or spec.lr, weight_decay=spec.weight_decay, **more)
