@@ -59,6 +59,15 @@ def test_resumed_in_the_middle_equals_uninterrupted(name: str, lora: bool, tmp_p
     assert equal(outcome(again), outcome(whole))
 
 
+def test_resumed_behind_the_last_step_takes_none(tmp_path: Path) -> None:
+    """Six steps end within the second epoch of four; the rate stays, so that a seventh would be seen."""
+    whole, again = (resumable(tmp_path, "sam", lr_scheduler_type="constant") for _ in range(2))
+    whole.train()
+    again.train(resume_from_checkpoint=True)
+    assert (again.state.global_step, again.sharp.step) == (6, 6)
+    assert equal(everything(again.model), everything(whole.model))
+
+
 def test_resume_after_a_fault_between_the_passes_and_a_torn_checkpoint(tmp_path: Path) -> None:
     whole = resumable(tmp_path / "whole", "look_sam")
     whole.train()

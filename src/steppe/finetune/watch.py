@@ -22,6 +22,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from steppe.integrations._trainer import NoFurther
+
 
 class Quiet:
     """Shows nothing; what the others share."""
@@ -152,6 +154,11 @@ class Watch(TrainerCallback, ExportableState):
         self.seconds.append(time.perf_counter() - self._start)
         self.shown.step(state.global_step)
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Where no step was taken, what the checkpoint holds is not evaluated and written once more."""
+        if state.global_step == self.begun_at > 0:
+            control.should_evaluate = control.should_save = False
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Tell the loss."""
         if logs and "loss" in logs:
@@ -168,10 +175,11 @@ class Watch(TrainerCallback, ExportableState):
         return statistics.median(usable) if usable else None
 
 
-class Noting:
+class Noting(NoFurther):
     """Stands before a Trainer among the bases: keeps the latest training loss, on its device, so that nothing waits.
 
-    The Trainer's own logs will not do: by default they leave out losses that are not finite.
+    The Trainer's own logs will not do: by default they leave out losses that are not finite. Resumed where the training
+    had ended, it takes no step more.
     """
 
     loss: Tensor | None = None

@@ -68,6 +68,27 @@ def _size(inputs: Any) -> int:
     return max(t.numel() for t in tensors_of(inputs))
 
 
+class NoFurther:
+    """Stands before a Trainer: resumed where its training had ended, it takes no step more.
+
+    The Trainer looks at the number of steps only behind a step, so that it would take one within an unfinished epoch.
+    """
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; no batches behind the last step."""
+        trainer: Any = self
+        if self.ended():
+            trainer.control.should_training_stop = True
+            return [], None
+        host: Any = super()
+        return host.get_batch_samples(*args, **kwargs)
+
+    def ended(self) -> bool:
+        """Whether all steps are taken."""
+        trainer: Any = self
+        return bool(trainer.state.global_step >= trainer.state.max_steps)
+
+
 class Tally:
     """Weighted sums of what the logs will show; tensors stay on their device until then."""
 

@@ -10,11 +10,11 @@ from transformers import Trainer
 
 from steppe.gradient import SharpnessAware
 from steppe.integrations import _trainer
-from steppe.integrations._trainer import Factory, Passes, Tally
+from steppe.integrations._trainer import Factory, NoFurther, Passes, Tally
 from steppe.lora.bar import BAR
 
 
-class SharpTrainerMixin:
+class SharpTrainerMixin(NoFurther):
     """Makes a Trainer's gradient sharpness-aware; it stands before the Trainer among the bases.
 
         class SharpSFTTrainer(SharpTrainerMixin, SFTTrainer): ...
@@ -97,8 +97,7 @@ class SharpTrainerMixin:
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; what an accumulated batch that was broken off left is dropped."""
         self._held = []
-        host: Any = super()
-        return host.get_batch_samples(*args, **kwargs)
+        return super().get_batch_samples(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, called once per training: its sharpness-aware gradient begins anew too."""
