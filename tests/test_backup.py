@@ -40,13 +40,13 @@ def test_displacement_is_measured_from_the_copy(backup: str) -> None:
 
 
 @pytest.mark.parametrize("backup", BACKUPS)
-def test_the_copy_is_freed_with_the_window(backup: str) -> None:
+def test_the_copy_is_freed_with_the_perturbation(backup: str) -> None:
     model = nn.Linear(4, 3)
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), backup=backup)
     model(torch.ones(2, 4)).sum().backward()
     sharp.ascend()
-    assert sharp._window is not None
-    copies = [weakref.ref(c) for c in sharp._window.weights.copies]
+    assert sharp._perturbation is not None
+    copies = [weakref.ref(c) for c in sharp._perturbation.copies]
     sharp.restore()
     gc.collect()
     assert len(copies) == 2 and all(c() is None for c in copies)

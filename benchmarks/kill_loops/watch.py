@@ -108,7 +108,7 @@ class Watch:
     def install(self) -> None:
         """Follow every SharpnessAware of this process, without a change to it or to the loop."""
         _follow_backward(self)
-        _follow_window(self)
+        _follow_perturbation(self)
         _follow_update(self)
 
 
@@ -128,21 +128,22 @@ def _follow_backward(watch: Watch) -> None:
     SharpnessAware.backward = backward
 
 
-def _follow_window(watch: Watch) -> None:
+def _follow_perturbation(watch: Watch) -> None:
     """The region in which the weights are, or begin or cease to be, perturbed."""
-    opens, closes = SharpnessAware._open, SharpnessAware._close
+    perturbs, closes = SharpnessAware._perturb, SharpnessAware._close
 
-    def opened(sharp: SharpnessAware, *args: Any) -> None:
-        opens(sharp, *args)
+    def opened(sharp: SharpnessAware, *args: Any) -> Any:
+        there = perturbs(sharp, *args)
         watch.enter("ascent", watch.clock(sharp))
+        return there
 
     def closed(sharp: SharpnessAware, *args: Any) -> None:
-        perturbed = sharp._window is not None
+        perturbed = sharp._perturbation is not None
         closes(sharp, *args)
         if perturbed:
             watch.leave("ascent", watch.clock(sharp))
 
-    SharpnessAware._open, SharpnessAware._close = opened, closed
+    SharpnessAware._perturb, SharpnessAware._close = opened, closed
 
 
 def _follow_update(watch: Watch) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from steppe._shards import is_sharded, local, summed
+from steppe._shards import local, summed
 
 Tensors = Sequence[Tensor]
 _HALF = (torch.float16, torch.bfloat16)
@@ -26,7 +26,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def norm_each(tensors: Tensors) -> list[Tensor]:
     """Euclidean norm of each tensor by itself."""
     norms = _norms_here(local(tensors))
-    if not any(is_sharded(t) for t in tensors):
+    if not any(hasattr(t, "placements") for t in tensors):
         return norms
     return [s.sqrt() for s in summed([n.square() for n in norms], tensors)]
 

@@ -18,14 +18,14 @@ from steppe.combine import Combine
 from steppe.schedule import Schedule
 
 if TYPE_CHECKING:
-    from steppe._climb import Climber
+    from steppe.gradient import SharpnessAware
 
 FORMAT = 1
 PARTS: dict[str, Any] = {"ascent": Ascent, "schedule": Schedule, "combine": Combine}
 _KEYS = {"format", "step", "seed", "same_dropout", "rounding", "memory", *PARTS}
 
 
-def pack(sharp: Climber) -> dict[str, Any]:
+def pack(sharp: SharpnessAware) -> dict[str, Any]:
     """The state as nested dicts. Memory is never written in place, so its tensors need no copy."""
     settings = {name: encode(getattr(sharp, name)) for name in PARTS}
     position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed}
@@ -35,7 +35,7 @@ def pack(sharp: Climber) -> dict[str, Any]:
     return position | switches | settings | {"memory": _merged(_blank(sharp), sharp.memory)}
 
 
-def _blank(sharp: Climber) -> dict[str, Any]:
+def _blank(sharp: SharpnessAware) -> dict[str, Any]:
     """Memory of the shape it will have: a sharded checkpoint is loaded into a state that is there already."""
     params: dict[str, Tensor] = {e.name: e.param.detach() for e in sharp._parameters.entries if e.param.requires_grad}
     moved = {
@@ -58,7 +58,7 @@ def _merged(blank: Any, memory: Any) -> Any:
     return {k: _merged(blank.get(k), memory[k]) if k in memory else blank[k] for k in [*blank, *memory]}
 
 
-def unpack(sharp: Climber, state: dict[str, Any]) -> None:
+def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
     """Put a state into ``sharp``; nothing is changed unless all of it fits."""
     if not isinstance(state, dict) or set(state) - {"select"} != _KEYS or state["format"] != FORMAT:
         raise ValueError(

@@ -7,19 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from steppe._algebra import norm, ratio, scale_
 from steppe._parameters import Parameters
 from steppe._shards import local
 from steppe.combine import Combined, Grads
-
-
-@dataclass(frozen=True)
-class Moved:
-    """||eps|| and how far rounded weights really moved (0-dim tensors, when measured)."""
-
-    perturbation: Tensor | None = None
-    displacement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,7 @@ class Draft:
     correction: Grads = field(default_factory=dict)
     handed: Tensor | None = None
     closed: bool = False
+    radii: dict[str, float] | None = None
 
     def remember(self, part: str, memory: dict[str, Any]) -> None:
         """Memory that ``part`` will have after this step."""
@@ -101,3 +95,15 @@ class Draft:
         for entry in parameters.entries if self.correction else ():
             if entry.name in self.correction and entry.group is not None:
                 entry.param.sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
+
+
+def did_nothing(optimizer: Optimizer, draft: Draft) -> bool:
+    """Whether a step that was called was none.
+
+    Fused optimizers under a GradScaler are called after an overflow too and skip by themselves (``found_inf``); torch's
+    checkpoint module calls a step with lr = 0 and no backward before it, to make an optimizer build its state.
+    """
+    found = getattr(optimizer, "found_inf", None)
+    if found is not None and bool(found):
+        return True
+    return draft.decision is None and all(float(g.get("lr", 1)) == 0 for g in optimizer.param_groups)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -171,24 +170,6 @@ class Doors:
         """Allow it again."""
         for handle in self._handles:
             handle.remove()
-
-
-@dataclass
-class Window:
-    """The time between ``ascend`` and ``restore``: what to put back, and the clean gradient if it is needed."""
-
-    weights: SavedWeights
-    replay: Replay | None
-    doors: Doors
-    clean: dict[str, Tensor]
-
-    def close(self) -> None:
-        """Weights first, then what could fail; may be called again after an interruption."""
-        self.weights.back()
-        torch.clear_autocast_cache()
-        self.doors.open()
-        if self.replay is not None:
-            self.replay.done()
 
 
 def refusal(what: str) -> Callable[..., None]:

@@ -119,8 +119,9 @@ class Parameters:
         there = [(e, e.param.grad) for e in self.entries if e.param.requires_grad and e.param.grad is not None]
         self.clear()
         _refuse_sparse({e.name: g for e, g in there})
-        self._others = {e.name: _own(g) for e, g in there if e.group is None}
-        return {e.name: _own(g) for e, g in there if e.group is not None}
+        owned = [(e, g.clone() if g._is_view() else g) for e, g in there]  # a view is a slice of DDP's buckets
+        self._others = {e.name: g for e, g in owned if e.group is None}
+        return {e.name: g for e, g in owned if e.group is not None}
 
     def drop_others(self) -> None:
         """Another pass will bring the others' gradients."""

@@ -21,7 +21,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The pieces that lie in this process, sharing storage with the tensors."""
-    return [_piece(t) for t in tensors]
+    return [_piece(t) if hasattr(t, "placements") else t for t in tensors]
 
 
 def summed(values: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -78,8 +78,6 @@ def laid_out_like(value: Tensor, param: Tensor) -> Tensor:
 
 
 def _piece(tensor: Tensor) -> Tensor:
-    if not is_sharded(tensor):
-        return tensor
     with torch.no_grad():
         return tensor.to_local()  # type: ignore[attr-defined]
 

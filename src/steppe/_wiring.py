@@ -14,7 +14,7 @@ from steppe._algebra import norm
 from steppe._parts import Part
 
 if TYPE_CHECKING:
-    from steppe._climb import Climber
+    from steppe.gradient import SharpnessAware
 
 P = TypeVar("P", bound=Part)
 
@@ -47,7 +47,7 @@ def check_arguments(model: Any, optimizer: Any, seed: Any) -> None:
         raise TypeError(f"seed={seed!r} was given; expected a whole number")
 
 
-def listen(sharp: Climber, optimizer: Optimizer) -> None:
+def listen(sharp: SharpnessAware, optimizer: Optimizer) -> None:
     """Hear of the optimizer's real steps."""
     # Weak, so that an object that is no longer used neither lives on in the optimizer nor counts its steps.
     me = weakref.ref(sharp)

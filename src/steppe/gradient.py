@@ -6,28 +6,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steppe._algebra import cloned, norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
-from steppe._draft import Draft, Last
-from steppe._guards import BACKUPS, Statistics, buffers_of
+from steppe._draft import Draft, Last, did_nothing
+from steppe._guards import BACKUPS, Replay, Statistics, buffers_of, perturbed_message
 from steppe._hardest import PerSample
-from steppe._parameters import bare, bare_optimizer, without_sync
+from steppe._parameters import Parameters, aligned, bare, bare_optimizer, without_sync
 from steppe._parts import check_choice
 from steppe._passes import Passes
+from steppe._perturbation import Perturbation, Rounding
 from steppe._rounding import ROUNDINGS
-from steppe._sync import Averaging
+from steppe._selection import Selection
+from steppe._sync import Averaging, average_earlier, refuse_unreduced
+from steppe._thin import thin_
 from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
 from steppe.ahead import Ahead
-from steppe.ascent import Ascent, Scale
+from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine, Replace
 from steppe.schedule import Always, Schedule
 from steppe.select import Select
 
 
-class SharpnessAware(Passes):
+class SharpnessAware:
     """The sharpness-aware gradient of a model's loss, in place of ``loss.backward()``.
 
     With g the gradient at w, eps the perturbation that ``ascent`` makes of it and g~ the gradient at w + eps on the
@@ -102,9 +107,14 @@ class SharpnessAware(Passes):
         self.seed, self.same_dropout, self.rounding, self.measure = seed, same_dropout, rounding, measure
         self.backup = backup
         self.averaging = Averaging(sync, model, self.ascent, self.schedule, self.combine)
-        super().__init__(select)
+        self.step, self.memory, self.last = 0, dict[str, Any](), Last(False)
+        self._parameters = Parameters(model, self.optimizer, self.ascent.subset)
+        self._selection = Selection(select, self._parameters)
         self._selection.check(model, self.ascent, self.averaging)
-        self.last = Last(False)
+        self._draft, self._passes = Draft(), Passes(self)
+        self._rounding = Rounding(rounding, measure)
+        self._perturbation: Perturbation | None = None
+        self._stepping = False  # within the optimizer's step, whose closure may call backward
         if isinstance(self.ascent.direction, Ahead):
             self.ascent.direction.check(self.optimizer)
         listen(self, self.optimizer)
@@ -144,18 +154,55 @@ class SharpnessAware(Passes):
         self._refuse_while_perturbed("start another backward")
         kind = PerSample if self.ascent.per_sample else Work
         work = kind.of(self._selection.rooted(closure), batch, micro_batches, backward, without_sync(self.model))
-        few = self._cheaper(work)
-        self._renew()
+        look = self._passes.cheaper(work)
+        self._drop_abandoned()
         try:
             with self._selection.held(self.step, self.seed, self.memory):
-                self._run(work, few)
+                if self._ascends() is False and not self.combine.reuses and self.select is None:
+                    self.last = Last(False, work.run())
+                else:
+                    if self._parameters.sharded:
+                        refuse_unreduced(self.model)
+                    with self._parameters.aside(lambda earlier: average_earlier(self.model, earlier)):
+                        self.last = self._gradient(work, look)
+                    self._draft.note_handed(self._parameters)
         finally:
-            self._mark = None  # a failed pass must not lend its masks to the next step
+            self._passes.mark = None  # a failed pass must not lend its masks to the next step
         if self._stepping:
             self._keep_handed()
         loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
         assert loss is not None
         return loss
+
+    def _gradient(self, work: Work, cheap: Work | None) -> Last:
+        """One step in at most three passes, each only where a part needs it; the gradient to hand on is in ``.grad``.
+
+        ``seen`` is what the schedule and the direction learn from (a cheap look, or the clean pass itself), ``clean``
+        the whole batch at w, and the last the whole batch at w + eps.
+        """
+        ascends, needs_clean = self._ascends(), self.combine.needs_clean(self.step)
+        ahead = self.ascent.direction.ahead
+        foreseen = self._foreseen() if ahead and ascends is not False else {}
+        seen = clean = None
+        if ascends is not False and cheap is not None:
+            seen = self._passes.quiet(cheap)
+        elif ascends is not True or not foreseen or needs_clean:
+            seen = clean = self._passes.first(work, ascends)
+        if seen is not None:
+            self._draft.remember("select", self._selection.look(seen.grads, seen.scale))
+            ascends = self._decide(seen.grads, seen.scale) and bool(foreseen or not ahead)
+        if clean is None and (needs_clean or not ascends):
+            clean = self._passes.first(work, ascends)
+        if not ascends:
+            assert clean is not None
+            self._skip(clean.grads)
+            return Last(False, clean.loss)
+        kept = clean.grads if clean is not None and needs_clean else {}
+        direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
+        with self._perturbed(direction, kept, scale, None if clean is None else clean.start) as there:
+            loss = self._passes.second(work)
+        self._finish(kept)
+        return Last(True, (clean or seen) and (clean or seen).loss, loss, there.length, there.displacement)  # type: ignore
 
     # The phases
 
@@ -165,7 +212,7 @@ class SharpnessAware(Passes):
         Call it before the forward pass whose masks :meth:`ascend`'s second pass should repeat. Without it the second
         pass draws fresh masks, and only normalisation layers' running statistics are held.
         """
-        self._mark = self._replay()
+        self._passes.mark = self._passes.replay()
 
     def ascend(self, *, same_step: bool = False, scale: Scale = 1.0) -> bool:
         """After an ordinary backward: perturb the weights if this step ascends.
@@ -192,12 +239,12 @@ class SharpnessAware(Passes):
                 "ascend() cannot switch parameters off in a pass that it does not run: use backward(), or select=None"
             )
         before = self.ascent.direction.ahead and not self._parameters.have_gradients()
-        if before and (self._keeps_clean() or self.schedule.needs_gradient):
+        if before and (self.combine.needs_clean(self.step) or self.schedule.needs_gradient):
             raise RuntimeError(
                 f"ascend() was called before the forward pass, but {self.schedule} with {self.combine} reads the "
                 "gradient at the weights; call it after the ordinary backward"
             )
-        if self._mark is None and self.same_dropout and not before:
+        if self._passes.mark is None and self.same_dropout and not before:
             warn_of_fresh_masks(self.model)
         if self.ascent.apart or self.ascent.per_sample or self.averaging.puts_off:
             raise RuntimeError(
@@ -205,28 +252,25 @@ class SharpnessAware(Passes):
                 "use backward(loss_of, batch), or an ascent without samples, view, autocast and hardest, and "
                 "sync='global'"
             )
-        self._draft, self._scale = self._draft if same_step else Draft(), scale
-        grads = self._parameters.take()
-        direction = self._foreseen() if self.ascent.direction.ahead else grads
-        if not self._decide(grads) or not (direction or direction is grads):
+        self._draft = self._draft if same_step else Draft()
+        grads, ahead, mark = self._parameters.take(), self.ascent.direction.ahead, self._passes.take_mark()
+        direction = self._foreseen() if ahead else grads
+        if not self._decide(grads, scale) or (ahead and not direction):
             self._skip(grads)
-            self.last, self._mark = Last(False), None
+            self.last = Last(False)
             return False
-        try:
-            self._perturb(direction, grads if self._keeps_clean() else {}, repeats=not before)
-        except BaseException:
-            self._close(broken=True)
-            raise
-        self.last = Last(True, None, None, self._moved.perturbation, self._moved.displacement)
+        clean = grads if self.combine.needs_clean(self.step) else {}
+        there = self._perturb(direction, clean, scale, None if before else mark or self._passes.replay())
+        self.last = Last(True, None, None, there.length, there.displacement)
         return True
 
     def restore(self) -> None:
         """Bring the weights back, bit for bit, and leave the combined gradient in ``.grad``."""
-        if self._window is None:
+        if self._perturbation is None:
             raise RuntimeError(
                 "restore() was called but nothing is perturbed: call it once, after ascend() returned True"
             )
-        clean = self._window.clean
+        clean = self._perturbation.clean
         with self._closing():
             pass
         self._finish(clean)
@@ -249,10 +293,9 @@ class SharpnessAware(Passes):
         else:
             grads = {e.name: e.param.grad.clone() for e in self._parameters.entries if e.param.grad is not None}
         statistics, memory = Statistics(buffers_of(bare(self.model))), self._draft.memory
-        self._mark = None
+        self._passes.mark = None
         try:
-            with self._closing():
-                self._perturb(grads, {})
+            with self._perturbed(grads, {}, self._passes.scale, self._passes.replay()):
                 self._draft.memory = memory
                 yield
         finally:
@@ -277,6 +320,164 @@ class SharpnessAware(Passes):
         self._refuse_while_perturbed("load a state")
         unpack(self, state)
         self._draft = Draft()
+
+    # Decisions
+
+    def _ascends(self) -> bool | None:
+        """Whether this step ascends; None: that waits for a gradient."""
+        return None if self.schedule.needs_gradient else self._decide({}, 1.0)
+
+    def _decide(self, grads: Grads, scale: Scale) -> bool:
+        if self._draft.decision is None:
+            known = self.memory.get("schedule", {})
+            self._draft.decision, memory = self.schedule.decide(
+                self.step, self.seed, lambda: (norm(list(grads.values())) / scale) ** 2, known
+            )
+            self._draft.remember("schedule", memory)
+        return self._draft.decision and any(rho > 0 for rho in self._radii().values())
+
+    def _radii(self) -> dict[str, float]:
+        if self._draft.radii is None:
+            groups = [self.ascent.radius(self.step, g) for g in self.optimizer.param_groups]
+            moved = [g.get("perturb", True) for g in self.optimizer.param_groups]
+            self._draft.radii = {
+                e.name: groups[e.group]
+                for e in self._parameters.entries
+                if e.group is not None and e.inside and moved[e.group]
+            }
+        return self._draft.radii
+
+    def _drop_abandoned(self) -> None:
+        """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step."""
+        here = self._parameters.have_gradients()
+        if not here or (self.schedule.needs_gradient and not float(norm(self._parameters.handed()))):
+            self._draft = Draft()
+        else:
+            self._draft.shrink(self._parameters)
+
+    # Memory of directions that need no gradient of this step
+
+    @torch.no_grad()
+    def _foreseen(self) -> Grads:
+        """The direction that needs no gradient of this step; empty where nothing is known yet."""
+        assert isinstance(self.ascent.direction, Ahead)
+        radii = self._radii()
+        params: Grads = {e.name: e.param for e in self._parameters.entries if e.name in radii and e.param.requires_grad}
+        return self.ascent.direction.vector(params, self.optimizer, self.memory.get("ascent", {}), self.step)
+
+    @torch.no_grad()
+    def _keep_handed(self, scale: Scale = 1.0) -> None:
+        """Let the direction remember the gradient that the optimizer's step is about to take."""
+        if isinstance(self.ascent.direction, Ahead) and self._draft.decision is not None:
+            inside = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
+            grads: Grads = {e.name: e.param.grad for e in inside if e.param.grad is not None}
+            self._draft.remember("ascent", self.ascent.direction.after(grads, self.memory.get("ascent", {}), scale))
+
+    # There and back
+
+    @torch.no_grad()
+    def _perturb(self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None) -> Perturbation:
+        self._parameters.drop_others()
+        radii = self._radii()
+        moved = {e.name: e for e in self._parameters.entries if e.name in radii and e.name in direction}
+        # The ascent writes on what it is handed, so a gradient that is still needed is handed as a copy.
+        handed = {k: direction[k] for k in moved}
+        if clean is direction:
+            handed = dict(zip(handed, cloned(list(handed.values())), strict=True))
+        weights: Grads = {k: e.param for k, e in moved.items()}
+        eps, memory = self.ascent.perturbation(
+            weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
+            self.memory.get("ascent", {}), scale,
+        )  # fmt: skip
+        thin_(eps.values(), self.ascent.beta, self.seed, self.step)
+        self._draft.remember("ascent", memory)
+        there = Perturbation(self.model, self.optimizer, weights, clean, replay, self.backup, self._parameters.sharded)
+        self._perturbation = there
+        self._rounding.mode, self._rounding.measure = self.rounding, self.measure
+        try:
+            there.enter(eps, self._rounding, self.seed, self.step)
+        except BaseException:
+            self._close(broken=True)
+            raise
+        if clean is not direction:
+            direction.clear()  # frees the buffer for the second pass
+        return there
+
+    @contextmanager
+    def _perturbed(
+        self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None
+    ) -> Iterator[Perturbation]:
+        with self._closing():
+            yield self._perturb(direction, clean, scale, replay)
+
+    def _close(self, broken: bool = False) -> None:
+        """The perturbation is forgotten last: an interruption in here can be followed by another call."""
+        if self._perturbation is not None:
+            self._perturbation.leave(broken)
+            self._perturbation = None
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Closed at the end, also when Ctrl-C falls into the closing itself."""
+        broken = True
+        try:
+            try:
+                yield
+                broken = False
+            finally:
+                self._close(broken)
+        finally:
+            self._close(broken)
+
+    # What is handed on
+
+    @torch.no_grad()
+    def _skip(self, grads: Grads) -> None:
+        self._parameters.give(self.combine.skipped(self.step, grads, self.memory.get("combine", {})))
+        self._parameters.give_others()
+
+    @torch.no_grad()
+    def _finish(self, clean: Grads) -> None:
+        """Hand on what ``combine`` makes of the clean gradient and the perturbed one in ``.grad``."""
+        perturbed = self._parameters.take()
+        if clean:
+            clean, perturbed = aligned(clean, perturbed)
+        out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
+        self._draft.keep(out)
+        self._parameters.give(out.grads)
+        self._parameters.give_others()
+
+    # The optimizer's real steps
+
+    def _before_step(self) -> None:
+        self._refuse_while_perturbed("step the optimizer")
+        self._stepping, scale = True, getattr(self.optimizer, "grad_scale", None)
+        self._draft.close(self._parameters, scale)
+        self._keep_handed(1.0 if scale is None else scale)
+
+    def _after_step(self) -> None:
+        self._stepping, draft, self._draft = False, self._draft, Draft()
+        if did_nothing(self.optimizer, draft):
+            return
+        # A host that hands the optimizer a closure made this draft during the step.
+        draft.close(self._parameters, None)
+        draft.correct(self._parameters)
+        self.memory = self.memory | self._selection.learned(draft.memory, self.memory)
+        self.step += 1
+
+    def _refuse_while_perturbed(self, what: str) -> None:
+        if self._perturbation is not None:
+            raise RuntimeError(perturbed_message(what))
+
+    @property
+    def select(self) -> Select | None:
+        """The part that says which parameters a step is about; None: all of them."""
+        return self._selection.select
+
+    @property
+    def looking(self) -> bool:
+        """A pass runs whose only use is the direction: not one to log."""
+        return self._passes.looking
 
     # Copies
 

@@ -64,7 +64,7 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
     with untouched(bench.model, bench.optimizer):
         generators, work = Randomness({p.device for p in parameters}), Work.of(bench.loss_of, batch, None, None)
         loss, clean = work.run(), _taken(parameters)
-        few = build(radii[0])._cheaper(work)
+        few = build(radii[0])._passes.cheaper(work)
         if few is not None:
             generators.set()
             few.run()
