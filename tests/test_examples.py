@@ -1,28 +1,89 @@
-"""Every example runs by itself, in a process of its own, and its own assertions hold."""
+"""Every example runs, says something, and its own assertions hold: in this process, the distributed ones on ranks."""
 
+from __future__ import annotations
+
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
+from tests.loops import distributed as d
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(FOLDER.glob("*.py"))
+RANKS = [path for path in EXAMPLES if "torchrun" in path.read_text()]
+ALONE = [path for path in EXAMPLES if path not in RANKS]
+# What must still hold with less work: constants of an example, and what they are here.
+SMALLER: dict[str, dict[str, Any]] = {"plain_loop": {"EPOCHS": 60, "SEEDS": 2}}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_runs_and_says_something(path: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def run_main(path: Path) -> str:
+    """What the example prints."""
+    main = runpy.run_path(str(path))["main"]
+    main.__globals__.update(SMALLER.get(path.stem, {}))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        main()
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("path", ALONE, ids=stem)
+def test_runs_and_says_something(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another folder, and with no warning that an example run by itself would show."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(FOLDER)  # as when it is run by itself
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", hidden)
+        assert run_main(path).strip()
+    assert not [str(w.message) for w in warned]
+
+
+def as_a_rank(path: Path) -> str:
+    """The group is there already: this rank has been started by the test, not by torchrun."""
+    dist.init_process_group = lambda backend: None
+    return run_main(path)
+
+
+@pytest.mark.parametrize("path", RANKS, ids=stem)
+def test_runs_on_two_ranks(path: Path) -> None:
+    said = d.run(2, as_a_rank, path)
+    assert said[0].strip() and not said[1].strip(), "the first rank speaks for all"
+
+
+@pytest.mark.parametrize("path", RANKS, ids=stem)
+def test_called_plainly_it_calls_torchrun(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(subprocess, "call", lambda command: calls.append(command) or 3)
+    with pytest.raises(SystemExit, match="3"):
+        runpy.run_path(str(path), run_name="__main__")
+    flags = ["--standalone", "--nproc-per-node", "2"]
+    assert calls == [[sys.executable, "-m", "torch.distributed.run", *flags, str(path)]]
+
+
+def test_one_in_a_process_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, path], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, FOLDER / "phases.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert "Warning" not in done.stderr
+    assert done.stdout.strip() and "Warning" not in done.stderr
 
 
 def test_there_are_examples() -> None:
-    assert len(EXAMPLES) >= 8
-    assert all(path.read_text().startswith('"""') for path in EXAMPLES), (
-        "an example begins with what it shows"
-    )
+    assert len(ALONE) >= 8 and len(RANKS) == 3
+    assert all(path.read_text().startswith('"""') for path in EXAMPLES), "an example begins with what it shows"
+    ends = [path.read_text().rstrip().splitlines() for path in ALONE]
+    assert all(lines[-2:] == ['if __name__ == "__main__":', "    main()"] for lines in ends)
