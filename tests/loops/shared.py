@@ -37,6 +37,21 @@ MORE: dict[str, dict[str, Any]] = {
     "s2_sam": {"rho": 0.1},
 }
 ALL = {**SETTINGS, **MORE}
+# What a fault, a skipped step or another scale can meet is a mechanism of the step, not a method: one for each.
+MECHANISMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "replace": ("sam", ALL["sam"]),
+    "draw and mix with clean": ("grst", ALL["grst"]),
+    "reuse": ("look_sam", ALL["look_sam"]),
+    "surrogate gap": ("gsam", ALL["gsam"]),
+    "decoupled": ("wsam", ALL["wsam"]),
+    "remembered direction": ("fsam", ALL["fsam"]),
+    "schedule by statistic": ("aesam", ALL["aesam"]),
+    "ahead of the pass": ("msam", ALL["msam"]),
+    "ahead by its own gradient": ("s2_sam", ALL["s2_sam"]),
+    "few samples": ("sam", {"rho": 0.1, "samples": 2}),
+    "hardest samples": ("esam", {"rho": 0.1}),
+    "selected tensors": ("sl_sam", {"rho": 0.1, "s": 0.5, "seed": 3}),
+}
 SGD: tuple[str, dict[str, Any]] = ("sgd", {"lr": 0.1, "momentum": 0.9})
 AMSGRAD: tuple[str, dict[str, Any]] = ("amsgrad", {"lr": 0.01})
 PROBLEM = reference.MLP()
@@ -51,6 +66,11 @@ def table(record_property: Record, loop: str, method: str) -> None:
     record_property("method", method)
 
 
+def recipe_of(name: str) -> tuple[str, dict[str, Any]]:
+    """The method and its settings, of a mechanism or of a method's own name."""
+    return MECHANISMS[name] if name in MECHANISMS else (name, ALL[name])
+
+
 def base_of(name: str) -> tuple[str, dict[str, Any]]:
     return AMSGRAD if name == "adasam" else SGD
 
@@ -61,7 +81,8 @@ def build(name: str, dtype: torch.dtype = torch.float64, device: str = "cpu", **
     kind, settings = base_of(name)
     optimizer_class = {"sgd": torch.optim.SGD, "amsgrad": steppe.optim.AMSGrad}[kind]
     optimizer = optimizer_class(model.parameters(), **settings, **more)
-    return model, optimizer, steppe.methods.get(name).recipe(model, optimizer, **ALL[name])
+    method, chosen = recipe_of(name)
+    return model, optimizer, steppe.methods.get(method).recipe(model, optimizer, **chosen)
 
 
 def batch_of(t: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -69,8 +90,10 @@ def batch_of(t: int, dtype: torch.dtype = torch.float64, device: str = "cpu") ->
     return x.to(device, dtype), y.to(device)
 
 
-def loss_of(model: nn.Module) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
-    return lambda batch: nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
+def loss_of(model: nn.Module, name: str = "") -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    """The mean loss of a batch; for the mechanism that picks the hardest samples, one loss for each."""
+    reduction = "none" if name == "hardest samples" else "mean"
+    return lambda batch: nn.functional.cross_entropy(model(batch[0]).float(), batch[1], reduction=reduction)
 
 
 def weights(model: nn.Module) -> Weights:
