@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from steppe.study import measure, run
-from steppe.study.plan import Run
-from steppe.study.spec import Spec, resolve, short_hash
-from steppe.study.store import read_json, write_json
+from steppe._command.files import read_json, write_json
+from steppe.compare.engine import measure, run
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.spec import Spec, resolve, short_hash
 
 BATCHES = (4, 8, 16)
 LR, RHO = 3e-5, 0.02

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import steppe
+from steppe._command.files import write_json
 from steppe.bench.measure import provenance
-from steppe.study.store import write_json
 from steppe.text.models import Lora, classifier
 
 RESULT = Path(__file__).parent / "results" / "bar_cost.json"

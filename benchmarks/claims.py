@@ -17,11 +17,11 @@ from typing import Any
 
 from sweep import records, settings
 
-from steppe.study.choices import parse
-from steppe.study.plan import Run
-from steppe.study.run import provenance
-from steppe.study.spec import Spec
-from steppe.study.store import write_json
+from steppe._command.choices import parse
+from steppe._command.files import write_json
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.run import provenance
+from steppe.compare.engine.spec import Spec
 
 TASK, RADII, SEEDS = "digits-noisy", (0.05, 0.1), 3
 STUDIES = {

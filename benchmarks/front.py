@@ -28,9 +28,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
 
 import steppe
+from steppe.compare.data.models import build
+from steppe.compare.engine import measure, run, spec
 from steppe.schedule import Bernoulli
-from steppe.study import measure, run, spec
-from steppe.study.models import build
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))

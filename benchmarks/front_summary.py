@@ -11,8 +11,8 @@ from typing import Any
 import front
 import torch
 
-from steppe.study import run, spec, store
-from steppe.study.statistics import estimate, paired, share
+from steppe._command.statistics import estimate, paired, share
+from steppe.compare.engine import run, spec, store
 
 BASELINES = {"tuned": (1, "test"), "stopped early": (1, "early_test"), "twice": (2, "test")}
 """Name -> (times the tuned length, what is measured)."""

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import steppe
-from steppe.study import measure
-from steppe.study.data import Split, generator
-from steppe.study.models import _ViT
-from steppe.study.run import load_task, provenance
-from steppe.study.spec import short_hash
-from steppe.study.store import read_json, write_json
+from steppe._command.files import read_json, write_json
+from steppe._command.networks import _ViT
+from steppe.compare.data.examples import Split, generator
+from steppe.compare.engine import measure
+from steppe.compare.engine.run import load_task, provenance
+from steppe.compare.engine.spec import short_hash
 
 BATCHES = (256, 2048, 8192, 16384)
 PIECE, SIDE, PATCH, WIDTH, DEPTH = 1024, 12, 4, 32, 2

@@ -24,7 +24,7 @@ from typing import Any
 from adasam_speedup import speedup
 from paired import against_baselines, figures, finished, mean_of, over
 
-from steppe.study.store import read_json, write_json
+from steppe._command.files import read_json, write_json
 
 HERE = Path(__file__).parent
 SST2, TREC = "--task text:{data}/sst2/stsa.binary.train", "--task text:{data}/trec/TREC.train.all"

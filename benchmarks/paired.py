@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steppe.study.groups import BASE, Group, group
-from steppe.study.plan import Plan
-from steppe.study.spec import Spec
-from steppe.study.statistics import estimate, paired
-from steppe.study.store import Store, read_json
+from steppe._command.files import read_json
+from steppe._command.statistics import estimate, paired
+from steppe.compare.analysis.groups import BASE, Group, group
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.spec import Spec
+from steppe.compare.engine.store import Store
 
 FORMS = ("final", "early")
 AGAINST = {"base": ("base", "final"), "early": ("base", "early"), "double": ("base double", "final")}

@@ -19,12 +19,12 @@ from typing import Any
 
 from sweep import FASHION, records, settings
 
-from steppe.study.choices import parse
-from steppe.study.plan import Run
-from steppe.study.rho import SHARE, prepared
-from steppe.study.run import provenance
-from steppe.study.spec import Spec
-from steppe.study.store import read_json, write_json
+from steppe._command.choices import parse
+from steppe._command.files import read_json, write_json
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.run import provenance
+from steppe.compare.engine.spec import Spec
+from steppe.compare.rho import SHARE, prepared
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 NOISY_FASHION = {"labelled": 1000, "noise": 0.2, "model": "mlp", "epochs": 60}

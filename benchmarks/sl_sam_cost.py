@@ -30,8 +30,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, logging
 
 import steppe
+from steppe._command.meter import peak
 from steppe.bench.measure import provenance
-from steppe.study.cost import peak
 
 SIZE, LENGTH, RHO, S, WARM_UP = 16, 32, 0.01, 0.2, 3
 TARGET = Path(__file__).parent / "results" / "sl_sam_cost.json"

@@ -18,9 +18,9 @@ from lora_study import SEEDS, minilm
 from paired import Figures, against_baselines, over
 from sweep import records, settings
 
-from steppe.study.plan import Run
-from steppe.study.run import provenance
-from steppe.study.store import read_json, write_json
+from steppe._command.files import read_json, write_json
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.run import provenance
 
 STEPS, RHO, RATES = 80, 0.01, (2e-4, 5e-4)
 TARGET = Path(__file__).parent / "results" / "full_study.json"

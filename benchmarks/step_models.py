@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from steppe.study.models import _ViT
+from steppe._command.networks import _ViT
 
 WORDS = 32_000
 

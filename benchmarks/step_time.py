@@ -28,11 +28,11 @@ import torch
 from step_peers import PEERS
 from step_phases import ROUNDS, SIZES
 
+from steppe._command.choices import parse_all
+from steppe._command.files import write_json
 from steppe.bench.measure import Settings, makers, measure, provenance
 from steppe.bench.subject import DTYPES, Subject
 from steppe.bench.table import table
-from steppe.study.choices import parse_all
-from steppe.study.store import write_json
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("sam,rst,look_sam:k=5", ("peer_sam", "peer_look_sam", "peer_naive"))

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from steppe.study.plan import Run
-from steppe.study.run import train
-from steppe.study.spec import Spec, resolve
-from steppe.study.store import Store
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.run import train
+from steppe.compare.engine.spec import Spec, resolve
+from steppe.compare.engine.store import Store
 
 FASHION = "idx:fashion-mnist"
 """What results call the task that reads Fashion-MNIST's files from a folder of the user's own."""

@@ -14,7 +14,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 from steppe.cli import main as steppe
-from steppe.study import Split, Task
+from steppe.compare import Split, Task
 
 
 def tumours(seed: int) -> Task:

@@ -10,7 +10,7 @@ from steppe.cli import main
 from steppe.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-TINY = ["compare", "--task", "tests.study.tiny:task"]
+TINY = ["compare", "--task", "tests.compare.tiny:task"]
 
 BAD_FLAGS = [
     # what is typed after `steppe`, and what the one sentence must contain
@@ -44,7 +44,7 @@ BAD_FLAGS = [
     ("compare --eval-every 0", "eval_every must be a whole number of epochs"),
     ("compare --device tpu9", "device must be"),
     ("compare --image-size 16", "does not take 'image_size'"),
-    ("compare --task tests.study.tiny:task --labelled 10", "does not take 'labelled'"),
+    ("compare --task tests.compare.tiny:task --labelled 10", "does not take 'labelled'"),
     ("compare --task idx:src --label-column y", "does not take 'label_column'"),
     ("compare --optimizer adamw --momentum 0.9", "momentum belongs to the optimizer 'sgd'"),
     ("compare --task digits-fwe", "did you mean 'digits-few'?"),
@@ -53,11 +53,11 @@ BAD_FLAGS = [
     ("compare --task idx:src", "no file like train-images"),
     ("compare --task images:nowhere", "nowhere is not a folder"),
     ("compare --task no_such_module:task", "cannot import module 'no_such_module'"),
-    ("compare --task tests.study.tiny:tsk", "did you mean 'task'?"),
-    ("compare --task tests.study.tiny:no_task", "expected a steppe.study.Task"),
-    ("compare --task tests.study.tiny:bad_recipe", "did you mean 'epochs'?"),
+    ("compare --task tests.compare.tiny:tsk", "did you mean 'task'?"),
+    ("compare --task tests.compare.tiny:no_task", "expected a steppe.compare.Task"),
+    ("compare --task tests.compare.tiny:bad_recipe", "did you mean 'epochs'?"),
     ("compare --model cn", "did you mean 'cnn'?"),
-    ("compare --model tests.study.tiny:nothing", "has no function 'nothing'"),
+    ("compare --model tests.compare.tiny:nothing", "has no function 'nothing'"),
     ("compare --methods ,", "no method to compare"),
     ("compare --methods base", "the base always runs"),
     ("compare --methods looksam", "did you mean 'look_sam'?"),

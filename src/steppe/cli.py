@@ -9,8 +9,8 @@ from importlib import import_module
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _COMMANDS = (
-    "steppe.study.commands", "steppe.bench.command", "steppe.evaluate.commands", "steppe.finetune.commands",
-    "steppe.study.rho",
+    "steppe.compare.commands", "steppe._command.methods", "steppe.bench.command", "steppe.evaluate.commands",
+    "steppe.finetune.commands", "steppe.compare.rho",
 )  # fmt: skip
 """Each adds its own to the one app, in the order in which --help lists them."""
 _EXTRAS = {"finetune": "study,finetune", "evaluate": "study,evaluate"}  # what a command needs
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> int:
     for commands in _COMMANDS:
         import_module(commands)
-    from steppe.study.commands import BadInputError, UsageError, app
+    from steppe._command.app import BadInputError, UsageError, app
 
     try:
         return app(list(arguments), standalone_mode=False) or 0

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from steppe._command.choices import parse
 from steppe.bench.subject import Subject
 from steppe.cli import main
 from steppe.optim import AMSGrad
-from steppe.study.choices import parse
 
 TINY = ["bench", "--model", "tests.bench.tiny:job", "--batch-size", "4", "--steps", "2"]
 
@@ -67,7 +67,7 @@ def test_figures_that_cannot_be_kept_are_shown_first(tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("steppe.study.store.write_json", full)
+    monkeypatch.setattr("steppe._command.files.write_json", full)
     assert main([*TINY, "--methods", "sam", "--out", str(tmp_path / "figures.json")]) == 2
     said = capsys.readouterr()
     assert "SAM" in said.out and "could not be written" in said.err and "No space left on device" in said.err

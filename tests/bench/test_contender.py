@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from steppe._command.choices import parse
 from steppe.bench import contender
 from steppe.bench.contender import Loss, base, ours
 from steppe.bench.subject import Subject
-from steppe.study.choices import parse
 
 SUBJECT = Subject("tests.bench.tiny:job", 8)
 

@@ -2,14 +2,14 @@ import json
 
 import pytest
 import torch
-from tests.study.clock import counting_modules
+from tests._command.clock import counting_modules
 
+from steppe._command.choices import parse_all
 from steppe.bench import measure
 from steppe.bench.contender import Contender, Loss
 from steppe.bench.measure import Settings, makers
 from steppe.bench.subject import Subject
 from steppe.bench.table import COLUMNS, cells, table, title
-from steppe.study.choices import parse_all
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from steppe._command.choices import parse, parse_all
 from steppe.bench.contender import base, ours
 from steppe.bench.measure import Settings, makers, measure
 from steppe.bench.subject import Subject
-from steppe.study.choices import parse, parse_all
 
 ROOT = Path(__file__).parents[2]
 SUBJECT = Subject("tests.bench.tiny:job", 8)

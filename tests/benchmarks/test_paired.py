@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from steppe.cli import main
-from steppe.study.groups import Group
+from steppe.compare.analysis.groups import Group
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -89,7 +89,7 @@ def test_across_whole_models_adasam_meets_all_others_and_sl_sam_meets_sam():
 
 def test_a_comparison_is_read_back_as_its_summary_says(tmp_path):
     out = tmp_path / "out"
-    words = "compare --task tests.study.tiny:task --methods sam --rho 0.05,0.1 --seeds 3 --tune-seeds 1 --jobs 1"
+    words = "compare --task tests.compare.tiny:task --methods sam --rho 0.05,0.1 --seeds 3 --tune-seeds 1 --jobs 1"
     assert main([*words.split(), "--lr-grid", "0.01,0.1", "--out", str(out)]) == 0
     rows = paired.against_baselines(paired.figures(paired.finished(out)))
     said = {(r["method"], r["variant"]): r for r in json.loads((out / "summary.json").read_text())["rows"]}

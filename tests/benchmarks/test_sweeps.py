@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from steppe.study.data import Split
-from steppe.study.plan import Run
+from steppe.compare.data.examples import Split
+from steppe.compare.engine.plan import Run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -21,7 +21,7 @@ import rho_finder  # noqa: E402
 import sweep  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
-TINY = "tests.study.tiny:task"
+TINY = "tests.compare.tiny:task"
 
 
 def test_a_finished_run_is_not_repeated(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_a_claims_row_chooses_rho_on_validation_images(tmp_path, monkeypatch):
 
 
 def test_every_schedule_ascends_on_half_of_the_steps():
-    from steppe.study.choices import parse
+    from steppe._command.choices import parse
 
     for text in claim_runs.STUDIES["rst_schedules"][1:]:
         model = torch.nn.Linear(2, 2)

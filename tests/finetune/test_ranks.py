@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from tests.finetune.cases import undropped
 
+from steppe._command.app import BadInputError
 from steppe.cli import main
 from steppe.finetune import commands
-from steppe.study.commands import BadInputError
 
 # Within the first epoch: at its end two processes fill up the last batch, and one does not.
 TRAINING = ["--max-steps", "2", "--logging-steps", "1", "--save-steps", "1", "--use-cpu", "--json"]

@@ -7,11 +7,11 @@ import pytest
 from tests.finetune.cases import dialogues, sentences
 from tests.text import tiny
 
+from steppe._command.files import read_json
 from steppe.cli import main
 from steppe.finetune.recipes import about, names, recipe
 from steppe.finetune.run import finetune
 from steppe.finetune.spec import resolve
-from steppe.study.store import read_json
 
 BODIES = {
     "roberta-large-few-shot": "roberta", "roberta-large-glue": "roberta", "roberta-glue-sl-sam": "roberta",

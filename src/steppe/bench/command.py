@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from steppe.study.commands import Number, Text, app, flag, refusing
+from steppe._command.app import Number, Text, app, flag, refusing
 
 
 @app.command()
@@ -32,9 +32,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Measure step time and memory of methods beside the bare optimizer, on a model of yours."""
+    from steppe._command.choices import parse_all
     from steppe.bench import measure
     from steppe.bench.table import table
-    from steppe.study.choices import parse_all
 
     with refusing():
         _check(batch_size=batch_size, steps=steps, classes=classes, length=length, lora=lora, threads=threads)
@@ -80,7 +80,7 @@ def _target(out: str | None, model: str) -> Path:
 
 
 def _keep(record: dict[str, Any], target: Path) -> None:
-    from steppe.study.store import write_json
+    from steppe._command.files import write_json
 
     try:
         write_json(target, record)
@@ -91,8 +91,8 @@ def _keep(record: dict[str, Any], target: Path) -> None:
 def _subject(
     model: str, batch_size: int, shape: str, classes: int, length: int, lora: int | None, device: str, dtype: str
 ) -> Any:
+    from steppe._command.devices import usable_device
     from steppe.bench.subject import DTYPES, HF, Subject
-    from steppe.study.spec import usable_device
 
     if lora is not None and not model.startswith(HF):
         raise ValueError(f"--lora is for hf: models, and the model is {model!r}; leave it out")

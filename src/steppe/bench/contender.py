@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from steppe._batch import batch_size
+from steppe._command.choices import Choice
 from steppe.bench.subject import Job
 from steppe.methods import METHODS
-from steppe.study.choices import Choice
 
 STEPS = 1000
 """Length of the training that schedules are made for and shares are taken of."""

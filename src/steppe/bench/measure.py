@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 
-import steppe
+from steppe._command.choices import Choice
+from steppe._command.meter import Clock, peak, take_turn, weighted
+from steppe._command.pool import Tell
+from steppe._command.provenance import made_with
 from steppe.bench.contender import Contender, base, ours
 from steppe.bench.subject import Job, Subject
-from steppe.study.choices import Choice
-from steppe.study.cost import Clock, peak, take_turn, weighted
-from steppe.study.run import Tell
 
 SCHEMA = 1
 MEMORY_STEPS = 3
@@ -189,9 +188,5 @@ def _load() -> dict[str, Any]:
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
     """What a figure was made with."""
-    name = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
-    return {
-        "steppe": steppe.__version__, "torch": torch.__version__, "python": platform.python_version(),
-        "device": name, "threads": threads, "platform": platform.platform(),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }  # fmt: skip
+    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return made_with(device) | {"threads": threads, "finished": finished}

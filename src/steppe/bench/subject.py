@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from steppe.study.lookup import named_function
-from steppe.study.models import find
+from steppe._command.lookup import named_function
+from steppe._command.networks import find
 
 LossOf = Callable[[nn.Module, Any], Tensor]
 HF = "hf:"

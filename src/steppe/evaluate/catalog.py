@@ -11,9 +11,9 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from steppe._command.lookup import nearest
 from steppe.evaluate import files
 from steppe.evaluate.request import Request, translated
-from steppe.study.lookup import nearest
 
 
 @dataclass

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe.study.commands import BadInputError, Number, Text, app, flag, refusing
-from steppe.study.store import finite, write_json
+from steppe._command.app import BadInputError, Number, Text, app, flag, refusing
+from steppe._command.files import finite, write_json
 
 
 @app.command()

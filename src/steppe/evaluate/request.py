@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from steppe._command.devices import usable_device
 from steppe._parts import check_choice, check_count
-from steppe.study.spec import usable_device
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

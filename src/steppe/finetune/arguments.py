@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from steppe.study.lookup import nearest
+from steppe._command.lookup import nearest
 
 if TYPE_CHECKING:
     from steppe.finetune.spec import Settings

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe.study.commands import INTERRUPTED, BadInputError, Number, Real, Text, app, flag, refusing
+from steppe._command.app import INTERRUPTED, BadInputError, Number, Real, Text, app, flag, refusing
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

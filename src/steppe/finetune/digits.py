@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe.study.store import write_text
+from steppe._command.files import write_text
 from steppe.text.models import quiet
 
 MODEL, TEST = "model", "test.txt"

@@ -11,16 +11,16 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from steppe._command.devices import usable_cores
+from steppe._command.files import read_json, write_json
+from steppe._command.pool import Job, Pool
+from steppe._command.statistics import estimate, paired
 from steppe.finetune import method
 from steppe.finetune.digits import MODEL, TEST, prepare_folder, train_file
 from steppe.finetune.folder import RESULT, Folder, writing
 from steppe.finetune.run import finetune
 from steppe.finetune.spec import resolve
 from steppe.finetune.watch import Quiet
-from steppe.study.pool import Job, Pool
-from steppe.study.spec import usable_cores
-from steppe.study.statistics import estimate, paired
-from steppe.study.store import read_json, write_json
 
 METHODS = ("base", "sam:rho=0.05", "nbar:mu=1")
 SEEDS = (0, 1, 2)

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from steppe.study.store import read_json, write_json
+from steppe._command.files import read_json, write_json
 
 SETTINGS, RESULT, CHECKPOINTS = "settings.json", "result.json", "checkpoints"
 

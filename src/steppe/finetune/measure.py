@@ -7,17 +7,19 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from steppe._command.provenance import made_with
 from steppe.lora.balance import balancedness as of_pairs
 from steppe.lora.pairs import find_pairs
-from steppe.study.run import provenance as of_study
 from steppe.text.tokens import IGNORED
+
+SCHEMA = 1
+"""Version of the result's form."""
 
 
 def accuracy(predicted: Any) -> dict[str, float]:
@@ -99,5 +101,5 @@ def provenance(device: Any) -> dict[str, Any]:
     import transformers
 
     name = "cpu" if device.type == "cpu" else str(device)  # several processes have a "cpu:0" each
-    made = of_study(cast(Any, SimpleNamespace(device=name)))
+    made = made_with(name) | {"schema": SCHEMA}
     return made | {"transformers": transformers.__version__, "peft": peft.__version__}

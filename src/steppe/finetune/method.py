@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from steppe._command.choices import parse
 from steppe.gradient import SharpnessAware
 from steppe.lora import BAR
 from steppe.methods.bar import NBAR, OBAR
-from steppe.study.choices import parse
 
 BASE = "base"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from steppe._command import ranks
 from steppe.finetune import data, measure, method
 from steppe.finetune.adapters import with_adapter
 from steppe.finetune.data import Examples, Tokens
@@ -22,12 +23,8 @@ from steppe.finetune.resume import check_same, check_shared, last_checkpoint, sh
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import DIVERGED, Noting, Quiet, Watch, diverged
 from steppe.lora import BAR
-from steppe.study import parallel
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
-
-SCHEMA = 1
-"""Version of the result's form."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def _arguments(settings: Settings, folder: Folder) -> Any:
         _ = made.device  # here the processes meet
     except (ValueError, ImportError, TypeError) as error:
         raise ValueError(f"the Trainer refuses its arguments: {' '.join(str(error).split())}") from error
-    parallel.leave_at_exit()
+    ranks.leave_at_exit()
     return made
 
 
@@ -146,8 +143,8 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), plan.folder, plan.settings
     checkpoint = None if plan.fresh else last_checkpoint(folder)
     if plan.fresh:
-        parallel.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings), shared(plan.arguments)))
-    shown = shown if parallel.first() else Quiet()
+        ranks.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings), shared(plan.arguments)))
+    shown = shown if ranks.first() else Quiet()
     watch, begin = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):
@@ -157,10 +154,10 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
         shown.say(DIVERGED)
     name, balance = "model" if settings.full else "adapter", _balance(plan.model, begin)
     # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
-    saved = parallel.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
+    saved = ranks.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
     metrics = measure.metrics(trainer, plan.tokens.test, settings.language)
     result = {
-        "schema": SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
+        "schema": measure.SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
         "diverged": lost, "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
@@ -168,7 +165,7 @@ def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "provenance": measure.provenance(trainer.args.device),
     }  # fmt: skip
-    parallel.once(lambda: folder.finish(result))
+    ranks.once(lambda: folder.finish(result))
     return result
 
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from steppe._command.lookup import nearest
+from steppe._command.settings import Share, Whole
 from steppe.finetune import arguments
 from steppe.finetune.folder import Folder
 from steppe.finetune.method import check as check_method
 from steppe.finetune.recipes import recipe
-from steppe.study.lookup import nearest
-from steppe.study.spec import Share, Whole
 from steppe.text.models import KINDS, Lora
 from steppe.text.rows import HUB
 

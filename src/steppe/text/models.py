@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from steppe._command.lookup import nearest
 from steppe._parts import check_choice
-from steppe.study.lookup import nearest
 from steppe.text import heads
 from steppe.text.hub import silent
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from steppe.study.lookup import nearest
+from steppe._command.lookup import nearest
 from steppe.text.hub import silent
 
 HUB = "hf:"

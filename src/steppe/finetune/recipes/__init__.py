@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steppe.study.lookup import nearest
-from steppe.study.spec import read_toml
+from steppe._command.lookup import nearest
+from steppe._command.settings import read_toml
 
 _HERE = Path(__file__).parent
 _ABOUT = ("title", "paper", "note", "published")

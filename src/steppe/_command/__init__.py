@@ -1,0 +1,1 @@
+"""The floor under all commands: the app, methods by name, files, devices, ranks, workers, clocks."""

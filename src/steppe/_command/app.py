@@ -1,0 +1,61 @@
+"""The app `steppe`, to which every command adds its own, and the sentence that refuses bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+import steppe
+
+FAILED, INTERRUPTED = 1, 130
+UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+"""What typer raises for bad flags: click's ClickException, which newer releases of typer bring along themselves."""
+
+app = typer.Typer(
+    name="steppe",
+    help="Sharpness-aware gradients for PyTorch: compare the methods on your data, read their cards.",
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+class BadInputError(Exception):
+    """Something a user gave cannot be used; the message is one sentence that says what to do."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Bad input raises ValueError with its sentence; other ValueErrors are bugs and keep their traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"steppe {steppe.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def flag(text: str) -> Any:
+    """An option of a command, with its help."""
+    return typer.Option(help=text, show_default=False)
+
+
+Text: TypeAlias = str | None
+Number: TypeAlias = int | None
+Real: TypeAlias = float | None

@@ -1,0 +1,52 @@
+"""`steppe methods`: the list of the methods, and the card of one."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from steppe._command.app import app, refusing
+from steppe._command.choices import settings_of
+from steppe.methods import METHODS, card, get
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, for its card.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the methods with paper, passes and buffers; or show the card of one."""
+    with refusing():
+        get(name or "sam")
+    if as_json:
+        rows = [_row(each) for each in METHODS] if name is None else _row(name)
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        Console().print(_table() if name is None else Markdown(card(name)))
+
+
+def _row(name: str) -> dict[str, Any]:
+    method = METHODS[name]
+    keys = ("name", "title", "paper", "year", "passes", "buffers", "use")
+    return {key: getattr(method, key) for key in keys} | {"settings": list(settings_of(name))}
+
+
+def _table() -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "passes", "buffers", "paper"):
+        table.add_column(column, no_wrap=column in ("name", "paper"))
+    for method in METHODS.values():
+        table.add_row(method.name, method.passes, method.buffers, _short(method.paper, method.year))
+    return table
+
+
+def _short(paper: str, year: int) -> str:
+    """First author, year and arXiv number: one line of a table; the card has the rest."""
+    number = re.search(r"arXiv \d{4}\.\d{5}", paper)
+    return " ".join([re.split(r",| et al", paper)[0], str(year), number[0] if number else ""])

@@ -1,0 +1,157 @@
+"""Worker processes that stay alive over many jobs, leave when their parent is gone, and report what happens."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Literal
+
+_CONTEXT = multiprocessing.get_context("spawn")  # fork copies locked threads of torch, and CUDA cannot be forked
+
+Tell = Callable[[float], None]
+"""Told the share of a run that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """`function(*arguments, tell)` under the name `key`; `tell(share)` reports how far it is."""
+
+    key: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a job: begun, moving (value: share done), done (value: its result), failed (value: why)."""
+
+    kind: Literal["begun", "moving", "done", "failed"]
+    key: str
+    value: Any = None
+
+
+@dataclass
+class _Worker:
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+    job: Job | None = None
+
+
+class Pool:
+    """Runs jobs in `size` spawned processes with one torch thread each.
+
+        with Pool(2) as pool:
+            pool.submit(Job("a", work, (1,)))
+            for event in pool.events():
+                ...
+
+    Args:
+        size: number of processes; they start at once, so that importing torch overlaps with the caller's own work.
+    """
+
+    def __init__(self, size: int) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler writes to stderr; read on import
+        self._waiting: deque[Job] = deque()
+        self._workers = [_start() for _ in range(size)]
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers:
+            worker.connection.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+
+    def submit(self, job: Job) -> None:
+        """Queue `job`; it starts while `events` is being read."""
+        self._waiting.append(job)
+
+    def events(self) -> Iterator[Event]:
+        """What happens until every job, also those submitted meanwhile, has ended."""
+        while self._waiting or any(worker.job for worker in self._workers):
+            yield from self._hand_out()
+            busy = {worker.connection: worker for worker in self._workers if worker.job}
+            for connection in wait(list(busy)):
+                yield self._hear(busy[connection])  # type: ignore[index]
+
+    def _hand_out(self) -> Iterator[Event]:
+        for worker in self._workers:
+            if worker.job is None and self._waiting:
+                worker.job = self._waiting.popleft()
+                try:
+                    worker.connection.send(worker.job)
+                except OSError:  # it died idle; its end of the pipe now says so to `events`
+                    continue
+                yield Event("begun", worker.job.key)
+
+    def _hear(self, worker: _Worker) -> Event:
+        assert worker.job is not None
+        try:
+            event: Event = worker.connection.recv()
+        except (EOFError, OSError):
+            return self._replace(worker)
+        if event.kind != "moving":
+            worker.job = None
+        return event
+
+    def _replace(self, dead: _Worker) -> Event:
+        """A process that died (out of memory, a crash in native code) fails its job and is replaced."""
+        assert dead.job is not None
+        dead.process.join()
+        reason = f"the worker process ended with exit code {dead.process.exitcode} (out of memory?)"
+        event = Event("failed", dead.job.key, reason)
+        self._workers[self._workers.index(dead)] = _start()
+        return event
+
+
+def _start() -> _Worker:
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_serve, args=(theirs,), daemon=True, name="steppe-worker")
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(connection: Connection) -> None:
+    """The life of a worker: one job after the other, until the parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job: Job = connection.recv()
+        except (EOFError, OSError):
+            return
+        connection.send(_do(job, connection))
+
+
+def _do(job: Job, connection: Connection) -> Event:
+    try:
+        result = job.function(*job.arguments, lambda share: connection.send(Event("moving", job.key, share)))
+        return Event("done", job.key, result)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(last.filename)}:{last.lineno}"
+        return Event("failed", job.key, f"{type(error).__name__}: {error} ({where})")
+
+
+def _leave_with_parent() -> None:
+    """End this process the moment its parent has ended, also when the parent was killed and could say nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,23 @@
+"""What a figure was made with."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+
+import steppe
+
+
+def made_with(device: str) -> dict[str, Any]:
+    """Versions, machine, device and threads.
+
+    Args:
+        device: "cpu", or a CUDA device, which is named by its model.
+    """
+    return {
+        "steppe": steppe.__version__, "torch": torch.__version__, "python": platform.python_version(),
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(), "platform": platform.platform(),
+    }  # fmt: skip

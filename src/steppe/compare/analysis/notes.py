@@ -1,0 +1,193 @@
+"""The sentences under the table: what a reader must know before believing a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from steppe.compare.analysis.verdict import best_row
+from steppe.compare.analysis.wording import BASELINES, SYMBOLS, choices, decimals, listing, points, symbols
+
+Row = Mapping[str, Any]
+Summary = Mapping[str, Any]
+FEW_SEEDS = 3
+NEARLY_ALL, LITTLE = 0.8, 0.2
+
+
+def notes(summary: Summary) -> list[str]:
+    """What applies to this comparison, findings first, then what is missing, then how to read the numbers."""
+    if summary["best_baseline"] is None:
+        return _missing(summary)
+    parts: Sequence[Callable[[Summary], list[str]]] = (
+        _early, _double, _sam, _worse, _edges, _few_seeds, _missing, _cost, _selection,
+    )  # fmt: skip
+    return [sentence for part in parts for sentence in part(summary)]
+
+
+def _early(summary: Summary) -> list[str]:
+    """Which case is this: does early stopping alone bring what the method seems to bring?"""
+    alone, row = summary["early_alone"], _champion(summary)
+    if alone is None or alone["ci95"] is None or row is None or row["delta"]["ci95"] is None:
+        return []
+    digits, name = decimals(summary["rows"]), row["label"]
+    shown = f"({points(alone, digits)} points; {name} at the end of training {points(row['delta'], digits)})"
+    helps, gains = _above(alone), _above(row["delta"])
+    part = alone["mean"] / row["delta"]["mean"] if gains else 0.0
+    if not gains:
+        does = "helps" if helps else "does not clearly help"
+        return [f"Early stopping {does} the base here ({points(alone, digits)} points)."]
+    if helps and part >= NEARLY_ALL:
+        return [f"Early stopping alone recovers nearly all that {name} seems to win {shown}: stop early first."]
+    if helps and part > LITTLE:
+        return [f"Early stopping alone recovers {100 * part:.0f} % of what {name} seems to win here {shown}."]
+    much = "little" if helps else "nothing"
+    return [f"Early stopping alone recovers {much} here {shown}: the gain is not early stopping in disguise."]
+
+
+def _double(summary: Summary) -> list[str]:
+    alone = summary["double_alone"]
+    if alone is None or alone["ci95"] is None:
+        return []
+    shown = f"({points(alone, decimals(summary['rows']))} points)"
+    if _above(alone):
+        return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
+    if _below(alone):
+        return [
+            f"Twice the epochs harm the base {shown}: it overfits when trained longer.",
+            *_fourth(summary),
+        ]
+    doubt = ": if in doubt, raise the epochs" if summary["best_baseline"] == "double" else ""
+    return [f"Twice the epochs change nothing clear for the base {shown}{doubt}.", *_fourth(summary)]
+
+
+def _fourth(summary: Summary) -> list[str]:
+    """A fourth baseline, where it would be the strongest: twice the epochs and stopped early."""
+    more = summary["double_early"]
+    if summary["judged"] != "early" or more is None or not _above(more):
+        return []
+    return [
+        f"With twice the epochs and stopped early the base is {points(more, decimals(summary['rows']))} points "
+        "above what gains are measured against: take that off them."
+    ]
+
+
+def _sam(summary: Summary) -> list[str]:
+    row = _row(summary, "sam")
+    if row is None or not row["gain"]:
+        return ["SAM is not in this comparison: no share of its gain can be shown."]
+    if row["gain"]["ci95"] is None or _above(row["gain"]):
+        return []
+    against, gain = BASELINES[summary["best_baseline"]], points(row["gain"], decimals(summary["rows"]))
+    what = "loses to" if _below(row["gain"]) else "does not clearly gain on"
+    return [f"SAM {what} {against} ({gain} points): a share of that would mean nothing and is not shown."]
+
+
+def _worse(summary: Summary) -> list[str]:
+    names = [row["label"] for row in _methods(summary) if row["gain"]["clear"] == -1]
+    return [f"Clearly below {BASELINES[summary['best_baseline']]}: {listing(names)}."] if names else []
+
+
+def _edges(summary: Summary) -> list[str]:
+    return [sentence for name in SYMBOLS for sentence in _edges_of(name, summary["rows"])]
+
+
+def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
+    upper, lower, symbol = [], [], SYMBOLS[name]
+    for row in rows:
+        values, grid = choices(row).get(name, ([], []))
+        if len(grid) > 1:
+            low, high = values[0], values[-1]
+            upper += [f"{row['label']} ({high:g})"] if high >= grid[-1] else []
+            lower += [f"{row['label']} ({low:g})"] if low <= grid[0] else []
+    found = []
+    if upper:
+        found.append(f"The chosen {symbol} is the largest tried for {listing(upper)}: a larger one may do better.")
+    if lower:
+        found.append(f"The chosen {symbol} is the smallest tried for {listing(lower)}: a smaller one may do better.")
+    return found
+
+
+def _few_seeds(summary: Summary) -> list[str]:
+    count = len(summary["seeds"])
+    if count == 1:
+        return ["One seed: no interval can be given; use five or more."]
+    if 1 < count < FEW_SEEDS:
+        return [f"Only {count} seeds: the intervals are very wide; use five or more."]
+    return []
+
+
+def _missing(summary: Summary) -> list[str]:
+    found = []
+    asked = summary["spec"].get("seeds")
+    expected = len(asked) if isinstance(asked, list) else len(summary["seeds"])
+    for row in summary["rows"]:
+        if row["seeds"] == 0:
+            found.append(f"{row['label']}: no run with a result yet.")
+        elif row["seeds"] < expected:
+            lost = f"{row['failed']} ended without a finite accuracy"
+            why = lost if row["failed"] else "the others failed or are not finished"
+            found.append(f"{row['label']}: {row['seeds']} of {expected} seeds ({why}); the mean is over these.")
+    absent = [name for name in BASELINES if name not in summary["baselines"]]
+    if absent and len(absent) < len(BASELINES):
+        names = listing([BASELINES[name] for name in absent])
+        found.append(f"Not in this comparison: {names}; gains are against the rest.")
+    return found
+
+
+def _cost(summary: Summary) -> list[str]:
+    if summary["cost_axis"] != "passes":
+        return []
+    untimed = [row["label"] for row in summary["rows"] if row["accuracy"] and not row["time_ratio"]]
+    return [f"Step times were not measured for {listing(untimed)}: cost is counted in passes."]
+
+
+def _selection(summary: Summary) -> list[str]:
+    rows = _methods(summary)
+    if not rows or all(row["gain"]["ci95"] is None for row in rows):
+        return []
+    against = BASELINES[summary["best_baseline"]]
+    found = [
+        f"Gains are against {against}, the best of the baselines by its mean on the test set. That choice "
+        "favours the baseline, so gains err on the low side; "
+        f"{symbols(summary['rows'])} {'was' if symbols(summary['rows']) in SYMBOLS.values() else 'were'} chosen on "
+        f"validation data alone{_tries(summary['rows'])}."
+    ]
+    if len(rows) > 1:
+        found.append(f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %.")
+        best = best_row(rows)
+        if best["gain"]["clear"] == 1:
+            found[-1] += (
+                f" The best of {len(rows)} is partly lucky: expect a little less of {best['label']} on new seeds."
+            )
+    return [*found, "Intervals (95 %, t) are over seeds, with the same test set throughout."]
+
+
+def _tries(rows: Sequence[Row]) -> str:
+    """How often each tried, where the methods tried rates of their own and so more often than the base."""
+    if not any("lr" in point for row in rows for point in row["tuning"]):
+        return ""
+    base = max(len(row["tuning"]) for row in rows if row["method"] == "base")
+    return f" (up to {max(len(row['tuning']) for row in rows)} settings for a method, {base} for the base)"
+
+
+def _champion(summary: Summary) -> Row | None:
+    """SAM if it is there, else the method with the largest difference to the base."""
+    rows = [row for row in summary["rows"] if row["gain"] and row["delta"]]
+    sam = next((row for row in rows if row["method"] == "sam"), None)
+    return sam or max(rows, key=lambda row: float(row["delta"]["mean"]), default=None)
+
+
+def _methods(summary: Summary) -> list[Row]:
+    return [row for row in summary["rows"] if row["gain"]]
+
+
+def _row(summary: Summary, method: str) -> Row | None:
+    return next((row for row in summary["rows"] if row["method"] == method), None)
+
+
+def _above(figure: Mapping[str, Any]) -> bool:
+    return figure["ci95"] is not None and bool(figure["mean"] - figure["ci95"] > 0)
+
+
+def _below(figure: Mapping[str, Any]) -> bool:
+    return figure["ci95"] is not None and bool(figure["mean"] + figure["ci95"] < 0)

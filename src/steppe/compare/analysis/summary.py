@@ -1,0 +1,205 @@
+"""From the records of a comparison to the numbers of its table.
+
+`summarise` is a pure function of records, measured costs and spec; the order of the records does not matter.
+Differences are paired: a method and what it is compared with share their seeds. The rules:
+
+* Three baselines stand against every method: the base, the base stopped early on validation, and the base
+  trained for twice the epochs. A gain is measured against the best of the three by mean.
+* Like is compared with like: when that best baseline is the one stopped early, methods are judged by their
+  own early-stopped figures, else by those at the end of training. The rule looks at the baselines only.
+* A gain is called clear when it survives Holm's correction over all methods compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
+from steppe.compare.analysis import frontier
+from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, group, tuned
+from steppe.compare.analysis.notes import notes
+from steppe.compare.analysis.verdict import verdict
+
+Row = dict[str, Any]
+REFERENCE = "sam"
+"""The method whose gain the others keep a share of."""
+
+
+def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the table and the report show, ready for JSON.
+
+    Args:
+        records: run records of both phases (`tune`, `final`), in any order; an unfinished comparison will do.
+        cost: the measured step times and memory, or None when they were not measured.
+        spec: the resolved spec of the comparison.
+
+    Returns:
+        A dict with `verdict`, `notes`, `rows`, `baselines`, `best_baseline`, `judged` ("final" or "early")
+        and more. Accuracies and their differences are fractions, intervals half-widths, None is "not known".
+    """
+    known = list(records)
+    groups = group(known)
+    against = _Against(baselines(groups))
+    rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
+    rows += [_missing(name, spec) for name in spec.get("methods") or () if not any(name == g.method for g in groups)]
+    for row in rows:
+        tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
+        row |= _tuning(row, tries, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))
+    _mark_kept(rows, groups, against)
+    _mark_clear(rows)
+    axis = frontier.price(rows)
+    frontier.mark_front(rows, against.form, axis)
+    summary = {
+        "schema": 1,
+        "task": spec.get("task"),
+        "best_baseline": against.name,
+        "judged": against.form,
+        "baselines": {name: _json(estimate(list(v.values()))) for name, v in against.all.items()},
+        "early_alone": _json(difference(paired(against.all.get("early", {}), against.all.get("base", {})))),
+        "double_alone": _json(difference(paired(against.all.get("double", {}), against.all.get("base", {})))),
+        "double_early": _double_early(groups),
+        "cost_axis": axis,
+        "seeds": sorted({seed for each in groups for seed in each.final}),
+        "rows": sorted(rows, key=lambda row: _rank(row, against.form)),
+        "spec": dict(spec),
+    }
+    return {"verdict": verdict(summary), "notes": notes(summary)} | summary
+
+
+class _Against:
+    """What the methods are measured against: the best baseline, and figures of the same form."""
+
+    def __init__(self, found: Mapping[str, BySeed]) -> None:
+        self.all = dict(found)
+        self.name = best(found)
+        self.form = "early" if self.name == "early" else "final"
+
+    def differences(self, each: Group, form: str | None = None) -> list[float]:
+        """Method − best baseline, paired by seed."""
+        return paired(each.figures(form or self.form), self.all[self.name]) if self.name else []
+
+    def gain(self, each: Group, form: str) -> dict[str, Any] | None:
+        """The estimate of those differences; baselines have none."""
+        if each.method == BASE:
+            return None
+        found = difference(self.differences(each, form))
+        return _json(found, p=found.p, against=self.name, of=form) if found else None
+
+
+def _row(each: Group, against: _Against) -> Row:
+    delta = difference(paired(each.final, against.all.get("base", {})))
+    plain_base = (each.method, each.variant) == (BASE, "plain")
+    return {
+        "method": each.method,
+        "variant": each.variant,
+        "label": each.label,
+        "rho": each.values[0] if len(each.values) == 1 and each.tunes == "rho" else None,
+        "tunes": each.tunes,
+        "values": each.values,
+        "lr": each.lr,
+        "accuracy": _json(estimate(list(each.final.values()))),
+        "early": _json(estimate(list(each.early.values()))),
+        "delta": None if plain_base else _json(delta, against="base"),
+        "gain": against.gain(each, against.form),
+        "gain_final": against.gain(each, "final"),
+        "kept": None,
+        "sharpness": _sharpness(each),
+        "balancedness": _json(estimate(list(each.by_seed(_balancedness).values()))),
+        "seeds": len(each.final),
+        "failed": len(each.runs) - len(each.final),
+    }
+
+
+def _missing(name: str, spec: Mapping[str, Any]) -> Row:
+    """The row of a method that was asked for and has no finished run."""
+    figures = "rho lr accuracy early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
+    absent = dict.fromkeys(figures.split())
+    identity = {
+        "method": name,
+        "variant": "plain",
+        "label": (spec.get("labels") or {}).get(name, name),
+        "tunes": "rho",
+        "values": [],
+    }
+    return {**identity, **absent, "length": 1.0, "seeds": 0, "failed": 0}
+
+
+def _sharpness(each: Group) -> dict[str, Any] | None:
+    values = each.by_seed(lambda run: (run.get("sharpness") or {}).get("value"))
+    found = _json(estimate(list(values.values())))
+    rho = each.mean(lambda run: (run.get("sharpness") or {}).get("rho"))
+    return found and found | {"rho": rho}
+
+
+def _balancedness(run: Record) -> float | None:
+    """Mean |B| of the adapters at the end, relative to its start."""
+    shares = (run.get("balancedness") or {}).get("share")
+    return shares[-1] if shares else None
+
+
+def _tuning(row: Row, runs: Sequence[Record], own_rates: bool) -> Row:
+    """The grid a method was tuned on: mean validation accuracy at each value, and rate where it tried several."""
+    grid: dict[tuple[float, float | None], dict[str, float]] = {}
+    several = row["method"] != BASE and own_rates
+    for run in runs:
+        (_, value), accuracy = tuned(run), finite(run.get("val_accuracy"))
+        if value is not None and accuracy is not None:
+            point = value, finite(run.get("lr")) if several else None
+            grid.setdefault(point, {})[str(run.get("run_id"))] = accuracy
+    return {
+        "tuning": [
+            {"value": value, "val_accuracy": sum(sorted(found.values())) / len(found), "runs": len(found)}
+            | ({"lr": lr} if several else {})
+            for (value, lr), found in sorted(grid.items())
+        ]
+        if row["variant"] == "plain"
+        else []
+    }
+
+
+def _own_rates(spec: Mapping[str, Any]) -> bool:
+    """Whether each method chose a learning rate of its own; by the settings, as runs at other rates may have failed."""
+    return spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1
+
+
+def _double_early(groups: Sequence[Group]) -> dict[str, Any] | None:
+    """A fourth baseline, both more epochs and stopped early, minus the base stopped early."""
+    early = {each.variant: each.early for each in groups if each.method == BASE}
+    return _json(difference(paired(early.get("double", {}), early.get("plain", {}))))
+
+
+def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) -> None:
+    """Write the share of SAM's gain that each method keeps; None where SAM's gain is not clear of zero."""
+    sam = next((each for each in groups if each.method == REFERENCE), None)
+    if sam is None or against.name is None:
+        return
+    yardstick = against.all[against.name]
+    for each in groups:
+        row = next(r for r in rows if (r["method"], r["variant"]) == (each.method, each.variant))
+        seeds = each.figures(against.form).keys() & sam.figures(against.form).keys() & yardstick.keys()
+        part, whole = ([g.figures(against.form)[seed] - yardstick[seed] for seed in sorted(seeds)] for g in (each, sam))
+        found = share(part, whole) if each.method != BASE else None
+        row["kept"] = found and dict(zip(("share", "low", "high"), found, strict=True))
+
+
+def _mark_clear(rows: Sequence[Row]) -> None:
+    """Write `clear` into each gain: +1 surely above zero, −1 surely below, 0 neither (Holm, all methods)."""
+    gains = {row["method"]: row["gain"] for row in rows if row["gain"]}
+    sure = holm({name: gain["p"] for name, gain in gains.items() if gain["p"] is not None})
+    for name, gain in gains.items():
+        gain["clear"] = (1 if gain["mean"] > 0 else -1) if name in sure else 0
+
+
+def _rank(row: Row, form: str) -> tuple[bool, bool, float, str]:
+    """Baselines first, then the methods from the most accurate down, then those without a figure."""
+    figure = row["early" if form == "early" else "accuracy"]
+    is_method = row["method"] != BASE
+    mean = figure["mean"] if figure and is_method else 0.0
+    return is_method, figure is None, -mean, row["method"] + (" 2" if row["variant"] == "double" else "")
+
+
+def _json(found: Estimate | None, **more: Any) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"mean": found.mean, "ci95": found.ci95, "n": found.n} | more

@@ -1,0 +1,106 @@
+"""The verdict in one sentence: which method pays here, or that none does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steppe.compare.analysis.wording import BASELINES, chosen, decimals, points, signed
+
+Row = Mapping[str, Any]
+MOST_SEEDS = 100
+"""A gain that takes more seeds than this to see is no gain to speak of."""
+
+FRUGAL_SHARE, FRUGAL_COST = 0.8, 0.9
+"""A cheaper method is named beside the best if it has this share of its gain for this share of its cost."""
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """One honest sentence about a summary that has its rows, baselines and gains."""
+    rows = [row for row in summary["rows"] if row["gain"]]
+    if summary["best_baseline"] is None:
+        return "Nothing to judge by yet: no run of the base has finished."
+    if not rows:
+        return "Nothing to compare yet: no method has finished beside the base."
+    digits, against = decimals(summary["rows"]), BASELINES[summary["best_baseline"]]
+    top = best_row(rows)
+    if top["gain"]["ci95"] is None:
+        return _single(top, against, digits)
+    if top["gain"]["clear"] != 1:
+        return _none(top, len(rows), against, digits)
+    return _pays(top, rows, against, digits, summary["cost_axis"]) + "."
+
+
+def best_row(rows: Sequence[Row]) -> Row:
+    """The row with the largest gain, among those with a clear one if there are any."""
+    clear = [row for row in rows if row["gain"]["clear"] == 1]
+    known = [row for row in rows if row["gain"]["ci95"] is not None]
+    return max(clear or known or rows, key=lambda row: float(row["gain"]["mean"]))
+
+
+def _single(top: Row, against: str, digits: int) -> str:
+    where = "ahead of" if top["gain"]["mean"] > 0 else "away from"
+    return (
+        f"One seed cannot tell: {top['label']} is {points(top['gain'], digits)} points {where} {against}, "
+        "and another seed may say otherwise."
+    )
+
+
+def _none(top: Row, count: int, against: str, digits: int) -> str:
+    gain = top["gain"]
+    shown = f"{points(gain, digits)} points"
+    if gain["mean"] <= 0:
+        return f"No method pays here: none is above {against}; {top['label']} comes nearest with {shown}."
+    if gain["mean"] - gain["ci95"] > 0:
+        return (
+            f"Not settled: {top['label']} is {shown} over {against}, but among {count} methods "
+            "one such interval may come by chance; more seeds would tell."
+        )
+    which = f"the best, {top['label']}, gains" if count > 1 else f"{top['label']} gains"
+    wanted = _seeds_to_see(gain)
+    if wanted > MOST_SEEDS:
+        return f"No method pays here: {which} {shown} over {against}, which is not clear of zero."
+    return (
+        f"Not settled with {gain['n']} seeds: {which} {shown} over {against}; to tell a gain of that size from none "
+        f"takes about {wanted} seeds."
+    )
+
+
+def _seeds_to_see(gain: Row) -> int:
+    """Seeds at which the interval would be as wide as the gain is high: it shrinks with the root of their number."""
+    return math.ceil(gain["n"] * (gain["ci95"] / gain["mean"]) ** 2)
+
+
+def _pays(top: Row, rows: Sequence[Row], against: str, digits: int, axis: str | None) -> str:
+    early = ", itself stopped early," if top["gain"]["of"] == "early" else ""
+    text = f"{_named(top)}{early} pays here: {points(top['gain'], digits)} points over {against}"
+    text += f" for {_price(top, axis)}" if top["cost"] else ""
+    frugal = _frugal(top, rows)
+    if frugal is None:
+        return text
+    gained = signed(100 * frugal["gain"]["mean"], digits)
+    return f"{text}; {_named(frugal)} brings {gained} for {frugal['cost']:.2f}×"
+
+
+def _frugal(top: Row, rows: Sequence[Row]) -> Row | None:
+    """The cheapest method with a clear gain that is nearly the best one's, if it is cheaper than the best."""
+    enough = [
+        row
+        for row in rows
+        if row["gain"]["clear"] == 1
+        and row["gain"]["mean"] >= FRUGAL_SHARE * top["gain"]["mean"]
+        and row["cost"]
+        and top["cost"]
+        and row["cost"] <= FRUGAL_COST * top["cost"]
+    ]
+    return min(enough, key=lambda row: float(row["cost"])) if enough else None
+
+
+def _named(row: Row) -> str:
+    return f"{row['label']} ({chosen(row, ' =')})" if row["values"] else str(row["label"])
+
+
+def _price(row: Row, axis: str | None) -> str:
+    unit = "the base's training time" if axis == "time" else "the base's passes"
+    return f"{row['cost']:.2f}× {unit}"

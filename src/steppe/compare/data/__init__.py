@@ -1,0 +1,1 @@
+"""Tasks and models by name: what a run trains on."""

@@ -1,0 +1,152 @@
+"""Texts with labels -> `Source`: a file and its siblings, a folder, or a data set of the hub, tokenised once."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from steppe.compare.data.examples import Source, Texts, hold_out_test
+from steppe.text.models import tokenizer_of
+from steppe.text.readers import Labelled, read
+from steppe.text.rows import HUB
+from steppe.text.tokens import check_length, encode, limit
+
+WORDS = {"train": ("train",), "val": ("dev", "validation", "valid", "val"), "test": ("test",)}
+"""Part -> the words that a file's name has for it: `stsa.binary.dev`, `val.csv`."""
+
+_SECRET = ("-1",)
+_LONG = 512  # tokens, for a model that says nothing about it
+
+
+def files(place: str) -> dict[str, Path]:
+    """The files of a local task by part ("train", "val", "test"); a file alone is "train".
+
+    Args:
+        place: a file, which may have siblings whose names differ in the word for their part alone; or a folder of them.
+
+    Raises:
+        ValueError: neither is there, or the folder has no training file, or several.
+    """
+    path = Path(place)
+    if path.is_dir():
+        path = _training_file(path)
+    elif not path.is_file():
+        raise ValueError(f"{place} is neither a file nor a folder; give text:FILE, text:FOLDER or text:hf:DATASET")
+    found = {part: _sibling(path, words) for part, words in WORDS.items()}
+    return {"train": path} | {part: file for part, file in found.items() if file is not None}
+
+
+def _training_file(folder: Path) -> Path:
+    named = [path for path in sorted(folder.iterdir()) if path.is_file() and _worded("train").search(path.name.lower())]
+    if len(named) != 1:
+        many = f"several: {', '.join(path.name for path in named)}" if named else "none"
+        raise ValueError(f"{folder} must hold one file with 'train' in its name, it has {many}; give text:FILE")
+    return named[0]
+
+
+def _sibling(path: Path, words: tuple[str, ...]) -> Path | None:
+    """The file beside `path` with one of `words` where `path` has "train"."""
+    for word in words:
+        name = _worded("train").sub(word, path.name)
+        if name != path.name and path.with_name(name).is_file():
+            return path.with_name(name)
+    return None
+
+
+def _worded(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![a-z]){word}(?![a-z])", re.IGNORECASE)
+
+
+def parts(place: str, text: str, label: str) -> dict[str, Labelled]:
+    """The labelled texts of each part, their labels counted in the training data's names."""
+    found = _hub_parts(place, text, label) if place.startswith(HUB) else {
+        part: read(str(path), text=text, label=label) for part, path in files(place).items()
+    }  # fmt: skip
+    names = found["train"].names
+    if len(names) < 2:
+        raise ValueError(f"{place} has {len(names)} class, {', '.join(names)}; expected at least 2")
+    return {part: each.under(names, f"the {part} part of {place}") for part, each in found.items()}
+
+
+def _hub_parts(place: str, text: str, label: str) -> dict[str, Labelled]:
+    found = {"train": read(place, text=text, label=label)}
+    for part in ("val", "test"):
+        for split in WORDS[part]:
+            try:
+                each = read(place, text=text, label=label, split=split)
+            except ValueError as error:
+                if "has no split" in str(error):
+                    continue
+                raise
+            if each.names != _SECRET:  # a test whose labels are kept secret is none
+                found[part] = each
+                break
+    return found
+
+
+def source(place: str, model: str, max_length: int | None, text: str | None, label: str | None) -> Source:
+    """The examples of `place` in the tokens of `model`.
+
+    Args:
+        place: a file, a folder or hf:DATASET.
+        model: folder or hub id of the model whose tokenizer is used.
+        max_length: tokens, beyond which a text is cut; None is as many as the model takes.
+        text: the column of the text, or two with a comma between; None is "text".
+        label: the column of the label; None is "label".
+
+    Raises:
+        ValueError: one sentence on what is wrong with the data or the model.
+    """
+    _need_packages(place)
+    found = parts(place, text or "text", label or "label")
+    splits = _tokenised(model, found, max_length)
+    classes = len(found["train"].names)
+    val = splits["val"].by_length() if "val" in splits else None
+    if "test" in splits:
+        return Source(splits["train"], splits["test"].by_length(), classes, val)
+    rest = hold_out_test(splits["train"], classes)
+    test = rest.test
+    return Source(rest.pool, test.by_length() if isinstance(test, Texts) else test, classes, val)
+
+
+def _need_packages(place: str) -> None:
+    missing = [name for name in ("transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"text:{place} needs {' and '.join(missing)}; run: pip install 'steppe[study,finetune]'")
+
+
+def _tokenised(model: str, found: Mapping[str, Labelled], max_length: int | None) -> dict[str, Texts]:
+    from transformers import AutoConfig
+
+    tokenizer = tokenizer_of(model)
+    tokenizer.padding_side = "right"  # what is cut off again is at the end, whatever the model was trained with
+    made = SimpleNamespace(config=AutoConfig.from_pretrained(model))
+    length = check_length(max_length, made, tokenizer) if max_length else limit(made, tokenizer) or _LONG
+    return {
+        part: Texts(encode(tokenizer, each.texts, length), torch.tensor(each.labels)) for part, each in found.items()
+    }
+
+
+def check(place: str) -> None:
+    """Refuse a local task whose files are not there."""
+    if not place.startswith(HUB):
+        files(place)
+
+
+def content(path: Path) -> bytes:
+    """A hash of what is in a file."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).digest()
+
+
+def fingerprint(place: str) -> bytes:
+    """Names and contents of the files of a local task; nothing for the hub."""
+    if place.startswith(HUB):
+        return b""
+    found = files(place)
+    return b"".join(f"{part}:{found[part].name}:".encode() + content(found[part]) for part in sorted(found))

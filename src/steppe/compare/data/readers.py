@@ -1,0 +1,192 @@
+"""Readers: scikit-learn's digits, idx files (MNIST family), image folders, Hugging Face data sets -> `Source`."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steppe._command.lookup import nearest
+from steppe.compare.data.examples import Source, Split, hold_out_test
+
+_IDX_UBYTE = 0x08
+_IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+def digits(test: int) -> Source:
+    """The 1,797 real 8x8 digits inside scikit-learn, `test` of them kept for the test, the same for every seed."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1)
+    return hold_out_test(Split(images, torch.tensor(bunch.target, dtype=torch.long)), 10, test)
+
+
+def read_idx(path: Path) -> Tensor:
+    """One idx file of unsigned bytes, gzip or not, as a uint8 tensor of the shape in its header."""
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); is the download complete?") from error
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _IDX_UBYTE:
+        raise ValueError(f"{path} is not an idx file of unsigned bytes; expected the format of MNIST's files")
+    axes = raw[3]
+    shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes]) if len(raw) >= 4 + 4 * axes else ()
+    body = memoryview(raw)[4 + 4 * axes :]
+    wanted = int(torch.Size(shape).numel())
+    if not shape or len(body) != wanted:
+        raise ValueError(f"{path} holds {len(body)} values where its header says {wanted}; is the download complete?")
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).reshape(shape)
+
+
+def idx_folder(folder: Path) -> Source:
+    """The four files of the MNIST family in `folder`: {train,t10k}-{images,labels}, with any of the usual endings."""
+    train = _idx_pair(folder, ("train",))
+    test = _idx_pair(folder, ("t10k", "test"))
+    return Source(train, test, int(max(train.y.max(), test.y.max())) + 1)
+
+
+def _idx_pair(folder: Path, prefixes: tuple[str, ...]) -> Split:
+    images = read_idx(_idx_file(folder, prefixes, "images"))
+    labels = read_idx(_idx_file(folder, prefixes, "labels"))
+    if len(images) != len(labels):
+        raise ValueError(f"{folder}: {len(images)} {prefixes[0]} images but {len(labels)} labels; they must be as many")
+    images = images.unsqueeze(1) if images.dim() == 3 else images
+    return Split(images, labels.long())
+
+
+def _idx_file(folder: Path, prefixes: tuple[str, ...], kind: str) -> Path:
+    _need_folder(folder)
+    for prefix in prefixes:
+        for path in sorted(folder.glob(f"*{prefix}*{kind}*")):
+            return path
+    raise ValueError(f"{folder} has no file like {prefixes[0]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte(.gz)")
+
+
+def image_folder(folder: Path, size: int | None) -> Source:
+    """A folder of images, one subfolder per class; or `train`, `test` and perhaps `val` folders of that kind.
+
+    Without a `test` folder a fixed fifth of the images, stratified, becomes the test set.
+    """
+    _need_folder(folder)
+    if (folder / "train").is_dir():
+        return _parted_folder(folder, size)
+    everything, classes = _read_classes(folder, None, size)
+    return hold_out_test(everything, len(classes))
+
+
+def _parted_folder(folder: Path, size: int | None) -> Source:
+    train, classes = _read_classes(folder / "train", None, size)
+    val_folder = next((folder / name for name in ("val", "valid", "validation") if (folder / name).is_dir()), None)
+    val = _read_classes(val_folder, classes, size)[0] if val_folder else None
+    if not (folder / "test").is_dir():
+        rest = hold_out_test(train, len(classes))
+        return Source(rest.pool, rest.test, len(classes), val)
+    test, _ = _read_classes(folder / "test", classes, size)
+    return Source(train, test, len(classes), val)
+
+
+def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> tuple[Split, list[str]]:
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if classes is not None and (strange := set(found) - set(classes)):
+        raise ValueError(f"{folder} has classes that {folder.parent / 'train'} lacks: {', '.join(sorted(strange))}")
+    classes = classes or found
+    if len(classes) < 2:
+        raise ValueError(f"{folder} has {len(classes)} class folders; expected at least 2, one subfolder per class")
+    files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
+    if not files:
+        raise ValueError(f"{folder} has no images; known endings: {' '.join(sorted(_IMAGE_ENDINGS))}")
+    x = torch.stack(_same_size([(path, _read_image(path, size)) for path, _ in files]))
+    return Split(x, torch.tensor([label for _, label in files])), classes
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_ENDINGS)
+
+
+def _same_size(images: list[tuple[Path, Tensor]]) -> list[Tensor]:
+    first_path, first = images[0]
+    for path, image in images:
+        if image.shape != first.shape:
+            a, b = ("x".join(map(str, reversed(t.shape[1:]))) for t in (first, image))
+            raise ValueError(f"{first_path.name} is {a} and {path.name} is {b}; give --image-size to resize all")
+    return [image for _, image in images]
+
+
+def _read_image(path: Path, size: int | None) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return _as_tensor(image, size)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image; remove it or repair it") from error
+
+
+def _as_tensor(image: Any, size: int | None) -> Tensor:
+    """A PIL image as uint8 (3, height, width), resized to `size` x `size` where asked."""
+    rgb = image.convert("RGB")
+    rgb = rgb.resize((size, size)) if size else rgb
+    flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return flat.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def hugging_face(dataset: str, image_column: str | None, label_column: str | None, size: int | None) -> Source:
+    """The data set `dataset` of the Hugging Face hub (needs the extra `hf`), an image and a label column."""
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ValueError(f"hf:{dataset} needs the package datasets; run: pip install 'steppe[study,hf]'") from error
+    parts = datasets.load_dataset(dataset)
+    if "train" not in parts:
+        raise ValueError(f"hf:{dataset} has no split 'train'; it has {', '.join(parts)}")
+    val = next((parts[name] for name in ("validation", "valid", "val") if name in parts), None)
+    names = parts["train"].column_names
+    columns = (
+        _column(names, image_column, ("image", "img"), "image"),
+        _column(names, label_column, ("label", "labels", "fine_label"), "label"),
+    )
+    train = _hf_split(parts["train"], columns, size)
+    classes = int(train.y.max()) + 1
+    held_out = _labelled(dataset, _hf_split(val, columns, size), classes) if val is not None else None
+    test = _labelled(dataset, _hf_split(parts["test"], columns, size), classes) if "test" in parts else None
+    if test is None:
+        rest = hold_out_test(train, classes)
+        return Source(rest.pool, rest.test, classes, held_out)
+    return Source(train, test, classes, held_out)
+
+
+def _labelled(dataset: str, split: Split, classes: int) -> Split | None:
+    """The split, None where its labels are kept secret (all −1)."""
+    if bool((split.y == -1).all()):
+        return None
+    if int(split.y.min()) < 0 or int(split.y.max()) >= classes:
+        wrong = next(int(y) for y in split.y if not 0 <= y < classes)
+        raise ValueError(f"hf:{dataset} has the label {wrong} outside of training, whose labels are 0 to {classes - 1}")
+    return split
+
+
+def _column(names: list[str], given: str | None, usual: tuple[str, ...], kind: str) -> str:
+    if given is not None and given not in names:
+        raise ValueError(f"no column {given!r} for --{kind}-column; {nearest(given, names)}")
+    found = given or next((name for name in usual if name in names), None)
+    if found is None:
+        raise ValueError(f"no {kind} column found among {', '.join(names)}; name it with --{kind}-column")
+    return found
+
+
+def _hf_split(part: Any, columns: tuple[str, str], size: int | None) -> Split:
+    image, label = columns
+    images = [(Path(f"{image} {i}"), _as_tensor(row, size)) for i, row in enumerate(part[image])]
+    return Split(torch.stack(_same_size(images)), torch.tensor(list(part[label]), dtype=torch.long))
+
+
+def _need_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give the folder that holds the data")

@@ -1,0 +1,111 @@
+"""What each method of a comparison costs beside the base: time and peak memory of a training step, as ratios.
+
+Base and methods take turns after a warm-up; the share of steps that ascend is that of the real runs. Memory is
+everything a fresh model, optimizer and method hold at the worst moment of a few steps, activations included; the data
+itself does not count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from statistics import median
+from typing import Any
+
+from steppe._command.meter import Clock, peak, take_turn, weighted
+from steppe._command.pool import Tell
+from steppe._command.ranks import agree
+from steppe.compare.data.examples import Task
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.run import Trainer, batches, load_task, make_trainer
+from steppe.compare.engine.spec import Spec, steps_per_epoch
+
+WARM_UP, BLOCK, LEAST, MOST = 6, 20, 60, 240
+"""Turns before the clock counts; turns at one place of the schedule; fewest and most turns."""
+
+BUDGET = 12.0
+"""Seconds for all turns, unless the fewest take longer."""
+
+MEMORY_STEPS = 6
+"""Steps watched at the start, the middle and the end of the schedule."""
+
+
+def measure(
+    spec: Spec, runs: list[Run], shares: Mapping[str, float], tell: Tell = lambda share: None
+) -> dict[str, Any]:
+    """The content of `cost.json` (without its key).
+
+    Args:
+        spec: the settings.
+        runs: one per method, with its chosen value; all of the same seed.
+        shares: method -> share of steps that ascended in the real runs.
+        tell: progress.
+    """
+    task = load_task(spec, runs[0].seed)
+    steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
+    base = Run("base", None, runs[0].seed, lr=runs[0].lr)
+    trainers = {run.method: make_trainer(spec, task, run, steps) for run in [base, *runs]}
+    clocks = {method: Clock(trainer.step, trainer.ascended) for method, trainer in trainers.items()}
+    _take_turns(spec, task, list(trainers.values()), list(clocks.values()), steps, tell)
+    memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
+    methods = {
+        run.method: {
+            "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
+            "memory_ratio": memory[run.method] / memory["base"], "passes": 1 + shares[run.method],
+            "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
+        }
+        for run in runs
+    }  # fmt: skip
+    step_ms = 1e3 * median(clocks["base"].seconds[False])
+    return {
+        "base": {"label": base.label, "step_ms": step_ms, "memory_bytes": memory["base"], "passes": 1.0},
+        "methods": methods, "turns": len(clocks["base"].seconds[False]),
+    }  # fmt: skip
+
+
+def _take_turns(spec: Spec, task: Task, trainers: list[Trainer], clocks: list[Clock], steps: int, tell: Tell) -> None:
+    """Turns in blocks that start at places spread over the schedule."""
+    stream = itertools.chain.from_iterable(batches(task, spec.batch_size, 0))
+    start = time.perf_counter()
+    for _ in range(WARM_UP):
+        take_turn(spec.device, clocks, next(stream), keep=False)
+    blocks = agree(_blocks((time.perf_counter() - start) / WARM_UP))  # ranks that took more would wait for the others
+    for block in range(blocks):
+        for trainer in trainers:
+            forward(trainer, block * steps // blocks)
+        for _ in range(BLOCK):
+            take_turn(spec.device, clocks, next(stream))
+        tell((block + 1) / blocks)
+
+
+def _blocks(turn: float) -> int:
+    """How many blocks of turns of `turn` seconds fit into the budget."""
+    return round(min(max(BUDGET / turn, LEAST), MOST) / BLOCK)
+
+
+def forward(trainer: Trainer, step: int) -> None:
+    """Bring the schedule to optimizer step `step`: steps without a gradient count and move no weight."""
+    trainer.optimizer.zero_grad()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "BAR: none of the")  # as is meant here
+        while trainer.sharp is not None and trainer.sharp.step < step:
+            trainer.optimizer.step()
+
+
+def peak_memory(spec: Spec, task: Task, run: Run, steps: int) -> int:
+    """Bytes held at the worst moment of `run`'s first steps, from an empty start."""
+
+    def work() -> None:
+        trainer = make_trainer(spec, task, run, steps)
+        for first in (0, steps // 2, max(0, steps - MEMORY_STEPS)):
+            forward(trainer, first)
+            for batch in _some(spec, task):
+                trainer.step(batch)
+
+    return peak(work, spec.device)
+
+
+def _some(spec: Spec, task: Task) -> Iterator[Any]:
+    return itertools.islice(itertools.chain.from_iterable(batches(task, spec.batch_size, 0)), MEMORY_STEPS)

@@ -1,0 +1,140 @@
+"""What is measured about a trained model: accuracy, forward passes, sharpness, the loss along the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils import _pytree as pytree
+
+from steppe.compare.data.examples import Split
+from steppe.lora.balance import Balancedness
+
+SLICE_POINTS, SLICE_RADII = 21, 10.0
+"""The loss slice has this many points and reaches this many sharpness radii to either side."""
+
+
+class PassCounter:
+    """Counts the examples that go forward through `model` while it is in training mode.
+
+    A forward pass without a graph, which no backward follows, counts a third.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.examples = 0.0
+        model.register_forward_pre_hook(self._count)
+
+    def _count(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if model.training:
+            self.examples += len(pytree.tree_leaves(inputs)[0]) * (1 if torch.is_grad_enabled() else 1 / 3)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """`model` in evaluation mode, and back: normalisation uses its running statistics, nothing is dropped."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@dataclass
+class Balance:
+    """Follows |B|, B = 1/2 (||x||^2 - ||y||^2) of the pairs of a model, relative to where each pair began."""
+
+    probe: Balancedness
+    epochs: list[float]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Balance | None:
+        """A first look at the pairs of `model`; None where it has no adapters."""
+        if not any("lora_" in name for name, _ in model.named_parameters()):
+            return None
+        made = cls(Balancedness(model), [])
+        made.look(0)
+        return made
+
+    def look(self, epoch: float) -> None:
+        """Note where the pairs are now."""
+        self.probe.record()
+        self.epochs.append(epoch)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        """Epochs, and the mean over the pairs of |B| divided by |B| at the start."""
+        pairs = [[abs(b) / abs(values[0]) for b in values] for values in self.probe.values().values() if values[0]]
+        return {"epoch": self.epochs, "share": [sum(each) / len(pairs) for each in zip(*pairs, strict=True)]}
+
+
+def chunks(split: Split) -> Iterator[Split]:
+    """`split` in pieces of a size that memory allows."""
+    for index in torch.arange(len(split), device=split.y.device).split(split.chunk):
+        yield split.take(index)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, split: Split) -> float:
+    """Share of examples whose largest output is their label, 0 to 1."""
+    with evaluating(model):
+        right = sum(int((model(part.x).argmax(1) == part.y).sum()) for part in chunks(split))
+    return right / len(split)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, split: Split) -> float:
+    """Mean cross-entropy, in evaluation mode."""
+    with evaluating(model):
+        total = sum(float(F.cross_entropy(model(part.x), part.y, reduction="sum")) for part in chunks(split))
+    return total / len(split)
+
+
+def ascent_direction(model: nn.Module, split: Split) -> list[Tensor]:
+    """g/||g|| with g the gradient of the mean loss over all of `split` and the norm over all trainable weights."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    gradient = [torch.zeros_like(weight) for weight in weights]
+    with evaluating(model):
+        for part in chunks(split):
+            loss = F.cross_entropy(model(part.x), part.y, reduction="sum") / len(split)
+            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+            for total, piece in zip(gradient, parts, strict=True):
+                if piece is not None:
+                    total += piece
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient]))
+    return [g / norm if norm > 0 else g for g in gradient]
+
+
+def losses_along(model: nn.Module, split: Split, distances: list[float]) -> list[float]:
+    """L(w + t g/||g||) for each t of `distances`, over all of `split`; the weights come back bit for bit."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    saved = [weight.detach().clone() for weight in weights]
+    direction = ascent_direction(model, split)
+    losses = []
+    try:
+        for t in distances:
+            _place(weights, saved, direction, t)
+            losses.append(mean_loss(model, split))
+    finally:
+        _place(weights, saved, direction, 0.0)
+    return losses
+
+
+@torch.no_grad()
+def _place(weights: list[nn.Parameter], saved: list[Tensor], direction: list[Tensor], t: float) -> None:
+    for weight, start, d in zip(weights, saved, direction, strict=True):
+        weight.copy_(start)
+        if t:
+            weight.add_(d, alpha=t)
+
+
+def sharpness_and_slice(model: nn.Module, split: Split, rho: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """L(w+eps) - L(w) with eps = rho g/||g||, and the loss along that direction; g over all of `split`."""
+    reach = SLICE_RADII * rho
+    grid = [reach * (2 * i / (SLICE_POINTS - 1) - 1) for i in range(SLICE_POINTS)]
+    here, there, *losses = losses_along(model, split, [0.0, rho, *grid])
+    return {"rho": rho, "value": there - here}, {"t": grid, "loss": losses}

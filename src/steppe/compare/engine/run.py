@@ -1,0 +1,270 @@
+"""One run: train a model on a task with one method, its tuned value and a seed, and record what came of it.
+
+The loop is the one a user writes; `sharp.backward` stands where `loss.backward` stood. The result depends on the
+settings, the method, its value and the seed alone: not on the process it runs in, nor on what ran there before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+import steppe
+from steppe._command import ranks
+from steppe._command.choices import OPTIMIZERS, Choice, parse
+from steppe._command.pool import Tell
+from steppe._command.provenance import made_with
+from steppe.compare.data import models, tasks
+from steppe.compare.data.examples import Split, Task, generator
+from steppe.compare.engine import measure
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
+
+_ORDER_SEED = 0x0DE5
+
+
+@dataclass
+class _Curve:
+    """What is noted at every look, and the weights with the best validation accuracy so far (ties: the earliest)."""
+
+    test: Split
+    epoch: list[float] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def look(self, model: nn.Module, val_split: Split, epoch: float, train_loss: float) -> None:
+        val = measure.accuracy(model, val_split)
+        if not self.val_accuracy or val > max(self.val_accuracy):
+            self.best = {name: value.detach().clone() for name, value in _trained(model).items()}
+        self.epoch.append(epoch)
+        self.train_loss.append(train_loss)
+        self.val_accuracy.append(val)
+        self.test_accuracy.append(measure.accuracy(model, self.test))
+
+    def early(self, model: nn.Module, test: Split, at_end: float) -> dict[str, Any]:
+        """Early stopping: the epoch with the best validation accuracy, and its accuracy on the whole test set.
+
+        Args:
+            model: as training left it.
+            test: the test set.
+            at_end: the accuracy there of `model` as it is.
+        """
+        at = self.val_accuracy.index(max(self.val_accuracy))
+        found = {"epoch": self.epoch[at], "val_accuracy": self.val_accuracy[at]}
+        if at == len(self.epoch) - 1:
+            return found | {"test_accuracy": at_end}
+        model.load_state_dict(self.best, strict=False)
+        return found | {"test_accuracy": measure.accuracy(model, test)}
+
+    def as_dict(self) -> dict[str, list[Any]]:
+        return {key: getattr(self, key) for key in ("epoch", "train_loss", "val_accuracy", "test_accuracy")}
+
+
+@dataclass
+class Trainer:
+    """Model, optimizer, schedule and, unless this is the base, the sharpness-aware gradient (or BAR, a hook)."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LambdaLR
+    sharp: Any
+    blank: Callable[[], nn.Module]
+
+    def whole(self) -> nn.Module:
+        """The model as one piece, to measure."""
+        return ranks.whole(self.model, self.blank)
+
+    def loss_of(self, batch: tuple[Any, Tensor]) -> Tensor:
+        """Mean cross-entropy of one batch; the one of each example where the method chooses among them."""
+        x, y = batch
+        each = isinstance(self.sharp, steppe.SharpnessAware) and self.sharp.ascent.per_sample
+        return F.cross_entropy(self.model(x), y, reduction="none" if each else "mean")
+
+    def ascended(self) -> bool:
+        """Whether the latest step ran a pass at perturbed weights."""
+        return self.sharp is not None and self.sharp.last.ascended
+
+    def step(self, batch: tuple[Any, Tensor]) -> Tensor:
+        """One training step, as in anybody's loop; returns the loss before it."""
+        batch = ranks.share(batch)
+        if self.sharp is None:
+            loss = self.loss_of(batch)
+            loss.backward()
+        else:
+            loss = self.sharp.backward(self.loss_of, batch)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return ranks.averaged(loss.detach().clone())
+
+
+def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int) -> Trainer:
+    """A fresh model for `run`, its weights drawn from the seed, with all that trains it."""
+
+    def fresh() -> nn.Module:
+        return models.build(spec.model, task, spec.lora(), run.seed).to(spec.device)
+
+    torch.manual_seed(run.seed)
+    model = ranks.spread(fresh(), spec.parallel)
+    choice = parse(run.method) if run.method != "base" else None
+    optimizer = make_optimizer(spec, model, choice, run.lr)
+    sharp = None
+    if choice is not None and run.value is not None:
+        sharp = choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps)
+    scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
+    return Trainer(model, optimizer, scheduler, sharp, fresh)
+
+
+_SHAPES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+}
+
+
+def _schedule(spec: Spec, total_steps: int) -> Callable[[int], float]:
+    """Step -> share of the learning rate: a straight way up over the warm-up, then the study's shape to the end."""
+    warm, shape = round(spec.warmup * total_steps), _SHAPES[spec.lr_schedule]
+    rest = max(1, total_steps - warm)  # a scheduler also asks for the step after the last
+    return lambda t: (t + 1) / (warm + 1) if t < warm else shape(min(1.0, (t - warm) / rest))
+
+
+def make_optimizer(spec: Spec, model: nn.Module, choice: Choice | None, lr: float | None = None) -> Optimizer:
+    """The base optimizer of the study, or the method's own where its paper brings one of another kind.
+
+    Args:
+        spec: the settings.
+        model: whose trainable weights it gets.
+        choice: the method, None for the base.
+        lr: learning rate chosen by the study; None is the one in the settings.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    own = choice.own_optimizer(weights) if choice is not None and choice.brings(spec.optimizer) else None
+    if own is not None:
+        return own
+    more = {"momentum": spec.momentum} if spec.optimizer == "sgd" else {}
+    kind: Callable[..., Optimizer] = OPTIMIZERS[spec.optimizer]
+    return kind(weights, lr=lr or spec.lr, weight_decay=spec.weight_decay, **more)
+
+
+def batches(task: Task, batch_size: int, seed: int) -> Iterator[Iterator[tuple[Any, Tensor]]]:
+    """Epoch after epoch of whole batches in an order that depends on the seed alone."""
+    rng = generator(_ORDER_SEED, seed)
+    steps = steps_per_epoch(len(task.train), batch_size)
+    while True:
+        order = torch.randperm(len(task.train), generator=rng).to(task.train.y.device)
+        parts = (task.train.take(index) for index in order.split(batch_size)[:steps])
+        yield ((part.x, part.y) for part in parts)
+
+
+def load_task(spec: Spec, seed: int) -> Task:
+    """The task of `seed`, on the study's device."""
+    task = tasks.load(spec.data_options(), seed)
+    parts = {name: getattr(task, name).to(spec.device) for name in ("train", "val", "test")}
+    return replace(task, **parts)
+
+
+def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, Any]:
+    """Train one run from its first step to its record (without phase and identity, which the store adds)."""
+    start = time.perf_counter()
+    _same_everywhere(spec)
+    task = load_task(spec, run.seed)
+    per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
+    steps = run.steps(spec, per_epoch)
+    trainer = make_trainer(spec, task, run, steps)
+    counter = measure.PassCounter(trainer.model)
+    fit = _fit(spec, task, run, trainer, steps, tell)
+    record = _figures(spec, task, run, trainer, fit)
+    return record | {
+        "epochs": _epochs(steps, per_epoch), "steps": steps, "passes_per_step": counter.examples / fit.examples,
+        "ascended_share": fit.ascents / steps, "seconds": time.perf_counter() - start,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "provenance": provenance(spec),
+    }  # fmt: skip
+
+
+@dataclass
+class _Fit:
+    """What is noted while a run trains: the curve, the examples in all batches, how many steps ascended."""
+
+    curve: _Curve
+    balance: measure.Balance | None
+    examples: int = 0
+    ascents: int = 0
+
+
+def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: Tell) -> _Fit:
+    """The training, with a look at the validation accuracy now and then."""
+    per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
+    fit = _Fit(_Curve(_spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model))
+    losses: list[Tensor] = []
+    stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
+    for step, batch in zip(range(1, steps + 1), stream, strict=False):
+        losses.append(trainer.step(batch))
+        fit.examples += len(batch[1]) // ranks.ranks()
+        fit.ascents += trainer.ascended()
+        if step % spec.every(per_epoch) == 0 or step == steps:
+            epoch = _epochs(step, per_epoch)
+            fit.curve.look(trainer.whole(), task.val, epoch, float(torch.stack(losses).mean()))
+            if fit.balance:
+                fit.balance.look(epoch)
+            losses = []
+        if step % per_epoch == 0 or step == steps:
+            tell(step / steps)
+    return fit
+
+
+def _epochs(steps: int, per_epoch: int) -> float:
+    """Steps in epochs: a whole number where they are whole."""
+    return steps // per_epoch if steps % per_epoch == 0 else round(steps / per_epoch, 3)
+
+
+def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> dict[str, Any]:
+    model, curve = trainer.whole(), fit.curve
+    seen = _spread(task.train, spec.sharpness_examples or len(task.train))
+    sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho)
+    test = measure.accuracy(model, task.test)
+    return {
+        "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
+        "settings": parse(run.method).settings if run.method != "base" else {},
+        "val_accuracy": curve.val_accuracy[-1], "test_accuracy": test,
+        "early": curve.early(model, task.test, test),
+        "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
+    } | ({"balancedness": fit.balance.as_dict()} if fit.balance else {})  # fmt: skip
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    """What training may change: all but the frozen weights."""
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def _spread(split: Split, count: int) -> Split:
+    """At most `count` examples, evenly spread: a test folder may be sorted by class."""
+    if len(split) <= count:
+        return split
+    return split.take(torch.linspace(0, len(split) - 1, count, device=split.y.device).long())
+
+
+def _same_everywhere(spec: Spec) -> None:
+    """On a GPU, the algorithms that give the same result every time."""
+    if spec.device != "cpu":
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def provenance(spec: Spec) -> dict[str, Any]:
+    """What a result was made with."""
+    return made_with(spec.device) | {"schema": SCHEMA}

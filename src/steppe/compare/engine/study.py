@@ -1,0 +1,182 @@
+"""The study from settings to report: check, run what is missing side by side, measure cost, summarise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steppe._command.files import read_json, write_json
+from steppe._command.pool import Event, Job, Pool
+from steppe._command.progress import PlainProgress
+from steppe._command.ranks import InStep, agree, check_shares
+from steppe.compare.analysis import summary
+from steppe.compare.engine import cost, run
+from steppe.compare.engine.plan import Plan, Run, describe
+from steppe.compare.engine.spec import Spec, short_hash
+from steppe.compare.engine.store import Store
+from steppe.compare.report import page
+
+_COST = "cost"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study came to: the summary, where the report is, and which runs failed why."""
+
+    summary: dict[str, Any]
+    report: Path
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def check(spec: Spec) -> Plan:
+    """Find out before anything starts whether every run can: reads the data, builds the model and each method.
+
+    Raises:
+        ValueError: one sentence about the first thing that cannot be.
+    """
+    plan = Plan(spec, spec.hash())
+    task = run.load_task(spec, spec.seeds[0])
+    check_shares(len(task.train), spec.batch_size)
+    for choice in plan.choices:
+        first = Run(choice.text, choice.grid(spec.grids)[0], spec.seeds[0])
+        try:
+            trainer = run.make_trainer(spec, task, first, total_steps=100)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"method {choice.text!r}: {error}") from error
+        del trainer
+    Store(Path(spec.out), plan.spec_hash).open()
+    return plan
+
+
+def compare(plan: Plan, progress: PlainProgress) -> Outcome:
+    """Run the study of `plan` to its end. Every finished run is kept at once, so a study may be cut off anywhere.
+
+    Args:
+        plan: from `check`.
+        progress: told what happens.
+    """
+    spec = plan.spec
+    store = Store(Path(spec.out), plan.spec_hash)
+    write_json(store.folder / "spec.json", shown(plan))
+    session = _Session(plan, store, progress)
+    costs = _kept_cost(session)
+    if costs is None or session.missing():
+        size = min(spec.workers, max(1, len(session.missing())))
+        with Pool(size) if spec.parallel is None else InStep() as pool:
+            session.finish_runs(pool)
+            costs = _kept_cost(session) or session.finish_cost(pool)
+    return _outcome(session, costs)
+
+
+class _Session:
+    """One call of `compare`: what is done, what is under way, what failed."""
+
+    def __init__(self, plan: Plan, store: Store, progress: PlainProgress) -> None:
+        self.plan, self.store, self.progress = plan, store, progress
+        self.failed: dict[str, str] = {}
+        self.records: dict[str, dict[str, Any]] = {}
+        self._load()
+
+    def _load(self) -> None:
+        """Read the base's tune runs first, then the methods': which other runs there are depends on them."""
+        for _ in range(3):
+            self.records = agree(self.store.load(self.plan.needed(self.records)))
+
+    def missing(self) -> dict[str, Run]:
+        """Runs known to be needed that are neither done nor failed, by id."""
+        needed = self.plan.needed(self.records, self.failed)
+        return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
+
+    def finish_runs(self, pool: Pool | InStep) -> None:
+        """Run what is missing; what becomes known meanwhile (a method's chosen rho) joins the queue."""
+        runs: dict[str, Run] = {}
+        self._submit(pool, runs)
+        self.progress.begin(self.plan.total(), len(self.records))
+        for event in pool.events():
+            self._note(event, runs)
+            if event.kind in ("done", "failed"):
+                self._submit(pool, runs)
+
+    def _submit(self, pool: Pool | InStep, runs: dict[str, Run]) -> None:
+        for id_, each in self.missing().items():
+            if id_ not in runs:
+                runs[id_] = each
+                pool.submit(Job(id_, run.train, (self.plan.spec, each)))
+
+    def _note(self, event: Event, runs: Mapping[str, Run]) -> None:
+        text = describe(runs[event.key])
+        if event.kind == "begun":
+            self.progress.begun(event.key, text)
+        elif event.kind == "moving":
+            self.progress.moving(event.key, event.value)
+        elif event.kind == "failed":
+            self.failed[event.key] = f"{text}: {event.value}"
+            self.progress.failed(event.key, text, event.value)
+        else:
+            phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
+            self.records[event.key] = self.store.save(event.key, phase, event.value)
+            self.progress.done(event.key, text, event.value)
+
+    def finish_cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
+        """Measure the cost of every method that has a chosen value, in one worker while the others idle."""
+        runs, shares = self.cost_runs(), self.shares()
+        if not runs:
+            return None
+        self.progress.say("measuring time and memory, step by step beside the base")
+        pool.submit(Job(_COST, cost.measure, (self.plan.spec, runs, shares)))
+        for event in pool.events():
+            if event.kind == "failed":
+                self.failed[_COST] = f"measuring the cost: {event.value}"
+                self.progress.say(self.failed[_COST])
+            elif event.kind == "done":
+                measured: dict[str, Any] = {"key": self.cost_key(), **event.value}
+                for method, passes in self.means("passes_per_step").items():
+                    measured["methods"].get(method, {})["passes"] = passes  # not all ascents cost one
+                write_json(self.store.folder / "cost.json", measured)
+                return measured
+        return None
+
+    def cost_runs(self) -> list[Run]:
+        """One run per method that finished at its chosen value."""
+        shares = self.shares()
+        found = (self.plan.best(choice, self.records, self.failed) for choice in self.plan.choices)
+        return [each for each in found if each is not None and each.method in shares]
+
+    def shares(self) -> dict[str, float]:
+        """Method -> mean share of steps that ascended in its final runs."""
+        return self.means("ascended_share")
+
+    def means(self, figure: str) -> dict[str, float]:
+        """Method -> mean of a figure over its final runs."""
+        seen: dict[str, list[float]] = {}
+        for record in self.plan.records(self.records, self.failed):
+            if record["phase"] == "final" and record["method"] != "base":
+                seen.setdefault(record["method"], []).append(record[figure])
+        return {method: sum(values) / len(values) for method, values in seen.items()}
+
+    def cost_key(self) -> str:
+        """A hash of what was measured: kept costs count for the same methods at the same values only."""
+        measured = [[each.method, each.value, each.seed] for each in self.cost_runs()]
+        return short_hash([self.plan.spec_hash, measured, self.shares()])
+
+
+def _kept_cost(session: _Session) -> dict[str, Any] | None:
+    kept = agree(read_json(session.store.folder / "cost.json"))
+    return kept if isinstance(kept, dict) and kept.get("key") == session.cost_key() else None
+
+
+def shown(plan: Plan) -> dict[str, Any]:
+    """The settings as the report shows them, complete, methods in their canonical form."""
+    labels = {choice.text: choice.label for choice in plan.choices}
+    return plan.spec.model_dump() | {"methods": list(labels), "labels": labels, "spec_hash": plan.spec_hash}
+
+
+def _outcome(session: _Session, costs: dict[str, Any] | None) -> Outcome:
+    records = session.plan.records(session.records, session.failed)
+    result = summary.summarise(records, costs, shown(session.plan))
+    path = session.store.folder / "report.html"
+    write_json(session.store.folder / "summary.json", result)
+    page.write(result, records, costs, path)
+    return Outcome(result, path, session.failed)

@@ -1,0 +1,1 @@
+"""How it is shown: the table of the terminal and the page."""

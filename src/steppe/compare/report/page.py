@@ -1,0 +1,156 @@
+"""The report of a comparison: one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from steppe._command.files import write_text
+from steppe.compare.analysis import wording
+from steppe.compare.analysis.groups import Record, finite, group, tuned
+from steppe.compare.report import panels
+from steppe.compare.report.raw import sheets
+from steppe.compare.report.scatter import named_points, scatter
+from steppe.methods import METHODS
+
+Row = Mapping[str, Any]
+WIDE, NARROW = (860, 430), (372, 420)
+"""Sizes of the scatter plot in pixels, for a desk and for a phone."""
+
+
+def write(
+    summary: Mapping[str, Any],
+    records: Iterable[Record],
+    cost: Mapping[str, Any] | None,
+    path: str | os.PathLike[str],
+) -> Path:
+    """Write the report; a reader sees the old file or the new one, never a half of either.
+
+    Args:
+        summary: what `summarise` returns.
+        records: the records it was made from.
+        cost: the measured cost it was made from, or None.
+        path: the HTML file; an existing one is replaced.
+
+    Returns:
+        The path written.
+    """
+    target = Path(path)
+    write_text(target, html(summary, list(records), cost))
+    return target
+
+
+def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[str, Any] | None) -> str:
+    """The report as one string of HTML."""
+    environment = Environment(
+        loader=PackageLoader("steppe.compare.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"say": wording}
+    environment.filters |= {"forest": _forest_of(summary), "typeset": wording.typeset}
+    style = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
+    return environment.get_template("report.html").render(
+        style=Markup(style),
+        s=summary,
+        digits=wording.decimals(summary["rows"]),
+        plots=_plots(summary, records),
+        sheets=sheets(_sorted(records), cost),
+        **_facts(summary, records),
+    )
+
+
+def _plots(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    groups, rows = group(records), summary["rows"]
+    points = named_points(summary)
+    return {
+        "wide": scatter(summary, "scatter-wide", *WIDE),
+        "narrow": scatter(summary, "scatter-narrow", *NARROW),
+        "front": [p["name"] for p in sorted(points, key=lambda p: float(p["cost"])) if p["pareto"]],
+        "curves": panels.learning_curves(groups, rows),
+        "losses": panels.loss_curves(groups, rows),
+        "slices": panels.slices(groups, rows),
+        "sharpness": panels.sharpness(summary, "sharpness"),
+        "balance": panels.balancedness(groups, rows),
+    }
+
+
+def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """What the page says about the runs as a whole."""
+    provenance: dict[str, list[str]] = {}
+    for run in _sorted(records):
+        for name, value in (run.get("provenance") or {}).items():
+            if name != "schema" and str(value) not in provenance.setdefault(name, []):
+                provenance[name].append(str(value))
+    return {
+        "tuned_rows": [row for row in summary["rows"] if row["method"] != "base" or row["tuning"]],
+        "methods": [row for row in summary["rows"] if row["method"] != "base"],
+        "base": next((row for row in summary["rows"] if row["method"] == "base"), None),
+        "runs": Counter(run["phase"] for run in records),
+        "settings": {run["method"]: run.get("settings") or {} for run in records},
+        "seconds": sum(finite(run.get("seconds")) or 0.0 for run in records),
+        "finished": max((str(run.get("finished") or "") for run in records), default="")[:10],
+        "provenance": provenance,
+        "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
+        "spec": dict(_flat({k: v for k, v in summary["spec"].items() if k not in ("labels", "out")})),
+        "symbols": wording.symbols(summary["rows"]),
+        "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
+    }
+
+
+def _paper(method: str) -> dict[str, str]:
+    """The paper of a method, cut at its number on arXiv; empty for a method unknown to the registry."""
+    row = METHODS.get(method.partition(":")[0])
+    if row is None:
+        return {}
+    pieces = re.split(r"arXiv (\d{4}\.\d{4,5})", row.paper, maxsplit=1)
+    return dict(zip(("before", "number", "after"), [*pieces, "", ""][:3], strict=True))
+
+
+def _sorted(records: Iterable[Record]) -> list[Record]:
+    return sorted(records, key=lambda r: (r["method"], r["variant"], tuned(r)[1] or 0, r["seed"]))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested settings as `outer.inner`: text."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield prefix + name, ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+        elif value is not None:
+            yield prefix + name, f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _forest_of(summary: Mapping[str, Any]) -> Any:
+    """A filter that draws a gain as a small interval on a scale shared by all rows."""
+    gains = [row["gain"] for row in summary["rows"] if row["gain"]]
+    ends = [g["mean"] + sign * (g["ci95"] or 0) for g in gains for sign in (-1, 1)]
+    sizes = sorted(abs(g["mean"]) for g in gains) or [0.0]
+    reach = 2 * max([0.002, *(g["mean"] for g in gains), sizes[len(sizes) // 2]])
+    low, high = max(min([0.0, *ends]), -reach), min(max([0.002, *ends]), reach)
+
+    def place(value: float) -> float:
+        return 4 + 92 * (min(max(value, low), high) - low) / (high - low)
+
+    def forest(gain: Mapping[str, Any]) -> Markup:
+        half = gain["ci95"] or 0.0
+        left, middle, right = (place(gain["mean"] + k * half) for k in (-1, 0, 1))
+        sure = " sure" if gain.get("clear") == 1 else ""
+        return Markup(
+            f'<svg class="forest{sure}" viewBox="0 0 100 16" width="84" height="16" aria-hidden="true">'
+            f'<line class="zero" x1="{place(0):.1f}" x2="{place(0):.1f}" y1="0" y2="16"/>'
+            f'<line class="bar" x1="{left:.1f}" x2="{right:.1f}" y1="8" y2="8"/>'
+            f'<circle cx="{middle:.1f}" cy="8" r="3.5"/></svg>'
+        )
+
+    return forest

@@ -1,0 +1,73 @@
+"""The raw numbers of a comparison as tables of text: what the report lets a reader unfold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steppe.compare.analysis.groups import Record, finite, label, tuned
+from steppe.compare.analysis.wording import ABSENT, SYMBOLS, figures, plain, short
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of text; the first column names the row."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+RUN_HEADER = (
+    "method", "ρ", "seed", "epochs", "validation %", "test %", "best epoch", "validation % there", "test % there",
+    "passes/step", "sharpness", "seconds",
+)  # fmt: skip
+COST_HEADER = ("method", "ms per step", "time ÷ base’s", "low", "high", "memory ÷ base’s", "passes")
+
+
+def sheets(records: Sequence[Record], cost: Mapping[str, Any] | None) -> list[Sheet]:
+    """The final runs, the runs that chose rho, and the measured cost of a step; empty ones are left out."""
+    found = [
+        Sheet("final runs", RUN_HEADER, [_run(run) for run in records if run["phase"] == "final"]),
+        Sheet("runs that chose a setting", RUN_HEADER, [_run(run) for run in records if run["phase"] == "tune"]),
+        Sheet(
+            "methods: cost of one step",
+            COST_HEADER,
+            [_cost(*item) for item in ((cost or {}).get("methods") or {}).items()],
+        ),
+    ]
+    return [sheet for sheet in found if sheet.rows]
+
+
+def _run(run: Record) -> list[str]:
+    early = run.get("early") or {}
+    return [
+        label(run),
+        _chosen(run),
+        str(run["seed"]),
+        str(run.get("epochs", ABSENT)),
+        *(_percent(run.get(name)) for name in ("val_accuracy", "test_accuracy")),
+        str(early.get("epoch", ABSENT)),
+        *(_percent(early.get(name)) for name in ("val_accuracy", "test_accuracy")),
+        plain(finite(run.get("passes_per_step")), 3),
+        figures(finite((run.get("sharpness") or {}).get("value"))),
+        plain(finite(run.get("seconds")), 1),
+    ]
+
+
+def _chosen(run: Record) -> str:
+    name, value = tuned(run)
+    return short(value) if name == "rho" or value is None else f"{SYMBOLS[name]} {short(value)}"
+
+
+def _cost(name: str, found: Mapping[str, Any]) -> list[str]:
+    time = found.get("time_ratio") or {}
+    figures = [found.get("step_ms"), time.get("median"), time.get("low"), time.get("high")]
+    figures += [found.get("memory_ratio"), found.get("passes")]
+    return [str(found.get("label") or name), *(plain(finite(figure)) for figure in figures)]
+
+
+def _percent(value: Any) -> str:
+    known = finite(value)
+    return ABSENT if known is None else plain(100 * known)

@@ -1,0 +1,131 @@
+"""The table of a comparison in the terminal, with the verdict and the notes under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from steppe.compare.analysis.wording import (
+    broken,
+    chosen,
+    count,
+    decimals,
+    figures,
+    percent,
+    plain,
+    points,
+    share,
+    times,
+)
+
+Row = Mapping[str, Any]
+ALWAYS = 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its two-line header, how a cell is written, how soon it is given up where space is short."""
+
+    header: str
+    cell: Callable[[Row, int], str]
+    luxury: int = ALWAYS
+
+    def width(self, rows: Sequence[Row], digits: int) -> int:
+        """The widest of the header's lines and the cells."""
+        texts = [self.header, *(self.cell(row, digits) for row in rows)]
+        return max(len(line) for text in texts for line in text.split("\n"))
+
+
+def columns(summary: Mapping[str, Any]) -> list[Column]:
+    """The columns of the table; the difference to the base is left out where it would repeat the gain."""
+    delta = Column("− base\npoints", lambda row, digits: points(row["delta"], digits), 2)
+    return [
+        Column("\nmethod", lambda row, _: broken(row["label"])),
+        Column("\nρ", lambda row, _: chosen(row)),
+        Column("accuracy\n%", lambda row, digits: percent(row["accuracy"], digits)),
+        Column("stopped\nearly %", lambda row, d: percent(row["early"], d), _unless_judged(summary, 1)),
+        *([delta] if summary["best_baseline"] != "base" else []),
+        Column("gain\npoints", lambda row, digits: points(row["gain"], digits)),
+        Column("\nkept", lambda row, _: share(row["kept"])),
+        Column("passes\n/step", lambda row, _: plain(row["passes"])),
+        Column("\ntime", lambda row, _: times((row["time_ratio"] or {}).get("median"))),
+        Column("\nmemory", lambda row, _: times(row["memory_ratio"]), 4),
+        Column("sharp-\nness", lambda row, _: figures((row["sharpness"] or {}).get("mean")), 3),
+    ]
+
+
+def table(summary: Mapping[str, Any], width: int = 100) -> Table:
+    """The table of a summary.
+
+    Args:
+        summary: what `summarise` returns.
+        width: columns of the terminal. Where they do not suffice, first the space between columns goes, then
+            memory, sharpness, the difference to the base, the early-stopped figure (unless it counts here).
+    """
+    rows, digits = summary["rows"], decimals(summary["rows"])
+    shown, space = _fit(columns(summary), rows, digits, width)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space - 1, 0, 0), header_style="bold")
+    for place, column in enumerate(shown):
+        made.add_column(column.header, justify="right" if place else "left", no_wrap=True, vertical="bottom")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        last_baseline = row["method"] == "base" and following is not None and following["method"] != "base"
+        cells = [Text(column.cell(row, digits)) for column in shown]
+        made.add_row(*cells, style=_style(row), end_section=last_baseline)
+    return made
+
+
+def _fit(found: list[Column], rows: Sequence[Row], digits: int, width: int) -> tuple[list[Column], int]:
+    """The columns that fit, and the space between them (1 or 2)."""
+    for limit in range(max(column.luxury for column in found), -1, -1):
+        kept = [column for column in found if column.luxury <= limit]
+        for space in (2, 1):
+            if sum(column.width(rows, digits) + space for column in kept) + 2 <= width:
+                return kept, space
+    return kept, 1
+
+
+def _unless_judged(summary: Mapping[str, Any], luxury: int) -> int:
+    return ALWAYS if summary["judged"] == "early" else luxury
+
+
+def render(summary: Mapping[str, Any]) -> RenderableType:
+    """The table, a line that explains its columns, the verdict and the notes, fitted to the terminal."""
+    return _Fitted(summary)
+
+
+class _Fitted:
+    def __init__(self, summary: Mapping[str, Any]) -> None:
+        self.summary = summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield table(self.summary, options.max_width)
+        yield Text(legend(self.summary), style="dim")
+        yield Text("")
+        yield Text(self.summary["verdict"], style="bold")
+        for note in self.summary["notes"]:
+            yield Padding(Text("· " + note), (0, 0, 0, 2))
+
+
+def legend(summary: Mapping[str, Any]) -> str:
+    """One line on what the columns mean."""
+    form = ", both stopped early" if summary["judged"] == "early" else ""
+    radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
+    at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
+    return (
+        f"Mean ± 95 % interval over {count(len(summary['seeds']), 'seed')}. "
+        f"gain: over the best baseline{form}, paired by seed; kept: share of SAM's gain; "
+        f"time and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
+    )
+
+
+def _style(row: Row) -> str:
+    if row["method"] == "base":
+        return "dim"
+    return "bold" if row["gain"] and row["gain"].get("clear") == 1 and row["pareto"] else ""

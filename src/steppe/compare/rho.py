@@ -1,0 +1,154 @@
+"""`steppe rho`: a radius for a method on a study's task, without a sweep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from steppe._command.app import Number, Real, Text, app, flag, refusing
+from steppe._command.choices import Choice, parse
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.run import batches, load_task, make_trainer
+from steppe.compare.engine.spec import Spec, resolve, steps_per_epoch
+from steppe.diagnostics import RhoSearch, find_rho
+
+SHARE = 5
+"""A trial lasts one so manieth of the training."""
+
+
+_OWN = ("method", "seed", "trial", "after", "looks", "keep", "config", "plot", "as_json")
+"""Flags that are no settings of the study."""
+
+
+@app.command()
+def rho(
+    method: Annotated[str, typer.Argument(help="Such as sam, asam, look_sam:k=10; see `steppe methods`.")] = "sam",
+    task: Annotated[Text, flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, module:function.")] = None,
+    seed: Annotated[int, flag("Seed of weights, examples and order (0).")] = 0,
+    trial: Annotated[Number, flag("Steps of a trial, 0 for none (a fifth of the training).")] = None,
+    after: Annotated[int, flag("Steps that the base trains first (0).")] = 0,
+    looks: Annotated[int, flag("Batches for the curve (4).")] = 4,
+    keep: Annotated[float, flag("Share of the base's progress that a radius must keep (0.5).")] = 0.5,
+    labelled: Annotated[Number, flag("Labelled training examples.")] = None,
+    validation: Annotated[Number, flag("Validation examples, which are left out here too.")] = None,
+    noise: Annotated[Real, flag("Share of wrong labels.")] = None,
+    model: Annotated[Text, flag("cnn, mlp, resnet18, vit or module:function.")] = None,
+    epochs: Annotated[Number, flag("Epochs of the training that the radius is for.")] = None,
+    batch_size: Annotated[Number, flag("Examples per step.")] = None,
+    optimizer: Annotated[Text, flag("Base optimizer: sgd or adamw.")] = None,
+    lr: Annotated[Real, flag("Learning rate.")] = None,
+    momentum: Annotated[Real, flag("Momentum of sgd.")] = None,
+    weight_decay: Annotated[Real, flag("Weight decay.")] = None,
+    device: Annotated[Text, flag("auto, cpu or cuda.")] = None,
+    config: Annotated[Path | None, flag("TOML file as for `steppe compare`; flags win.")] = None,
+    plot: Annotated[Path | None, flag("File for a picture of the curve, such as rho.png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
+) -> None:  # fmt: skip
+    """Propose a radius: where the ascent leaves the linear regime, and how far training still learns."""
+    flags = {key: value for key, value in locals().items() if key not in _OWN}
+    with refusing():
+        spec, choice = resolve(flags, config), parse(method)
+        if seed < 0:
+            raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
+        find = prepared(spec, choice, seed, trial, after=after, looks=looks, keep=keep)
+        if plot is not None:
+            _check_picture(plot)
+        found = find()
+    _say(found, choice, as_json)
+    if plot is not None:
+        with refusing():
+            _draw(found, plot)
+
+
+def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=1))
+        return
+    console = Console()
+    console.print(_curve(found), _trials(found) if found.trials else "")
+    console.print(f"{choice.label}: rho = {found.rho:g}\n{found.why}", highlight=False, markup=False)
+
+
+def prepared(
+    spec: Spec, choice: Choice, seed: int, trial: int | None = None, **options: Any
+) -> Callable[[], RhoSearch]:
+    """The search for `choice` on the task, model and base of a study, ready to begin.
+
+    Args:
+        spec: the study's settings.
+        choice: the method.
+        seed: of the run that the radius is for.
+        trial: steps of a trial; a fifth of the study's by default.
+        options: those of :func:`steppe.find_rho`.
+
+    Raises:
+        ValueError: the method has no radius, or its settings fix one.
+    """
+    if choice.method.tunes != "rho" or "rho" in choice.settings:
+        why = "its settings fix rho" if "rho" in choice.settings else "it has none"
+        raise ValueError(f"method {choice.text!r}: there is no radius to find, as {why}")
+    choice.with_the_mean("the search")
+    task = load_task(spec, seed)
+    per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
+    total = spec.steps(per_epoch)
+    trial = max(1, total // SHARE) if trial is None else trial
+    # A run of the method itself, for its own optimizer where it brings one; the search makes the rest anew.
+    trainer = make_trainer(spec, task, Run(choice.text, None, seed), total)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = group["initial_lr"]  # not the first step of a warm-up
+    order = batches(task, spec.batch_size, seed)
+    needed = max(trial, options.get("after", 0), options.get("looks", 1))
+    epochs = min(-(-needed // per_epoch), -(-total // per_epoch))
+    first = [batch for _, epoch in zip(range(epochs), order, strict=False) for batch in epoch]
+    build = partial(_build, choice, seed, total)
+    return partial(find_rho, trainer.model, trainer.optimizer, trainer.loss_of, first, build, trial=trial, **options)
+
+
+def _build(choice: Choice, seed: int, total: int, model: torch.nn.Module, optimizer: Any, rho: float) -> Any:
+    return choice.build(model, optimizer, value=rho, seed=seed, total_steps=total)
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written, before anything is trained."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"--plot {path} is no picture that can be drawn; end it in one of .{', .'.join(known)}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"--plot {path}: there is no folder {path.parent}; make it, or name another file")
+
+
+def _draw(found: RhoSearch, path: Path) -> None:
+    try:
+        found.plot().figure.savefig(path)  # type: ignore[union-attr]
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({error.strerror}); name another file with --plot") from error
+
+
+def _curve(found: RhoSearch) -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in ("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"):
+        table.add_column(column, justify="right")
+    for look in found.curve:
+        table.add_row(
+            f"{look.rho:g}", *(f"{v:.3g}" for v in (look.rise, look.predicted, look.cosine, look.change, look.moved))
+        )
+    return table
+
+
+def _trials(found: RhoSearch) -> Table:
+    table = Table(box=None, header_style="bold")
+    for column in ("rho", "loss after", "learned, beside the base"):
+        table.add_column(column, justify="right")
+    for trial in found.trials:
+        table.add_row(f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}")
+    return table

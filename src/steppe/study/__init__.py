@@ -1,8 +1,0 @@
-"""The harness behind `steppe compare`. Needs the extra `study`: pip install 'steppe[study]'.
-
-A task of your own is a function of the seed that returns a `Task`; `steppe compare --task my_module:my_task` runs it.
-"""
-
-from steppe.study.data import Split, Task
-
-__all__ = ["Split", "Task"]

@@ -1,0 +1,293 @@
+"""The numbers and sentences of a comparison, against hand-computed ones, scipy and its own invariances."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from tests.compare.records import CLEAN, NOISY, Fake, cost, records, run, spec
+
+from steppe.compare.analysis.summary import summarise
+from steppe.compare.analysis.wording import points, signed, typeset
+from steppe.compare.report.labels import Box, place
+from steppe.compare.report.table import render, table
+
+values = st.lists(st.floats(0, 1), min_size=2, max_size=12)
+
+
+def plain(method: str, accuracies: list[float], early: list[float] | None = None, **more: Any) -> list[dict[str, Any]]:
+    """Final runs with exactly these accuracies, seeds 0, 1, …"""
+    fake = Fake(method, 0.5, **({"rho": None} if method == "base" else {}))
+    made = []
+    for seed, accuracy in enumerate(accuracies):
+        record = run(method, fake, seed) | {"test_accuracy": accuracy} | more
+        record["early"] = {"epoch": 3, "val_accuracy": 0.5, "test_accuracy": (early or accuracies)[seed]}
+        made.append(record)
+    return made
+
+
+def double(accuracies: list[float]) -> list[dict[str, Any]]:
+    return plain("base", accuracies, variant="double", steps=800)
+
+
+def row(summary: dict[str, Any], method: str, variant: str = "plain") -> dict[str, Any]:
+    return next(r for r in summary["rows"] if (r["method"], r["variant"]) == (method, variant))
+
+
+# summary
+
+
+def test_gain_by_hand() -> None:
+    runs = plain("base", [0.90, 0.91, 0.92]) + double([0.91, 0.92, 0.93]) + plain("sam", [0.93, 0.95, 0.95])
+    summary = summarise(runs, None, {"task": "t"})
+    sam = row(summary, "sam")
+    assert summary["best_baseline"] == "double" and summary["judged"] == "final"
+    assert sam["delta"]["mean"] == pytest.approx(0.1 / 3)
+    # differences to the double base: .02, .03, .02; s = .0057735, half-width 4.30265 * s / sqrt(3)
+    assert sam["gain"]["mean"] == pytest.approx(0.07 / 3)
+    assert sam["gain"]["ci95"] == pytest.approx(4.30265 * 0.0057735 / math.sqrt(3), rel=1e-4)
+    assert sam["gain"]["against"] == "double"
+    assert sam["kept"] == pytest.approx({"share": 1.0, "low": 1.0, "high": 1.0})
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms())
+def test_order_does_not_matter(shuffle: random.Random) -> None:
+    made = records(NOISY, range(3))
+    mixed = list(made)
+    shuffle.shuffle(mixed)
+    assert summarise(mixed, cost(NOISY), spec(NOISY)) == summarise(made, cost(NOISY), spec(NOISY))
+
+
+@settings(max_examples=30, deadline=None)
+@given(values)
+def test_identical_methods_differ_by_nothing(accuracies: list[float]) -> None:
+    runs = plain("base", accuracies) + plain("sam", accuracies) + plain("rst", accuracies)
+    summary = summarise(runs, None, {"task": "t"})
+    for method in ("sam", "rst"):
+        figures = row(summary, method)
+        assert figures["delta"]["mean"] == figures["delta"]["ci95"] == figures["gain"]["mean"] == 0
+        assert figures["gain"]["clear"] == 0 and figures["kept"] is None
+    assert summary["verdict"].startswith("No method pays here")
+
+
+@settings(max_examples=30, deadline=None)
+@given(values, st.floats(-0.2, 0.2))
+def test_a_shift_of_all_accuracies_changes_no_difference(accuracies: list[float], shift: float) -> None:
+    noise = np.random.default_rng(len(accuracies)).normal(0.02, 0.01, len(accuracies))
+    better = [a + n for a, n in zip(accuracies, noise, strict=True)]
+
+    def gain(by: float) -> Any:
+        runs = plain("base", [a + by for a in accuracies]) + plain("sam", [a + by for a in better])
+        return row(summarise(runs, None, {}), "sam")["gain"]
+
+    here, there = gain(0.0), gain(shift)
+    assert there["mean"] == pytest.approx(here["mean"], abs=1e-9)
+    assert there["ci95"] == pytest.approx(here["ci95"], abs=1e-9)
+
+
+def test_clean_labels() -> None:
+    summary = summarise(records(), cost(), spec())
+    assert summary["verdict"].startswith("ASAM (ρ = 2) pays here: +1.9")
+    assert "G-RST" in summary["verdict"]
+    assert "Early stopping alone recovers nothing" in summary["notes"][0]
+    assert any("largest tried for SAM-ON (0.5)" in note for note in summary["notes"])
+    assert 0.9 < row(summary, "grst")["kept"]["share"] < 1.1
+    json.dumps(summary, allow_nan=False)
+
+
+def test_noisy_labels_compare_like_with_like() -> None:
+    summary = summarise(records(NOISY), cost(NOISY), spec(NOISY))
+    assert summary["best_baseline"] == summary["judged"] == "early"
+    sam = row(summary, "sam")
+    assert sam["gain"]["of"] == "early" and sam["gain"]["mean"] > 0 > sam["gain_final"]["mean"]
+    assert "itself stopped early" in summary["verdict"]
+    assert "recovers nearly all that SAM seems to win" in summary["notes"][0]
+
+
+def test_too_few_seeds_to_tell_say_how_many_it_takes() -> None:
+    better = plain("base", [0.90, 0.92, 0.94]) + plain("sam", [0.915, 0.925, 0.94])  # .67 +- 1.9: 3 (1.9 / .67)^2
+    verdict = summarise(better, None, {"task": "t"})["verdict"]
+    assert verdict.startswith("Not settled with 3 seeds: sam gains +0.7 ± 1.9 points over the base")
+    assert verdict.endswith("takes about 25 seeds.")
+
+
+def test_nothing_pays() -> None:
+    same = {"base": CLEAN["base"], "sam": Fake("SAM", 0.94), "rst": Fake("RST", 0.9398)}
+    summary = summarise(records(same, range(6), spread=0.01), cost(same), spec(same, 6))
+    assert "No method pays here" in summary["verdict"]
+    assert row(summary, "rst")["kept"] is None
+    assert any("does not clearly gain on" in note for note in summary["notes"])
+
+
+def test_one_lucky_interval_among_many_does_not_pay() -> None:
+    base = [0.90, 0.91, 0.92, 0.93]
+    runs = plain("base", base)
+    for i in range(8):
+        wobble = [0.01, -0.01, 0.01, -0.01] if i else [0.011, 0.009, 0.004, 0.016]
+        runs += plain(f"m{i}", [b + w for b, w in zip(base, wobble, strict=True)])
+    summary = summarise(runs, None, {})
+    lucky = row(summary, "m0")["gain"]
+    assert lucky["mean"] - lucky["ci95"] > 0 and lucky["clear"] == 0
+    assert summary["verdict"].startswith("Not settled: m0")
+
+
+def test_worse_methods_are_named() -> None:
+    runs = plain("base", [0.90, 0.91, 0.92, 0.93]) + plain("sam", [0.80, 0.812, 0.82, 0.83])
+    summary = summarise(runs, None, {})
+    assert row(summary, "sam")["gain"]["clear"] == -1
+    assert any(note == "Clearly below the base: sam." for note in summary["notes"])
+
+
+def test_single_seed() -> None:
+    summary = summarise(records(seeds=[3]), cost(), spec(seeds=1))
+    assert row(summary, "sam")["accuracy"]["ci95"] is None
+    assert summary["verdict"].startswith("One seed cannot tell")
+    assert any("One seed" in note for note in summary["notes"])
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_few_seeds_are_noted(seeds: int) -> None:
+    notes = summarise(records(seeds=range(seeds)), cost(), spec(seeds=seeds))["notes"]
+    assert any("Only 2 seeds" in note for note in notes) == (seeds == 2)
+
+
+def test_missing_seeds_and_failed_runs() -> None:
+    made = [r for r in records() if (r["method"], r["seed"]) != ("gsam", 4)]
+    for record in made:
+        if (record["method"], record["seed"], record["phase"]) == ("fsam", 1, "final"):
+            record["test_accuracy"] = None
+    summary = summarise(made, cost(), spec())
+    gsam, fsam = row(summary, "gsam"), row(summary, "fsam")
+    assert gsam["seeds"] == gsam["gain"]["n"] == 4
+    assert (fsam["seeds"], fsam["failed"], fsam["gain"]["n"]) == (4, 1, 4)
+    assert any(note.startswith("F-SAM: 4 of 5 seeds (1 ended without") for note in summary["notes"])
+    assert any(note.startswith("GSAM: 4 of 5 seeds (the others") for note in summary["notes"])
+
+
+def test_method_without_runs_keeps_its_row() -> None:
+    made = [r for r in records() if r["method"] != "sam"]
+    summary = summarise(made, cost(), spec())
+    assert row(summary, "sam")["accuracy"] is None and row(summary, "sam")["label"] == "SAM"
+    assert summary["rows"][-1]["method"] == "sam"
+    assert any(note == "SAM: no run with a result yet." for note in summary["notes"])
+    assert all(r["kept"] is None for r in summary["rows"])
+
+
+@pytest.mark.parametrize("method", ["base", "nothing"])
+def test_without_base_or_without_anything(method: str) -> None:
+    made = [r for r in records() if r["method"] != "base"] if method == "base" else []
+    summary = summarise(made, None, spec())
+    assert summary["verdict"] == "Nothing to judge by yet: no run of the base has finished."
+    Console(width=100, file=open("/dev/null", "w")).print(render(summary))
+
+
+def test_base_alone() -> None:
+    summary = summarise([r for r in records() if r["method"] == "base"], None, {"task": "t"})
+    assert summary["verdict"].startswith("Nothing to compare yet")
+
+
+def test_missing_double_is_noted() -> None:
+    summary = summarise([r for r in records() if r["variant"] == "plain"], cost(), spec())
+    assert any("Not in this comparison: the base with twice the epochs" in note for note in summary["notes"])
+
+
+def test_best_baseline_is_chosen_over_common_seeds() -> None:
+    # the double base has only the easy seed; over the common seed the base is ahead
+    runs = plain("base", [0.95, 0.80]) + double([0.94]) + plain("sam", [0.96, 0.82])
+    assert summarise(runs, None, {})["best_baseline"] == "base"
+
+
+def test_rho_per_seed() -> None:
+    runs = plain("base", [0.9, 0.91]) + plain("sam", [0.92, 0.93])
+    runs[-1]["rho"] = 0.1
+    sam = row(summarise(runs, None, {}), "sam")
+    assert sam["rho"] is None and sam["values"] == [0.1, 0.2]
+
+
+# cost and front
+
+
+def test_cost_falls_back_to_passes() -> None:
+    measured = cost()
+    del measured["methods"]["gsam"]
+    summary = summarise(records(), measured, spec())
+    assert summary["cost_axis"] == "passes"
+    assert row(summary, "base", "double")["cost"] == pytest.approx(2.0)
+    assert any("not measured for GSAM" in note for note in summary["notes"])
+    assert summarise(records(), None, spec())["cost_axis"] == "passes"
+
+
+def test_front() -> None:
+    summary = summarise(records(), cost(), spec())
+    assert summary["cost_axis"] == "time"
+    front = {r["label"] for r in summary["rows"] if r["pareto"]}
+    assert front == {"base", "LookSAM (push=natural)", "G-RST", "ASAM"}
+
+
+def test_twice_the_epochs_cost_twice() -> None:
+    figures = row(summarise(records(), cost(), spec()), "base", "double")
+    assert figures["passes"] == 1.0 and figures["length"] == 2.0 and figures["time_ratio"]["median"] == 2.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(1, 3), st.floats(0.5, 1)), min_size=1, max_size=8, unique=True))
+def test_no_point_of_the_front_is_beaten(points_: list[tuple[float, float]]) -> None:
+    runs = plain("base", [0.5, 0.5])
+    for i, (passes, accuracy) in enumerate(points_):
+        runs += plain(f"m{i}", [accuracy] * 2, passes_per_step=passes)
+    rows = [(r["cost"], -r["accuracy"]["mean"], r["pareto"]) for r in summarise(runs, None, {})["rows"]]
+    front = sorted((c, a) for c, a, on in rows if on)
+    assert front and all(c < d and a > b for (c, a), (d, b) in zip(front, front[1:], strict=False))
+    assert all(any(c <= d and a <= b for c, a in front) for d, b, _ in rows)
+
+
+# the terminal
+
+
+@pytest.mark.parametrize("methods", [CLEAN, NOISY], ids=["clean", "noisy"])
+@pytest.mark.parametrize("width", [100, 80])
+def test_table_fits(methods: dict[str, Fake], width: int) -> None:
+    summary = summarise(records(methods), cost(methods), spec(methods))
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console.print(render(summary))
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "…" not in text
+    assert " ".join(summary["verdict"].split()) in " ".join(text.split())
+    assert table(summary, width).row_count == len(summary["rows"])
+
+
+def test_table_shows_the_difference_to_the_base_where_it_says_more() -> None:
+    headers = [str(c.header) for c in table(summarise(records(NOISY), cost(NOISY), spec(NOISY)), 120).columns]
+    assert "− base\npoints" in headers
+    headers = [str(c.header) for c in table(summarise(records(), cost(), spec()), 120).columns]
+    assert "− base\npoints" not in headers
+
+
+# wording and labels
+
+
+def test_numbers_in_words() -> None:
+    assert signed(-0.04, 1) == "0.0" and signed(-1.25, 2) == "−1.25" and signed(3, 1) == "+3.0"
+    assert points({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
+    assert points(None) == "–"
+    assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.floats(60, 640), st.floats(60, 340)), min_size=1, max_size=10))
+def test_labels_stay_inside_and_apart(spots: list[tuple[float, float]]) -> None:
+    bounds = Box(0, 0, 760, 400)
+    boxes = place(spots, [(60.0, 13.0)] * len(spots), bounds)
+    for i, box in enumerate(boxes):
+        assert bounds.left <= box.left and box.right <= bounds.right
+        assert bounds.bottom <= box.bottom and box.top <= bounds.top
+        assert all(box.overlap(other) < 0.2 * box.area for other in boxes[:i])

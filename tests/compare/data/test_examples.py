@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from steppe.compare.data import tasks
+from steppe.compare.data.examples import (
+    Amounts,
+    Source,
+    Split,
+    choose,
+    generator,
+    hold_out_test,
+    stratified,
+    with_noise,
+)
+
+
+def _numbered(count: int, classes: int = 4) -> Split:
+    """Images whose only pixels are their own number."""
+    x = torch.arange(count).float().reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).clone()
+    return Split(x, torch.arange(count) % classes)
+
+
+def test_stratified_takes_exactly_the_count_and_every_class_in_its_share():
+    y = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    taken, rest = stratified(y, 33, generator(1))
+    assert len(taken) == 33 and len(rest) == 67
+    assert sorted(torch.cat([taken, rest]).tolist()) == list(range(100))
+    counts = torch.bincount(y[taken]).tolist()
+    assert all(abs(count - 33 * share) < 1 for count, share in zip(counts, (0.6, 0.3, 0.1), strict=True))
+
+
+def test_stratified_refuses_more_than_there_is():
+    with pytest.raises(ValueError, match="cannot take 5 of 4"):
+        stratified(torch.zeros(4), 5, generator(1))
+
+
+def test_noise_makes_exactly_the_share_wrong():
+    y = torch.arange(1000) % 10
+    noisy = with_noise(y, 0.4, 10, generator(3))
+    assert int((noisy != y).sum()) == 400
+    assert noisy.min() >= 0 and noisy.max() <= 9
+
+
+def test_the_test_set_is_the_same_for_all_seeds_and_never_trained_or_tuned_on():
+    source = hold_out_test(_numbered(100), 4)
+    raw = source.test.x[:, 0, 0, 0].tolist()
+    for seed in range(5):
+        task = choose(source, "made up", seed, Amounts(20, 30, 0.0))
+        assert len(task.train) == 20 and len(task.val) == 30 and len(task.test) == 20
+        numbers = [_original(task, part, source) for part in (task.train, task.val, task.test)]
+        assert not numbers[0] & numbers[1] and not numbers[0] & set(raw) and not numbers[1] & set(raw)
+        assert numbers[2] == set(raw)
+
+
+def _original(task, part, source) -> set:
+    """Numbers of the images of `part`, with the standardisation undone by way of the test set, which is known."""
+    shown, true = task.test.x[:, 0, 0, 0], source.test.x[:, 0, 0, 0]
+    scale = (true[1] - true[0]) / (shown[1] - shown[0])
+    return set(((part.x[:, 0, 0, 0] - shown[0]) * scale + true[0]).round().tolist())
+
+
+def test_a_seed_fixes_the_choice_and_seeds_differ():
+    source = hold_out_test(_numbered(200), 4)
+    one, again, other = (choose(source, "made up", seed, Amounts(20, 30, 0.3)) for seed in (1, 1, 2))
+    assert torch.equal(one.train.x, again.train.x) and torch.equal(one.train.y, again.train.y)
+    assert not torch.equal(one.train.x, other.train.x)
+
+
+def test_noise_falls_on_validation_too_and_never_on_the_test():
+    source = hold_out_test(_numbered(400), 4)
+    clean, noisy = (choose(source, "made up", 0, Amounts(100, 100, noise)) for noise in (0.0, 0.4))
+    assert torch.equal(clean.train.x, noisy.train.x)
+    assert int((clean.train.y != noisy.train.y).sum()) == 40
+    assert int((clean.val.y != noisy.val.y).sum()) == 40
+    assert torch.equal(clean.test.y, noisy.test.y)
+
+
+def test_an_owners_validation_set_is_used():
+    val = _numbered(12)
+    task = choose(Source(_numbered(100), _numbered(20), 4, val), "made up", 0, Amounts(None, None, 0.0))
+    assert len(task.train) == 100 and len(task.val) == 12
+
+
+def test_too_many_labels_are_refused_with_what_to_lower():
+    with pytest.raises(ValueError, match="lower --labelled or --validation"):
+        choose(hold_out_test(_numbered(100), 4), "made up", 0, Amounts(70, 30, 0.0))
+
+
+def test_inputs_are_standardised_by_the_training_images_alone():
+    task = choose(hold_out_test(_numbered(400), 4), "made up", 0, Amounts(100, 100, 0.0))
+    assert task.train.x.mean().abs() < 1e-5 and (task.train.x.std() - 1).abs() < 0.02
+    assert task.val.x.mean().abs() > 1e-5
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("digits-few", (200, 800, 797)), ("digits-noisy", (1000, 300, 497))])
+def test_the_built_in_tasks(name, sizes):
+    recipe = tasks.recipe_of(name)
+    task = tasks.load(tasks.DataOptions(name, recipe["labelled"], recipe["validation"], recipe["noise"]), 0)
+    assert (len(task.train), len(task.val), len(task.test)) == sizes
+    assert task.train.x.shape[1:] == (1, 8, 8) and task.classes == 10

@@ -1,0 +1,171 @@
+import gzip
+import struct
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from steppe.compare.data import readers, tasks
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{values.ndim}I", 0, 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
+
+
+def write_idx(folder, zipped: bool, train: int = 60, test: int = 20) -> None:
+    ending, pack = (".gz", gzip.compress) if zipped else ("", bytes)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        images = rng.integers(0, 256, (count, 10, 10))
+        (folder / f"{part}-images-idx3-ubyte{ending}").write_bytes(pack(idx_bytes(images)))
+        (folder / f"{part}-labels-idx1-ubyte{ending}").write_bytes(pack(idx_bytes(np.arange(count) % 3)))
+
+
+def write_images(folder, names, count: int = 5, size: tuple[int, int] = (9, 8)) -> None:
+    for label, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", size, (40 * label, 10 * i, 0)).save(folder / name / f"{i}.png")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_idx_folder(tmp_path, zipped):
+    write_idx(tmp_path, zipped)
+    source = readers.idx_folder(tmp_path)
+    assert source.pool.x.shape == (60, 1, 10, 10) and source.test.x.shape == (20, 1, 10, 10)
+    assert source.classes == 3 and source.pool.y.tolist() == [i % 3 for i in range(60)]
+    assert torch.equal(source.pool.x[0, 0], torch.tensor(np.random.default_rng(0).integers(0, 256, (60, 10, 10))[0]))
+    task = tasks.load(tasks.DataOptions(f"idx:{tmp_path}", 20, 10, 0.0), 0)
+    assert len(task.train) == 20 and len(task.val) == 10 and len(task.test) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("t10k-labels-idx1-ubyte", None, "no file like train|no file like t10k"),
+        ("train-images-idx3-ubyte", b"\x89PNG....", "not an idx file"),
+        ("train-images-idx3-ubyte", idx_bytes(np.zeros((60, 10, 10)))[:-7], "is the download complete"),
+        ("train-images-idx3-ubyte", gzip.compress(idx_bytes(np.zeros((60, 10, 10))))[:-9], "is the download complete"),
+        ("train-labels-idx1-ubyte", idx_bytes(np.zeros(59)), "60 train images but 59 labels"),
+    ],
+    ids=["missing", "not idx", "cut off", "cut off and packed", "too few labels"],  # gzip's bytes hold the time
+)
+def test_a_damaged_idx_folder_is_refused(tmp_path, name, content, hint):
+    write_idx(tmp_path, zipped=False)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=hint):
+        readers.idx_folder(tmp_path)
+
+
+def test_an_image_folder_without_parts_gives_a_fixed_fifth_to_the_test(tmp_path):
+    write_images(tmp_path, ["cat", "dog"], count=10)
+    source = readers.image_folder(tmp_path, None)
+    assert len(source.pool) == 16 and len(source.test) == 4 and source.classes == 2
+    assert source.pool.x.shape[1:] == (3, 8, 9)
+    assert torch.equal(source.test.x, readers.image_folder(tmp_path, None).test.x)
+
+
+def test_an_image_folder_with_parts_keeps_them(tmp_path):
+    for part, count in (("train", 6), ("val", 3), ("test", 2)):
+        write_images(tmp_path / part, ["cat", "dog"], count)
+    source = readers.image_folder(tmp_path, 12)
+    assert (len(source.pool), len(source.val), len(source.test)) == (12, 6, 4)
+    assert source.pool.x.shape[1:] == (3, 12, 12)
+
+
+def test_image_folders_that_cannot_be_used_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="one subfolder per class"):
+        readers.image_folder(tmp_path, None)
+    write_images(tmp_path, ["cat", "dog"])
+    Image.new("RGB", (5, 5)).save(tmp_path / "cat" / "small.png")
+    with pytest.raises(ValueError, match="--image-size"):
+        readers.image_folder(tmp_path, None)
+    (tmp_path / "cat" / "small.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        readers.image_folder(tmp_path, None)
+
+
+def test_a_test_folder_with_a_new_class_is_refused(tmp_path):
+    write_images(tmp_path / "train", ["cat", "dog"])
+    write_images(tmp_path / "test", ["cat", "emu"])
+    with pytest.raises(ValueError, match="lacks: emu"):
+        readers.image_folder(tmp_path, None)
+
+
+class _Column(dict):
+    @property
+    def column_names(self):
+        return list(self)
+
+
+def _hub(monkeypatch, labels=None, **parts):
+    images = [Image.new("L", (8, 8), 9 * i) for i in range(12)]
+    made = {part: _Column(img=images[:count], label=[i % 2 for i in range(count)]) for part, count in parts.items()}
+    for part, label in (labels or {}).items():
+        made[part]["label"] = label
+    module = ModuleType("datasets")
+    module.load_dataset = lambda name: made
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+def test_a_hugging_face_data_set(monkeypatch):
+    _hub(monkeypatch, train=10, validation=4, test=6)
+    source = readers.hugging_face("owner/made-up", None, None, None)
+    assert (len(source.pool), len(source.val), len(source.test), source.classes) == (10, 4, 6, 2)
+    assert source.pool.x.shape[1:] == (3, 8, 8)
+
+
+def test_a_hugging_face_data_set_without_a_test_split_gives_a_fifth(monkeypatch):
+    _hub(monkeypatch, train=10)
+    assert len(readers.hugging_face("owner/made-up", "img", "label", None).test) == 2
+
+
+def test_a_hugging_face_test_whose_labels_are_secret_is_none(monkeypatch):
+    _hub(monkeypatch, train=10, test=6, labels={"test": [-1] * 6})
+    source = readers.hugging_face("owner/made-up", None, None, None)
+    assert len(source.test) == 2 and set(source.test.y.tolist()) <= {0, 1}
+
+
+def test_a_hugging_face_label_that_training_lacks_is_refused(monkeypatch):
+    _hub(monkeypatch, train=10, test=3, labels={"test": [0, 1, 7]})
+    with pytest.raises(ValueError, match="has the label 7 outside of training, whose labels are 0 to 1"):
+        readers.hugging_face("owner/made-up", None, None, None)
+
+
+def test_hugging_face_columns_and_splits_are_checked(monkeypatch):
+    _hub(monkeypatch, train=10)
+    with pytest.raises(ValueError, match="did you mean 'label'"):
+        readers.hugging_face("owner/made-up", None, "lable", None)
+    _hub(monkeypatch, test=10)
+    with pytest.raises(ValueError, match="no split 'train'"):
+        readers.hugging_face("owner/made-up", None, None, None)
+
+
+def test_hugging_face_without_its_extra_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'steppe\[study,hf\]'"):
+        readers.hugging_face("owner/made-up", None, None, None)
+
+
+def test_corrected_labels_change_the_fingerprint(tmp_path):
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(b"\0\1\2")
+    before = tasks.fingerprint(f"idx:{tmp_path}")
+    labels.write_bytes(b"\0\2\1")
+    assert before != tasks.fingerprint(f"idx:{tmp_path}")
+
+
+def test_changed_files_change_the_fingerprint(tmp_path):
+    write_idx(tmp_path, zipped=False)
+    before = tasks.fingerprint(f"idx:{tmp_path}")
+    assert before == tasks.fingerprint(f"idx:{tmp_path}")
+    write_idx(tmp_path, zipped=False, train=61)
+    assert before != tasks.fingerprint(f"idx:{tmp_path}")
+
+
+def test_a_grey_image_becomes_rgb():
+    assert readers._as_tensor(Image.new("L", (4, 6), 7), None).tolist() == torch.full((3, 6, 4), 7).tolist()
+    assert SimpleNamespace(shape=readers._as_tensor(Image.new("RGBA", (4, 6)), 9).shape).shape == (3, 9, 9)

@@ -1,0 +1,64 @@
+import time
+
+import pytest
+import torch
+from tests._command.clock import counting_modules
+from tests.compare import tiny
+
+import steppe
+from steppe._command import meter
+from steppe.compare.engine import cost, run
+from steppe.compare.engine.plan import Run
+from steppe.compare.engine.spec import resolve
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    spec = resolve({"task": "tests.compare.tiny:task", "epochs": 10})
+    runs = [Run("sam", 0.1, 0), Run("look_sam:k=5", 0.1, 0), Run("late_sam", 0.1, 0)]
+    with counting_modules():
+        return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
+
+
+def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(measured):
+    found = {name: each["time_ratio"] for name, each in measured["methods"].items()}
+    for name, passes in (("sam", 2.0), ("look_sam:k=5", 1.2), ("late_sam", 1.25)):
+        assert found[name] == pytest.approx(dict.fromkeys(("low", "median", "high"), passes)), name
+    assert measured["methods"]["sam"]["step_ms"] == pytest.approx(2 * measured["base"]["step_ms"])
+
+
+def test_the_clock_is_the_wall_s_and_the_processor_s():
+    wall, busy = meter._seconds("cpu", lambda: time.sleep(0.05))
+    assert wall >= 0.05 and 0 <= busy < wall, "asleep, the processor is another's"
+
+
+def test_memory_is_relative_to_the_base(measured):
+    sam, look = (measured["methods"][name]["memory_ratio"] for name in ("sam", "look_sam:k=5"))
+    assert 1.0 < sam < look < 3.0
+
+
+def test_peak_memory_counts_every_tensor_that_is_alive():
+    def work() -> None:
+        kept = [torch.zeros(1000) for _ in range(5)]
+        del kept[2:]
+        kept.append(torch.zeros(500))
+
+    assert meter._peak_on_cpu(work) == 20_000
+
+
+def test_the_schedule_is_brought_forward_without_moving_a_weight():
+    task = tiny.task(0)
+    spec = resolve({"task": "tests.compare.tiny:task"})
+    trainer = run.make_trainer(spec, task, Run("rst", 0.1, 0), 100)
+    before = [weight.clone() for weight in trainer.model.parameters()]
+    cost.forward(trainer, 37)
+    assert trainer.sharp.step == 37
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_bar_does_not_complain_of_the_steps_that_only_count(recwarn):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(2, 3, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bar = steppe.BAR(model, optimizer, pairs={"0.weight": "1.weight"}, total_steps=50)
+    cost.forward(run.Trainer(model, optimizer, None, bar, None), 37)
+    assert bar.step == 37 and not recwarn.list

@@ -1,0 +1,128 @@
+import json
+
+import pytest
+
+from steppe._command.devices import usable_cores
+from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.spec import Spec, resolve
+from steppe.methods import METHODS
+
+
+def plan(**flags) -> Plan:
+    spec = resolve({"task": "tests.compare.tiny:task", "methods": ["sam", "asam"], "seeds": 3, **flags})
+    return Plan(spec, spec.hash())
+
+
+def finish(made: Plan, records: dict, accuracy) -> dict:
+    """Records for everything needed now."""
+    new = {id_: {"val_accuracy": accuracy(run), "run_id": id_} for id_, run in made.needed(records).items()}
+    return {**new, **records}
+
+
+def test_first_the_tune_runs_and_the_baselines():
+    made = plan()
+    needed = list(made.needed({}).values())
+    assert sum(run.method == "base" for run in needed) == 6
+    assert {run.seed for run in needed if run.method == "sam"} == {0, 1}
+    assert {run.value for run in needed if run.method == "sam"} == {0.05, 0.1, 0.2}
+
+
+def test_then_the_best_radius_on_all_seeds_without_running_anything_twice():
+    made = plan()
+    records = finish(made, {}, lambda run: 0.9 if run.value in (0.1, 0.2 * METHODS["asam"].rho_factor) else 0.8)
+    sam, asam = made.choices
+    assert made.best(sam, records).value == 0.1
+    assert made.best(asam, records).value == 0.2 * METHODS["asam"].rho_factor
+    new = [run for id_, run in made.needed(records).items() if id_ not in records]
+    assert [(run.method, run.seed) for run in new] == [("sam", 2), ("asam", 2)]
+    everything = finish(made, records, lambda run: 0.9)
+    assert len(everything) == made.total() == 2 * 6 + 2 + 6
+
+
+def test_ties_go_to_the_smaller_radius():
+    made = plan()
+    assert made.best(made.choices[0], finish(made, {}, lambda run: 0.9)).value == 0.05
+
+
+def test_nothing_is_chosen_while_a_tune_run_is_missing():
+    made = plan()
+    records = finish(made, {}, lambda run: 0.9)
+    records.pop(made.id(Run("sam", 0.2, 1)))
+    assert made.best(made.choices[0], records) is None
+
+
+def test_a_radius_with_a_failed_run_is_out_and_a_method_without_any_has_no_final_run():
+    made = plan()
+    records = finish(made, {}, lambda run: 0.9 - run.value if run.value else 0.9)
+    lost = made.id(Run("sam", 0.05, 0))
+    records.pop(lost)
+    assert made.best(made.choices[0], records, {lost}).value == 0.1
+    sam_runs = {id_: run for id_, run in made.needed({}).items() if run.method == "sam"}
+    others = {id_: record for id_, record in records.items() if id_ not in sam_runs}
+    assert made.best(made.choices[0], others, set(sam_runs)) is None
+    assert not [run for id_, run in made.needed(others, set(sam_runs)).items() if run.method == "sam" and run.seed == 2]
+
+
+def test_one_radius_needs_no_tuning():
+    made = plan(methods=["sam:rho=0.3", "asam"], rho=[0.1])
+    assert made.total() == 3 + 3 + 6 == len(made.needed({}))
+    assert made.best(made.choices[0], {}).value == 0.3
+
+
+def test_records_appear_once_per_role():
+    made = plan(methods=["sam"])
+    records = finish(made, {}, lambda run: 0.9)
+    records = finish(made, records, lambda run: 0.9)
+    roles = made.records(records)
+    assert sum(record["phase"] == "tune" for record in roles) == 6
+    assert sum(record["phase"] == "final" for record in roles) == 3 + 6
+
+
+def test_ids_are_file_names_and_depend_on_all_that_decides_the_result():
+    made = plan()
+    runs = [
+        Run("sam", 0.1, 0),
+        Run("sam", 0.2, 0),
+        Run("sam", 0.1, 1),
+        Run("base", None, 0),
+        Run("base", None, 0, "double"),
+    ]
+    ids = [made.id(run) for run in runs]
+    assert len(set(ids)) == len(ids)
+    assert made.id(Run("look_sam:k=5,push=natural", 0.1, 0)).startswith("look_sam-k=5-push=natural-rho0.1-seed0-")
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"epochs": 7}, False), ({"lr": 0.06}, False), ({"sharpness_rho": 0.1}, False), ({"optimizer": "adamw"}, False),
+        ({"eval_every": 3}, False), ({"model": "cnn"}, False), ({"weight_decay": 0.0}, False),
+        ({"seeds": 9}, True), ({"rho": 0.7}, True), ({"methods": "rst"}, True), ({"jobs": 1}, True),
+        ({"out": "x"}, True), ({"tune_seeds": 1}, True),
+    ],
+)  # fmt: skip
+def test_only_what_decides_a_run_is_in_the_hash(change, same):
+    assert (plan(**change).spec_hash == plan().spec_hash) is same
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_task(tmp_path):
+    config = tmp_path / "study.toml"
+    config.write_text(
+        'task = "tests.compare.tiny:task"\nepochs = 9\nlr = 0.3\nmethods = ["sam", "rst:p=0.3"]\nseeds = [4, 7]\n'
+    )
+    spec = resolve({"epochs": 2, "lr": None}, config)
+    assert (spec.epochs, spec.lr, spec.batch_size, spec.model) == (2, 0.3, 10, "mlp")
+    assert spec.seeds == [4, 7] and spec.methods == ["sam", "rst:p=0.3"]
+    assert spec.out == "results/tests-compare-tiny-task"
+
+
+def test_the_settings_survive_json():
+    spec = resolve({})
+    assert Spec.model_validate(json.loads(json.dumps(spec.model_dump()))) == spec
+
+
+def test_defaults():
+    spec = resolve({})
+    assert spec.task == "digits-few" and spec.seeds == [0, 1, 2, 3, 4] and spec.out == "results/digits-few"
+    assert spec.workers == usable_cores() or spec.device != "cpu"
+    assert resolve({"jobs": 3}).workers == 3

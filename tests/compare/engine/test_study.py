@@ -1,0 +1,110 @@
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.compare import studies
+
+from steppe._command import progress
+from steppe._command.ranks import InStep
+from steppe.compare.engine import study
+from steppe.compare.engine.spec import resolve
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A comparison that nobody disturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    done = studies.complete(out)
+    assert done.returncode == 0, done.stderr
+    assert "Report: " in done.stdout and "[16/16]" in done.stderr
+    return out
+
+
+def test_a_comparison_leaves_its_files(whole):
+    assert {path.name for path in whole.iterdir()} == {"runs", "spec.json", "cost.json", "summary.json", "report.html"}
+    assert len(studies.finished(whole)) == 16
+    cost = json.loads((whole / "cost.json").read_text())
+    assert set(cost["methods"]) == {"sam", "rst"}
+    assert cost["methods"]["sam"]["time_ratio"]["median"] > 1  # how much, benchmarks and tests of the cost say
+    assert cost["methods"]["sam"]["memory_ratio"] > 1
+    runs = [json.loads((whole / "runs" / name).read_text()) for name in studies.finished(whole)]
+    seen = [r["passes_per_step"] for r in runs if r["method"] == "rst"]
+    assert 1 < min(seen) <= cost["methods"]["rst"]["passes"] <= max(seen) < cost["methods"]["sam"]["passes"] == 2
+    assert json.loads((whole / "spec.json").read_text())["methods"] == ["sam", "rst"]
+
+
+def test_the_same_command_again_runs_nothing(whole):
+    before = studies.finished(whole)
+    cost = (whole / "cost.json").stat().st_mtime_ns
+    done = studies.complete(whole, "--json")
+    assert done.returncode == 0 and studies.finished(whole) == before
+    assert (whole / "cost.json").stat().st_mtime_ns == cost
+    assert json.loads(done.stdout) == json.loads((whole / "summary.json").read_text())
+
+
+def test_killed_and_resumed_equals_undisturbed(whole, tmp_path):
+    runs = 5  # benchmarks/kill_compare.py does ten random moments
+    code, _ = studies.cut_off(tmp_path, runs)
+    assert code == -signal.SIGKILL
+    kept = studies.finished(tmp_path)
+    assert runs <= len(kept) < 16
+    (tmp_path / "runs" / ".half.json.1.tmp").write_text("{")
+    assert studies.complete(tmp_path).returncode == 0
+    after = studies.finished(tmp_path)
+    assert {name: after[name] for name in kept} == kept
+    assert studies.results(tmp_path) == studies.results(whole)
+    assert not list((tmp_path / "runs").glob("*.tmp"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
+    code, errors = studies.cut_off(tmp_path, 2, signal.SIGINT, "--seeds", "60")  # too many to be over before the signal
+    assert code == 130
+    assert errors.splitlines()[-1].startswith("steppe: interrupted") and "the same command" in errors.splitlines()[-1]
+    assert len(studies.finished(tmp_path)) >= 2
+
+
+def settled(out: Path, **flags):
+    flags = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 2, "rho": 0.1, "jobs": 1, **flags}
+    plan = study.check(resolve({**flags, "out": str(out)}))
+    with progress.PlainProgress(Console(stderr=True)) as shown:
+        return study.compare(plan, shown)
+
+
+@pytest.fixture
+def runs_alone(monkeypatch):
+    """Runs are made in this process, and not timed."""
+    monkeypatch.setattr(study, "Pool", lambda size: InStep())
+    monkeypatch.setattr(study.cost, "measure", lambda *_: {"methods": {}})
+
+
+@pytest.mark.usefixtures("runs_alone")
+def test_other_settings_in_the_same_folder_do_not_mix(tmp_path):
+    first, second = settled(tmp_path), settled(tmp_path, epochs=2)
+    assert len(studies.finished(tmp_path)) == 12
+    assert (
+        [row["seeds"] for row in first.summary["rows"]] == [row["seeds"] for row in second.summary["rows"]] == [2, 2, 2]
+    )
+    assert {record["epochs"] for record in _records(tmp_path)} == {2, 4, 8}
+
+
+def _records(out: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in (out / "runs").glob("*.json")]
+
+
+@pytest.mark.usefixtures("runs_alone")
+def test_more_seeds_run_only_the_new_ones(tmp_path):
+    settled(tmp_path, seeds=1)
+    before = studies.finished(tmp_path)
+    outcome = settled(tmp_path, seeds=2)
+    after = studies.finished(tmp_path)
+    assert len(before) == 3 and len(after) == 6 and before.items() <= after.items()
+    assert outcome.summary["seeds"] == [0, 1]
+
+
+def test_failed_runs_are_reported_and_the_rest_is_finished(tmp_path):
+    done = studies.complete(tmp_path, "--model", "tests.compare.tiny:broken_model", "--seeds", "1")
+    assert done.returncode == 1
+    assert "the model is broken" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "report.html").exists()
