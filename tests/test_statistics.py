@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import steppe
-from steppe._guards import Statistics, buffers_of
+from steppe._state import Watch
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -181,12 +181,11 @@ def test_batch_norm_without_a_mark_is_held_too():
 
 
 @pytest.mark.parametrize("name", ["in place", "rebound", "rebound twice"])
-def test_buffers_of_modules_in_evaluation_mode_are_left_alone(name):
-    """Whoever moves a buffer in evaluation mode counts passes, not data: nothing is taken back."""
-    model, twice = network(name, train=False), network(name, train=False)
+def test_a_module_in_evaluation_mode_that_moves_its_buffers_moves_them_once(name):
+    model, once = network(name, train=False), network(name, train=False)
     steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5).backward(loss_of(model))
-    twice(X), twice(X)
-    assert int(model[1].seen) == int(twice[1].seen) == 2
+    once(X)
+    assert int(model[1].seen) == 1 and equal(buffers(model), buffers(once))
 
 
 def test_a_rebound_buffer_is_the_object_of_the_first_pass():
@@ -214,23 +213,14 @@ def test_statistics_are_back_when_the_second_pass_raises():
     assert equal(buffers(model), buffers(once))
 
 
-def test_statistics_put_back_objects_and_values():
+def test_a_state_puts_back_objects_and_values():
     layer = InPlace()
     mean = layer.mean
-    kept = Statistics(buffers_of(layer))
+    state = Watch(lambda: [layer], lambda: []).start()
     layer(X)
     layer.mean = torch.full((3,), 9.0)
-    kept.back()
+    state.back()
     assert layer.mean is mean and not mean.any() and int(layer.seen) == 0
-
-
-def test_buffers_of_takes_training_modules_only():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), InPlace())
-    model[1].eval()
-    assert {(m, n) for m, n in buffers_of(model)} == {
-        *((model[0], n) for n in ("running_mean", "running_var", "num_batches_tracked")),
-        *((model[2], n) for n in ("mean", "seen")),
-    }
 
 
 def test_compiled_statistics_move_once():

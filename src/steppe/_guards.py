@@ -1,19 +1,21 @@
-"""What must be as it was: the weights, the running statistics, the dropout masks, and who may look meanwhile."""
+"""What must be as it was: the weights, what a pass begins from and leaves, and who may look meanwhile."""
 
 from __future__ import annotations
 
-import random
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from steppe._algebra import copy_
+from steppe._randomness import Randomness
 from steppe._shards import local
+from steppe._state import State, Watch
 
 BACKUPS = ("device", "host")
 
@@ -45,108 +47,54 @@ def _room_for(weight: Tensor, backup: str) -> Tensor:
     return torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)
 
 
-class Randomness:
-    """The state of the random generators that a forward pass draws from (torch on every device in use, Python)."""
-
-    def __init__(self, devices: set[torch.device]) -> None:
-        self._python = random.getstate()
-        self._cpu = torch.get_rng_state()
-        self._others = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices if _has_generator(d)]
-
-    def set(self) -> None:
-        """Make the generators continue from here."""
-        random.setstate(self._python)
-        torch.set_rng_state(self._cpu)
-        for device, state in self._others:
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
-def _has_generator(device: torch.device) -> bool:
-    return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "get_rng_state")
-
-
-class Statistics:
-    """Copies of buffers as they are now, to be put back: same objects, same values."""
-
-    @torch.no_grad()
-    def __init__(self, buffers: Iterable[tuple[nn.Module, str]]) -> None:
-        self._kept = [(m, name, m._buffers.get(name)) for m, name in buffers]
-        self._there = [b for _, _, b in self._kept if b is not None]
-        self._copies = [torch.empty_like(b) for b in self._there]
-        copy_(self._copies, self._there)
-
-    @torch.no_grad()
-    def back(self) -> None:
-        """Put every buffer back."""
-        for module, name, buffer in self._kept:
-            module._buffers[name] = buffer
-        copy_(self._there, self._copies)
-
-
-def buffers_of(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every buffer of the modules in training mode."""
-    # By hand, as every step that ascends asks twice: model.modules() also builds every name, which takes twice as long.
-    found: list[tuple[nn.Module, str]] = []
-    seen: set[nn.Module] = set()
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is None or module in seen:
-            continue
-        seen.add(module)
-        waiting.extend(module._modules.values())
-        if module.training:
-            found += [(module, name) for name in module._buffers]
-    return found
-
-
 class Replay:
-    """Makes a second pass see what the first saw: the same masks, and running statistics that do not move again.
+    """Makes a second pass begin where the first began, and puts back what the first one left.
 
-    Which buffers are running statistics is not guessed from layer types: every floating-point buffer of a module in
-    training mode is put back, and every other one that the first pass changed, rebound or registered.
+    Args:
+        watch: knows the model's state.
+        draws: where the generators stand, at the time that it is called.
+        begun: False: the first pass is over and nothing was remembered before it; the state can only be held.
     """
 
-    def __init__(self, model: nn.Module, masks: bool, devices: set[torch.device]) -> None:
-        self._model, self._masks, self._devices = model, masks, devices
-        self._before = Randomness(devices) if masks else None
+    def __init__(self, watch: Watch, draws: Callable[[], Randomness], begun: bool = True) -> None:
+        self._watch, self._draws, self._unmarked = watch, draws, not begun
+        self._before = draws()
+        self._start = watch.start() if begun else None
         self._after: Randomness | None = None
-        self._versions = {(m, n): _version(m, n) for m, n in buffers_of(model)}
-        self._statistics: Statistics | None = None
-
-    def rewind(self) -> None:
-        """Start the masks again from the first pass's beginning."""
-        if self._before is not None:
-            self._before.set()
+        self._left: State | None = None
 
     def again(self) -> None:
         """Begin the second pass."""
-        self._after = Randomness(self._devices) if self._masks else None
-        self.rewind()
-        self._statistics = Statistics(k for k in buffers_of(self._model) if self._may_move(*k))
+        self._after, start = self._draws(), self._start
+        if start is not None:
+            start.look()
+        self._left, self._start = self._watch.now(), None
+        if start is not None:
+            start.back()
+        self._before.set()
 
     def done(self) -> None:
-        """End the second pass: generators and statistics are as they were after the first."""
+        """End the second pass: generators and state are as they were after the first."""
         if self._after is not None:
             self._after.set()
-        if self._statistics is not None:
-            self._statistics.back()
+        if self._left is None:
+            return
+        moved = self._watch.moved_unmarked(self._left) if self._unmarked else []
+        self._unmarked = False
+        self._left.back()
+        if moved:
+            warnings.warn(
+                f"ascend() without mark(): the second pass began from what the first left in {', '.join(moved[:3])}; "
+                "call sharp.mark() before the first forward",
+                stacklevel=2,
+            )
 
-    def _may_move(self, module: nn.Module, name: str) -> bool:
-        buffer, count = _version(module, name)
-        if (module, name) not in self._versions or isinstance(module, _NormBase):
-            return True
-        if buffer is not None and buffer.is_floating_point():
-            # Not by version alone: the kernels of batch norms write without counting one.
-            return True
-        then, earlier = self._versions[module, name]
-        return buffer is not then or count != earlier
 
-
-def _version(module: nn.Module, name: str) -> tuple[Tensor | None, int]:
-    # The tensor itself, not its id: an id may come back after the buffer was rebound twice.
-    buffer = module._buffers.get(name)
-    return buffer, 0 if buffer is None or buffer.is_inference() else buffer._version
+def forget_derived() -> None:
+    """Drop what was computed from the weights and kept: casts of an autocast, and parametrisations in ``cached()``."""
+    torch.clear_autocast_cache()
+    if parametrize._cache_enabled:
+        parametrize._cache.clear()
 
 
 class Doors:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steppe._batch import Work
-from steppe._guards import Randomness, Replay, Statistics, buffers_of
+from steppe._guards import Replay, forget_derived
 from steppe._hardest import PerSample
 from steppe._parameters import bare
+from steppe._randomness import Randomness
+from steppe._state import Watch
 from steppe.ascent import Grads, Scale
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class Passes:
         self.mark: Replay | None = None
         self.looking = False
         self.scale: Scale = 1.0
+        self.watch = Watch(self.roots, self.moved, self.sharded)
+        self._silent: set[str] = set()
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
@@ -45,7 +49,7 @@ class Passes:
         sharp = self._sharp
         with sharp.averaging.first_pass() if ascends else nullcontext():
             loss = work.run()
-        grads = sharp._parameters.take()
+        grads = self.taken()
         if ascends:
             sharp.averaging.average(grads.values())
         self.scale = work.scale
@@ -89,24 +93,48 @@ class Passes:
         mark, self.mark = self.mark, None
         return mark
 
-    def replay(self) -> Replay:
-        """Generators and buffers as they are now."""
-        return Replay(bare(self._sharp.model), self._sharp.same_dropout, self._devices())
+    def taken(self) -> Grads:
+        """The gradients of a pass over the whole batch, taken out of ``.grad``; notes which parameters had none."""
+        grads, sharp = self._sharp._parameters.take(), self._sharp
+        missing = sharp.select is None and len(grads) < len(sharp._radii())
+        self._silent = sharp._radii().keys() - grads.keys() if missing else set()
+        return grads
 
-    def _devices(self) -> set[torch.device]:
-        return {e.param.device for e in self._sharp._parameters.entries}
+    def replay(self, begun: bool = True) -> Replay:
+        """Generators and state as they are now; ``begun=False``: as the first pass, already over, left them."""
+        return Replay(self.watch, self.draws, begun)
+
+    def draws(self) -> Randomness:
+        """Where the generators stand."""
+        sharp = self._sharp
+        devices = {e.param.device for e in sharp._parameters.entries} if sharp.same_dropout else ()
+        return Randomness(devices, sharp.generators, sharp.same_dropout)
+
+    # What the watch asks
+
+    def roots(self) -> list[nn.Module]:
+        """The modules whose state a pass may move."""
+        return [bare(self._sharp.model)]
+
+    def moved(self) -> list[Tensor]:
+        """The parameters that the second pass sees elsewhere on purpose; all others are state."""
+        radii = self._sharp._radii()
+        entries = self._sharp._parameters.entries
+        return [e.param for e in entries if e.name in radii and e.name not in self._silent and e.param.requires_grad]
+
+    def sharded(self) -> bool:
+        """Whether parameters are spread over processes."""
+        return self._sharp._parameters.sharded
 
     @contextmanager
     def no_trace(self) -> Iterator[None]:
-        """A forward pass that only looks: statistics and generators are put back."""
-        # One generator state and the buffers are all that it needs: no Replay, so that a tiny pass stays tiny.
-        generators = Randomness(self._devices()) if self._sharp.same_dropout else None
-        statistics = Statistics(buffers_of(bare(self._sharp.model)))
+        """A forward pass that only looks: state and generators are put back."""
+        generators, state = self.draws(), self.watch.start()
         self.looking = True
         try:
             yield
         finally:
             self.looking = False
-            if generators is not None:
-                generators.set()
-            statistics.back()
+            forget_derived()  # what a pass without a graph, or with one that is used up, has computed
+            generators.set()
+            state.back()

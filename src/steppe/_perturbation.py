@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._algebra import norm
-from steppe._guards import Doors, Replay, SavedWeights
+from steppe._guards import Doors, Replay, SavedWeights, forget_derived
 from steppe._parameters import bare
 from steppe._rounding import add_, displacement, has_half, survived, warn_if_lost
 from steppe._shards import gather_again
@@ -26,7 +25,7 @@ class Rounding:
 
 
 class Perturbation:
-    """Saved weights, running statistics, masks and closed doors, from :meth:`enter` to :meth:`leave`."""
+    """Saved weights, state, masks and closed doors, from :meth:`enter` to :meth:`leave`."""
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, weights: Grads, clean: Grads, replay: Replay | None, backup: str,
@@ -45,7 +44,7 @@ class Perturbation:
             self._replay.again()
         add_(self._weights.values(), eps.values(), rounding.mode, seed, step)
         self._gather_again()
-        torch.clear_autocast_cache()  # an autocast around the whole step would go on with casts of the old weights
+        forget_derived()  # an autocast around the whole step would go on with casts of the old weights
         watch = rounding.mode == "nearest" and not rounding.warned and has_half(self._weights.values())
         if rounding.measure or watch:
             self.length = norm(list(eps.values()))
@@ -62,7 +61,7 @@ class Perturbation:
     def leave(self, broken: bool = False) -> None:
         """Weights first, then what could fail; may be called again after an interruption."""
         self._saved.back()
-        torch.clear_autocast_cache()
+        forget_derived()
         self._doors.open()
         if self._replay is not None:
             self._replay.done()

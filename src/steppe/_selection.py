@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._algebra import joined, norm_each
+from steppe._guards import forget_derived
 from steppe._parameters import Entry, Parameters, parallel
 from steppe._sync import Averaging
 from steppe.ascent import Ascent, Grads, Scale
@@ -171,7 +172,7 @@ def _switched_off(params: Sequence[nn.Parameter]) -> Iterator[None]:
     def on() -> None:
         for param in params:
             param.requires_grad_(True)
-        torch.clear_autocast_cache()  # casts of weights that required no gradient then
+        forget_derived()  # casts of weights that required no gradient then
 
     try:
         for param in params:

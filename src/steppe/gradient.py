@@ -14,12 +14,13 @@ from steppe._algebra import cloned, norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
 from steppe._draft import Draft, Last, did_nothing
-from steppe._guards import BACKUPS, Replay, Statistics, buffers_of, perturbed_message
+from steppe._guards import BACKUPS, Replay, perturbed_message
 from steppe._hardest import PerSample
-from steppe._parameters import Parameters, aligned, bare, bare_optimizer, without_sync
+from steppe._parameters import Parameters, aligned, bare_optimizer, without_sync
 from steppe._parts import check_choice
 from steppe._passes import Passes
 from steppe._perturbation import Perturbation, Rounding
+from steppe._randomness import check_generators
 from steppe._rounding import ROUNDINGS
 from steppe._selection import Selection
 from steppe._sync import Averaging, average_earlier, refuse_unreduced
@@ -63,6 +64,9 @@ class SharpnessAware:
         backup: where the saved weights lie while perturbed; freed after each step. "device": beside the weights, one
             buffer there. "host": in the host's memory (pinned, for CUDA), no buffer there, for two copies over the bus.
         measure: keep ||eps|| and the weights' true displacement in ``last`` (two more reads of the parameters).
+        generators: generators of your own that the closure draws from (torch.Generator, numpy.random.Generator or
+            RandomState, random.Random): every pass of a step draws the same from them, and the loop goes on after the
+            first. The global ones of torch, Python and NumPy need no naming. They are no part of the state.
 
     Cost: 2 passes on a step that ascends, else 1. Buffers: one of the size of the perturbed parameters while perturbed,
     one more where ``combine`` needs g; between steps only the method's memory.
@@ -96,6 +100,7 @@ class SharpnessAware:
         rounding: str = "nearest",
         backup: str = "device",
         measure: bool = False,
+        generators: Sequence[Any] = (),
     ) -> None:
         check_arguments(model, optimizer, seed)
         check_choice("rounding", rounding, ROUNDINGS)
@@ -105,7 +110,7 @@ class SharpnessAware:
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
         self.combine = part_or_default("combine", combine, Combine, Replace)
         self.seed, self.same_dropout, self.rounding, self.measure = seed, same_dropout, rounding, measure
-        self.backup = backup
+        self.backup, self.generators = backup, check_generators(generators)
         self.averaging = Averaging(sync, model, self.ascent, self.schedule, self.combine)
         self.step, self.memory, self.last = 0, dict[str, Any](), Last(False)
         self._parameters = Parameters(model, self.optimizer, self.ascent.subset)
@@ -207,10 +212,11 @@ class SharpnessAware:
     # The phases
 
     def mark(self) -> None:
-        """Remember the generators and buffers before a first pass that is not run by :meth:`backward`.
+        """Remember the generators and the model's state before a first pass that is not run by :meth:`backward`.
 
-        Call it before the forward pass whose masks :meth:`ascend`'s second pass should repeat. Without it the second
-        pass draws fresh masks, and only normalisation layers' running statistics are held.
+        Call it before the forward pass that :meth:`ascend`'s second pass should repeat. Without it the second pass
+        draws fresh masks and begins from what the first left in buffers and attributes (right for batch norms, which
+        do not read what they write; a warning names any other tensor). After it the state is the first pass's anyway.
         """
         self._passes.mark = self._passes.replay()
 
@@ -253,14 +259,14 @@ class SharpnessAware:
                 "sync='global'"
             )
         self._draft = self._draft if same_step else Draft()
-        grads, ahead, mark = self._parameters.take(), self.ascent.direction.ahead, self._passes.take_mark()
+        grads, ahead, mark = self._passes.taken(), self.ascent.direction.ahead, self._passes.take_mark()
         direction = self._foreseen() if ahead else grads
         if not self._decide(grads, scale) or (ahead and not direction):
             self._skip(grads)
             self.last = Last(False)
             return False
         clean = grads if self.combine.needs_clean(self.step) else {}
-        there = self._perturb(direction, clean, scale, None if before else mark or self._passes.replay())
+        there = self._perturb(direction, clean, scale, None if before else mark or self._passes.replay(False))
         self.last = Last(True, None, None, there.length, there.displacement)
         return True
 
@@ -281,7 +287,7 @@ class SharpnessAware:
         """Look at the loss at w + eps, with eps made of the present ``.grad``, whatever the schedule says.
 
         A direction that needs no gradient (:class:`steppe.Momentum`) is taken as it is known.
-        Weights and running statistics are back afterwards; ``.grad`` and the memory are not touched.
+        Weights, buffers and all that a forward moves are back afterwards; ``.grad`` and the memory are not touched.
         """
         self._refuse_while_perturbed("enter perturbed()")
         if not self._parameters.have_gradients() and not self.ascent.direction.ahead:
@@ -292,14 +298,10 @@ class SharpnessAware:
             grads = self._foreseen()
         else:
             grads = {e.name: e.param.grad.clone() for e in self._parameters.entries if e.param.grad is not None}
-        statistics, memory = Statistics(buffers_of(bare(self.model))), self._draft.memory
-        self._passes.mark = None
-        try:
-            with self._perturbed(grads, {}, self._passes.scale, self._passes.replay()):
-                self._draft.memory = memory
-                yield
-        finally:
-            statistics.back()
+        memory, self._passes.mark = self._draft.memory, None
+        with self._passes.no_trace(), self._perturbed(grads, {}, self._passes.scale, None):
+            self._draft.memory = memory
+            yield
 
     # Checkpoints
 
@@ -404,9 +406,7 @@ class SharpnessAware:
         return there
 
     @contextmanager
-    def _perturbed(
-        self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None
-    ) -> Iterator[Perturbation]:
+    def _perturbed(self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None) -> Iterator[Perturbation]:
         with self._closing():
             yield self._perturb(direction, clean, scale, replay)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steppe._algebra import add_scaled_, inner, norm, ratio
 from steppe._batch import Work
-from steppe._guards import Randomness
+from steppe._randomness import Randomness
 from steppe.ascent import Gradient
 from steppe.diagnostics._trials import Bench
 from steppe.diagnostics._untouched import untouched

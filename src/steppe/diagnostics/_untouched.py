@@ -12,24 +12,26 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from steppe._guards import Randomness, SavedWeights, Statistics
+from steppe._guards import SavedWeights
 from steppe._parameters import bare
+from steppe._randomness import Randomness
+from steppe._state import Watch
 
 
 @contextmanager
 def untouched(model: nn.Module, optimizer: Optimizer) -> Iterator[Optimizer]:
     """Lend ``model`` out together with a copy of ``optimizer`` that steps its weights; afterwards all is as before.
 
-    Weights, buffers, ``.grad`` (the same tensors with the same values) and random generators are back bit for bit,
-    also after an error. The optimizer itself, its state and whoever listens to its steps never hear of it. May be
-    nested: the inner one returns to where the outer one stands.
+    Weights, buffers, plain attributes, ``.grad`` (the same tensors with the same values) and random generators are back
+    bit for bit, also after an error. The optimizer itself, its state and whoever listens to its steps never hear of it.
+    May be nested: the inner one returns to where the outer one stands.
 
     Cost: one copy of weights, gradients and optimizer state.
     """
     weights = list(dict.fromkeys(chain(model.parameters(), *(g["params"] for g in optimizer.param_groups))))
     saved, grads = SavedWeights(weights), [(w, w.grad) for w in weights]
     values = SavedWeights(g for _, g in grads if g is not None)
-    buffers = Statistics((m, name) for m in bare(model).modules() for name in m._buffers)
+    state = Watch(lambda: [bare(model)], lambda: weights).start()
     generators = Randomness({w.device for w in weights})
     try:
         for weight in weights:
@@ -37,7 +39,7 @@ def untouched(model: nn.Module, optimizer: Optimizer) -> Iterator[Optimizer]:
         yield twin(optimizer)
     finally:
         saved.back()
-        buffers.back()
+        state.back()
         for weight, grad in grads:
             weight.grad = grad
         values.back()

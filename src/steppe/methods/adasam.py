@@ -23,7 +23,7 @@ def AdaSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **commo
         optimizer: a :class:`steppe.optim.AMSGrad`. For SAM on AdamW, which many tables call AdaSAM, use
             :func:`steppe.SAM`.
         rho: rho, as SAM's.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed (and AMSGrad's three).
 

@@ -37,7 +37,7 @@ def AESAM(
         lambda_1: c at the end, in deviations; -1 (many SAM steps).
         lambda_2: c at the start; 1 (few).
         decay: delta of both averages, in [0, 1]; 0.9.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 to 2 passes, about 1.5; one parameter-sized buffer while perturbed. Each step reads
     the norm back to the host.

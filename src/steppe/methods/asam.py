@@ -27,7 +27,7 @@ def ASAM(
         rho: rho, radius in the metric, ||T^-1 eps|| = rho; 0.5 on CIFAR-10, 1 on CIFAR-100, 0.5 to 2 usual: about ten
             times SAM's.
         eta: eta, floor of the metric; 0.01. With 0, weights that are zero never move (LoRA's B).
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed, one more for a moment before the second pass.
 

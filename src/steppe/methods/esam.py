@@ -37,7 +37,7 @@ def ESAM(
         beta: beta, share of the weights that move, each by itself, in (0, 1]; 0.5 to 0.6 in the paper. It
             saves no time drawn weight by weight; whole tensors left out would (:class:`steppe.Sparse`).
         gamma: gamma, share of the samples in the second pass, in (0, 1]; 0.5 in the paper.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + 1/3 + gamma passes (a third: the forward that finds the rise), 1.83 by default, 2 with gamma = 1; one
     parameter-sized buffer while perturbed, none between steps. beta = gamma = 1 is SAM.

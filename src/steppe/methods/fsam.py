@@ -26,7 +26,7 @@ def FSAM(
         rho: rho, as SAM's.
         sigma: sigma, share of the average that is taken away, >= 0; 1. 0 is SAM.
         decay: lambda of the average, in [0, 1]; 0.6 to 0.95. m starts at 0.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; three parameter-sized buffers while perturbed, one of them kept between steps
     (what the last real step left is kept until this one is real, so that a skipped step changes nothing).

@@ -26,7 +26,7 @@ def GNP(
         optimizer: any base optimizer.
         rho: r in the paper, as SAM's rho.
         gamma: alpha in the paper, weight of g~, >= 0; 0.8. 1 is SAM, 0 the base.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; two parameter-sized buffers while perturbed.
 

@@ -47,7 +47,7 @@ def GRST(
         p_end: as in :func:`steppe.RST`.
         total_steps: as in :func:`steppe.RST`.
         start_step: no ascent before this step.
-        common: ``seed`` and ``same_dropout``.
+        common: ``seed``, ``same_dropout`` and ``generators``.
 
     Cost: 1 + mean p passes; two parameter-sized buffers while perturbed (one where gamma = 1).
 

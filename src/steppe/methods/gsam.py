@@ -26,7 +26,7 @@ def GSAM(
         rho: rho_t; a number, or ``steppe.curves.FollowLR(rho_max, rho_min, lr_max, lr_min)`` for the paper's radius
             that follows the learning rate.
         alpha: alpha, weight of the orthogonal part, >= 0; 0.4 (0.1 to 0.7). 0 is SAM.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; two parameter-sized buffers while perturbed.
 

@@ -33,7 +33,7 @@ def LateSAM(
         start: first SAM step; three quarters of ``total_steps`` when None.
         stop: first step after SAM; None is the end.
         total_steps: T, optimizer steps of the whole training; needed only without ``start``.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + (stop - start)/T passes; one parameter-sized buffer while perturbed.
 

@@ -27,7 +27,7 @@ def LayerSAM(
         optimizer: any base optimizer; LAMB in the paper.
         rho: rho, radius relative to each tensor's norm ("trust"); 0.1 to 0.2 in the paper, often less on small data.
         layerwise: which of the two forms.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed.
 

@@ -36,7 +36,7 @@ def LookLayerSAM(
         alpha: alpha, as in :func:`steppe.LookSAM`.
         push: "paper" or "natural", as in :func:`steppe.LookSAM`.
         layerwise: "trust" or "paper", as in :func:`steppe.LayerSAM`.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + 1/k passes; three parameter-sized buffers while perturbed, one of them kept between steps
     (what the last real step left is kept until this one is real, so that a skipped step changes nothing).

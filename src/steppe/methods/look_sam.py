@@ -39,7 +39,7 @@ def LookSAM(
         alpha: alpha, relative length of the reused push, >= 0; 0.7 in the paper, 0.01 to 0.3 is often needed: at 0.7
             the push can be many times a fresh correction. 0 is the base between SAM steps.
         push: "paper" or "natural", whose push is as long as a fresh one would be.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + 1/k passes; three parameter-sized buffers while perturbed, one of them kept between steps
     (what the last real step left is kept until this one is real, so that a skipped step changes nothing).

@@ -36,7 +36,7 @@ def MSAM(
         rho: rho, Euclidean radius; 3 for SGD, 3 to 10 for AdamW on CIFAR-100 and ImageNet: some 15 times SAM's.
         sign: -1 as in the paper, against torch's momentum buffer; 1 climbs along the averaged gradient.
         decay: None: the optimizer's own momentum. A number in [0, 1): an average of the gradients, kept here.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 pass; one parameter-sized buffer while perturbed, with ``decay`` one more between steps.
 

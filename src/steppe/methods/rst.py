@@ -46,7 +46,7 @@ def RST(
         total_steps: T, optimizer steps of the whole training; needed by all but "constant".
         start_step: no ascent before this step (the learning rate's warm-up).
         samples: ascend on the first ``samples`` of each batch only (cost 1 + mean p samples/batch); None is the paper.
-        common: ``seed`` (the draws are a function of seed and step) and ``same_dropout``.
+        common: ``seed`` (the draws are a function of seed and step), ``same_dropout`` and ``generators``.
 
     Cost: 1 + mean p passes; one parameter-sized buffer while perturbed.
 

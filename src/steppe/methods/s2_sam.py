@@ -24,7 +24,7 @@ def S2SAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **common
         model: the model whose loss is minimised.
         optimizer: any base optimizer.
         rho: rho, Euclidean radius as SAM's.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 pass; two parameter-sized buffers while perturbed, one between steps.
 

@@ -24,7 +24,7 @@ def SAM(
         optimizer: any base optimizer; with AdamW this is what many tables call "AdaSAM" (see :func:`steppe.AdaSAM`).
         rho: rho, Euclidean radius over all perturbed parameters; 0.05 in the paper, 0.01 to 0.2 usual, >= 0.
         samples: ascend on the first ``samples`` of each batch only (cost 1 + samples/batch); None is the paper.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed, none between steps.
 

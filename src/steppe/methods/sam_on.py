@@ -20,7 +20,7 @@ def SAMON(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, **common:
         model: a model with normalisation layers (torch's, or any layer whose class name holds "Norm").
         optimizer: any base optimizer.
         rho: rho, Euclidean radius over the normalisation parameters alone; 0.5, larger than SAM's.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; a buffer of the size of the normalisation parameters (often 0.1 % of all).
 

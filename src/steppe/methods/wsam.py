@@ -28,7 +28,7 @@ def WSAM(
         optimizer: any base optimizer.
         rho: rho, as SAM's.
         gamma: gamma in [0, 1); 0.9 weighs sharpness nine times the loss; 0.5 equals SAM on plain SGD, 0 is the base.
-        common: ``seed`` and ``same_dropout`` of :class:`steppe.SharpnessAware`.
+        common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; two parameter-sized buffers while perturbed, one until the optimizer's step.
 

@@ -1,0 +1,141 @@
+"""Which objects a model's modules hold: buffers, parameters and plain attributes, bound again as they were."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe._shards import is_sharded
+
+LONG = 1024
+"""Lists and dicts of more items are left as they are."""
+
+_KEYED, _LISTED = (dict, OrderedDict, defaultdict), (list, tuple, set, deque)
+_OWN = frozenset(vars(nn.Module()))  # what every module has; `training` is among them
+_ATOMS = frozenset((int, float, bool, str, type(None), bytes, type, torch.dtype, torch.device, torch.Size))
+WRITABLE = (Tensor, nn.Parameter)
+
+Found = tuple[Tensor, nn.Module, str, bool]
+"""A tensor that a forward may write, the module and the name where it was found, and whether it is a parameter."""
+
+
+class Bindings:
+    """What is bound where, over all modules, at the time this is made.
+
+    Args:
+        roots: modules, whose submodules and hidden modules (in plain attributes) belong to it.
+        trained: parameters that are no state.
+        sharded: leave parameters alone, as others exchange them within a pass.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module], trained: Iterable[Tensor], sharded: bool) -> None:
+        self.tensors: list[Found] = []
+        self._attributes: list[dict[str, Any]] = []  # of modules; then, by name: buffers, parameters, submodules, dicts
+        self._keyed: list[dict[Any, Any]] = []
+        self._listed: list[Any] = []
+        self._waiting: list[nn.Module | None] = list(roots)
+        self._seen: set[int] = set()
+        self._walk({id(p) for p in trained}, sharded)
+        self._kept = (
+            [dict(d) for d in self._attributes],
+            [dict(d) for d in self._keyed],
+            [list(x) for x in self._listed],
+        )
+        self._flat = self._values()
+
+    def hold(self) -> bool:
+        """Whether everything is bound as it was."""
+        # At the speed of C, as every step that ascends asks: some thousand objects.
+        values = self._values()
+        return len(values) == len(self._flat) and all(map(is_, values, self._flat))
+
+    def back(self) -> None:
+        """Bind everything as it was; modules that were added stay."""
+        attributes, keyed, listed = self._kept
+        for own, kept in zip(self._attributes, attributes, strict=True):
+            _rebind(own, kept)
+        for container, content in [*zip(self._keyed, keyed, strict=True), *zip(self._listed, listed, strict=True)]:
+            _refill(container, content)
+
+    def _values(self) -> list[Any]:
+        dicts = chain.from_iterable(map(dict.values, chain(self._attributes, self._keyed)))
+        return list(chain(dicts, chain.from_iterable(self._listed)))
+
+    def _walk(self, trained: set[int], sharded: bool) -> None:
+        while self._waiting:
+            module = self._waiting.pop()
+            if module is None or id(module) in self._seen:
+                continue
+            self._seen.add(id(module))
+            self._waiting.extend(module._modules.values())
+            kind: Any = type(module)
+            free = _has_attributes(kind) or bool(module._forward_hooks or module._forward_pre_hooks)
+            self._note(module, module._buffers, set(), free)
+            if not sharded:
+                self._note(module, module._parameters, trained, free)
+            if free:
+                self._attributes.append(vars(module))
+                for name, value in vars(module).items():
+                    if type(value) not in _ATOMS and name not in _OWN:
+                        self._look_into(value, module, name)
+
+    def _note(self, module: nn.Module, tensors: Any, trained: set[int], free: bool) -> None:
+        # A scripted module shows something else than a dict, which cannot be bound anew.
+        if (tensors or free) and type(tensors) in _KEYED:
+            self._keyed.append(tensors)
+        for name, tensor in tensors.items():
+            if tensor is not None and id(tensor) not in trained:
+                self._see(tensor, module, name, isinstance(tensor, nn.Parameter))
+
+    def _look_into(self, value: Any, module: nn.Module, name: str) -> None:
+        if isinstance(value, Tensor):
+            self._see(value, module, name, False)
+        elif isinstance(value, nn.Module):
+            self._waiting.append(value)  # a teacher that was hidden from state_dict
+        elif type(value) in _KEYED or type(value) in _LISTED:
+            if len(value) > LONG or id(value) in self._seen:
+                return
+            self._seen.add(id(value))
+            keyed = type(value) in _KEYED
+            if type(value) is not tuple:
+                (self._keyed if keyed else self._listed).append(value)
+            for item in value.values() if keyed else value:
+                if type(item) not in _ATOMS:
+                    self._look_into(item, module, name)
+
+    def _see(self, tensor: Tensor, module: nn.Module, name: str, parameter: bool) -> None:
+        if id(tensor) in self._seen or (tensor.requires_grad and not parameter):
+            return  # what has a graph behind it is bound anew, never written
+        if (type(tensor) in WRITABLE and tensor.layout is torch.strided and not tensor.is_meta) or is_sharded(tensor):
+            self._seen.add(id(tensor))
+            self.tensors.append((tensor, module, name, parameter))
+
+
+@functools.lru_cache(maxsize=4096)
+def _has_attributes(kind: Any) -> bool:
+    """Whether forward is anybody's but torch's own, whose layers keep what they move in buffers."""
+    return not all(c is object or c.__module__.startswith("torch.nn.") for c in kind.__mro__)
+
+
+def _rebind(own: dict[str, Any], kept: dict[str, Any]) -> None:
+    if len(own) == len(kept) and all(map(is_, own.values(), kept.values())):
+        return
+    for name in [n for n in own if n not in kept and n not in _OWN]:
+        del own[name]
+    own.update({n: v for n, v in kept.items() if n not in _OWN})
+
+
+def _refill(container: Any, content: Any) -> None:
+    keyed = isinstance(content, dict)
+    same = len(container) == len(content) and all(map(is_, container, content))
+    if same and (not keyed or all(map(is_, container.values(), content.values()))):
+        return
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)

@@ -1,0 +1,201 @@
+"""What a forward pass may read and move besides the weights that are trained: as it is now, and put back.
+
+Buffers, parameters that are frozen or that the optimizer lacks, and plain attributes of modules: tensors, numbers, and
+lists, tuples, dicts, sets and deques of these. What was bound to another object is bound to the old one again, which
+costs nothing; what was written in place needs a copy made before. Small tensors are copied always: no count of
+versions tells of kernels (batch norm's), ``.data`` or NumPy that write behind autograd's back. Large ones are copied,
+and compared, in the first steps; after that those that were seen to move.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from steppe._bindings import WRITABLE, Bindings, Found
+from steppe._shards import local
+
+SMALL = 2**15
+"""Bytes: tensors up to here are always copied."""
+
+FIRST = 3
+"""In so many first passes everything is copied, to see what moves."""
+
+Alias = tuple[Tensor, int, torch.Size]
+
+
+class Watch:
+    """What is known of a model's state over a training: what it is made of, and which of its large tensors move.
+
+    Args:
+        roots: the modules whose state it is; asked each time.
+        trained: the parameters that are no state, as the passes move them on purpose; asked each time.
+        sharded: whether parameters are spread over processes and exchanged within a pass by others: left alone.
+    """
+
+    def __init__(
+        self,
+        roots: Callable[[], list[nn.Module]],
+        trained: Callable[[], list[Tensor]],
+        sharded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._roots, self._trained, self._sharded = roots, trained, sharded
+        self.moving: set[tuple[int, str]] = set()
+        self.first = self.unmarked = FIRST
+        self._latest: tuple[list[nn.Module], list[Tensor], Bindings] | None = None
+        self._cut: _Cut | None = None
+
+    def start(self) -> State:
+        """The state that a pass begins with."""
+        return State(self, self.first > 0)
+
+    def now(self) -> State:
+        """The state that a pass left, to outlive its repetition: what did not move in the pass will not in that."""
+        return State(self, False)
+
+    def moved_unmarked(self, left: State) -> list[str]:
+        """What a second pass has moved that nobody had marked before the first; asked in the first steps alone."""
+        self.unmarked -= 1
+        return left.moved() if self.unmarked >= 0 else []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies begin to look anew: what is known is of these very modules."""
+        fresh = {"moving": set(), "first": FIRST, "unmarked": FIRST, "_latest": None, "_cut": None}
+        return vars(self) | fresh
+
+    def bindings(self) -> Bindings:
+        """What is bound where now."""
+        roots, trained = self._roots(), self._trained()
+        if self._latest is not None:
+            old_roots, old_trained, bindings = self._latest
+            if _same(roots, old_roots) and _same(trained, old_trained) and bindings.hold():
+                return bindings
+        self._latest = roots, trained, Bindings(roots, trained, self._sharded())
+        return self._latest[-1]
+
+    def cut(self, bindings: Bindings, everything: bool) -> _Cut:
+        """What is to be copied of these bindings."""
+        if self._cut is None or not self._cut.fits(bindings, everything, len(self.moving)):
+            self._cut = _Cut(bindings, everything, self.moving, sum(p.nbytes for p in self._trained()))
+        return self._cut
+
+
+class State:
+    """Buffers, other parameters and attributes as they are now: same objects, same values."""
+
+    def __init__(self, watch: Watch, everything: bool) -> None:
+        self._watch, self._everything = watch, everything
+        self._bindings = watch.bindings()
+        self._cut = watch.cut(self._bindings, everything)
+        self._copies = self._cut.copied()
+        self._versions = [_version(t) for t, *_ in self._cut.left]
+
+    def look(self) -> None:
+        """After the pass: learn which large tensors move."""
+        for (tensor, module, name, _), version in zip(self._cut.left, self._versions, strict=False):
+            if _version(tensor) != version:
+                self._watch.moving.add((id(module), name))
+                warnings.warn(
+                    f"a forward wrote {type(module).__name__}.{name} in place for the first time: the other pass of "
+                    "this step did not begin from the same values; from the next step on it does",
+                    stacklevel=2,
+                )
+        self._versions = []
+        if self._everything:
+            self._everything, self._watch.first = False, self._watch.first - 1
+            changed = self._cut.changed(self._copies)
+            self._watch.moving |= {(id(m), name) for t, m, name, _ in changed if t.nbytes > SMALL}
+
+    def back(self) -> None:
+        """Bind and write everything as it was; may be called again after an interruption."""
+        self.look()
+        if not self._bindings.hold():
+            self._bindings.back()
+        for (tensor, *_), (alias, pointer, shape) in zip(self._cut.all, self._cut.aliases, strict=True):
+            if type(tensor) in WRITABLE and (tensor.data_ptr() != pointer or tensor.shape != shape):
+                tensor.data = alias
+        self._cut.put(self._copies)
+
+    def moved(self) -> list[str]:
+        """Which tensors were bound anew or written since, those of normalisation layers apart; waits for the device."""
+        here, written = {id(t) for t, *_ in self._watch.bindings().tensors}, self._cut.changed(self._copies)
+        moved = written + [found for found in self._cut.all if id(found[0]) not in here]
+        return [f"{type(m).__name__}.{name}" for _, m, name, _ in moved if not isinstance(m, _NormBase)]
+
+
+class _Cut:
+    """Which of the tensors of some bindings are copied, and which are left to their count of versions."""
+
+    def __init__(self, bindings: Bindings, everything: bool, moving: set[tuple[int, str]], trained: int) -> None:
+        self.bindings, self._key = bindings, (everything, len(moving))
+        self.all = bindings.tensors
+        # An alias keeps a storage alive, and its values with it, when `.data` is set to another; and no version is
+        # counted when the values that a tensor had are put back through it.
+        self.aliases: list[Alias] = [(t.data, t.data_ptr(), t.shape) for t, *_ in self.all]
+        large = sum(t.nbytes for t, _, _, parameter in self.all if parameter and t.nbytes > SMALL)
+        room = everything and large <= trained  # a teacher beside a student, but not what an adapter stands on
+        self.chosen: list[Found] = []
+        self.left: list[Found] = []
+        self.to: list[Tensor] = []
+        for found, (alias, *_) in zip(self.all, self.aliases, strict=True):
+            tensor, module, name, parameter = found
+            tried = room if parameter else everything
+            if tensor.nbytes <= SMALL or tried or (id(module), name) in moving:
+                self.chosen.append(found)
+                self.to.append(_as_bytes(alias))
+            else:
+                self.left.append(found)
+        self._parts: dict[torch.device, list[int]] = {}
+        for i, x in enumerate(self.to):
+            self._parts.setdefault(x.device, []).append(i)
+        self._sizes = {device: [len(self.to[i]) for i in part] for device, part in self._parts.items()}
+
+    def fits(self, bindings: Bindings, everything: bool, moving: int) -> bool:
+        """Whether it is the cut of these, and every tensor lies where it did."""
+        if bindings is not self.bindings or (everything, moving) != self._key:
+            return False
+        pairs = zip(self.all, self.aliases, strict=True)
+        return all(t.data_ptr() == p and t.shape == s for (t, *_), (_, p, s) in pairs if type(t) in WRITABLE)
+
+    @torch.no_grad()
+    def copied(self) -> list[Tensor]:
+        """What is chosen, in one copy for each device."""
+        return [torch.cat([self.to[i] for i in part]) for part in self._parts.values()]
+
+    @torch.no_grad()
+    def put(self, copies: list[Tensor]) -> None:
+        """Write copies back."""
+        for (device, part), copy in zip(self._parts.items(), copies, strict=True):
+            torch.split_with_sizes_copy(copy, self._sizes[device], out=[self.to[i] for i in part])
+
+    def changed(self, copies: list[Tensor]) -> list[Found]:
+        """Which tensors are not what was copied of them."""
+        found = []
+        for (device, part), copy in zip(self._parts.items(), copies, strict=True):
+            pieces = zip(part, copy.split(self._sizes[device]), strict=True)
+            found += [self.chosen[i] for i, piece in pieces if not torch.equal(self.to[i], piece)]
+        return found
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """What lies here of a tensor, as one row of bytes: all of its storage, if it is scattered or laid over itself."""
+    if type(tensor) is not Tensor:
+        tensor = local([tensor])[0]
+    if not tensor.is_contiguous():
+        count = tensor.untyped_storage().nbytes() // tensor.element_size()
+        tensor = tensor.as_strided((count,), (1,), 0)
+    return tensor.view(-1).view(torch.uint8)

@@ -1,0 +1,487 @@
+"""Modules whose forward reads a state and then moves it, each in another way; and SAM's step on them by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LR, RHO = 0.1, 0.3
+
+
+class Reading(nn.Module):
+    """``x w - q``, after which q is something of this batch that depends on w, so that reading it twice shows."""
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+        self.start(torch.linspace(0, 1, size, dtype=torch.float64))
+
+    def start(self, q: Tensor) -> None:
+        self.register_buffer("q", q)
+
+    def read(self) -> Tensor:
+        return self.q
+
+    def move(self, new: Tensor) -> None:
+        self.q.copy_(new)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.w
+        q = self.read().clone()
+        out = y - q.view(-1)[:3] * q.mean()
+        with torch.no_grad():
+            self.move(0.5 * q + y.detach().mean(0).tanh().repeat(q.numel() // 3).view(q.shape))
+        return out
+
+
+class ThroughData(Reading):
+    def move(self, new: Tensor) -> None:
+        self.q.data.copy_(new)  # counts no version
+
+
+class ThroughNumpy(Reading):
+    def move(self, new: Tensor) -> None:
+        self.q.numpy()[:] = new.numpy()
+
+
+class Rebound(Reading):
+    def move(self, new: Tensor) -> None:
+        self.q = new
+
+
+class ReboundTwice(Reading):
+    def move(self, new: Tensor) -> None:
+        self.q = new + 1.0
+        self.q = self.q - 1.0
+
+
+class OtherStorage(Reading):
+    def move(self, new: Tensor) -> None:
+        self.q.data = new
+
+
+class Registered(Reading):
+    def start(self, q: Tensor) -> None:
+        pass
+
+    def read(self) -> Tensor:
+        return self.q if "q" in self._buffers else torch.zeros(3, dtype=torch.float64)
+
+    def move(self, new: Tensor) -> None:
+        if "q" in self._buffers:
+            self.q.copy_(new)
+        else:
+            self.register_buffer("q", new)
+
+
+class Deleted(Reading):
+    def read(self) -> Tensor:
+        return self.q if "q" in self._buffers else torch.full((3,), 0.1, dtype=torch.float64)
+
+    def move(self, new: Tensor) -> None:
+        if "q" in self._buffers:
+            del self.q
+
+
+class NoneAtFirst(Registered):
+    def start(self, q: Tensor) -> None:
+        self.register_buffer("q", None)
+
+    def read(self) -> Tensor:
+        return torch.zeros(3, dtype=torch.float64) if self.q is None else self.q
+
+    def move(self, new: Tensor) -> None:
+        self.q = new
+
+
+class NotPersistent(Reading):
+    def start(self, q: Tensor) -> None:
+        self.register_buffer("q", q, persistent=False)
+
+
+class Ring(Reading):
+    """A queue with an integer that says where it is written."""
+
+    def start(self, q: Tensor) -> None:
+        self.register_buffer("q", q)
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    def move(self, new: Tensor) -> None:
+        at = int(self.pointer)
+        self.q[at] = new[at]
+        self.pointer.copy_((self.pointer + 1) % 3)
+
+
+class Longer(Reading):
+    """A buffer that grows in place."""
+
+    def move(self, new: Tensor) -> None:
+        self.q.resize_(len(self.q) + 3).copy_(new.repeat(9)[: len(self.q)])
+
+
+class Overlapping(Reading):
+    """A buffer of which many elements are one."""
+
+    def start(self, q: Tensor) -> None:
+        self.register_buffer("q", q[:1].clone().expand(3))
+
+    def move(self, new: Tensor) -> None:
+        self.q[:1].copy_(new[:1])
+
+
+class FrozenParameter(Reading):
+    def start(self, q: Tensor) -> None:
+        self.q = nn.Parameter(q, requires_grad=False)
+
+
+class FrozenThroughData(FrozenParameter):
+    def move(self, new: Tensor) -> None:
+        self.q.data.copy_(new)
+
+
+class FrozenOtherStorage(FrozenParameter):
+    """As in MoCo: ``param_k.data = param_k.data * m + ...``."""
+
+    def move(self, new: Tensor) -> None:
+        self.q.data = new
+
+
+class NewParameter(FrozenParameter):
+    def move(self, new: Tensor) -> None:
+        self.q = nn.Parameter(new, requires_grad=False)
+
+
+class Lacked(Reading):
+    """A parameter that requires a gradient, gets none, and is not the optimizer's."""
+
+    def start(self, q: Tensor) -> None:
+        self.q = nn.Parameter(q)
+
+    def read(self) -> Tensor:
+        return self.q.detach()
+
+    def move(self, new: Tensor) -> None:
+        self.q.copy_(new)
+
+
+class Attribute(Reading):
+    def start(self, q: Tensor) -> None:
+        self.q = q
+
+    def move(self, new: Tensor) -> None:
+        self.q = new
+
+
+class AttributeInPlace(Attribute):
+    def move(self, new: Tensor) -> None:
+        self.q.copy_(new)
+
+
+class AttributeAtFirst(Attribute):
+    def start(self, q: Tensor) -> None:
+        pass
+
+    def read(self) -> Tensor:
+        return getattr(self, "q", torch.zeros(3, dtype=torch.float64))
+
+
+class Number(Reading):
+    def start(self, q: Tensor) -> None:
+        self.q = 0.5
+
+    def read(self) -> Tensor:
+        return torch.full((3,), self.q, dtype=torch.float64)
+
+    def move(self, new: Tensor) -> None:
+        self.q = float(new.sum())
+
+
+class Pair(Reading):
+    """The state of an LSTM, (h, c)."""
+
+    def start(self, q: Tensor) -> None:
+        self.q = (q, 2 * q)
+
+    def read(self) -> Tensor:
+        return self.q[0] + self.q[1]
+
+    def move(self, new: Tensor) -> None:
+        self.q = (new / 3, new / 5)
+
+
+class PairInPlace(Pair):
+    def move(self, new: Tensor) -> None:
+        self.q[0].copy_(new / 3)
+
+
+class Listed(Reading):
+    def start(self, q: Tensor) -> None:
+        self.q = [q]
+
+    def read(self) -> Tensor:
+        return self.q[-1] * len(self.q)
+
+    def move(self, new: Tensor) -> None:
+        self.q.append(new)
+
+
+class Queued(Listed):
+    def start(self, q: Tensor) -> None:
+        self.q = deque([q], maxlen=2)
+
+
+class Keyed(Reading):
+    def start(self, q: Tensor) -> None:
+        self.q = {"q": q}
+
+    def read(self) -> Tensor:
+        return self.q["q"]
+
+    def move(self, new: Tensor) -> None:
+        self.q["q"] = new
+
+
+class Holding(nn.Module):
+    """A recurrent network that begins where the batch before ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(4, 3).double()
+        self.hidden: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.hidden = self.cell(x, self.hidden)
+        out, self.hidden = self.hidden, self.hidden.detach()
+        return out
+
+
+class Codebook(nn.Module):
+    """A vector-quantised layer whose codes are averages of what fell to them, written behind autograd's back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Linear(4, 3).double()
+        self.register_buffer("codes", torch.randn(5, 3, dtype=torch.float64))
+        self.register_buffer("sizes", torch.ones(5, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        chosen = nn.functional.one_hot(torch.cdist(h, self.codes).argmin(1), 5).double()
+        commitment = h - (chosen @ self.codes).detach()
+        self.sizes.data.mul_(0.7).add_(0.3 * chosen.sum(0))
+        self.codes.data.mul_(0.7).add_(0.3 * chosen.t() @ h.detach() / self.sizes[:, None])
+        return commitment
+
+
+class Centre(nn.Module):
+    """DINO: the teacher, an average of the student, is centred by what it said before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = nn.Linear(4, 3).double()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.register_buffer("center", torch.zeros(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                old.data = old.data * 0.6 + new.data * 0.4
+        said = self.teacher(x)
+        wanted = ((said - self.center) / 0.2).softmax(-1)
+        self.center = self.center * 0.8 + said.mean(0) * 0.2
+        return (wanted * -self.student(x).log_softmax(-1)).sum(-1)
+
+
+class Spectral(nn.Module):
+    """A spectral norm whose power iteration has not converged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Observed(nn.Module):
+    """Quantisation-aware training: observers move minimum and maximum, the fused one without counting a version."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        kind = torch.ao.quantization.FusedMovingAvgObsFakeQuantize if fused else torch.ao.quantization.FakeQuantize
+        self.inner = nn.Linear(4, 4)
+        self.quantised = kind(torch.ao.quantization.MovingAverageMinMaxObserver, averaging_constant=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quantised(self.inner(x.float()))
+
+
+class Evaluating(nn.Module):
+    """The state stands in a module in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Reading().eval()
+
+    def train(self, mode: bool = True) -> Evaluating:
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Pseudo(nn.Module):
+    """Labels of the network itself in evaluation mode, made in the pass that moves its running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.norm = nn.Linear(4, 3).double(), nn.BatchNorm1d(3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.norm.eval()
+        with torch.no_grad():
+            label = self.norm(self.inner(x)).sigmoid()
+        self.norm.train()
+        return self.norm(self.inner(x)) - label
+
+
+LARGE = 3 * 20_000
+"""Elements, in float64: more than is copied without having been seen to move."""
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "in place": Reading,
+    "through data": ThroughData,
+    "through numpy": ThroughNumpy,
+    "rebound": Rebound,
+    "rebound twice": ReboundTwice,
+    "other storage": OtherStorage,
+    "registered": Registered,
+    "deleted": Deleted,
+    "none at first": NoneAtFirst,
+    "not persistent": NotPersistent,
+    "ring": Ring,
+    "longer": Longer,
+    "overlapping": Overlapping,
+    "large": lambda: Reading(LARGE),
+    "large, through data": lambda: ThroughData(LARGE),
+    "large, rebound": lambda: Rebound(LARGE),
+    "frozen": FrozenParameter,
+    "frozen, through data": FrozenThroughData,
+    "frozen, other storage": FrozenOtherStorage,
+    "large, frozen": lambda: FrozenOtherStorage(LARGE),
+    "new parameter": NewParameter,
+    "lacked by the optimizer": Lacked,
+    "attribute": Attribute,
+    "attribute in place": AttributeInPlace,
+    "attribute at first": AttributeAtFirst,
+    "number": Number,
+    "pair": Pair,
+    "pair in place": PairInPlace,
+    "list": Listed,
+    "deque": Queued,
+    "dict": Keyed,
+    "recurrent": Holding,
+    "codebook": Codebook,
+    "centre": Centre,
+    "spectral norm": Spectral,
+    "observer": lambda: Observed(fused=False),
+    "fused observer": lambda: Observed(fused=True),
+    "evaluation mode": Evaluating,
+    "pseudo-labels": Pseudo,
+}
+
+
+def batches(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(6, 4, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def loss(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).square().mean()
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [p for n, p in model.named_parameters() if p.requires_grad and n != "q"]
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything that a forward may have moved, as plain data."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+        for key, value in {**module._buffers, **module._parameters, **own}.items():
+            found[f"{name}.{key}"] = _plain(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (list, tuple, deque)):
+        return [_plain(v) for v in value]
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def far(a: Any, b: Any) -> float:
+    """The largest difference; infinite where the two are not of one shape."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        fits = a.shape == b.shape and a.dtype == b.dtype
+        return float((a.double() - b.double()).abs().max()) if fits and a.numel() else 0.0 if fits else float("inf")
+    if isinstance(a, list) and isinstance(b, list):
+        return max(map(far, a, b), default=0.0) if len(a) == len(b) else float("inf")
+    if isinstance(a, dict) and isinstance(b, dict):
+        return max((far(a[k], b[k]) for k in a), default=0.0) if list(a) == list(b) else float("inf")
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b)
+    return 0.0 if type(a) is type(b) and (a == b or callable(a)) else float("inf")
+
+
+class ByHand:
+    """SAM on a model of its own: each pass runs on a fresh copy of the state that the step began with."""
+
+    def __init__(self, model: nn.Module, rho: float = RHO, lr: float = LR) -> None:
+        self.model, self.rho, self.lr = model, rho, lr
+        self.gap = 0.0
+
+    def gradient(self, pieces: list[Tensor]) -> list[Tensor]:
+        """The gradient at w + eps; the state becomes what the first pass left."""
+        there = copy.deepcopy(self.model)
+        clean, before = self._pass(self.model, pieces)
+        length = torch.sqrt(sum((g.double() ** 2).sum() for g in clean))
+        with torch.no_grad():
+            for p, g in zip(trained(there), clean, strict=True):
+                p += self.rho * g / length
+        found, after = self._pass(there, pieces)
+        self.gap = after - before
+        return found
+
+    def step(self, *groups: list[Tensor]) -> list[Tensor]:
+        """A step of SGD with the sum of the groups' gradients, each with a perturbation of its own."""
+        total = [torch.stack(g).sum(0) for g in zip(*(self.gradient(g) for g in groups), strict=True)]
+        with torch.no_grad():
+            for p, g in zip(trained(self.model), total, strict=True):
+                p -= self.lr * g
+        return total
+
+    @staticmethod
+    def _pass(model: nn.Module, pieces: list[Tensor]) -> tuple[list[Tensor], float]:
+        total = torch.zeros((), dtype=torch.float64)
+        for x in pieces:
+            value = loss(model, x)
+            value.backward()
+            total += value.detach()
+        grads = [p.grad for p in trained(model)]
+        for p in trained(model):
+            p.grad = None
+        return grads, float(total)

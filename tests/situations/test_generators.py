@@ -1,0 +1,125 @@
+"""Whatever a closure draws from, both passes draw the same, and the loop goes on after the first."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import steppe
+from steppe.methods import METHODS
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+class Mixing(nn.Module):
+    """A loss that is drawn anew at each call: mixup's share."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.w = nn.Parameter(torch.linspace(-1, 1, 4, dtype=torch.float64))
+        self.draw, self.drawn = draw, []
+
+    def forward(self, x, seen):
+        share = self.draw()
+        seen.append(share)
+        return (x @ self.w - share).square().mean()
+
+
+def kinds():
+    """Name -> (the draw, what is to be named)."""
+    own = torch.Generator().manual_seed(5)
+    new, old, python = np.random.default_rng(5), np.random.RandomState(5), random.Random(5)
+    return {
+        "numpy": (lambda: float(np.random.beta(0.4, 0.4)), []),
+        "numpy, normal": (lambda: float(np.random.normal()), []),
+        "torch": (lambda: float(torch.rand(())), []),
+        "python": (random.random, []),
+        "own torch": (lambda: float(torch.rand((), generator=own)), [own]),
+        "own numpy": (lambda: float(new.beta(0.4, 0.4)), [new]),
+        "own old numpy": (lambda: float(old.normal()), [old]),
+        "own python": (lambda: python.gauss(0, 1), [python]),
+        "several": (lambda: python.random() + float(new.random()) + float(np.random.random()), [python, new]),
+    }
+
+
+def plain(name, count):
+    """What a loop of one pass a step draws."""
+    np.random.seed(1), random.seed(1), torch.manual_seed(1)
+    draw, _ = kinds()[name]
+    return [draw() for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", kinds())
+@pytest.mark.parametrize("way", ["backward", "phases", "look", "micro_batches"])
+def test_both_passes_draw_alike_and_the_loop_goes_on(name, way):
+    wanted = plain(name, 6)
+    np.random.seed(1), random.seed(1), torch.manual_seed(1)
+    draw, named = kinds()[name]
+    model, seen = Mixing(draw), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    more = {"samples": 2} if way == "look" else {}
+    sharp = steppe.SAM(model, optimizer, rho=0.3, generators=named, **more)
+    for step in range(6 if way != "micro_batches" else 3):
+        del seen[:]
+        if way == "backward":
+            sharp.backward(lambda: model(X, seen))
+        elif way == "look":
+            sharp.backward(lambda x: model(x, seen), X)
+        elif way == "micro_batches":
+            sharp.backward(lambda x: model(x, seen), micro_batches=X.split(3))
+        else:
+            sharp.mark()
+            model(X, seen).backward()
+            assert sharp.ascend()
+            model(X, seen).backward()
+            sharp.restore()
+        one = wanted[2 * step : 2 * step + 2] if way == "micro_batches" else [wanted[step]]
+        assert seen == [*one, *one]
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_the_gradient_is_that_of_one_share():
+    """g~ by hand with the share that the first pass drew."""
+    share = plain("own numpy", 1)[0]
+    draw, named = kinds()["own numpy"]
+    model = Mixing(draw)
+    w = model.w.detach().clone()
+    steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.3, generators=named).backward(
+        lambda: model(X, [])
+    )
+    g = 2 * X.t() @ (X @ w - share) / 6
+    there = 2 * X.t() @ (X @ (w + 0.3 * g / g.norm()) - share) / 6
+    assert float((model.w.grad - there).abs().max()) <= 1e-10
+
+
+def test_fresh_masks_on_request_leave_named_generators_alike():
+    np.random.seed(1), random.seed(1), torch.manual_seed(1)
+    own = random.Random(5)
+    seen = []
+    model = Mixing(lambda: (own.random(), float(np.random.random()))[0])
+    model.draw = lambda: seen.append(pair := (own.random(), float(np.random.random()))) or pair[0]
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), generators=[own], same_dropout=False)
+    sharp.backward(lambda: model(X, []))
+    (mine, shared), (mine_again, shared_again) = seen
+    assert mine == mine_again and shared != shared_again
+
+
+@pytest.mark.parametrize("wrong", [[random.SystemRandom()], ["cpu"], [None], [torch.Generator], 7, torch.Generator()])
+def test_what_cannot_be_put_back_is_refused(wrong):
+    model = nn.Linear(2, 1)
+    with pytest.raises(TypeError, match="expected .*torch.Generator, numpy.random.Generator"):
+        steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), generators=wrong)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in ("nbar", "obar")])
+def test_every_recipe_takes_them_and_no_state_holds_them(name):
+    row, model, own = METHODS[name], nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1)), random.Random(5)
+    make = row.optimizer or (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    sharp = row.recipe(model, make(model.parameters()), **row.good[0], generators=[own])
+    assert sharp.generators == (own,)
+    assert "generators" not in sharp.state_dict()
