@@ -1,13 +1,15 @@
 """The search for the front: which cheap method keeps SAM's gain, each tuned on the same budget, epochs included.
 
     python benchmarks/front.py --fashion FOLDER [--task NAME ...] [--arm NAME ...] [--jobs 2]     # goes on where it was
-    python benchmarks/front.py --summary                                                          # the tables alone
+    python benchmarks/front.py --fashion FOLDER --again     # the choices that front.json keeps, without the search
+    python benchmarks/front.py --summary                    # the tables alone
 
 Every arm of every task gets the same budget: six configurations (three lengths of training at the middle value of its
 knob, then three more values at the best length; the knob is the radius, the base's is the learning rate), two seeds
 each, chosen by validation accuracy at the end. The choice is then run on all seeds. Baselines, of which the one with
-the best test accuracy counts: the base so tuned, the same stopped early, the same given twice the epochs. The labels of
-validation examples are as noisy as those of the training set. Runs are kept one line each and never repeated.
+the best test accuracy counts: the base so tuned, the same with twice the epochs, the same at every length that a method
+may choose, and the task's own settings untuned; each of them at its end and stopped early. The labels of validation
+examples are as noisy as those of the training set. Runs are kept one line each and never repeated.
 """
 
 from __future__ import annotations
@@ -159,6 +161,19 @@ def seeds(task: str) -> range:
     return range(SEEDS.get(task, 6))
 
 
+Choices = dict[tuple[str, str], tuple[float, float]]
+"""(task, arm) -> the length and knob that a search chose."""
+
+
+def kept_choices(record: dict[str, Any]) -> Choices:
+    """What an earlier search chose, from its summary."""
+    found: Choices = {}
+    for task, part in record["tasks"].items():
+        found[task, "base"] = part["base"]["length"], part["base"]["lr_factor"]
+        found |= {(task, row["arm"]): (row["length"], row["knob"]) for row in part["rows"]}
+    return found
+
+
 class Runs:
     """The runs of one arm on one task: a file with a line each. Without `fashion` none is made, only looked up."""
 
@@ -188,31 +203,46 @@ class Runs:
         """Mean validation accuracy of a configuration over the tune seeds."""
         return sum(self.get(length, knob, seed)["val"] for seed in TUNE_SEEDS) / len(TUNE_SEEDS)
 
-    def choose(self) -> tuple[float, float]:
-        """The best length at the middle knob, then the best knob at that length: six configurations."""
+    def choose(self, kept: Choices | None = None) -> tuple[float, float]:
+        """What is kept, or the best length at the middle knob, then the best knob there: six configurations."""
+        if kept is not None:
+            return kept[self.task, self.arm]
         knobs = ARMS[self.arm][0]
         length = max(LENGTHS, key=lambda x: (self.score(x, knobs[0]), -x))
         return length, max(knobs, key=lambda x: (self.score(length, x), -x))
 
 
-def study(job: tuple[str, str, str, str]) -> str:
+def baselines(length: float, knob: float) -> dict[str, tuple[float, float]]:
+    """Name -> (length, learning rate's factor) of the bases beside which a method is judged, each of them once."""
+    named = {"tuned": (length, knob), "twice": (2 * length, knob), "own settings": (1.0, 1.0)}
+    found: dict[str, tuple[float, float]] = {}
+    for name, config in (named | {f"length {x:g}": (x, knob) for x in LENGTHS}).items():
+        if config not in found.values():
+            found[name] = config
+    return found
+
+
+Job = tuple[str, str, str, str, Choices | None]
+
+
+def study(job: Job) -> str:
     """Everything of one arm on one task."""
     torch.set_num_threads(1)
-    folder, task, arm, fashion = job
+    folder, task, arm, fashion, kept = job
     runs = Runs(Path(folder), task, arm, fashion)
-    length, knob = runs.choose()
+    length, knob = runs.choose(kept)
     for seed in seeds(task):
-        runs.get(length, knob, seed)
-        if arm == "base":
-            runs.get(2 * length, knob, seed)
+        for found in baselines(length, knob).values() if arm == "base" else [(length, knob)]:
+            runs.get(*found, seed)
     return f"{task} {arm}: {length:g} x epochs, knob {knob:g}"
 
 
-def jobs(given: argparse.Namespace) -> Iterator[tuple[str, str, str, str]]:
-    """Arm after arm of every task."""
+def jobs(given: argparse.Namespace, kept: Choices | None) -> Iterator[Job]:
+    """Arm after arm of every task; of those with a kept choice, if choices are kept."""
     for task in given.task or TASKS:
         for arm in given.arm or ARMS:
-            yield str(given.folder), task, arm, given.fashion
+            if kept is None or (task, arm) in kept:
+                yield str(given.folder), task, arm, given.fashion, kept
 
 
 def main() -> None:
@@ -224,18 +254,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("results/front"), help="where the runs are kept")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--summary", action="store_true", help="only summarise what is there")
+    parser.add_argument("--again", action="store_true", help="run the choices of results/front.json, no search")
     given = parser.parse_args()
     chosen = given.task or list(TASKS)
     if not (given.summary or given.fashion or all(task.startswith("digits") for task in chosen)):
         parser.error("--fashion is needed: the folder of Fashion-MNIST's idx files; or choose --task digits-few")
     given.folder.mkdir(parents=True, exist_ok=True)
+    out = HERE / "results" / "front.json"
+    kept = kept_choices(json.loads(out.read_text())) if given.again else None
     if not given.summary:
         with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
-            for line in pool.imap_unordered(study, jobs(given), chunksize=1):
+            for line in pool.imap_unordered(study, jobs(given, kept), chunksize=1):
                 print(line, flush=True)
     from front_summary import write
 
-    write(given.folder, HERE / "results" / "front.json", given.fashion)
+    write(given.folder, out, kept, given.fashion)
 
 
 if __name__ == "__main__":

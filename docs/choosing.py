@@ -1,4 +1,4 @@
-"""Write the tables of docs/choosing.md from benchmarks/results/front.json (`python docs/choosing.py`)."""
+"""Write the tables of docs/choosing.md and README.md from benchmarks/results/front.json (`python docs/choosing.py`)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET, RESULTS = ROOT / "docs" / "choosing.md", ROOT / "benchmarks" / "results" / "front.json"
+TARGET, README = ROOT / "docs" / "choosing.md", ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results" / "front.json"
 ARMS = {
     "sam": "SAM", "few-1": "SAM on 1 sample", "few-1-half": "the same, every 2nd step",
     "few-1-quarter": "the same, every 4th (recommended)", "msam": "MSAM", "msam-half": "MSAM, every 2nd step",
 }  # fmt: skip
+TIMED = {**ARMS, "look-sam": "LookSAM, k = 5"}
+IN_README = ("sam", "look-sam", "few-1", "few-1-quarter", "msam")
 TASKS = {
     "digits-few": "digits-few, CNN", "fashion-1k": "Fashion-MNIST 1,000, MLP",
     "fashion-10k-noisy": "Fashion-MNIST 10,000, 20 % wrong, MLP",
@@ -37,33 +40,41 @@ def _gain(row: dict[str, Any] | None) -> str:
     return "–" if row is None else f"{row['gain']['mean']:+.2f} ± {row['gain']['ci95']:.2f}"
 
 
-def times(record: dict[str, Any]) -> str:
-    """Processor time of a step beside the base's."""
-    lines = ["| task | base's step | " + " | ".join(ARMS.values()) + " |", "|" + " --- |" * (len(ARMS) + 2)]
-    for task, title in (TASKS | {"fashion-1k, CNN": "Fashion-MNIST, CNN (time only)"}).items():
-        if found := record["times"].get(task):
-            ratios = [f"{found[arm]['median']:.2f}" for arm in ARMS]
-            lines.append(f"| {title} | {found['base']['base_ms']:.1f} ms | " + " | ".join(ratios) + " |")
+def times(record: dict[str, Any], arms: dict[str, str] = TIMED) -> str:
+    """Processor time of a step beside the base's, the longest step last."""
+    lines = ["| task | base's step | " + " | ".join(arms.values()) + " |", "|" + " --- |" * (len(arms) + 2)]
+    titles = TASKS | {"fashion-1k, CNN": "Fashion-MNIST, CNN (time only)"}
+    for task, found in sorted(record["times"].items(), key=lambda item: item[1]["base"]["base_ms"]):
+        ratios = [f"{found[arm]['median']:.2f}" for arm in arms]
+        lines.append(f"| {titles[task]} | {found['base']['base_ms']:.1f} ms | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
 
 
-def page(text: str, record: dict[str, Any]) -> str:
+def page(text: str, tables: dict[str, str]) -> str:
     """The page with the present tables between their marks."""
-    for name, content in (("gains", gains(record)), ("times", times(record))):
+    for name, content in tables.items():
         start, end = f"<!-- {name}: written by docs/choosing.py -->", f"<!-- end of {name} -->"
         before, rest = text.split(start)
         text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
     return text
 
 
+def pages(record: dict[str, Any]) -> dict[Path, str]:
+    """What each page should hold."""
+    mine = {"gains": gains(record), "times": times(record)}
+    costs = {"costs": times(record, {arm: TIMED[arm] for arm in IN_README})}
+    return {TARGET: page(TARGET.read_text(), mine), README: page(README.read_text(), costs)}
+
+
 def main() -> int:
-    """Write, or with --check only say whether the page is out of date."""
-    text = TARGET.read_text()
-    made = page(text, json.loads(RESULTS.read_text()))
+    """Write, or with --check only say which page is out of date."""
+    made = pages(json.loads(RESULTS.read_text()))
+    old = [path.name for path, text in made.items() if path.read_text() != text]
     if "--check" in sys.argv:
-        print("up to date" if text == made else "docs/choosing.md is out of date; run python docs/choosing.py")
-        return text != made
-    TARGET.write_text(made)
+        print(f"out of date: {', '.join(old)}; run python docs/choosing.py" if old else "up to date")
+        return bool(old)
+    for path, text in made.items():
+        path.write_text(text)
     return 0
 
 

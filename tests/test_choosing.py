@@ -1,4 +1,4 @@
-"""docs/choosing.md shows what benchmarks/results/front.json holds."""
+"""docs/choosing.md and README.md show what benchmarks/results holds."""
 
 from __future__ import annotations
 
@@ -15,6 +15,33 @@ def test_the_page_is_that_of_the_file() -> None:
         [sys.executable, str(ROOT / "docs" / "choosing.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def kept(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def shown(value, digits=1):
+    return f"{value['mean']:.{digits}f} ± {value['ci95']:.{digits}f}".replace("-", "−")
+
+
+def test_the_readmes_sentences_are_those_of_the_files() -> None:
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    study = kept("study_fashion_noisy")
+    noisy = {row["label"]: row for row in study["rows"]}["SAM"]["gain"]
+    tuned = {row["arm"]: row for row in kept("front")["tasks"]["fashion-1k-noisy"]["rows"]}["sam"]["gain"]
+    percent = {name: 100 * noisy[name] for name in ("mean", "ci95")}
+    assert f"SAM is {shown(percent)} points over the base at 60 epochs, stopped early" in readme
+    assert study["best_baseline"] == "early" and study["spec"]["epochs"] == 60
+    assert f"given 10 epochs from the start it is {shown(tuned)}." in readme
+    lora = kept("lora_study")["sst2"]["paired"]["sam"]["over"]["base"]
+    assert f"LoRA-SAM gained {shown({name: 100 * lora[name] for name in ('mean', 'ci95')})} points on SST-2" in readme
+
+
+def test_the_first_snippet_is_sam_itself() -> None:
+    """What a stranger copies first must not need tuning that it does not show."""
+    first = (ROOT / "README.md").read_text().split("```diff")[1].split("```")[0]
+    assert "steppe.SAM(model, optimizer, rho=0.05)" in first
 
 
 def test_every_gain_has_its_seeds_and_an_interval() -> None:

@@ -1,4 +1,4 @@
-"""steppe: sharpness-aware training that costs almost nothing extra.
+"""steppe: sharpness-aware training in the loop that you have.
 
 A sharpness-aware method is a gradient: it takes the place of ``loss.backward()``, and the rest of the loop stays yours.
 
@@ -6,7 +6,7 @@ A sharpness-aware method is a gradient: it takes the place of ``loss.backward()`
     >>> _ = torch.manual_seed(0)
     >>> model, criterion = torch.nn.Linear(4, 2), torch.nn.CrossEntropyLoss()
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    >>> sharp = steppe.LookSAM(model, optimizer, rho=0.05, k=5)
+    >>> sharp = steppe.SAM(model, optimizer, rho=0.05)
     >>> for x, y in [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(3)]:
     ...     loss = sharp.backward(lambda: criterion(model(x), y))  # was: loss = criterion(model(x), y); loss.backward()
     ...     optimizer.step()

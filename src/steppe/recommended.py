@@ -22,7 +22,7 @@ def recommended(
     samples: int | float | None = None,
     **common: Any,
 ) -> SharpnessAware:
-    """SAM for almost nothing: on a random quarter of the steps, climbing along the gradient of few samples.
+    """A cheap SAM to begin with: on a random quarter of the steps, climbing along the gradient of few samples.
 
     At step t, with probability p:  eps = rho v / ||v||, with v the gradient at w of the first ``samples`` of the batch,
     and d = g~, the gradient of the whole batch at w + eps. Otherwise d = g. Which steps is drawn from (seed, t). It is
@@ -42,7 +42,8 @@ def recommended(
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + p samples/batch passes; one parameter-sized buffer while perturbed. A pass over one sample is not free on
-    small models: docs/choosing.md has measured times, what it keeps of SAM's gain, and where there is none to keep.
+    small models: measured 1.08 to 1.17 times the base on steps below 6 ms, 1.04 on one of 23 ms (docs/choosing.md).
+    It was found by a search over small image tasks and is reported on the same ones: try it beside SAM on your own.
 
     Raises:
         TypeError, ValueError: as :func:`steppe.RST`.
