@@ -198,9 +198,9 @@ def test_the_state_is_plain_and_comes_back() -> None:
     _, sharp = make(model, ascent=ascent)
     state = sharp.state_dict()
     assert json.loads(json.dumps(state["ascent"])) == state["ascent"]
-    _, other = make(net())
-    other.load_state_dict(state)
-    assert other.ascent == ascent
+    _, other = make(net(), ascent=steppe.Ascent(0.1))
+    with pytest.warns(UserWarning, match=r"ascent.view was Length\(share=0.25, keep='end'\) and is None"):
+        other.load_state_dict(state)
 
 
 def test_the_whole_look_in_fp64_is_sam() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from steppe._parameters import Parameters
 from steppe._parts import Part, check_choice, check_count, decode, encode
 from steppe._rounding import ROUNDINGS
-from steppe._selection import Selection
+from steppe._settings import Change, changes, plain_changes, tell
 from steppe._shards import laid_out_like
 from steppe._wiring import part_or_default
 from steppe.ascent import Ascent
@@ -59,24 +58,31 @@ def _merged(blank: Any, memory: Any) -> Any:
 
 
 def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
-    """Put a state into ``sharp``; nothing is changed unless all of it fits."""
+    """Take position and memory from a state; nothing is changed unless all of it fits.
+
+    The settings stay those of ``sharp``; where they are not the state's, a warning says so, and another method's state
+    is refused.
+    """
     if not isinstance(state, dict) or set(state) - {"select"} != _KEYS or state["format"] != FORMAT:
         raise ValueError(
             "this is not the state of a steppe.SharpnessAware (format 1): pass what its state_dict() returned"
         )
-    parts = {name: _part(name, state[name], getattr(sharp, name)) for name in PARTS}
     check_count("step", state["step"], 0)
     check_count("seed", abs(state["seed"]) if isinstance(state["seed"], int) else state["seed"], 0)
     check_choice("rounding", state["rounding"], ROUNDINGS)
+    changed = list(_changes(sharp, state))
     memory = _on_parameters(_dict(state["memory"]), {e.name: e.param for e in sharp._parameters.entries}, [])
-    parameters = Parameters(sharp.model, sharp.optimizer, parts["ascent"].subset)
-    selection = Selection(decode(state.get("select"), sharp.select), parameters)
-    selection.check(sharp.model, parts["ascent"], sharp.averaging)
-    for name, part in parts.items():
-        setattr(sharp, name, part)
-    sharp.step, sharp.seed = state["step"], state["seed"]
-    sharp.same_dropout, sharp.rounding = bool(state["same_dropout"]), state["rounding"]
-    sharp.memory, sharp._parameters, sharp._selection = memory, parameters, selection
+    sharp._selection.check_memory(memory.get("select", {}))
+    sharp.step, sharp.memory = state["step"], memory
+    tell(changed)
+
+
+def _changes(sharp: SharpnessAware, state: dict[str, Any]) -> Iterator[Change]:
+    for name in PARTS:
+        now = getattr(sharp, name)
+        yield from changes(name, _part(name, state[name], now), now, sharp.hosts_length)
+    yield from changes("select", decode(state.get("select"), sharp.select), sharp.select)
+    yield from plain_changes(state, vars(sharp), ("seed", "same_dropout", "rounding"))
 
 
 def _part(name: str, saved: Any, current: Part) -> Any:

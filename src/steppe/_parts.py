@@ -1,7 +1,7 @@
 """The base of all parts: frozen dataclasses that check themselves and can be written to a checkpoint.
 
 A part is pure: tensors and an explicit ``memory`` go in, tensors and new memory come out. It holds settings only, so a
-checkpoint stores it as a plain dict of its fields and :func:`decode` builds it again.
+checkpoint stores it as a plain dict of its fields and :func:`decode` builds it again, to be compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ class Part:
     """A setting-only building block. Subclasses are frozen dataclasses; their names must be unique."""
 
     known: ClassVar[dict[str, type[Part]]] = {}
+    exchangeable: ClassVar[bool] = False  # True: only a value, so a resumed training may have another in its place
+    steps: ClassVar[tuple[str, ...]] = ()  # the fields that count optimizer steps of the whole training
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Register the class by name, so that a checkpoint can name it."""

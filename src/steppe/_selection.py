@@ -122,6 +122,17 @@ class Selection:
             return draft
         return draft | {"select": self.select.learn(seen.norms(), seen.units, memory.get("select", {}))}
 
+    def check_memory(self, memory: Memory) -> None:
+        """Refuse a state's memory of other units than there are here."""
+        if self.select is None or not memory:
+            return
+        expected = self.blank()
+        if any(isinstance(v, dict) and v.keys() != memory.get(k, {}).keys() for k, v in expected.items()):
+            raise ValueError(
+                f"the state's selection is of other units than those of {self.select!r} here; load it with the select "
+                "and into the model it was saved from"
+            )
+
     def blank(self) -> Memory:
         """The memory that means the same as none."""
         return {} if self.select is None else self.select.blank(list(self.units()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from steppe._parts import Part, Value, check, check_count, check_value, value_at
 
@@ -20,6 +20,8 @@ class Piecewise(Part):
     before: float
     after: float
     boundary: float
+    exchangeable: ClassVar[bool] = True
+    steps: ClassVar[tuple[str, ...]] = ("boundary",)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -38,6 +40,8 @@ class Linear(Part):
     start: float
     end: float
     total_steps: int
+    exchangeable: ClassVar[bool] = True
+    steps: ClassVar[tuple[str, ...]] = ("total_steps",)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -67,6 +71,7 @@ class Quotient(Part):
     numerator: float
     denominator: Value
     maximum: float
+    exchangeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -91,6 +96,7 @@ class FollowLR(Part):
     rho_min: float
     lr_max: float
     lr_min: float = 0.0
+    exchangeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""

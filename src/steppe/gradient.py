@@ -85,6 +85,8 @@ class SharpnessAware:
         tensor([[1., 1.]])
     """
 
+    hosts_length = False  # whether the host that runs the training gave total_steps (a resumed one may be longer)
+
     def __init__(
         self,
         model: nn.Module,
@@ -314,10 +316,13 @@ class SharpnessAware:
         return pack(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit; settings come from the state too.
+        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
+
+        Settings are those of this object. Where one is not the state's (rho, k, p, alpha, a curve, the seed), one
+        warning names it with both values: it holds from here on, exactly as if it had been a curve with a step here.
 
         Raises:
-            ValueError: the state is of another kind, names parameters that the model lacks, or shapes differ.
+            ValueError: the state is of another method or kind, names parameters that the model lacks, or shapes differ.
         """
         self._refuse_while_perturbed("load a state")
         unpack(self, state)

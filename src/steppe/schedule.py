@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -99,6 +99,7 @@ class Window(Schedule):
 
     start: int = 0
     stop: int | None = None
+    steps: ClassVar[tuple[str, ...]] = ("start", "stop")
 
     def __post_init__(self) -> None:
         """Check the order."""
@@ -124,6 +125,7 @@ class AboveNorm(Schedule):
     lambda_1: float = -1.0
     lambda_2: float = 1.0
     decay: float = 0.9
+    steps: ClassVar[tuple[str, ...]] = ("total_steps",)
 
     def __post_init__(self) -> None:
         """Check the ranges."""

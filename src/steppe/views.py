@@ -6,7 +6,7 @@ The descent sees the batch itself. A view of your own is any function from a bat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from steppe._parts import Part, check, check_choice
 
 class View(Part):
     """Base of views."""
+
+    exchangeable: ClassVar[bool] = True
 
     def __call__(self, batch: Any) -> Any:
         """A cheaper batch; the one that is given is not written on."""

@@ -236,7 +236,7 @@ def test_resumed_equals_uninterrupted(rule, tmp_path):
     torch.save(bi.state_dict(), tmp_path / "bi.pt")
     later = copy.deepcopy(model.state_dict())
     run(model, optimizer, bi, batches[3:])
-    again, fresh, resumed = built(llama(torch.float32), lr=0.02, rho=1.0, seed=8)
+    again, fresh, resumed = built(llama(torch.float32), rule=rule, lr=0.02)
     again.load_state_dict(later)
     resumed.load_state_dict(torch.load(tmp_path / "bi.pt", weights_only=True))
     assert (resumed.step, resumed.rho, resumed.rule) == (3, 0.05, rule)

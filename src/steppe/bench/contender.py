@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 
 from steppe._batch import batch_size
 from steppe._command.choices import Choice
+from steppe._length import lacking
 from steppe.bench.subject import Job
 from steppe.methods import METHODS
 
@@ -119,9 +119,7 @@ def _trainable(job: Job) -> list[Tensor]:
 
 
 def _settings(choice: Choice) -> dict[str, Any]:
-    wanted = inspect.signature(METHODS[choice.name].recipe).parameters
-    given = {"seed": 0} | ({"total_steps": STEPS} if "total_steps" in wanted else {})
-    return given | choice.arguments
+    return {"seed": 0} | lacking(METHODS[choice.name].recipe, STEPS, choice.arguments) | choice.arguments
 
 
 def _known(sharp: Any) -> bool:

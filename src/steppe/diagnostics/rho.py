@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from steppe._length import lacking
 from steppe._parameters import bare_optimizer
 from steppe._parts import check, check_count
 from steppe._wiring import check_arguments, refuse_per_sample
@@ -201,8 +201,7 @@ def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[...,
         row = get(method)
         if row.tunes != "rho":
             raise ValueError(f"method {method!r} has no radius to find; it is tuned by {row.tunes!r}")
-        wants_total = "total_steps" in inspect.signature(row.recipe).parameters
-        recipe = partial(row.recipe, **({"total_steps": steps} if wants_total else {}) | settings)
+        recipe = partial(row.recipe, **lacking(row.recipe, steps, settings) | settings)
     elif callable(method):
         recipe = partial(method, **settings)
     else:

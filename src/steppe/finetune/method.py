@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from steppe._command.choices import parse
+from steppe._length import of_this_length
 from steppe.gradient import SharpnessAware
 from steppe.lora import BAR
 from steppe.methods.bar import NBAR, OBAR
@@ -75,10 +75,8 @@ def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Sharpness
     optimizer = optimizer_of(text, model, training) or torch.optim.SGD(
         [weight for weight in model.parameters() if weight.requires_grad], lr=rate
     )
-    wanted = inspect.signature(made).parameters.get("total_steps")
-    steps = {"total_steps": 1000} if wanted is not None and wanted.default in (None, wanted.empty) else {}
     try:
-        built: SharpnessAware | BAR = made(model, optimizer, **steps)
+        built: SharpnessAware | BAR = of_this_length(made, 1000)(model, optimizer)
     except (ValueError, TypeError) as error:
         raise ValueError(f"method {text!r}: {error}") from error
     if isinstance(built, BAR) and built.mu * rate >= 1:

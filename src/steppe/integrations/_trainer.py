@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe._length import of_this_length
 from steppe._nested import tensors_of
 from steppe._parameters import bare_optimizer
 from steppe._wiring import refuse_per_sample
@@ -127,9 +127,7 @@ def build(factory: Factory, trainer: Any) -> SharpnessAware | BAR:
     # accelerate's wrapper is stepped on every call; the optimizer inside it, whose hooks count, only for real.
     optimizer = bare_optimizer(trainer.optimizer)
     model = trainer.model if isinstance(trainer.model_wrapped, nn.DataParallel) else trainer.model_wrapped
-    wanted = inspect.signature(factory).parameters.get("total_steps")
-    lacks_steps = wanted is not None and wanted.default in (None, wanted.empty)
-    made = factory(model, optimizer, **({"total_steps": trainer.state.max_steps} if lacks_steps else {}))
+    made = of_this_length(factory, trainer.state.max_steps)(model, optimizer)
     if not isinstance(made, (SharpnessAware, BAR)) or made.optimizer is not optimizer:
         raise TypeError(
             f"sharp returned {made!r}; expected a SharpnessAware on the very optimizer that it was given "

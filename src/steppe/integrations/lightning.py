@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
+from steppe._length import of_this_length
 from steppe._wiring import refuse_per_sample
 from steppe.gradient import SharpnessAware
 from steppe.integrations._lightning import Whole, held_metrics, host_scaled, loss_in, replaced
@@ -63,7 +64,8 @@ class SharpCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the method on the fit's own optimizer, and bring back its state."""
-        self.sharp = self.recipe(trainer.strategy.model, trainer.optimizers[0], **self._settings(trainer))
+        build = of_this_length(self.recipe, trainer.estimated_stepping_batches, self.settings)
+        self.sharp = build(trainer.strategy.model, trainer.optimizers[0])
         if isinstance(self.sharp, SharpnessAware):
             _refuse(pl_module)
             refuse_per_sample(self.sharp, "Lightning")
@@ -93,11 +95,6 @@ class SharpCallback(Callback):
         """Note whether an optimizer step begins."""
         if self._whole is not None:
             self._whole.begins = batch_idx % trainer.accumulate_grad_batches == 0
-
-    def _settings(self, trainer: Trainer) -> dict[str, Any]:
-        wanted = signature(self.recipe).parameters.get("total_steps")
-        lacks_steps = wanted is not None and wanted.default in (None, wanted.empty)
-        return ({"total_steps": trainer.estimated_stepping_batches} if lacks_steps else {}) | self.settings
 
     def _watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``training_step`` that leaves behind what two passes need."""

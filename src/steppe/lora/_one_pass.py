@@ -26,6 +26,8 @@ class OnePass:
     shows the model as it will be saved. The parameters themselves are never written to.
     """
 
+    hosts_length = False  # whether the host that runs the training gave total_steps
+
     def __init__(self, model: nn.Module, optimizer: Optimizer, seed: int) -> None:
         check_arguments(model, optimizer, seed)
         self.model, self.optimizer, self.seed = model, bare_optimizer(optimizer), seed

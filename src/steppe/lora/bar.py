@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from steppe._draft import Last
 from steppe._parameters import bare_optimizer, without_sync
 from steppe._parts import check, check_choice, check_count
 from steppe._rounding import ROUNDINGS
+from steppe._settings import another_method, plain_changes, tell
 from steppe._wiring import check_arguments, was_rehearsal
 from steppe.curves import Cosine, Linear
 from steppe.lora._move import Bundle, bundles
@@ -81,6 +82,7 @@ class BAR:
     total_steps: int | None
     seed: int
     rounding: str
+    hosts_length = False  # whether the host that runs the training gave total_steps
 
     def __init__(
         self,
@@ -266,10 +268,13 @@ class BAR:
         return {"format": FORMAT, "step": self.step, "pairs": [p.name for p in self.pairs]} | settings
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit; settings come from the state too.
+        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
+
+        Settings are those of this object; where one is not the state's, one warning names it with both values. A
+        ``total_steps`` that the host gave follows the training's new length without a word.
 
         Raises:
-            ValueError: the state is of another kind or of other pairs; nothing is changed then.
+            ValueError: the state is of another rule or kind, or of other pairs; nothing is changed then.
         """
         keys = {"format", "step", "pairs", *_SETTINGS}
         if not isinstance(state, dict) or set(state) != keys or state["format"] != FORMAT:
@@ -281,24 +286,33 @@ class BAR:
                 f"the state is of {len(state['pairs'])} pairs, this BAR has {len(names)} or others of them: load it "
                 "into the model it was saved from"
             )
-        self._set({name: state[name] for name in _SETTINGS})
+        _check_settings(state)
+        if state["rule"] != self.rule:
+            raise another_method("rule", state["rule"], self.rule)
         self._steps, self._skipped = state["step"], None
+        own = [name for name in _SETTINGS if not (self.hosts_length and name == "total_steps")]
+        tell(plain_changes(state, vars(self), own))
 
     def _set(self, settings: dict[str, Any]) -> None:
         """Check all settings, then take them."""
-        check_choice("rule", settings["rule"], RULES)
-        check_choice("schedule", settings["schedule"], SCHEDULES)
-        check_choice("rounding", settings["rounding"], ROUNDINGS)
-        check("mu", settings["mu"], 0.0)
-        if settings["total_steps"] is not None:
-            check_count("total_steps", settings["total_steps"])
-        elif settings["schedule"] != "constant":
-            raise ValueError(
-                f"schedule={settings['schedule']!r} needs total_steps, the optimizer steps of the whole training; "
-                "give it, or schedule='constant'"
-            )
+        _check_settings(settings)
         for name, value in settings.items():
             setattr(self, name, value)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that do not fit."""
+    check_choice("rule", settings["rule"], RULES)
+    check_choice("schedule", settings["schedule"], SCHEDULES)
+    check_choice("rounding", settings["rounding"], ROUNDINGS)
+    check("mu", settings["mu"], 0.0)
+    if settings["total_steps"] is not None:
+        check_count("total_steps", settings["total_steps"])
+    elif settings["schedule"] != "constant":
+        raise ValueError(
+            f"schedule={settings['schedule']!r} needs total_steps, the optimizer steps of the whole training; "
+            "give it, or schedule='constant'"
+        )
 
 
 def _check_rate(group: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from steppe._batch import Work
 from steppe._parameters import parallel
 from steppe._parts import check, check_choice, check_count
 from steppe._rounding import generator
+from steppe._settings import another_method, plain_changes, tell
 from steppe._sync import average_all
 from steppe.lora._layers import Layer
 from steppe.lora._one_pass import OnePass, checked_state
@@ -101,7 +102,9 @@ class BiLoRA(OnePass):
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit; settings come from the state too.
+        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
+
+        Settings are those of this object; where one is not the state's, one warning names it with both values.
 
         Raises:
             ValueError: the state is of another kind, of other layers or of another rank; nothing is changed then.
@@ -109,6 +112,8 @@ class BiLoRA(OnePass):
         checked_state(state, "BiLoRA", {"auxiliary", "ascent", *_SETTINGS}, self.layers)
         check_count("step", state["step"], 0)
         _check(state)
+        if state["rule"] != self.rule:
+            raise another_method("rule", state["rule"], self.rule)
         saved = [state["auxiliary"][layer.name] for layer in self.layers]
         for layer, (a, b), (mine, own) in zip(self.layers, saved, self.auxiliary, strict=True):
             if a.shape != mine.shape or b.shape != own.shape:
@@ -119,11 +124,9 @@ class BiLoRA(OnePass):
         for (a, b), (mine, own) in zip(saved, self.auxiliary, strict=True):
             mine.copy_(a)
             own.copy_(b)
-        for name in _SETTINGS:
-            setattr(self, name, state[name])
-        self._ascent = self._make_ascent()
         self._ascent.load_state_dict(state["ascent"])
         self.step = state["step"]
+        tell(plain_changes(state, self._settings(), _SETTINGS))
 
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SETTINGS}

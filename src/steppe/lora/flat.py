@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from steppe._parts import check, check_choice, check_count
 from steppe._rounding import generator
+from steppe._settings import plain_changes, tell
 from steppe.curves import Cosine
 from steppe.lora._layers import Layer
 from steppe.lora._one_pass import OnePass, checked_state
@@ -97,15 +98,20 @@ class FlatLoRA(OnePass):
         return {"format": "FlatLoRA 1", "step": self.step, "layers": names} | self._settings()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken, bit for bit; settings come from the state too.
+        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
+
+        Settings are those of this object; where one is not the state's, one warning names it with both values.
 
         Raises:
             ValueError: the state is of another kind or of other layers; nothing is changed then.
         """
         checked_state(state, "FlatLoRA", set(self._settings()), self.layers)
         check_count("step", state["step"], 0)
-        self._set(_checked({key: state[key] for key in self._settings()}))
+        settings = self._settings()
+        _checked({key: state[key] for key in settings})
         self.step = state["step"]
+        own = [key for key in settings if not (self.hosts_length and key == "total_steps")]
+        tell(plain_changes(state, settings, own))
 
     def _settings(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in ("sigma", "total_steps", "schedule", "seed")}

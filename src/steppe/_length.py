@@ -1,0 +1,43 @@
+"""How long a training is: a method's ``total_steps``, found in one place, and whether the host or the user gave it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def lacking(
+    recipe: Callable[..., Any], total_steps: float, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """``{"total_steps": total_steps}`` where ``recipe`` takes it and nobody has set it, else nothing.
+
+    Args:
+        recipe: a method's, a partial of one, or a function of the user's own.
+        total_steps: the optimizer steps of the whole training.
+        settings: further arguments that the recipe will be called with.
+    """
+    wanted = inspect.signature(recipe).parameters.get("total_steps")
+    if wanted is None or wanted.default not in (None, wanted.empty):
+        return {}
+    return {} if (settings or {}).get("total_steps") is not None else {"total_steps": total_steps}
+
+
+def of_this_length(
+    recipe: Callable[..., Any], total_steps: float, settings: Mapping[str, Any] | None = None
+) -> Callable[[Any, Any], Any]:
+    """``recipe`` as a function of (model, optimizer), for a host that knows its length.
+
+    Where the host's length was taken, it belongs to the host: a checkpoint of a shorter or longer run is loaded without
+    a word about it. A length of the user's own stays.
+    """
+    known = dict(settings or {})
+    given = lacking(recipe, total_steps, known)
+
+    def build(model: Any, optimizer: Any) -> Any:
+        made = recipe(model, optimizer, **known | given)
+        if given and hasattr(made, "hosts_length"):
+            made.hosts_length = True
+        return made
+
+    return build
