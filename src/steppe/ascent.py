@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from steppe._algebra import add_scaled_, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_
+from steppe._kinds import is_bias
 from steppe._parts import Part, check, check_choice, check_value, value_at
 from steppe.curves import FollowLR
 
@@ -108,6 +109,9 @@ class Identity(Metric):
 class Adaptive(Metric):
     """T = |w| + eta, elementwise (ASAM); T = 1 for biases, as in the authors' code.
 
+    A bias is told by its own name in its layer: ``bias``, ``..._bias`` (attention's ``in_proj_bias``), and the RNNs'
+    ``bias_ih...`` and ``bias_hh...``; the tensors behind a parametrised or pruned bias are biases too. Attention's
+    ``bias_k`` and ``bias_v``, a key and a value, are not, nor are scales of normalisation layers.
     ``eta`` must be positive for weights that start at zero (LoRA's B) to move at all.
     """
 
@@ -119,7 +123,7 @@ class Adaptive(Metric):
 
     def __call__(self, weights: Grads) -> list[Tensor] | None:
         """One new tensor per weight."""
-        return [torch.ones_like(w) if name.endswith("bias") else w.abs().add_(self.eta) for name, w in weights.items()]
+        return [torch.ones_like(w) if is_bias(name) else w.abs().add_(self.eta) for name, w in weights.items()]
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,8 @@ class Ascent(Part):
             ``"group"`` each optimizer group; ``"trust"`` each tensor, with radius rho ||w_l||; ``"paper"`` LookSAM's
             layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (in units of the unscaled loss).
             A tensor of zero weights counts as ||w_l|| = 1 ("trust"), as trust ratio 1 ("paper").
-        subset: ``"all"`` parameters, ``"norm"`` those of normalisation layers, or a function
-            ``(name, parameter) -> bool``.
+        subset: ``"all"`` parameters, ``"norm"`` scales and shifts of normalisation layers (torch's own, and classes
+            with the word "Norm" in their name that own no matrix), or a function ``(name, parameter) -> bool``.
         samples: look at only the first ``samples`` of each batch for v (a whole number, or a fraction in (0, 1));
             needs ``backward(loss_of, batch)``. Cost 1 + samples/batch passes instead of 2.
         view: a cheaper view of the batch, or of its samples, for v: :class:`steppe.views.Resolution` (smaller images),

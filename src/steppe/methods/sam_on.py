@@ -17,7 +17,8 @@ def SAMON(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, **common:
     """Perturb only scales and shifts of normalisation layers: eps = rho g_N / ||g_N|| there, 0 elsewhere; d = g~.
 
     Args:
-        model: a model with normalisation layers (torch's, or any layer whose class name holds "Norm").
+        model: a model with normalisation layers: torch's own, or any whose class has the word "Norm" in its name
+            (LlamaRMSNorm, not NormalizedLinear) and owns no matrix.
         optimizer: any base optimizer.
         rho: rho, Euclidean radius over the normalisation parameters alone; 0.5, larger than SAM's.
         common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
