@@ -18,6 +18,11 @@ Tensors = Sequence[Tensor]
 _HALF = (torch.float16, torch.bfloat16)
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """A complex tensor as the pairs of real numbers in its storage, which is how every method sees it."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype to accumulate in."""
     return torch.float32 if dtype in _HALF else dtype

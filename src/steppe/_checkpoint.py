@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from steppe._algebra import as_real
 from steppe._parts import Part, check_choice, check_count, decode, encode
 from steppe._rounding import ROUNDINGS
 from steppe._settings import Change, changes, plain_changes, tell
@@ -36,7 +37,9 @@ def pack(sharp: SharpnessAware) -> dict[str, Any]:
 
 def _blank(sharp: SharpnessAware) -> dict[str, Any]:
     """Memory of the shape it will have: a sharded checkpoint is loaded into a state that is there already."""
-    params: dict[str, Tensor] = {e.name: e.param.detach() for e in sharp._parameters.entries if e.param.requires_grad}
+    params: dict[str, Tensor] = {
+        e.name: as_real(e.param.detach()) for e in sharp._parameters.entries if e.param.requires_grad
+    }
     moved = {
         e.name: params[e.name]
         for e in sharp._parameters.entries
@@ -71,7 +74,7 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
     check_count("seed", abs(state["seed"]) if isinstance(state["seed"], int) else state["seed"], 0)
     check_choice("rounding", state["rounding"], ROUNDINGS)
     changed = list(_changes(sharp, state))
-    memory = _on_parameters(_dict(state["memory"]), {e.name: e.param for e in sharp._parameters.entries}, [])
+    memory = _on_parameters(_dict(state["memory"]), {e.name: as_real(e.param) for e in sharp._parameters.entries}, [])
     sharp._selection.check_memory(memory.get("select", {}))
     sharp.step, sharp.memory = state["step"], memory
     tell(changed)
@@ -107,7 +110,7 @@ def _on_parameters(value: Any, params: Mapping[str, Tensor], path: list[str]) ->
         return value
     if len(path) < 2 or path[-2] not in _PER_PARAMETER:
         return value.to(next(iter(params.values())).device, copy=True)
-    param = params.get(path[-1])
+    param, value = params.get(path[-1]), as_real(value)  # 0.1.0 kept complex memory as it was
     if param is None or param.shape != value.shape:
         has = "no such parameter" if param is None else f"it has shape {tuple(param.shape)} here"
         raise ValueError(

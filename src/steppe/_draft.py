@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steppe._algebra import norm, ratio, scale_
+from steppe._algebra import as_real, norm, ratio, scale_
 from steppe._parameters import Parameters
 from steppe._shards import local
 from steppe.combine import Combined, Grads
@@ -94,7 +94,7 @@ class Draft:
         """After the optimizer's step: w <- w - lr * correction, with each group's present learning rate."""
         for entry in parameters.entries if self.correction else ():
             if entry.name in self.correction and entry.group is not None:
-                entry.param.sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
+                as_real(entry.param).sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
 
 
 def did_nothing(optimizer: Optimizer, draft: Draft) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steppe._algebra import add_scaled_, cloned, scale_
+from steppe._algebra import add_scaled_, as_real, cloned, scale_
 from steppe._parts import check
 from steppe.ascent import Direction, Grads, Memory, Scale
 
@@ -77,7 +77,8 @@ class Momentum(Ahead):
         if self.decay is not None:
             found = _copies(memory.get("average", {}), params)
         else:
-            found = _copies({k: m for k, p in params.items() if (m := _momentum(optimizer, p)) is not None}, params)
+            kept = {k: _momentum(optimizer, p) for k, p in params.items()}
+            found = _copies({k: as_real(m) for k, m in kept.items() if m is not None}, params)
             if not found and params and step > 0:
                 raise ValueError(_no_momentum(optimizer))
         if self.sign < 0:
@@ -133,8 +134,11 @@ class Previous(Ahead):
 
 
 def _copies(tensors: Grads, params: Grads) -> Grads:
-    """New tensors for the parameters that have one, in their order, type and place; one call for all where it can."""
-    found = {k: (tensors[k], p) for k, p in params.items() if k in tensors}
+    """New tensors for the parameters that have one, in their order, type and place; one call for all where it can.
+
+    Of a complex parameter, pairs of real numbers.
+    """
+    found = {k: (tensors[k], as_real(p)) for k, p in params.items() if k in tensors}
     if all(t.dtype == p.dtype and t.device == p.device for t, p in found.values()):
         return dict(zip(found, cloned([t for t, _ in found.values()]), strict=True))
     return {k: t.to(device=p.device, dtype=p.dtype, copy=True) for k, (t, p) in found.items()}
@@ -143,7 +147,8 @@ def _copies(tensors: Grads, params: Grads) -> Grads:
 def _momentum(optimizer: Optimizer, param: Tensor) -> Tensor | None:
     state: Any = optimizer.state.get(param, {})
     found = next((state[name] for name in BUFFERS if isinstance(state.get(name), Tensor)), None)
-    return found if found is not None and found.shape == param.shape and found.is_floating_point() else None
+    counts = found is not None and (found.is_floating_point() or found.is_complex())
+    return found if counts and found.shape == param.shape else None  # type: ignore[union-attr]
 
 
 def _no_momentum(optimizer: Optimizer) -> str:

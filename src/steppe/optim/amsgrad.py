@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from steppe._algebra import as_real
 from steppe._parts import check
 
 
@@ -68,8 +69,9 @@ class AMSGrad(Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
-        (beta_1, beta_2), grads = group["betas"], [p.grad for p in params]
+        (beta_1, beta_2), grads = group["betas"], [as_real(p.grad) for p in params]
         states = [self._state_of(p, group["eps"]) for p in params]
+        params = [as_real(p) for p in params]
         m, v, top = ([s[k] for s in states] for k in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
         torch._foreach_lerp_(m, grads, 1 - beta_1)
         torch._foreach_mul_(v, beta_2)
@@ -84,6 +86,7 @@ class AMSGrad(Optimizer):
     def _state_of(self, param: Tensor, eps: float) -> dict[str, Tensor]:
         state = self.state[param]
         if not state:
+            param = as_real(param)  # as torch's Adam: a complex number is a pair of real ones
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
             floor = max(eps**2, torch.finfo(param.dtype).tiny)  # eps^2 may be below the dtype's range
             state["max_exp_avg_sq"] = torch.full_like(param, floor)
