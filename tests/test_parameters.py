@@ -130,6 +130,7 @@ def test_a_layer_added_later_is_found():
     parameters = Parameters(model, optimizer, "all")
     model["tail"] = nn.Linear(1, 1)
     optimizer.add_param_group({"params": model["tail"].parameters()})
+    parameters.look_again()
     assert [e.name for e in parameters.entries] == [*NAMES, "tail.weight", "tail.bias"]
 
 
@@ -255,6 +256,7 @@ def test_parameters_of_a_group_may_be_exchanged_for_as_many_others():
     optimizer = sgd([model["body"].weight])
     parameters = Parameters(model, optimizer, "all")
     optimizer.param_groups[0]["params"] = [model["head"].weight]
+    parameters.look_again()
     assert [e.name for e in parameters.entries if e.group is not None] == ["head.weight"]
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from steppe._algebra import as_real
+from steppe._kinds import scales_and_shifts
 from steppe._shards import is_sharded
+from steppe._tree import Renames, Tree
 
 Subset = str | Callable[[str, Tensor], bool]
 
@@ -59,11 +63,6 @@ def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
     return {p: name.replace("_orig_mod.", "") for name, p in bare(model).named_parameters()}
 
 
-def is_normalisation(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer: torch's own, or any class named ...Norm... (LlamaRMSNorm)."""
-    return "norm" in type(module).__name__.lower() or isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm))
-
-
 @dataclass(frozen=True)
 class Entry:
     """One parameter: its name, its optimizer group (None: not in this optimizer), and whether the subset holds it."""
@@ -75,35 +74,42 @@ class Entry:
 
 
 class Parameters:
-    """All parameters of the model that may get a gradient, found again when the optimizer's groups change."""
+    """All parameters of the model that may get a gradient, in the model's order.
+
+    Attributes:
+        entries: as of the latest :meth:`look_again`. sharded: whether any is spread over processes (FSDP2).
+    """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, subset: Subset) -> None:
         self.model, self.optimizer, self.subset = model, optimizer, subset
-        self._shape: tuple[tuple[int, ...], ...] = ()
-        self._entries: list[Entry] = []
+        self.entries: list[Entry] = []
+        self.sharded = False
+        self._tree = Tree(bare(model))
+        self._left: set[Tensor] = set()  # still in the optimizer, but no longer in the model
         self._others: dict[str, Tensor] = {}
-        self._sharded = False
+        self.look_again()
         if not any(self.perturbable(e) for e in self.entries):
             raise ValueError(
                 f"nothing to perturb: subset={self.subset!r} and the groups' perturb flags leave no parameter of the "
                 "optimizer; choose another subset or set perturb=True in a group"
             )
 
-    @property
-    def sharded(self) -> bool:
-        """Whether parameters are spread over processes (FSDP2)."""
-        return bool(self.entries) and self._sharded
+    def look_again(self) -> Renames:
+        """Find the parameters anew if modules, parameters or the optimizer's groups were exchanged, added or renamed.
 
-    @property
-    def entries(self) -> list[Entry]:
-        """Every parameter, in the model's order."""
-        groups = [g["params"] for g in self.optimizer.param_groups]
-        shape = tuple((len(ps), id(ps[0]), id(ps[-1])) if ps else () for ps in groups)
-        if shape != self._shape:
-            self._check()
-            self._entries, self._shape = self._find(), shape
-            self._sharded = any(is_sharded(e.param) for e in self._entries)
-        return self._entries
+        Returns:
+            What has happened to those that were known: old name -> present name, None where it is gone.
+        """
+        if not self._tree.changed(self.optimizer.param_groups):
+            return {}
+        before = self.entries
+        self._check({e.param for e in before} | self._left)
+        self.entries = self._find()
+        self.sharded = any(is_sharded(e.param) for e in self.entries)
+        # FSDP2 exchanges its parameters for whole ones within a pass: there only the groups tell.
+        self._tree.note(self.optimizer.param_groups, modules=not self.sharded)
+        here = {e.param: e.name for e in self.entries}
+        return {e.name: here.get(e.param) for e in before if here.get(e.param) != e.name}
 
     def group_of(self, entry: Entry) -> dict[str, Any]:
         """The optimizer's group of an entry that has one."""
@@ -114,18 +120,27 @@ class Parameters:
         """Whether the ascent may move this parameter."""
         return entry.inside and entry.group is not None and bool(self.group_of(entry).get("perturb", True))
 
-    def take(self) -> dict[str, Tensor]:
-        """Take every gradient away from its parameter; those of parameters that the optimizer lacks are kept apart."""
+    def take(self, dense: bool = True) -> dict[str, Tensor]:
+        """Take every gradient away from its parameter; those of parameters that the optimizer lacks are kept apart.
+
+        A complex one is handed out as pairs of real numbers, and with ``dense`` a sparse one in full, so that no part
+        meets anything else.
+        """
         there = [(e, e.param.grad) for e in self.entries if e.param.requires_grad and e.param.grad is not None]
         self.clear()
-        _refuse_sparse({e.name: g for e, g in there})
+        _refuse_sparse({e.name: g for e, g in there if self.perturbable(e)})
         owned = [(e, g.clone() if g._is_view() else g) for e, g in there]  # a view is a slice of DDP's buckets
         self._others = {e.name: g for e, g in owned if e.group is None}
-        return {e.name: g for e, g in owned if e.group is not None}
+        return {e.name: as_real(_full(g) if dense else g) for e, g in owned if e.group is not None}
 
     def drop_others(self) -> None:
         """Another pass will bring the others' gradients."""
         self._others = {}
+
+    @property
+    def have_others(self) -> bool:
+        """Whether the latest pass brought gradients of parameters that the optimizer lacks."""
+        return bool(self._others)
 
     def give_others(self) -> None:
         """Leave the latest pass's gradients where the optimizer does not look: they are no part of the method."""
@@ -136,7 +151,8 @@ class Parameters:
         """Set the gradients; parameters without one keep what they have."""
         for entry in self.entries:
             if entry.name in grads:
-                entry.param.grad = grads[entry.name]
+                grad = grads[entry.name]
+                entry.param.grad = torch.view_as_complex(grad) if _is_pairs(grad, entry.param) else grad
 
     def clear(self) -> None:
         """Set every ``.grad`` to None."""
@@ -146,15 +162,12 @@ class Parameters:
 
     def have_gradients(self) -> bool:
         """Whether any gradient is there that the optimizer's step would take."""
-        return any(True for _ in self._handed())
+        return any(e.param.grad is not None for e in self.entries if e.group is not None and e.param.requires_grad)
 
     def handed(self) -> list[Tensor]:
         """The gradients that the optimizer's step would take."""
-        return list(self._handed())
-
-    def _handed(self) -> Iterator[Tensor]:
         mine = (e.param for e in self.entries if e.group is not None and e.param.requires_grad)
-        return (p.grad for p in mine if p.grad is not None)
+        return [_full(p.grad) for p in mine if p.grad is not None]
 
     @contextmanager
     def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:
@@ -175,9 +188,10 @@ class Parameters:
         average([g for _, g in earlier if g is not None])
         for param, grad in earlier:
             if grad is not None:
-                param.grad = grad if param.grad is None else grad.add_(param.grad)
+                param.grad = grad if param.grad is None else _sum(grad, param.grad)
 
     def _find(self) -> list[Entry]:
+        _refuse_lazy(bare(self.model))
         names, groups = names_of(self.model), self._groups()
         inside = self._subset_names(names)
         return [Entry(n, p, groups.get(p), n in inside) for p, n in names.items()]
@@ -190,12 +204,12 @@ class Parameters:
             return set(names.values())
         if callable(self.subset):
             return {n for p, n in names.items() if self.subset(n, p)}
-        norms = [m for m in bare(self.model).modules() if is_normalisation(m)]
-        return {names[p] for m in norms for p in m.parameters(recurse=False)}
+        return {names[p] for p in scales_and_shifts(bare(self.model))}
 
-    def _check(self) -> None:
+    def _check(self, known: set[Tensor]) -> None:
         names = names_of(self.model)
-        unknown = [p for p in self._groups() if p not in names]
+        outside = [p for p in self._groups() if p not in names]
+        unknown = [p for p in outside if p not in known]
         if unknown:
             raise ValueError(
                 f"the optimizer holds {len(unknown)} parameter(s) that the model does not, the first of shape "
@@ -204,6 +218,7 @@ class Parameters:
             )
         for group in self.optimizer.param_groups:
             _check_group(group)
+        self._left = set(outside)
 
 
 def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -216,6 +231,10 @@ def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dic
 def _own(grad: Tensor) -> Tensor:
     # A view is a slice of somebody's flat buffer (DDP's buckets), which the next pass would overwrite.
     return grad.clone() if grad._is_view() else grad
+
+
+def _is_pairs(grad: Tensor, param: Tensor) -> bool:
+    return param.is_complex() and not grad.is_complex()
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -231,4 +250,27 @@ def _check_group(group: dict[str, Any]) -> None:
 def _refuse_sparse(grads: dict[str, Tensor]) -> None:
     for name, grad in grads.items():
         if grad.layout is not torch.strided:
-            raise ValueError(f"{name} has a sparse gradient, whose perturbation is not defined here: use sparse=False")
+            raise ValueError(
+                f"{name} has a sparse gradient, whose perturbation is not defined here: use sparse=False, or do not "
+                "perturb it: perturb=False in its group, or an optimizer of its own"
+            )
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    lazy = [name for name, t in chain(model.named_parameters(), model.named_buffers()) if is_lazy(t)]
+    if lazy:
+        raise ValueError(
+            f"the model holds {len(lazy)} lazy tensor(s) without a shape as yet, the first {lazy[0]}; expected a model "
+            "that is whole: run one batch through the model first, then build this"
+        )
+
+
+def _full(grad: Tensor) -> Tensor:
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
+def _sum(grad: Tensor, new: Tensor) -> Tensor:
+    """The sum, in the storage of ``grad`` where both are of one layout."""
+    if grad.layout is new.layout:
+        return grad.add_(new)
+    return new + grad if new.layout is torch.strided else grad + new

@@ -49,7 +49,7 @@ class Passes:
         sharp = self._sharp
         with sharp.averaging.first_pass() if ascends else nullcontext():
             loss = work.run()
-        grads = self.taken()
+        grads = sharp._arrived(self.taken())
         if ascends:
             sharp.averaging.average(grads.values())
         self.scale = work.scale
@@ -61,7 +61,7 @@ class Passes:
         with self.no_trace():
             with sharp.averaging.first_pass():
                 loss = work.run()
-            grads = sharp._parameters.take()
+            grads = sharp._arrived(sharp._parameters.take(sharp._reads_all))
             sharp.averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
@@ -95,7 +95,8 @@ class Passes:
 
     def taken(self) -> Grads:
         """The gradients of a pass over the whole batch, taken out of ``.grad``; notes which parameters had none."""
-        grads, sharp = self._sharp._parameters.take(), self._sharp
+        sharp = self._sharp
+        grads = sharp._parameters.take(sharp._reads_all)
         missing = sharp.select is None and len(grads) < len(sharp._radii())
         self._silent = sharp._radii().keys() - grads.keys() if missing else set()
         return grads

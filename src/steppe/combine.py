@@ -56,6 +56,10 @@ class Combine(Part):
         """The memory that means the same as none: what a sharded checkpoint is loaded into."""
         return {}
 
+    def after_change(self, memory: Memory) -> Memory:
+        """The memory in itself consistent again, after parameters have left the model and their tensors the memory."""
+        return memory
+
 
 @dataclass(frozen=True)
 class Replace(Combine):
@@ -171,6 +175,14 @@ class Reuse(Combine):
         zero = torch.zeros((), device=next(iter(params.values())).device)
         g_v = {k: torch.zeros_like(p) for k, p in params.items()}
         return {"g_v": g_v, "g_v_norm": zero, "g_norm": zero.clone()} | self.refresh.blank(params)
+
+    def after_change(self, memory: Memory) -> Memory:
+        """||g_v|| of what is left of g_v; nothing at all where nothing is left."""
+        g_v: Grads = memory.get("g_v", {})
+        rest = self.refresh.after_change({k: v for k, v in memory.items() if not k.startswith("g_")})
+        if not g_v:
+            return rest
+        return rest | {"g_v": g_v, "g_v_norm": norm(list(g_v.values())), "g_norm": memory["g_norm"]}
 
     def _orthogonal(self, clean: Grads, perturbed: Grads, g_norm: Tensor) -> Grads:
         g, d = list(clean.values()), list(perturbed.values())

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steppe._algebra import cloned, norm
+from steppe._algebra import as_real, cloned, norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
 from steppe._draft import Draft, Last, did_nothing
 from steppe._guards import BACKUPS, Replay, perturbed_message
 from steppe._hardest import PerSample
-from steppe._parameters import Parameters, aligned, bare_optimizer, without_sync
+from steppe._parameters import Parameters, aligned, bare, bare_optimizer, without_sync
 from steppe._parts import check_choice
 from steppe._passes import Passes
 from steppe._perturbation import Perturbation, Rounding
@@ -25,6 +25,7 @@ from steppe._rounding import ROUNDINGS
 from steppe._selection import Selection
 from steppe._sync import Averaging, average_earlier, refuse_unreduced
 from steppe._thin import thin_
+from steppe._tree import renamed
 from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
 from steppe.ahead import Ahead
 from steppe.ascent import Ascent, Grads, Scale
@@ -159,6 +160,7 @@ class SharpnessAware:
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._refuse_while_perturbed("start another backward")
+        self._look_again()
         kind = PerSample if self.ascent.per_sample else Work
         work = kind.of(self._selection.rooted(closure), batch, micro_batches, backward, without_sync(self.model))
         look = self._passes.cheaper(work)
@@ -242,6 +244,7 @@ class SharpnessAware:
             RuntimeError: called twice, or with ``ascent.samples`` or ``hardest``, for :meth:`backward` with a batch.
         """
         self._refuse_while_perturbed("ascend again")
+        self._look_again()
         if self.select is not None:
             raise RuntimeError(
                 "ascend() cannot switch parameters off in a pass that it does not run: use backward(), or select=None"
@@ -292,6 +295,7 @@ class SharpnessAware:
         Weights, buffers and all that a forward moves are back afterwards; ``.grad`` and the memory are not touched.
         """
         self._refuse_while_perturbed("enter perturbed()")
+        self._look_again()
         if not self._parameters.have_gradients() and not self.ascent.direction.ahead:
             raise RuntimeError(
                 "perturbed() found no gradient to climb along: call backward first, and look before zero_grad()"
@@ -299,7 +303,8 @@ class SharpnessAware:
         if self.ascent.direction.ahead:
             grads = self._foreseen()
         else:
-            grads = {e.name: e.param.grad.clone() for e in self._parameters.entries if e.param.grad is not None}
+            there = ((e.name, e.param.grad) for e in self._parameters.entries)
+            grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
         memory, self._passes.mark = self._draft.memory, None
         with self._passes.no_trace(), self._perturbed(grads, {}, self._passes.scale, None):
             self._draft.memory = memory
@@ -313,6 +318,7 @@ class SharpnessAware:
         Save it beside the model's and the optimizer's; ``torch.load(..., weights_only=True)`` reads it.
         """
         self._refuse_while_perturbed("save the state")
+        self._look_again()
         return pack(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -325,8 +331,37 @@ class SharpnessAware:
             ValueError: the state is of another method or kind, names parameters that the model lacks, or shapes differ.
         """
         self._refuse_while_perturbed("load a state")
+        self._look_again()
         unpack(self, state)
         self._draft = Draft()
+
+    # The present parameters and what arrives at them
+
+    def _look_again(self) -> None:
+        """Memory follows parameters that were renamed, and starts anew for those that were exchanged."""
+        before = self._parameters.entries
+        if names := self._parameters.look_again():
+            known = {e.name for e in before}
+            for held in (self, self._draft):
+                held.memory = renamed(held.memory, names, known)
+                if "combine" in held.memory:
+                    held.memory["combine"] = self.combine.after_change(held.memory["combine"])
+            self._draft.correction, self._draft.radii = renamed(self._draft.correction, names, known), None
+
+    def _arrived(self, grads: Grads) -> Grads:
+        """The gradients of a pass that was run here; refuses a pass that brought none."""
+        if not grads and not self._parameters.have_others and self.select is None:
+            raise RuntimeError(
+                "no gradient arrived at the model's parameters; expected a function whose loss depends on the very "
+                f"{type(bare(self.model)).__name__} that was given, not on a copy of it or on a detached output"
+            )
+        return grads
+
+    @property
+    def _reads_all(self) -> bool:
+        """Whether gradients of parameters that are not perturbed are reckoned with, and not only handed on."""
+        alone = isinstance(self.combine, Replace) and not self.schedule.needs_gradient
+        return not alone or self.select is not None or self.averaging.puts_off
 
     # Decisions
 
@@ -377,7 +412,7 @@ class SharpnessAware:
         """Let the direction remember the gradient that the optimizer's step is about to take."""
         if isinstance(self.ascent.direction, Ahead) and self._draft.decision is not None:
             inside = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
-            grads: Grads = {e.name: e.param.grad for e in inside if e.param.grad is not None}
+            grads: Grads = {e.name: as_real(e.param.grad) for e in inside if e.param.grad is not None}
             self._draft.remember("ascent", self.ascent.direction.after(grads, self.memory.get("ascent", {}), scale))
 
     # There and back
@@ -391,7 +426,7 @@ class SharpnessAware:
         handed = {k: direction[k] for k in moved}
         if clean is direction:
             handed = dict(zip(handed, cloned(list(handed.values())), strict=True))
-        weights: Grads = {k: e.param for k, e in moved.items()}
+        weights: Grads = {k: as_real(e.param) for k, e in moved.items()}
         eps, memory = self.ascent.perturbation(
             weights, handed, {k: radii[k] for k in moved}, {k: e.group or 0 for k, e in moved.items()},
             self.memory.get("ascent", {}), scale,
@@ -444,7 +479,7 @@ class SharpnessAware:
     @torch.no_grad()
     def _finish(self, clean: Grads) -> None:
         """Hand on what ``combine`` makes of the clean gradient and the perturbed one in ``.grad``."""
-        perturbed = self._parameters.take()
+        perturbed = self._parameters.take(self._reads_all)
         if clean:
             clean, perturbed = aligned(clean, perturbed)
         out = self.combine.ascended(self.step, clean, perturbed, self.memory.get("combine", {}))
@@ -456,6 +491,7 @@ class SharpnessAware:
 
     def _before_step(self) -> None:
         self._refuse_while_perturbed("step the optimizer")
+        self._look_again()
         self._stepping, scale = True, getattr(self.optimizer, "grad_scale", None)
         self._draft.close(self._parameters, scale)
         self._keep_handed(1.0 if scale is None else scale)

@@ -1,0 +1,61 @@
+"""A model that changes in mid-training: whether it is the one that was noted, and memory that follows its names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import chain
+from operator import is_
+from typing import Any
+
+from torch import nn
+
+Renames = dict[str, str | None]
+
+
+class Tree:
+    """Whether a model's modules and parameters, and an optimizer's groups, are the ones that were noted.
+
+    Objects are compared and kept, not their ids, which come back when an object is freed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._views: list[Iterable[Any]] = []  # live: made once, they show what is there
+        self._noted: list[Any] = []
+
+    def note(self, groups: list[dict[str, Any]], modules: bool = True) -> None:
+        """Remember how it is now; without ``modules``, of the groups alone."""
+        tree = self._model.modules() if modules else ()
+        self._views = [v for m in tree for v in (m._modules, m._modules.values(), m._parameters.values())]
+        self._noted = self._now(groups)
+
+    def changed(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether anything is another than when it was noted, or nothing was."""
+        now = self._now(groups)
+        return not now or len(now) != len(self._noted) or not all(map(is_, now, self._noted))
+
+    def _now(self, groups: list[dict[str, Any]]) -> list[Any]:
+        found = list(chain.from_iterable(self._views))
+        for group in groups:
+            found += group["params"]
+            found.append(group)
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies note their own."""
+        return {"_model": self._model, "_views": [], "_noted": []}
+
+
+def renamed(memory: Any, names: Renames, known: Collection[str]) -> Any:
+    """Memory whose dicts by parameter follow the parameters; of those that are gone nothing is left.
+
+    Args:
+        memory: nested dicts.
+        names: old name -> present name, None where the parameter is gone.
+        known: all old names, by which a dict by parameter is told.
+    """
+    if not isinstance(memory, dict) or not memory:
+        return memory
+    if not all(k in known for k in memory):
+        return {k: renamed(v, names, known) for k, v in memory.items()}
+    return {new: v for k, v in memory.items() if (new := names.get(k, k)) is not None}
