@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from steppe._command.locks import lock, same_file
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -15,18 +20,68 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to a file beside `path` first, down to the disk, then move it in place in one step."""
+    """Write `text` to a new file beside `path` first, down to the disk, then move it in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial, handle = _new_beside(path)
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)  # before it is closed: while it is locked nobody takes it for left behind
+        sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)  # a full disk needs its room back
         raise
+
+
+def _new_beside(path: Path) -> tuple[Path, int]:
+    """A file of its own name, which no other process has made or linked to, open and locked."""
+    while True:
+        partial = name_beside(path)
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            mine = lock(handle) and same_file(partial, handle)
+        except OSError:
+            mine = True  # without locks nobody removes it either
+        if mine:
+            return partial, handle
+        os.close(handle)  # whoever tidied here took it for left behind, and removes it
+
+
+def name_beside(path: Path) -> Path:
+    """A name in the same folder that nobody can foretell, for what is not whole yet."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.tmp")
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names down to the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows opens no folders
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the files that killed processes left half-written in `folder`; those being written stay."""
+    for partial in folder.glob(".*.tmp"):
+        try:
+            handle = os.open(partial, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # gone meanwhile, or nothing of ours: a folder, a link
+        try:
+            if lock(handle) and same_file(partial, handle):
+                partial.unlink(missing_ok=True)
+        except OSError:
+            pass  # no locks here, or not ours to remove
+        finally:
+            os.close(handle)
 
 
 def read_json(path: Path) -> Any:
@@ -44,3 +99,29 @@ def finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class DiskError(ValueError):
+    """Something could not be written; the message is one sentence."""
+
+
+@contextmanager
+def writing(folder: Path, then: str) -> Iterator[None]:
+    """Errors of the disk as one sentence.
+
+    Args:
+        folder: that is written to.
+        then: what the reader can do.
+
+    Raises:
+        DiskError: no space, no permission, or no folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(disk_sentence(folder, error.strerror or str(error), then)) from error
+
+
+def disk_sentence(folder: Path, why: str, then: str) -> str:
+    """What could not be written, why, and what to do."""
+    return f"cannot write to {folder} ({' '.join(why.split())}); {then}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe._command.files import write_text
+from steppe._command.files import name_beside, write_text
 from steppe.text.models import quiet
 
 MODEL, TEST = "model", "test.txt"
@@ -40,7 +40,7 @@ def prepare_folder(folder: Path, seeds: Sequence[int], *, overwrite: bool = Fals
     texts, digits = lines()
     if overwrite or not (folder / MODEL).is_dir():
         old = [i for i, digit in enumerate(digits) if digit < KNOWN]
-        partial = folder / f".{MODEL}.tmp"
+        partial = name_beside(folder / MODEL)
         pretrain([texts[i] for i in old], [digits[i] for i in old], partial)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         partial.rename(folder / MODEL)

@@ -45,7 +45,8 @@ def run(out: str, *, overwrite: bool = False, shown: Quiet | None = None) -> dic
     if not (isinstance(earlier, dict) and earlier.get("kind") == "example"):
         folder.check_fresh(overwrite)
     jobs = [(text, seed) for seed in SEEDS for text in METHODS]
-    with writing(folder.path), shown:
+    folder.check_free()
+    with shown, folder.alone(shown.say), writing(folder.path):
         shown.say("A small transformer learns the digits 0 to 6 (once), then 7 to 9 by LoRA from noisy labels")
         prepare_folder(folder.path, SEEDS, overwrite=True)
         results = _all(folder.path, jobs, shown)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from steppe._command.files import read_json, write_json
+from steppe._command import files
+from steppe._command.files import DiskError, disk_sentence, name_beside, read_json, write_json
+from steppe._command.locks import LOCK, one_writer, refuse_taken
 
 SETTINGS, RESULT, CHECKPOINTS = "settings.json", "result.json", "checkpoints"
 
@@ -33,6 +35,14 @@ class Folder:
         found = read_json(self.path / SETTINGS)
         return found if isinstance(found, dict) and "settings" in found else None
 
+    def check_free(self) -> None:
+        """Refuse a folder to which another process is writing.
+
+        Raises:
+            steppe._command.locks.TakenError: one sentence that names it.
+        """
+        refuse_taken(self.path)
+
     def check_fresh(self, overwrite: bool) -> None:
         """Refuse a folder in which something lies that a new run would mix with.
 
@@ -46,7 +56,7 @@ class Folder:
                 finished = (self.path / RESULT).is_file()
                 state = "a finished run: give" if finished else "a run that was interrupted: give --resume,"
                 raise ValueError(f"{self.path} holds {state} --overwrite or another --out")
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(map(_of_somebody, self.path.iterdir())):
             raise ValueError(f"{self.path} holds files that are not of a fine-tuning; name another folder with --out")
 
     def check_resumable(self) -> dict[str, Any]:
@@ -62,37 +72,72 @@ class Folder:
             raise ValueError(f"the run in {self.path} is finished: see {self.path / RESULT}; nothing is left to resume")
         return begun
 
+    def alone(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Make the folder and keep others from writing there, until the process ends at the latest.
+
+        Args:
+            say: told where the file system has no locks.
+
+        Raises:
+            DiskError: the folder cannot be made.
+            steppe._command.locks.TakenError: another process writes there.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        return one_writer(self.path, "steppe finetune", say)
+
     def begin(self, settings: dict[str, Any], data: list[str], shared: dict[str, int]) -> None:
-        """Make the folder; what an earlier run left goes.
+        """Note what is begun; what an earlier run left goes, once that is written.
 
         Args:
             settings: that decide the result.
             data: the files' fingerprints.
             shared: among how many processes and devices a batch is shared out.
         """
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / RESULT).unlink(missing_ok=True)
-            for name in (CHECKPOINTS, "adapter", "model"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
+        with writing(self.path), self._aside(RESULT, CHECKPOINTS, "adapter", "model"):
             write_json(self.path / SETTINGS, {"settings": settings, "data": data, "shared": shared})
-            self.tidy()
+        self.tidy()
+
+    @contextmanager
+    def _aside(self, *names: str) -> Iterator[None]:
+        """Out of the way meanwhile, and back where that fails."""
+        moved = {name: name_beside(self.path / name) for name in names if os.path.lexists(self.path / name)}
+        try:
+            for name, aside in moved.items():
+                os.rename(self.path / name, aside)
+            yield
+        except BaseException:
+            for name, aside in moved.items():
+                if os.path.lexists(aside):
+                    os.rename(aside, self.path / name)
+            raise
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove what is not in its place: an earlier run's, and what a killed process left half-written."""
         for partial in self.path.glob(".*.tmp"):
-            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+            _remove(partial)
 
     def save(self, name: str, write: Callable[[str], Any]) -> Path:
-        """Let ``write(folder)`` fill a folder beside the place ``name``, then move it there in one step."""
-        place, partial = self.path / name, self.path / f".{name}.{os.getpid()}.tmp"
+        """Let ``write(folder)`` fill a new folder beside the place ``name``, then move it there.
+
+        Raises:
+            DiskError: it could not be written, or could not be moved; then it stays where it is, whole.
+        """
+        place, partial = self.path / name, name_beside(self.path / name)
         with writing(self.path):
             try:
                 write(str(partial))
-                shutil.rmtree(place, ignore_errors=True)
-                os.replace(partial, place)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _sync(partial)
+            except BaseException:
+                _remove(partial)  # half of it is of no use, and a full disk needs its room back
+                raise
+        try:
+            _move(partial, place)
+        except OSError as error:
+            raise DiskError(
+                f"what was trained could not be moved to {place} ({error.strerror}); it lies whole in {partial}, and "
+                "once the way is free --resume moves on from the last checkpoint"
+            ) from error
         return place
 
     def finish(self, result: dict[str, Any]) -> Path:
@@ -106,8 +151,44 @@ class Folder:
         return self.path / RESULT
 
 
-class DiskError(ValueError):
-    """Something could not be written; the message is one sentence."""
+def _of_somebody(path: Path) -> bool:
+    """Not what a process that was killed at its very start left here."""
+    return path.name != LOCK and not (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def _move(new: Path, place: Path) -> None:
+    """``new`` to ``place``; what stands there, be it a link, goes when that is done and comes back if it fails."""
+    old = name_beside(place) if os.path.lexists(place) else None
+    if old:
+        os.rename(place, old)
+    try:
+        os.rename(new, place)
+    except BaseException:
+        if old:
+            os.rename(old, place)
+        raise
+    if old:
+        _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """A file, a folder with all in it, or a link, but not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Down to the disk, before its place names it."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    files.sync_folder(folder)
+
+
+_THEN = "make room or name another --out, and where checkpoints were written --resume goes on from the last"
 
 
 @contextmanager
@@ -118,19 +199,14 @@ def writing(folder: Path) -> Iterator[None]:
         DiskError: no space, no permission, or no folder.
     """
     try:
-        yield
-    except OSError as error:
-        raise DiskError(_sentence(folder, error.strerror or str(error))) from error
+        with files.writing(folder, _THEN):
+            yield
     except SafetensorError as error:
-        raise DiskError(_sentence(folder, str(error))) from error
+        raise DiskError(disk_sentence(folder, str(error), _THEN)) from error
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
-        raise DiskError(_sentence(folder, "a checkpoint could not be written to its end")) from error
+        raise DiskError(disk_sentence(folder, "a checkpoint could not be written to its end", _THEN)) from error
 
 
-def _sentence(folder: Path, why: str) -> str:
-    return (
-        f"cannot write to {folder} ({' '.join(why.split())}); make room or name another --out, and where checkpoints "
-        "were written --resume goes on from the last"
-    )
+__all__ = ["CHECKPOINTS", "RESULT", "SETTINGS", "DiskError", "Folder", "writing"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -35,6 +36,7 @@ class Plan:
         settings: complete. found: the examples. tokens: what the Trainer gets of them.
         model: as training begins. tokenizer: its own. arguments: the Trainer's ``TrainingArguments``.
         pairs: how many BAR found; None for other methods. folder: to write to. fresh: False: resume there.
+        overwrite: an earlier run there may go.
     """
 
     settings: Settings
@@ -46,6 +48,7 @@ class Plan:
     pairs: int | None
     folder: Folder
     fresh: bool
+    overwrite: bool
 
 
 def finetune(
@@ -73,6 +76,7 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
         ValueError: one sentence about the first thing that does not.
     """
     folder = Folder(settings.out)
+    folder.check_free()
     if not resume:
         folder.check_fresh(overwrite)
     found = data.examples(settings)
@@ -86,7 +90,7 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
     method.fit_processes(settings.method, built, arguments)
     if resume:
         check_shared(folder, arguments)
-    plan = Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume)
+    plan = Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume, overwrite)
     _rehearse(plan)
     return plan
 
@@ -135,16 +139,32 @@ def _arguments(settings: Settings, folder: Folder) -> Any:
 
 
 def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
-    """Train what :func:`prepare` gave, save it, write the result.
+    """Train what :func:`prepare` gave, save it, write the result; nobody else writes to the folder meanwhile.
 
     Raises:
         steppe.finetune.folder.DiskError: something could not be written.
+        ValueError: another process writes there, or has begun a run since.
     """
+    shown = shown if ranks.first() else Quiet()
+    with ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(plan.folder.alone(shown.say)))
+        ranks.once(partial(_check_again, plan))
+        return _train(plan, shown)
+
+
+def _check_again(plan: Plan) -> None:
+    """What :func:`prepare` saw of the folder may be another process's by now."""
+    if plan.fresh:
+        plan.folder.check_fresh(plan.overwrite)
+    else:
+        check_same(plan.folder, plan.settings)
+
+
+def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), plan.folder, plan.settings
     checkpoint = None if plan.fresh else last_checkpoint(folder)
     if plan.fresh:
         ranks.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings), shared(plan.arguments)))
-    shown = shown if ranks.first() else Quiet()
     watch, begin = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):

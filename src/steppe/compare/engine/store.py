@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from steppe._command.files import finite, read_json, write_json
+from steppe._command.files import finite, read_json, remove_left, write_json
 from steppe.compare.engine.spec import SCHEMA
 
 
@@ -29,8 +29,8 @@ class Store:
             self.runs.mkdir(parents=True, exist_ok=True)
             if not os.access(self.runs, os.W_OK):
                 raise PermissionError
-            for partial in [*self.folder.glob(".*.tmp"), *self.runs.glob(".*.tmp")]:
-                partial.unlink(missing_ok=True)
+            remove_left(self.folder)
+            remove_left(self.runs)
         except OSError as error:
             why = error.strerror or "no permission"
             raise ValueError(f"cannot write to {self.folder} ({why}); name another folder with --out") from error
