@@ -106,7 +106,14 @@ def complete(asked: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     rate, batch, epochs = _USUAL[settings.language, settings.full]
     usual = {"learning_rate": rate, "per_device_train_batch_size": batch, "num_train_epochs": epochs}
     usual["per_device_eval_batch_size"] = 8 if settings.language else 64
-    taken = usual | _DEFAULTS | {key: _typed(key, value) for key, value in asked.items()}
+    given = {key: _typed(key, value) for key, value in asked.items()}
+    if settings.patience is not None:
+        usual["load_best_model_at_end"] = True
+    taken = usual | _DEFAULTS | given
+    if taken.get("load_best_model_at_end") and taken["save_strategy"] in ("steps", "epoch"):
+        also = {"eval_strategy": taken["save_strategy"]}  # what is saved is looked at: the best may be any of them
+        taken = also | ({"eval_steps": taken["save_steps"]} if taken["save_strategy"] == "steps" else {}) | taken
+    _check_patience(settings, taken)
     for key in filter(taken.__contains__, _ABOVE_ZERO):
         if not (isinstance(taken[key], (int, float)) and taken[key] > 0 and math.isfinite(taken[key])):
             raise ValueError(f"{key} must be a number above 0, got {taken[key]!r}")
@@ -115,6 +122,25 @@ def complete(asked: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             f"max_steps must be at least 1 (or -1: as many as the epochs have), got {taken['max_steps']!r}"
         )
     return taken
+
+
+def looks(training: Mapping[str, Any]) -> bool:
+    """Whether the Trainer looks at examples beside those it trains on, to choose or to report."""
+    return bool(
+        training.get("load_best_model_at_end")
+        or training.get("eval_on_start")
+        or training.get("save_strategy") == "best"
+        or training.get("eval_strategy", "no") != "no"
+        or training.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+    )
+
+
+def _check_patience(settings: Settings, taken: Mapping[str, Any]) -> None:
+    if settings.patience is not None and taken.get("eval_strategy", "no") == "no":
+        raise ValueError(
+            f"patience = {settings.patience} counts looks at the validation examples, and with eval_strategy = 'no' "
+            "(save_strategy = 'no') there are none; set --eval-strategy steps or epoch"
+        )
 
 
 def _typed(key: str, value: Any) -> Any:

@@ -32,6 +32,11 @@ def finetune(
     examples: Annotated[Number, flag("At most so many training examples.")] = None,
     per_class: Annotated[Number, flag("At most so many training examples of each class.")] = None,
     held_out: Annotated[Real, flag("Share held out where there is no test data (0.1).")] = None,
+    validation: Annotated[
+        Text, flag("Share of the training examples (0.1), or data, that choose: best checkpoint, early stopping.")
+    ] = None,
+    validation_split: Annotated[Text, flag("Split of an hf: validation, needed there.")] = None,
+    patience: Annotated[Number, flag("Stop after so many looks at the validation without a better one.")] = None,
     method: Annotated[Text, flag("base, nbar, sam, look_sam:k=5,push=natural, ...; see `steppe methods`.")] = None,
     full: Annotated[
         bool | None, typer.Option("--full/--lora", help="Train everything, or LoRA (the default).", show_default=False)
@@ -89,7 +94,7 @@ def _interrupting(errors: Console, what_next: str) -> Iterator[None]:
 
 _FIELDS = (
     "model", "data", "split", "test", "test_split", "task", "text", "label", "prompt", "response", "examples",
-    "per_class", "held_out", "method", "full", "adapter", "r", "alpha", "dropout", "targets", "kind", "max_length",
+    "per_class", "held_out", "validation", "validation_split", "patience", "method", "full", "adapter", "r", "alpha", "dropout", "targets", "kind", "max_length",
     "packing", "seed", "out",
 )  # fmt: skip
 _SWITCHES = ("lora", "lora_r", "set", "recipe", "resume", "overwrite", "json")

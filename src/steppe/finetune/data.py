@@ -22,12 +22,14 @@ class Examples:
     """Training and test examples as they were read.
 
     Attributes:
-        train: to learn from. test: to measure with. held_out: whether the test is a share of the training data.
+        train: to learn from. test: to measure with, once, at the end. held_out: whether the test is a share of the
+            training data. validation: to look at and choose with in between; None where nothing looks.
     """
 
     train: Any
     test: Any
     held_out: bool
+    validation: Any = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,13 +43,14 @@ class Tokens:
 
     Attributes:
         train: for the Trainer. test: likewise. length: the most tokens of an example.
-        cut: how many training examples were longer than that.
+        cut: how many training examples were longer than that. validation: None where nothing looks at any.
     """
 
     train: list[Example]
     test: list[Example]
     length: int
     cut: int
+    validation: list[Example] | None = None
 
 
 def examples(settings: Settings) -> Examples:
@@ -58,17 +61,32 @@ def examples(settings: Settings) -> Examples:
     """
     everything = _read(settings, settings.data, settings.split)
     if settings.test is None:
-        train, test = _parted(everything, settings.held_out, settings.seed)
+        train, test = _parted(everything, settings.held_out, settings.seed, "--test")
     else:
-        train, test = everything, _read(settings, settings.test, settings.test_split)
-        if not settings.language:
-            test = test.under(train.names, f"the test data {settings.test}")
-    return Examples(_fewer(train, settings), test, settings.test is None)
+        train, test = everything, _under(everything, settings, "test", settings.test, settings.test_split)
+    train, validation = _validated(_fewer(train, settings), settings)
+    return Examples(train, test, settings.test is None, validation)
+
+
+def _validated(train: Any, settings: Settings) -> tuple[Any, Any]:
+    """Training and validation examples: a share is of what `--examples` and `--per-class` leave, all that is labelled."""
+    if settings.validation is None:
+        return train, None
+    if isinstance(settings.validation, float):
+        return _parted(train, settings.validation, settings.seed, "--validation FILE")
+    return train, _under(train, settings, "validation", settings.validation, settings.validation_split)
+
+
+def _under(train: Any, settings: Settings, what: str, source: str, split: str | None) -> Any:
+    """Data of another source, its labels those of the training data."""
+    found = _read(settings, source, split)
+    return found if settings.language else found.under(train.names, f"the {what} data {source}")
 
 
 def fingerprint(settings: Settings) -> list[str]:
     """A hash of each file's content, by which a resumed run sees that its data is what it was."""
-    paths = [Path(source) for source in (settings.data, settings.test) if source and not source.startswith("hf:")]
+    sources = (settings.data, settings.test, settings.validation)
+    paths = [Path(source) for source in sources if isinstance(source, str) and not source.startswith("hf:")]
     return [hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in paths]
 
 
@@ -85,9 +103,10 @@ def tokens(settings: Settings, found: Examples, model: Any, tokenizer: Any) -> T
     make = _of_dialogues if settings.language else _of_texts
     train, cut = make(found.train, tokenizer, length)
     test, _ = make(found.test, tokenizer, length)
+    validation = make(found.validation, tokenizer, length)[0] if found.validation else None
     if settings.packing and "flash" not in str(model.config._attn_implementation):
         check_packing(model, train)
-    return Tokens(pack(train, length) if settings.packing else train, test, length, cut)
+    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation)
 
 
 def _read(settings: Settings, source: str, split: str | None) -> Any:
@@ -96,19 +115,19 @@ def _read(settings: Settings, source: str, split: str | None) -> Any:
     return read(source, text=settings.text, label=settings.label, split=split)
 
 
-def _parted(everything: Any, share: float, seed: int) -> tuple[Any, Any]:
+def _parted(everything: Any, share: float, seed: int, instead: str) -> tuple[Any, Any]:
     """Training and held-out examples: the first in a random order are held out, but never the last one of a class."""
     wanted = max(1, round(share * len(everything)))
     if wanted >= len(everything):
         raise ValueError(
-            f"the data has {len(everything)} examples, of which none would be left to train on; give --test"
+            f"the data has {len(everything)} examples, of which none would be left to train on; give {instead}"
         )
     order = _order(len(everything), seed)
     held = _spared(everything, order)[:wanted] if isinstance(everything, Labelled) else order[:wanted]
     if not held:
         raise ValueError(
             f"the data has {len(everything)} examples, one of each class, and every label needs training examples, so "
-            "that none can be held out; give --test"
+            f"that none can be held out; give {instead}"
         )
     return everything.take(sorted({*order} - {*held})), everything.take(sorted(held))
 

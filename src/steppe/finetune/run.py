@@ -22,7 +22,7 @@ from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
-from steppe.finetune.watch import DIVERGED, Noting, Quiet, Watch, diverged
+from steppe.finetune.watch import DIVERGED, Noting, Patience, Quiet, Watch, diverged
 from steppe.lora import BAR
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
@@ -176,8 +176,10 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
     saved = ranks.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
     metrics = measure.metrics(trainer, plan.tokens.test, settings.language)
+    validation = plan.tokens.validation and measure.metrics(trainer, plan.tokens.validation, settings.language)
     result = {
         "schema": measure.SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
+        "validation": validation, "best": _best(trainer),
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
         "diverged": lost, "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
@@ -187,6 +189,14 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     }  # fmt: skip
     ranks.once(lambda: folder.finish(result))
     return result
+
+
+def _best(trainer: Any) -> dict[str, Any] | None:
+    """The step whose checkpoint was taken for the best on the validation examples, and by which figure."""
+    if not trainer.args.load_best_model_at_end or trainer.state.best_global_step is None:
+        return None
+    figure = trainer.args.metric_for_best_model.removeprefix("eval_")
+    return {"step": trainer.state.best_global_step, "metric": figure, "value": trainer.state.best_metric}
 
 
 def make_trainer(plan: Plan, watch: Watch) -> Any:
@@ -201,10 +211,11 @@ def make_trainer(plan: Plan, watch: Watch) -> Any:
     if settings.language:
         flash = "flash" in str(plan.model.config._attn_implementation)
         collator = Collator(plan.tokenizer.pad_token_id, mask=not flash, dtype=plan.model.dtype)
+    patience = [] if settings.patience is None else [Patience(settings.patience)]
     kind: Any = Trainer if sharp is None else SharpTrainer
     made: Any = type(kind.__name__, (Noting, kind), {})(
-        model=plan.model, args=plan.arguments, train_dataset=plan.tokens.train, eval_dataset=plan.tokens.test,
-        data_collator=collator, callbacks=[watch], optimizers=(own, None),
+        model=plan.model, args=plan.arguments, train_dataset=plan.tokens.train, eval_dataset=plan.tokens.validation,
+        data_collator=collator, callbacks=[watch, *patience], optimizers=(own, None),
         compute_metrics=None if settings.language else measure.accuracy, **({} if sharp is None else {"sharp": sharp}),
     )  # fmt: skip
     made.remove_callback(PrinterCallback)
@@ -221,7 +232,8 @@ def _save(model: Any, tokenizer: Any, place: str) -> None:
 
 def _data(plan: Plan) -> dict[str, Any]:
     return {
-        "train": len(plan.found.train), "test": len(plan.found.test), "held_out": plan.found.held_out,
+        "train": len(plan.found.train), "test": len(plan.found.test),
+        "validation": len(plan.found.validation) if plan.found.validation else None, "held_out": plan.found.held_out,
         "classes": list(plan.found.names), "max_length": plan.tokens.length, "cut": plan.tokens.cut,
         "blocks": len(plan.tokens.train) if plan.settings.packing else None,
     }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from steppe._command.lookup import nearest
 from steppe._command.settings import Share, Whole
@@ -21,8 +21,25 @@ from steppe.text.rows import HUB
 LANGUAGE = "causal-lm"
 TRAIN = "train"
 """The split of a hub's data set that is read where none is named."""
+VALIDATION = 0.1
+"""The share of the training examples that validates where a setting needs it and none is given."""
 _CLASSIFY_ONLY, _LANGUAGE_ONLY = ("text", "label", "per_class"), ("prompt", "response", "packing")
 _LORA_ONLY = ("r", "alpha", "dropout", "targets", "kind")
+
+
+def _share_or_source(value: Any) -> Any:
+    """A number that came as text, as from a command line."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _check_share(value: Any) -> Any:
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError
+    return value
+
 
 Words = Annotated[list[str], Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, description="a name or a path")]
@@ -50,6 +67,12 @@ class Settings(BaseModel):
     examples: Whole | None = None
     per_class: Whole | None = None
     held_out: Annotated[float, Field(gt=0, lt=1, description="a share between 0 and 1")] = 0.1
+    validation: Annotated[
+        float | Name | None, BeforeValidator(_share_or_source), AfterValidator(_check_share),
+        Field(description="a share between 0 and 1, or data in the form of the training data"),
+    ] = None  # fmt: skip
+    validation_split: Name | None = None
+    patience: Whole | None = None
     method: Annotated[str, Field(description="the name of a method")] = ""
     full: Annotated[bool, Field(description="true or false")] = False
     adapter: Name | None = None
@@ -106,7 +129,10 @@ def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None,
     whole.setdefault("out", _place(given if name else whole, name, whole))
     first = _validated(whole | {"training": {}})
     _check_fit(first, given)
-    return _validated(whole | {"training": arguments.complete(asked, first)})
+    training = arguments.complete(asked, first)
+    if first.validation is None and arguments.looks(training):
+        whole["validation"] = VALIDATION
+    return _validated(whole | {"training": training})
 
 
 def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Settings:
@@ -130,7 +156,17 @@ def _dropped(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     """A recipe's settings, without those of its data (model) where other data (another model) is given."""
     out = dict(base)
     if "data" in given:
-        for key in ("split", "test", "test_split", "text", "label", "prompt", "response"):
+        for key in (
+            "split",
+            "test",
+            "test_split",
+            "validation",
+            "validation_split",
+            "text",
+            "label",
+            "prompt",
+            "response",
+        ):
             out.pop(key, None)
     if "model" in given:
         out.pop("targets", None)
@@ -161,24 +197,35 @@ def _check_fit(settings: Settings, given: Mapping[str, Any]) -> None:
         raise ValueError(f"test_split={settings.test_split!r} is given without test; name the data with --test")
     if settings.test and "held_out" in given:
         raise ValueError("held_out keeps a share of the training data for the test, but --test is given; leave one out")
+    if settings.validation_split and not isinstance(settings.validation, str):
+        raise ValueError(
+            f"validation_split={settings.validation_split!r} is given without validation data; name them with "
+            "--validation"
+        )
+    training = ("training", settings.data, settings.split or TRAIN)
     if settings.test:
-        _check_test(settings, settings.test)
+        _check_other("test", settings.test, settings.test_split, training)
+    if isinstance(settings.validation, str):
+        given_there = "validation", settings.validation, settings.validation_split
+        _check_other(*given_there, training)
+        if settings.test:
+            _check_other(*given_there, ("test", settings.test, settings.test_split))
 
 
-def _check_test(settings: Settings, test: str) -> None:
-    """Refuse to measure with the training data."""
-    same = test == settings.data or _one_file(test, settings.data)
-    if test.startswith(HUB) and not settings.test_split:
+def _check_other(what: str, source: str, split: str | None, other: tuple[str, str, str | None]) -> None:
+    """Refuse to test (validate) with the training data, or to choose with the test's."""
+    if source.startswith(HUB) and not split:
         raise ValueError(
-            f"--test {test} is given without --test-split, and a hub's data set has several: name one, such as "
-            "--test-split validation"
+            f"--{what} {source} is given without --{what}-split, and a hub's data set has several: name one, such as "
+            f"--{what}-split validation"
         )
-    if same and (not test.startswith(HUB) or settings.test_split == (settings.split or TRAIN)):
-        split = f", split {settings.test_split!r}," if settings.test_split else ""
-        raise ValueError(
-            f"--test {test}{split} is the training data itself; give other examples, or leave --test out and a share "
-            "of the training data is held out"
-        )
+    kind, its, its_split = other
+    if (source == its or _one_file(source, its)) and (not source.startswith(HUB) or split == its_split):
+        named = f", split {split!r}," if split else ""
+        instead = f"leave --{what} out and a share of the training data is held out"
+        if what == "validation":
+            instead = "give a share of the training data, such as --validation 0.1"
+        raise ValueError(f"--{what} {source}{named} is the {kind} data itself; give other examples, or {instead}")
 
 
 def _one_file(a: str, b: str) -> bool:

@@ -35,12 +35,21 @@ def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("method", method["label"] + (f" on {method['pairs']} pairs" if method["pairs"] else "")),
         ("trained", trained),
         ("examples", f"{data['train']:,}{cut}"),
+        *_validation(result),
         ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}"),
         *([("balance", _balance(method["balancedness"]))] if method["balancedness"] else []),
         ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, median {_step(seconds['step'])}"),
         ("memory", f"{_bytes(result['memory']['peak_bytes'])} at most ({result['memory']['of']})"),
         ("saved", f"{result['saved']}, with {result['settings']['out']}/result.json beside it"),
     ]
+
+
+def _validation(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if not result["validation"]:
+        return []
+    best, examples = result["best"], result["data"]["validation"]
+    chosen = f"; step {best['step']} was best by its {best['metric']}" if best else ""
+    return [("validation", f"{_figures(result['validation'])} on {examples:,} further examples{chosen}")]
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

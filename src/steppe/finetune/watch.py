@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from steppe.integrations._trainer import NoFurther
@@ -175,6 +175,21 @@ class Watch(TrainerCallback, ExportableState):
         return statistics.median(usable) if usable else None
 
 
+class Patience(EarlyStoppingCallback):
+    """Stops the training after so many looks without a better one; a resumed run counts on."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take up the count of the part before a break."""
+        super().on_train_begin(args, state, control)
+        noted = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        self.early_stopping_patience_counter = noted.get("attributes", {}).get("early_stopping_patience_counter", 0)
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has stopped the training."""
+        return bool(self.early_stopping_patience_counter >= self.early_stopping_patience)
+
+
 class Noting(NoFurther):
     """Stands before a Trainer among the bases: keeps the latest training loss, on its device, so that nothing waits.
 
@@ -183,6 +198,13 @@ class Noting(NoFurther):
     """
 
     loss: Tensor | None = None
+    callback_handler: Any
+
+    def ended(self) -> bool:
+        """Also where the patience was spent."""
+        return super().ended() or any(
+            each.spent for each in self.callback_handler.callbacks if isinstance(each, Patience)
+        )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """The Trainer's."""
