@@ -41,17 +41,19 @@ def test_a_killed_process_leaves_no_claim(tmp_path: Path) -> None:
 def test_a_forked_child_does_not_hold_what_its_parent_held(tmp_path: Path) -> None:
     held = claim(tmp_path / "run", "a test")
     assert held
-    read, write = os.pipe()
+    (alive, says_alive), (over, says_over) = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:  # lives on behind the parent's lock
-        os.close(write)
-        os.read(read, 1)
+        os.write(says_alive, b".")
+        os.close(says_over)
+        os.read(over, 1)
         os._exit(0)
-    os.close(read)
+    os.read(alive, 1)
     held.forget()
-    assert claim(tmp_path / "run", "another")
-    os.close(write)
+    again = claim(tmp_path / "run", "another")
+    os.close(says_over)
     os.waitpid(child, 0)
+    assert again
 
 
 def test_a_taken_folder_is_refused_with_its_holders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

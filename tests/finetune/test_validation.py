@@ -54,7 +54,7 @@ def test_data_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "training",
     [
-        {"load_best_model_at_end": "true"}, {"eval_strategy": "steps"}, 
+        {"load_best_model_at_end": "true"}, {"eval_strategy": "steps"},
         {"save_strategy": "best", "eval_strategy": "epoch", "metric_for_best_model": "loss"},
         {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
     ],

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from steppe._command.app import INTERRUPTED, BadInputError, Number, Real, Text, app, flag, refusing
+from steppe._command.files import finite
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -94,8 +95,8 @@ def _interrupting(errors: Console, what_next: str) -> Iterator[None]:
 
 _FIELDS = (
     "model", "data", "split", "test", "test_split", "task", "text", "label", "prompt", "response", "examples",
-    "per_class", "held_out", "validation", "validation_split", "patience", "method", "full", "adapter", "r", "alpha", "dropout", "targets", "kind", "max_length",
-    "packing", "seed", "out",
+    "per_class", "held_out", "validation", "validation_split", "patience", "method", "full", "adapter", "r", "alpha",
+    "dropout", "targets", "kind", "max_length", "packing", "seed", "out",
 )  # fmt: skip
 _SWITCHES = ("lora", "lora_r", "set", "recipe", "resume", "overwrite", "json")
 
@@ -133,7 +134,7 @@ def _one(
     if _rank() > 0:
         return
     if as_json:
-        typer.echo(json.dumps(result, indent=1))
+        typer.echo(json.dumps(finite(result), indent=1))
     else:
         from steppe.finetune.table import summary
 
@@ -153,7 +154,7 @@ def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -
 
         record = example.run(out or "results/finetune/digits", overwrite=overwrite, shown=watch.on(errors))
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        typer.echo(json.dumps(finite(record), indent=1))
     else:
         from steppe.finetune.table import comparison
 

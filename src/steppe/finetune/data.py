@@ -69,7 +69,7 @@ def examples(settings: Settings) -> Examples:
 
 
 def _validated(train: Any, settings: Settings) -> tuple[Any, Any]:
-    """Training and validation examples: a share is of what `--examples` and `--per-class` leave, all that is labelled."""
+    """Training and validation examples: a share is of what `--examples` and `--per-class` leave."""
     if settings.validation is None:
         return train, None
     if isinstance(settings.validation, float):

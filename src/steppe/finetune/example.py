@@ -104,7 +104,8 @@ def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
     rows = [_row(found, base) for found in by_method.values()]
     first = next(iter(base.values()))
     return {
-        "schema": 1, "kind": "example", "rows": rows, "verdict": _verdict(rows), "seeds": sorted(base),
+        "schema": 1, "kind": "example", "rows": rows, "seeds": sorted(base),
+        "verdict": _verdict(rows) + _diverged(results),
         "legend": (
             f"Mean and 95 % interval over {len(base)} seeds; B = (||A||^2 - ||B||^2)/2 of the LoRA pairs at the end. "
             f"{first['data']['train']} training examples, 30 % of them with a wrong label; {first['data']['test']} "
@@ -113,6 +114,14 @@ def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
         "next": f"Your own: steppe finetune --model {out}/{MODEL} --data {train_file(Path(out), 0)} --method look_sam",
         "provenance": first["provenance"],
     }  # fmt: skip
+
+
+def _diverged(results: Sequence[Mapping[str, Any]]) -> str:
+    """A word on runs that stand in a mean and mean nothing."""
+    lost = [f"{r['method']['label']} with seed {r['settings']['seed']}" for r in results if r["diverged"]]
+    return (
+        f" Diverged, so that their means and what is said of them count for nothing: {', '.join(lost)}." if lost else ""
+    )
 
 
 def _texts(results: Sequence[Mapping[str, Any]]) -> list[str]:

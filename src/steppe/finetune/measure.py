@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,9 @@ from steppe.text.tokens import IGNORED
 SCHEMA = 1
 """Version of the result's form."""
 
+Tell = Callable[[int, int], None]
+"""Told how many batches are done, of how many."""
+
 
 def accuracy(predicted: Any) -> dict[str, float]:
     """The share of right answers, as the Trainer asks for it."""
@@ -32,16 +35,25 @@ def _logits(predicted: Any) -> Any:
     return predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
 
 
-def metrics(trainer: Any, test: list[dict[str, Any]], language: bool) -> dict[str, float]:
-    """Accuracy and loss of a classifier; loss per token and perplexity of a language model."""
+def metrics(
+    trainer: Any, test: list[dict[str, Any]], language: bool, tell: Tell = lambda done, total: None
+) -> tuple[dict[str, float], list[int] | None]:
+    """Accuracy and loss of a classifier, and its answers; loss per token and perplexity of a language model.
+
+    Args:
+        trainer: with the model.
+        test: examples as tokens.
+        language: whether it is a language model.
+        tell: how many batches are done, of how many; the Trainer's own callbacks are told where it predicts.
+    """
     if language:
-        loss = loss_per_token(trainer, test)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        loss = loss_per_token(trainer, test, tell)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}, None
     return of_classes(trainer, test)
 
 
-def of_classes(trainer: Any, test: list[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy and mean cross-entropy over the examples, each counted once.
+def of_classes(trainer: Any, test: list[dict[str, Any]]) -> tuple[dict[str, float], list[int]]:
+    """Accuracy and mean cross-entropy over the examples, each counted once, and the answers.
 
     The Trainer's own mean counts the examples with which processes fill up the last batch, drops that batch with
     ``dataloader_drop_last``, and is of the smoothed loss with ``label_smoothing_factor``.
@@ -49,7 +61,32 @@ def of_classes(trainer: Any, test: list[dict[str, Any]]) -> dict[str, float]:
     with _everything(trainer.args):
         predicted = trainer.predict(test)
     logits, labels = (torch.as_tensor(found) for found in (_logits(predicted), predicted.label_ids))
-    return accuracy(predicted) | {"loss": float(cross_entropy(logits.double(), labels))}
+    loss = float(cross_entropy(logits.double(), labels))
+    return accuracy(predicted) | {"loss": loss}, logits.argmax(-1).tolist()
+
+
+def per_class(labels: Sequence[int], answers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each class: its name, how many examples, and precision, recall and F1 (0 where nothing is to divide by)."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    every = range(len(names))
+    found = precision_recall_fscore_support(labels, answers, labels=list(every), zero_division=0)
+    precision, recall, f1, counts = (each.tolist() for each in found)
+    return [
+        {"class": names[i], "examples": counts[i], "precision": precision[i], "recall": recall[i], "f1": f1[i]}
+        for i in every
+    ]
+
+
+def majority(train: Sequence[int], test: Sequence[int], names: Sequence[str]) -> dict[str, Any]:
+    """The class with most training examples, and the test accuracy of always answering it."""
+    most = max(range(len(names)), key=list(train).count)
+    return {"class": names[most], "accuracy": list(test).count(most) / len(test)}
+
+
+def at_chance(accuracy: float, guess: float, examples: int) -> bool:
+    """Whether an accuracy is within two standard errors above that of always giving one answer."""
+    return accuracy <= guess + 2 * math.sqrt(guess * (1 - guess) / examples)
 
 
 _EVERYTHING = {"dataloader_drop_last": False, "prediction_loss_only": False}
@@ -67,14 +104,17 @@ def _everything(arguments: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def loss_per_token(trainer: Any, test: list[dict[str, Any]]) -> float:
+def loss_per_token(trainer: Any, test: list[dict[str, Any]], tell: Tell = lambda done, total: None) -> float:
     """Mean over all tokens of all responses, not over batches; every process goes through all of them."""
     model, total, count = trainer.model.eval(), 0.0, 0
-    for batch in DataLoader(test, batch_size=trainer.args.eval_batch_size, collate_fn=trainer.data_collator):  # type: ignore[arg-type]
+    size = trainer.args.eval_batch_size
+    loader: DataLoader[Any] = DataLoader(test, batch_size=size, collate_fn=trainer.data_collator)  # type: ignore[arg-type]
+    for done, batch in enumerate(loader, 1):
         batch = trainer._prepare_inputs(batch)
         with trainer.compute_loss_context_manager():
             tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
             total, count = total + float(model(**batch).loss) * tokens, count + tokens
+        tell(done, len(loader))
     return total / max(count, 1)
 
 

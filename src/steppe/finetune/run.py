@@ -5,6 +5,7 @@ Started by torchrun, every process goes through all of it; rank 0 alone writes.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
-from steppe.finetune.watch import DIVERGED, Noting, Patience, Quiet, Watch, diverged
+from steppe.finetune.watch import Noting, Patience, Quiet, Watch, warning, why_diverged
 from steppe.lora import BAR
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
@@ -83,6 +84,7 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
     if resume:
         check_same(folder, settings)
     model, tokenizer = _model(settings, found)
+    _check_finite(model, settings)
     tokens = data.tokens(settings, found, model, tokenizer)
     built = method.rehearse(settings.method, model, settings.training)
     pairs = len(built) if isinstance(built, BAR) else None
@@ -119,6 +121,17 @@ def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
     if not settings.adapter:
         return made
     return with_adapter(made[0], settings.adapter, classify=not settings.language), made[1]
+
+
+def _check_finite(model: Any, settings: Settings) -> None:
+    """Refuse a checkpoint that has been spoilt before."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            where = settings.adapter if settings.adapter and "lora_" in name else settings.model
+            raise ValueError(
+                f"{where} holds values that are not finite, the first in {name}: training could only spread them; give "
+                "a checkpoint from before"
+            )
 
 
 def _arguments(settings: Settings, folder: Folder) -> Any:
@@ -169,19 +182,22 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):
         trainer.train(resume_from_checkpoint=checkpoint)
-    seconds, lost = time.perf_counter() - start, diverged(trainer)
+    seconds, lost = time.perf_counter() - start, why_diverged(trainer.model, watch.losses, _guessing(plan))
     if lost:
-        shown.say(DIVERGED)
+        shown.say(warning(lost))
     name, balance = "model" if settings.full else "adapter", _balance(plan.model, begin)
     # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
     saved = ranks.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
-    metrics = measure.metrics(trainer, plan.tokens.test, settings.language)
-    validation = plan.tokens.validation and measure.metrics(trainer, plan.tokens.validation, settings.language)
+    with shown:
+        metrics, answers = measure.metrics(trainer, plan.tokens.test, settings.language, shown.measured)
+        validation = plan.tokens.validation and measure.metrics(trainer, plan.tokens.validation, settings.language)[0]
     result = {
         "schema": measure.SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
+        **_of_classes(plan, metrics, answers),
         "validation": validation, "best": _best(trainer),
         "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
-        "diverged": lost, "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
+        "diverged": lost is not None, "why_diverged": lost,
+        "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
         "passes_per_step": watch.passes_per_step, "curve": watch.curve, "saved": str(saved),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -189,6 +205,26 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     }  # fmt: skip
     ranks.once(lambda: folder.finish(result))
     return result
+
+
+def _guessing(plan: Plan) -> float:
+    """The loss of a model that knows nothing: of a language model, which begins with much, nearly none."""
+    return _LITTLE if plan.settings.language else math.log(len(plan.found.names))
+
+
+_LITTLE = 0.5
+
+
+def _of_classes(plan: Plan, metrics: dict[str, float], answers: list[int] | None) -> dict[str, Any]:
+    """Each class by itself, and what always giving one answer comes to."""
+    if answers is None:
+        return {"per_class": None, "majority": None, "at_chance": None}
+    train, test, names = plan.found.train.labels, plan.found.test.labels, plan.found.names
+    guess = measure.majority(train, test, names)
+    return {
+        "per_class": measure.per_class(test, answers, names), "majority": guess,
+        "at_chance": measure.at_chance(metrics["accuracy"], guess["accuracy"], len(test)),
+    }  # fmt: skip
 
 
 def _best(trainer: Any) -> dict[str, Any] | None:
@@ -219,6 +255,7 @@ def make_trainer(plan: Plan, watch: Watch) -> Any:
         compute_metrics=None if settings.language else measure.accuracy, **({} if sharp is None else {"sharp": sharp}),
     )  # fmt: skip
     made.remove_callback(PrinterCallback)
+    watch.taken = made.taken
     if sharp is not None:
         watch.counted = lambda: made.passes
     return made

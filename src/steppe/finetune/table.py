@@ -37,11 +37,28 @@ def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("examples", f"{data['train']:,}{cut}"),
         *_validation(result),
         ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}"),
+        *_classes(result),
         *([("balance", _balance(method["balancedness"]))] if method["balancedness"] else []),
         ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, median {_step(seconds['step'])}"),
         ("memory", f"{_bytes(result['memory']['peak_bytes'])} at most ({result['memory']['of']})"),
         ("saved", f"{result['saved']}, with {result['settings']['out']}/result.json beside it"),
     ]
+
+
+_MANY = 12
+"""Classes that a terminal still lists."""
+
+
+def _classes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What one answer for all comes to, and each class by itself."""
+    if result["majority"] is None:
+        return []
+    guess, rows = result["majority"], result["per_class"]
+    said = f"always answering {guess['class']!r}, the commonest, has {100 * guess['accuracy']:.2f} %"
+    if result["at_chance"]:
+        said += f": with {result['data']['test']:,} test examples the result is not clear of that"
+    each = "; ".join(f"{r['class']} {100 * r['recall']:.1f} % of {r['examples']:,}" for r in rows)
+    return [("beside it", said), *([("each class", each)] if len(rows) <= _MANY else [])]
 
 
 def _validation(result: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +23,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from steppe.integrations._trainer import NoFurther
+
+_SECONDS = 10
+"""Between two lines on a measurement."""
 
 
 class Quiet:
@@ -43,6 +46,9 @@ class Quiet:
     def note(self, done: int, total: int, loss: float) -> None:
         """The mean loss since the latest note."""
 
+    def measured(self, done: int, total: int) -> None:
+        """So many batches are measured."""
+
     def say(self, text: str) -> None:
         """A line that stays."""
 
@@ -51,7 +57,7 @@ class Lines(Quiet):
     """About ten lines over a run, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self._said = console, 0.0
+        self.console, self._said, self._told = console, 0.0, 0.0
 
     def begin(self, total: int, done: int, what: str = "steps") -> None:
         """Say how many steps there are."""
@@ -63,6 +69,14 @@ class Lines(Quiet):
         if done / total >= self._said + 0.1 or done == total:
             self._said = done / total
             self.say(f"[{done}/{total}] loss {loss:.4f}")
+
+    def measured(self, done: int, total: int) -> None:
+        """Say it now and then where it takes long."""
+        if done == 1:
+            self._told = time.monotonic()
+        elif time.monotonic() - self._told >= _SECONDS:
+            self._told = time.monotonic()
+            self.say(f"[{done}/{total}] batches measured")
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -90,12 +104,20 @@ class Bar(Lines):
 
     def begin(self, total: int, done: int, what: str = "steps") -> None:
         """Show the bar."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
         self._task = self._bar.add_task(what, total=total, completed=done, loss="")
 
     def step(self, done: int) -> None:
         """Move it."""
         if self._task is not None:
             self._bar.update(self._task, completed=done)
+
+    def measured(self, done: int, total: int) -> None:
+        """Show a bar of the measurement."""
+        if done == 1:
+            self.begin(total, 0, "batches measured")
+        self.step(done)
 
     def note(self, done: int, total: int, loss: float) -> None:
         """Show the loss beside it."""
@@ -115,18 +137,22 @@ class Watch(TrainerCallback, ExportableState):
         seconds: of each optimizer step of this process. curve: what the Trainer logged, of earlier processes too.
         begun_at: the step this process began at.
         counted: gives passes and steps since then; the base's plain steps count themselves.
+        taken: gives the loss of the step that ends. losses: of all steps, of earlier processes too.
     """
 
     def __init__(self, shown: Quiet) -> None:
         self.shown, self.seconds, self.begun_at = shown, list[float](), 0
         self.curve: list[dict[str, Any]] = []
         self.counted: Callable[[], tuple[float, float]] = lambda: (len(self.seconds), len(self.seconds))
+        self.taken: Callable[[], Tensor | float] = lambda: 0.0
+        self.losses = Losses()
         self._before: Sequence[float] = (0.0, 0.0)
         self._start = 0.0
+        self.over, self.measured = False, 0
 
     def state(self) -> dict[str, Any]:
-        """Passes and steps so far: the Trainer writes them into each checkpoint."""
-        return {"args": {}, "attributes": {"passes": self._passes()}}
+        """Passes, steps and losses so far: the Trainer writes them into each checkpoint."""
+        return {"args": {}, "attributes": {"passes": self._passes(), "losses": self.losses.state()}}
 
     def _passes(self) -> list[float]:
         return [earlier + now for earlier, now in zip(self._before, self.counted(), strict=True)]
@@ -143,6 +169,7 @@ class Watch(TrainerCallback, ExportableState):
         if state.global_step:
             noted = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
             self._before = noted.get("passes", self._before)
+            self.losses = Losses(**noted.get("losses", {}))
         self.shown.begin(state.max_steps, state.global_step)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -152,6 +179,7 @@ class Watch(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop it."""
         self.seconds.append(time.perf_counter() - self._start)
+        self.losses.add(self.taken(), (state.global_step - 1) / state.max_steps)
         self.shown.step(state.global_step)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -164,9 +192,15 @@ class Watch(TrainerCallback, ExportableState):
         if logs and "loss" in logs:
             self.shown.note(state.global_step, state.max_steps, logs["loss"])
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        """Tell how far the measurement is, once training is over."""
+        if self.over:
+            self.measured = self.measured % len(eval_dataloader) + 1
+            self.shown.measured(self.measured, len(eval_dataloader))
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take over the Trainer's history."""
-        self.curve = list(state.log_history)
+        self.curve, self.over = list(state.log_history), True
 
     @property
     def typical(self) -> float | None:
@@ -190,14 +224,39 @@ class Patience(EarlyStoppingCallback):
         return bool(self.early_stopping_patience_counter >= self.early_stopping_patience)
 
 
-class Noting(NoFurther):
-    """Stands before a Trainer among the bases: keeps the latest training loss, on its device, so that nothing waits.
+class Losses:
+    """The mean training loss of each tenth of the steps, summed on the device, so that nothing waits.
 
-    The Trainer's own logs will not do: by default they leave out losses that are not finite. Resumed where the training
-    had ended, it takes no step more.
+    The Trainer's own logs will not do: they may be few or none, or leave out losses that are not finite.
     """
 
-    loss: Tensor | None = None
+    def __init__(self, sums: Sequence[Any] = (0.0,) * 10, counts: Sequence[int] = (0,) * 10) -> None:
+        self.sums, self.counts = list(sums), list(counts)
+
+    def add(self, loss: Tensor | float, share: float) -> None:
+        """The loss of a step, so far on the way."""
+        tenth = min(9, int(10 * share))
+        self.sums[tenth] = self.sums[tenth] + loss
+        self.counts[tenth] += 1
+
+    def state(self) -> dict[str, list[Any]]:
+        """For a checkpoint."""
+        return {"sums": [float(each) for each in self.sums], "counts": self.counts}
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Mean of the first tenth and of the last one that had steps."""
+        means = [float(total) / count for total, count in zip(self.sums, self.counts, strict=True) if count]
+        return (means[0], means[-1]) if means else None
+
+
+class Noting(NoFurther):
+    """Stands before a Trainer among the bases: sums the training losses of a step, on their device.
+
+    Resumed where the training had ended, or where the patience was spent, it takes no step more.
+    """
+
+    loss: Tensor | float = 0.0
     callback_handler: Any
 
     def ended(self) -> bool:
@@ -210,18 +269,36 @@ class Noting(NoFurther):
         """The Trainer's."""
         host: Any = super()
         loss: Tensor = host.training_step(*args, **kwargs)
-        self.loss = loss.detach()
+        self.loss = self.loss + loss.detach()
         return loss
 
-
-def diverged(trainer: Any) -> bool:
-    """Whether the last training loss, or a weight that was trained, is not finite."""
-    weights = (weight.detach() for weight in trainer.model.parameters() if weight.requires_grad)
-    found = weights if trainer.loss is None else chain([trainer.loss], weights)
-    return not all(bool(each.isfinite().all()) for each in found)
+    def taken(self) -> Tensor | float:
+        """The loss of the step that ends."""
+        found, self.loss = self.loss, 0.0
+        return found
 
 
-DIVERGED = (
-    "warning: the training diverged: its loss or weights are not finite at the end, so the result means nothing; "
-    "try a lower learning rate"
-)
+_EXPLODED = 2.0
+"""A loss that ends at so many times where it began, or where guessing is, has run away."""
+
+
+def why_diverged(model: Any, losses: Losses, guessing: float) -> str | None:
+    """In what a training has diverged, or None.
+
+    Args:
+        model: as training left it.
+        losses: of its steps.
+        guessing: the loss of a model that knows nothing.
+    """
+    weights = (weight.detach() for weight in model.parameters() if weight.requires_grad)
+    first, last = losses.ends or (0.0, 0.0)
+    if not math.isfinite(last) or not all(bool(each.isfinite().all()) for each in weights):
+        return "its loss or weights are not finite at the end"
+    if last > _EXPLODED * max(first, guessing):
+        return f"its loss rose from {first:.4g} in the first tenth to {last:.4g} in the last"
+    return None
+
+
+def warning(why: str) -> str:
+    """What the terminal says of a training that diverged."""
+    return f"warning: the training diverged: {why}, so the result means nothing; try a lower learning rate or radius"
