@@ -165,6 +165,23 @@ def test_the_average_by_hand_and_previous_is_what_the_step_took() -> None:
     close(sharp.memory["ascent"]["previous"], last, rtol=0, atol=0)
 
 
+def test_the_average_keeps_what_a_step_without_a_gradient_does_not_move() -> None:
+    model = net(dropout=0)
+    optimizer, sharp = make(model, ascent=ahead("average"))
+    first, second = batches(2)
+    for batch, rare in ((first, True), (second, False), (first, True)):
+        held = sharp.memory.get("ascent", {}).get("average", {})
+        sharp.backward(lambda b=batch, r=rare: nn.functional.cross_entropy(model(b[0], r), b[1]))
+        grad = model.rare.weight.grad
+        optimizer.step()
+        optimizer.zero_grad()
+        kept = sharp.memory["ascent"]["average"]["rare.weight"]
+        if not rare:
+            assert grad is None and torch.equal(kept, held["rare.weight"])
+        elif held:
+            torch.testing.assert_close(kept, 0.8 * held["rare.weight"] + 0.2 * grad, rtol=1e-12, atol=1e-14)
+
+
 def test_momentum_of_the_optimizer_needs_no_memory_and_subsets_only_their_own() -> None:
     for name, where in (("momentum", None), ("average", "average"), ("previous", "previous")):
         model = net()

@@ -278,6 +278,29 @@ def test_the_correction_of_an_abandoned_step_is_gone(how, to_none, abandoned):
     assert weights[0] == weights[1]
 
 
+def test_wsam_by_hand_with_two_learning_rates_and_two_backwards():
+    """w <- w - lr_group (sum g_i + gamma / (1 - gamma) sum (g~_i - g_i)), each g~_i at w + eps of its own g_i."""
+    gamma, rho, rates = 0.6, 0.3, {"a": 0.1, "b": 0.02}
+    draw = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(5, 5, generator=draw, dtype=torch.float64) for _ in range(2)]
+    start = torch.randn(5, generator=draw, dtype=torch.float64)
+    model = torch.nn.ParameterDict({"a": start[:2].clone(), "b": start[2:].clone()})
+    optimizer = torch.optim.SGD([{"params": [model[k]], "lr": lr} for k, lr in rates.items()])
+    sharp = steppe.WSAM(model, optimizer, rho=rho, gamma=gamma)
+    w = start.numpy().copy()
+    for _ in range(3):
+        g_sum, rise_sum = np.zeros(5), np.zeros(5)
+        for matrix in matrices:
+            sharp.backward(lambda m=matrix: (m @ torch.cat([model["a"], model["b"]])).square().sum() / 2)
+            hessian = matrix.numpy().T @ matrix.numpy()
+            g = hessian @ w
+            g_sum, rise_sum = g_sum + g, rise_sum + hessian @ (w + rho * g / np.linalg.norm(g)) - g
+        optimizer.step()
+        optimizer.zero_grad()
+        w = w - np.array([0.1, 0.1, 0.02, 0.02, 0.02]) * (g_sum + gamma / (1 - gamma) * rise_sum)
+        np.testing.assert_allclose(flat({k: p.detach() for k, p in model.items()}), w, rtol=1e-12, atol=1e-12)
+
+
 # --- refused ------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.problems import BATCH, by_hand, close, everything, grads, loss_of, make, net, same, train, weights
+from tests.problems import BATCH, batches, by_hand, close, everything, grads, loss_of, make, net, same, train, weights
 from torch import Tensor, nn
 
 import steppe
@@ -78,6 +78,24 @@ def test_what_moves_moves_by_eps_over_beta(parts: dict[str, Any]) -> None:
         kept += int((~still).sum())
         total += int((e != 0).sum())
     assert 0.35 < kept / total < 0.65
+
+
+def test_every_step_of_a_training_draws_a_subset_of_its_own() -> None:
+    model = net(dropout=0)
+    optimizer, sharp = make(model, ascent=steppe.Ascent(0.3, beta=0.5), seed=2)
+    still = []
+    for batch in batches(3):
+        before, seen = everything(model), {}
+
+        def closure(b: Any = batch, before: Any = before, seen: Any = seen) -> Tensor:
+            seen.update({n: (p.detach() == before[n]).flatten() for n, p in model.named_parameters()})
+            return loss_of(model)(b)
+
+        sharp.backward(closure)
+        optimizer.step()
+        optimizer.zero_grad()
+        still.append(torch.cat([s for n, s in seen.items() if "frozen" not in n]))
+    assert not torch.equal(still[0], still[1]) and not torch.equal(still[1], still[2])
 
 
 def test_beta_one_is_sam_and_less_is_not() -> None:

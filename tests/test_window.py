@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
+import random
 import re
 import weakref
 
@@ -263,3 +265,67 @@ def test_an_autocast_around_the_whole_step_sees_the_moved_weights() -> None:
             clean = loss()
         losses.append((sharp.last.loss.item(), sharp.last.perturbed_loss.item(), clean.item()))
     assert losses[0] == losses[1] and losses[1][0] == losses[1][2] < losses[1][1]
+
+
+class Counted(nn.Module):
+    """Counts its forward passes in a whole number, which no rule for running statistics covers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x
+
+
+def test_perturbed_leaves_nothing_for_the_step_that_follows() -> None:
+    """What the direction remembers is of the step's own gradient, not of the look's."""
+    kept = []
+    for looks in (False, True):
+        model = net(dropout=0)
+        optimizer, sharp = make(model, ascent=steppe.Ascent(direction=steppe.Friendly(sigma=0.5)))
+        torch.manual_seed(3)
+        sharp.backward(loss_of(model), BATCH)
+        if looks:
+            with sharp.perturbed():
+                loss_of(model)(BATCH)
+        optimizer.step()
+        kept.append(sharp.memory["ascent"]["average"])
+    assert same(*kept) and any(v.any() for v in kept[0].values())
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_perturbed_brings_every_buffer_back(raises: bool) -> None:
+    model = nn.Sequential(nn.Linear(5, 7), Counted(), nn.BatchNorm1d(7), nn.Linear(7, 3)).double()
+    _, sharp = make(model)
+    loss_of(model)(BATCH).backward()
+    before, generator = everything(model), torch.get_rng_state()
+    with contextlib.suppress(ZeroDivisionError), sharp.perturbed():
+        loss_of(model)(BATCH)
+        torch.rand(3)
+        assert raises == 0 or 1 / 0
+    assert same(before, everything(model)) and torch.equal(generator, torch.get_rng_state())
+
+
+LOOKS: dict[str, dict[str, object]] = {
+    "samples": {"samples": 2}, "view": {"view": lambda batch: batch}, "autocast": {"autocast": torch.bfloat16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_that_raises_leaves_statistics_and_generators(look: str) -> None:
+    """Nobody learns of a cheaper pass by what it leaves, also when it ends in the middle."""
+    model = nn.Sequential(nn.Linear(5, 7), Counted(), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, 3)).double()
+    _, sharp = make(model, ascent=steppe.Ascent(**LOOKS[look]))  # type: ignore[arg-type]
+    before, generator, python = everything(model), torch.get_rng_state(), random.getstate()
+
+    def failing(batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss_of(model)(batch)
+        random.random()
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        sharp.backward(failing, BATCH)
+    assert same(before, everything(model))
+    assert torch.equal(generator, torch.get_rng_state()) and random.getstate() == python

@@ -50,6 +50,18 @@ def test_the_gradient_is_that_at_weights_really_moved(make):
     assert (loss - loss_of(model.eval())).abs() > 1e-4
 
 
+def test_every_layer_and_every_step_draws_noise_of_its_own():
+    _, optimizer, flat = built()
+    alike = [i for i, layer in enumerate(flat.layers) if layer.weight.shape == flat.layers[0].weight.shape]
+    assert len(alike) > 1
+    drawn = [flat.noise(i) / flat.noise(i).norm() for i in alike]
+    optimizer.step()
+    drawn += [flat.noise(i) / flat.noise(i).norm() for i in alike]
+    for i, one in enumerate(drawn):
+        for other in drawn[:i]:
+            assert abs(float((one * other).sum())) < 0.5, "independent, so nearly orthogonal"
+
+
 @pytest.mark.parametrize("make", [llama, gpt2], ids=["llama", "gpt2"])
 def test_the_noise_follows_the_norm_of_each_merged_row(make):
     model, optimizer, flat = built(make())
