@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from steppe.cli import main
 from steppe.finetune import measure
 from steppe.finetune import run as running
-from steppe.finetune.spec import resolve
+from steppe.finetune.spec import Settings, resolve
 
 STEPS = 12
 TRAINING = FEW | {"max_steps": STEPS, "save_steps": 3, "logging_steps": 3}
@@ -93,6 +93,41 @@ def test_a_killed_process_resumes_with_its_folder_alone(tmp_path: Path) -> None:
     assert result["resumed_at"] == (at - 1) // 3 * 3, f"killed at step {at}"  # a step ends before its checkpoint
     run(tmp_path / "whole", training=TRAINING, method="nbar")
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+
+
+def test_a_run_that_is_begun_anew_leaves_no_result_of_the_one_before(tmp_path: Path) -> None:
+    run(tmp_path, method="nbar")
+    plan = running.prepare(resolve(flags(tmp_path, method="sam"), TRAINING), overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        running.train(plan, Stop(1))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoints", "settings.json"]
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "said"),
+    [
+        ({"method": "adasam:lr=0.001"}, {"method": "adasam:lr=0.002"}, "method = 'adasam:lr=0.001'"),
+        ({"learning_rate": 1e-3}, {"learning_rate": 2e-3}, "learning_rate = 0.001, now it is 0.002"),
+        ({"weight_decay": 0.0}, {"weight_decay": 0.1}, "weight_decay = 0.0, now it is 0.1"),
+    ],
+)
+def test_another_learning_rate_is_refused_wherever_it_stands(
+    tmp_path: Path, begun: dict[str, object], now: dict[str, object], said: str
+) -> None:
+    """In the method's text, or among the Trainer's arguments."""
+
+    def asked(more: dict[str, object]) -> Settings:
+        flag = {key: value for key, value in more.items() if key == "method"}
+        return resolve(flags(tmp_path, **({"method": "sam"} | flag)), TRAINING | {"save_steps": 1} | _rest(more))
+
+    with pytest.raises(KeyboardInterrupt):
+        running.train(running.prepare(asked(begun)), Stop(2))
+    with pytest.raises(ValueError, match=said):
+        running.prepare(asked(now), resume=True)
+
+
+def _rest(more: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in more.items() if key != "method"}
 
 
 def test_half_a_checkpoint_is_passed_over(tmp_path: Path) -> None:

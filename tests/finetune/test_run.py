@@ -123,8 +123,10 @@ def test_packing_is_refused_where_the_model_would_mix_the_dialogues(tmp_path: Pa
 
 
 def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Path) -> None:
-    settings = resolve(flags(tmp_path, "llama", test=dialogues(tmp_path, "test.jsonl"), method="base"), FEW)
-    plan = prepare(settings)
+    """Not per batch: here each response is a batch of its own, and they are of two lengths."""
+    given = flags(tmp_path, "llama", test=dialogues(tmp_path, "test.jsonl"), method="base")
+    plan = prepare(resolve(given, FEW | {"per_device_eval_batch_size": 1}))
+    assert len({sum(label != -100 for label in row["labels"]) for row in plan.tokens.test}) == 2
     trainer = make_trainer(plan, Watch(Quiet()))
     total, count = 0.0, 0
     for row in plan.tokens.test:

@@ -57,6 +57,24 @@ def test_gain_by_hand() -> None:
     assert sam["kept"] == pytest.approx({"share": 1.0, "low": 1.0, "high": 1.0})
 
 
+def test_the_share_of_sam_s_gain_is_paired_by_seed() -> None:
+    """Half of SAM's gain on each seed is half of it without a doubt; on exchanged seeds it would be doubtful."""
+    gains = [0.02, 0.05, 0.03, 0.08]
+    runs = plain("base", [0.9] * 4) + plain("sam", [0.9 + g for g in gains])
+    runs += plain("rst", [0.9 + g / 2 for g in gains])
+    kept = row(summarise(runs, None, {"task": "t"}), "rst")["kept"]
+    assert kept == pytest.approx({"share": 0.5, "low": 0.5, "high": 0.5}, abs=1e-6)
+
+
+def test_the_longer_base_stopped_early_is_compared_with_the_base_stopped_early() -> None:
+    runs = plain("base", [0.7, 0.7, 0.7], [0.80, 0.81, 0.82]) + plain("sam", [0.9, 0.91, 0.92])
+    longer = plain("base", [0.6, 0.6, 0.6], [0.83, 0.85, 0.85], variant="double", steps=800)
+    summary = summarise(runs + longer, None, {"task": "t"})
+    assert summary["double_early"]["mean"] == pytest.approx(0.1 / 3) and summary["double_early"]["n"] == 3
+    assert summary["double_alone"]["mean"] == pytest.approx(-0.1)
+    assert summary["early_alone"]["mean"] == pytest.approx(0.11)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.randoms())
 def test_order_does_not_matter(shuffle: random.Random) -> None:

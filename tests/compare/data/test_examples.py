@@ -41,6 +41,18 @@ def test_noise_makes_exactly_the_share_wrong():
     assert noisy.min() >= 0 and noisy.max() <= 9
 
 
+def test_which_labels_are_wrong_follows_the_seed():
+    """In training and validation; the test's labels are clean."""
+    source = hold_out_test(_numbered(400), 4)
+    wrong = []
+    for seed in (0, 1, 0):
+        clean, noisy = (choose(source, "made up", seed, Amounts(100, 100, share)) for share in (0.0, 0.3))
+        wrong.append([(getattr(clean, part).y != getattr(noisy, part).y) for part in ("train", "val", "test")])
+    assert all(int(part.sum()) == count for one in wrong for part, count in zip(one, (30, 30, 0), strict=True))
+    for first, other, again in list(zip(*wrong, strict=True))[:2]:
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+
 def test_the_test_set_is_the_same_for_all_seeds_and_never_trained_or_tuned_on():
     source = hold_out_test(_numbered(100), 4)
     raw = source.test.x[:, 0, 0, 0].tolist()

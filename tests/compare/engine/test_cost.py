@@ -27,6 +27,24 @@ def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(meas
     assert measured["methods"]["sam"]["step_ms"] == pytest.approx(2 * measured["base"]["step_ms"])
 
 
+def test_blocks_are_spread_over_the_schedule_and_warm_up_does_not_count(monkeypatch):
+    """Of 400 steps, four blocks of 20 turns: from 0 (behind the warm-up), 100, 200 and 300."""
+    spec = resolve({"task": "tests.compare.tiny:task", "epochs": 100})
+    seen, take_turn = [], cost.take_turn
+
+    def noting(device, clocks, batch, keep=True):
+        seen.append((clocks[1].step.__self__.sharp.step, keep))
+        take_turn(device, clocks, batch, keep)
+
+    monkeypatch.setattr(cost, "take_turn", noting)
+    monkeypatch.setattr(cost, "_blocks", lambda turn: 4)
+    monkeypatch.setattr(cost, "peak_memory", lambda *_: 1)
+    found = cost.measure(spec, [Run("sam", 0.1, 0)], {"sam": 1.0})
+    assert seen[:6] == [(step, False) for step in range(6)]
+    assert [step for step, _ in seen[6::20]] == [6, 100, 200, 300] and all(keep for _, keep in seen[6:])
+    assert len(seen) == 6 + 4 * 20 and found["turns"] == 80
+
+
 def test_the_clock_is_the_wall_s_and_the_processor_s():
     wall, busy = meter._seconds("cpu", lambda: time.sleep(0.05))
     assert wall >= 0.05 and 0 <= busy < wall, "asleep, the processor is another's"

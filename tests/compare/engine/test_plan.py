@@ -86,6 +86,8 @@ def test_ids_are_file_names_and_depend_on_all_that_decides_the_result():
         Run("sam", 0.1, 1),
         Run("base", None, 0),
         Run("base", None, 0, "double"),
+        Run("base", None, 0, lr=0.1),
+        Run("base", None, 0, lr=0.1 + 1e-9),
     ]
     ids = [made.id(run) for run in runs]
     assert len(set(ids)) == len(ids)
@@ -103,6 +105,11 @@ def test_ids_are_file_names_and_depend_on_all_that_decides_the_result():
 )  # fmt: skip
 def test_only_what_decides_a_run_is_in_the_hash(change, same):
     assert (plan(**change).spec_hash == plan().spec_hash) is same
+
+
+@pytest.mark.parametrize("change", [{"noise": 0.1}, {"labelled": 100}, {"validation": 100}])
+def test_what_decides_the_examples_is_in_the_hash(change):
+    assert plan(task="digits-few", **change).spec_hash != plan(task="digits-few").spec_hash
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_task(tmp_path):

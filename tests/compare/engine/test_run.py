@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from tests.compare import tiny
+from tests.compare import scripted, tiny
 from torch import nn
 
 from steppe._command.pool import Job, Pool
@@ -97,6 +97,29 @@ def test_early_stopping_takes_the_first_best_checkpoint_and_its_test_accuracy(re
     curve = record["curve"]
     at = curve["val_accuracy"].index(max(curve["val_accuracy"]))
     assert record["early"] == {key: curve[key][at] for key in ("epoch", "val_accuracy", "test_accuracy")}
+
+
+def test_early_stopping_goes_by_validation_takes_the_first_best_and_brings_its_weights_back():
+    """At the script's third epoch: not where the test is best (4), not the second best validation (5), not the end."""
+    settings = resolve({"task": "tests.compare.scripted:task"})
+    record = run.train(settings, Run("base", None, 0))
+    assert record["curve"]["val_accuracy"] == pytest.approx(scripted.RIGHT[scripted.VAL])
+    assert record["curve"]["test_accuracy"] == pytest.approx(scripted.RIGHT[scripted.TEST])
+    assert record["early"] == pytest.approx({"epoch": 3, "val_accuracy": 0.9, "test_accuracy": 0.5})
+    assert (record["val_accuracy"], record["test_accuracy"]) == pytest.approx((0.4, 0.2))
+
+
+def test_early_stopping_measures_on_the_whole_test_set_with_the_weights_of_then():
+    """The curve may look at a part of the test only; the figure at the end may not."""
+    settings = resolve({"task": "tests.compare.scripted:task", "test_curve": 5})
+    record = run.train(settings, Run("base", None, 0))
+    assert record["early"] == pytest.approx({"epoch": 3, "val_accuracy": 0.9, "test_accuracy": 0.5})
+
+
+def test_the_order_of_batches_follows_the_seed():
+    task = tiny.task(0)
+    orders = [torch.cat([y for _, y in next(run.batches(task, 10, seed))]) for seed in (0, 1, 0)]
+    assert torch.equal(orders[0], orders[2]) and not torch.equal(orders[0], orders[1])
 
 
 def test_inputs_may_be_a_dict_of_tensors():

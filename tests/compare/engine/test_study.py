@@ -79,6 +79,42 @@ def runs_alone(monkeypatch):
     monkeypatch.setattr(study.cost, "measure", lambda *_: {"methods": {}})
 
 
+@pytest.fixture
+def measured(monkeypatch) -> list[dict]:
+    """What was asked of the measurement of cost, which is not made; runs are made in this process."""
+    asked = []
+
+    def measure(spec, runs, shares):
+        asked.append(shares)
+        return {"methods": {each.method: {"passes": 1 + shares[each.method]} for each in runs}}
+
+    monkeypatch.setattr(study, "Pool", lambda size: InStep())
+    monkeypatch.setattr(study.cost, "measure", lambda spec, runs, shares, *_: measure(spec, runs, shares))
+    return asked
+
+
+def test_a_kept_cost_counts_for_what_it_was_measured_of_only(measured, tmp_path):
+    settled(tmp_path, seeds=1, epochs=1)
+    settled(tmp_path, seeds=1, epochs=1)
+    assert len(measured) == 1, "kept"
+    settled(tmp_path, seeds=1, epochs=1, rho=0.2)
+    assert len(measured) == 2, "another radius is another measurement"
+    settled(tmp_path, seeds=1, epochs=1, rho=0.2, methods=["sam", "rst"])
+    assert len(measured) == 3 and measured[-1].keys() == {"sam", "rst"}
+    kept = json.loads((tmp_path / "cost.json").read_text())
+    (tmp_path / "cost.json").write_text(json.dumps(kept | {"key": "of something else"}))
+    settled(tmp_path, seeds=1, epochs=1, rho=0.2, methods=["sam", "rst"])
+    assert len(measured) == 4
+
+
+@pytest.mark.usefixtures("measured")
+def test_the_passes_of_the_cost_are_those_that_were_counted(tmp_path):
+    """Not one and the share of steps that ascend: ESAM's second pass is of half of the batch, after a third of one."""
+    settled(tmp_path, methods=["esam", "sam"], seeds=1, epochs=1)
+    cost = json.loads((tmp_path / "cost.json").read_text())["methods"]
+    assert cost["esam"]["passes"] == pytest.approx(1 + 1 / 3 + 0.5) and cost["sam"]["passes"] == pytest.approx(2.0)
+
+
 @pytest.mark.usefixtures("runs_alone")
 def test_other_settings_in_the_same_folder_do_not_mix(tmp_path):
     first, second = settled(tmp_path), settled(tmp_path, epochs=2)
