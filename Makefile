@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare finetune test lint types docs loops studies kills costs claims clean
+.PHONY: help compare finetune test lint types docs loops studies kills mutants costs claims clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ studies: $(STUDY) ## the README's studies, about twenty minutes; ARGS="--fashion
 kills: $(DEV) ## kill a comparison ten times and training loops 200 times, and compare with undisturbed ones
 	$(BIN)/python benchmarks/kill_compare.py
 	$(BIN)/python benchmarks/kill_training.py
+
+mutants: $(DEV) ## plant bugs in a copy of the source and see the tests notice each; words of their names in ARGS="..."
+	$(BIN)/python benchmarks/mutants.py $(ARGS)
 
 costs: $(DEV) ## measure step time and memory beside other libraries, and write docs/cost.md; cases in ARGS="..."
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_time.py $(ARGS)

@@ -24,7 +24,9 @@ import steppe
 from steppe.methods import METHODS
 
 LOOP_METHODS = ("sam", "asam", "grst", "look_sam", "gsam", "adasam")
-MORE_METHODS = ("layer_sam", "fsam", "wsam", "aesam", "msam", "s2_sam")
+MORE_METHODS = (
+    "layer_sam", "fsam", "wsam", "aesam", "msam", "s2_sam", "gnp", "sam_on", "look_layer_sam", "late_sam",
+)  # fmt: skip
 STEPS, BATCH = 20, 8
 # k and p such that both kinds of step come; radii large enough that a wrong norm would show.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -35,6 +37,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rst": {"rho": 0.1, "p": 0.5, "seed": 1},
     "aesam": {"rho": 0.1, "total_steps": STEPS},
     "msam": {"rho": 0.3},
+    "gnp": {"rho": 0.3},
+    "sam_on": {"rho": 0.5},
+    "look_layer_sam": {"rho": 0.3, "k": 3, "alpha": 0.3},
+    "late_sam": {"rho": 0.3, "start": 12, "stop": 17},
 }
 GROUP_TIMEOUT = timedelta(seconds=30)
 Work = Callable[..., Any]

@@ -299,11 +299,28 @@ def _both_in_pieces() -> list[Tensor]:
     return [_in_pieces(True), _in_pieces(False)]
 
 
+def _each_share_alone() -> Tensor:
+    """One process: each rank's first micro-batch perturbed by itself, then the second ones of both ranks together."""
+    model = d.network()
+    optimizer = d.base("look_sam", model)
+    sharp = d.sharpen("look_sam", model, optimizer)
+    for x, y in d.batches():
+        a, b, c, e = zip(x.chunk(4), y.chunk(4), strict=True)  # of rank 0, rank 0, rank 1, rank 1
+        for first in (a, c):
+            sharp.backward(lambda: d.loss_of(model)(first) / 4)
+        sharp.backward(lambda: d.loss_of(model)((torch.cat([b[0], e[0]]), torch.cat([b[1], e[1]]))) / 2)
+        optimizer.step()
+        optimizer.zero_grad()
+    return d.weights(model)
+
+
 def test_accumulation() -> None:
     (exact, own), (exact_too, own_too) = d.run(2, _both_in_pieces)
-    assert torch.equal(exact, exact_too)
-    assert torch.equal(own, own_too), "gradients of micro-batches without sync are averaged with the last"
+    assert torch.equal(exact, exact_too) and torch.equal(own, own_too)
     assert (exact - d.trajectory("single", "look_sam")["weights"]).abs().max() <= 1e-6
+    averaged = _each_share_alone()
+    assert (own - averaged).abs().max() <= 1e-6, "gradients of micro-batches without sync are averaged with the last"
+    assert (own - exact).abs().max() > 1e-3, "the two ways are told apart"
 
 
 # What is refused
