@@ -130,19 +130,22 @@ def holder(path: Path) -> str:
 
 
 @contextmanager
-def one_writer(folder: Path, what: str, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+def one_writer(
+    folder: Path, what: str, say: Callable[[str], None] = lambda text: None, patience: float | None = None
+) -> Iterator[None]:
     """Nobody else writes to ``folder`` meanwhile, which is there.
 
     Args:
         folder: to write to.
         what: this process does, as others shall read it.
         say: told where the file system has no locks.
+        patience: seconds to wait for another process; None: a moment.
 
     Raises:
         TakenError: another process writes there.
         OSError: the lock's file cannot be made.
     """
-    held = _patient(folder / LOCK, what)
+    held = _patient(folder / LOCK, what, _PATIENCE if patience is None else patience)
     if held is None:
         raise TakenError(_taken(folder))
     if not held.locked:
@@ -153,8 +156,8 @@ def one_writer(folder: Path, what: str, say: Callable[[str], None] = lambda text
         held.free()
 
 
-def _patient(path: Path, what: str) -> Claim | None:
-    end = time.monotonic() + _PATIENCE
+def _patient(path: Path, what: str, patience: float) -> Claim | None:
+    end = time.monotonic() + patience
     while (held := claim(path, what)) is None and time.monotonic() < end:
         time.sleep(0.05)
     return held

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe._command.app import FAILED, INTERRUPTED, Number, Real, Text, app, flag, refusing
+from steppe._command.app import FAILED, INTERRUPTED, BadInputError, Number, Real, Text, app, flag, refusing
+from steppe._command.files import DiskError
+from steppe._command.locks import TakenError
 
 
 @app.command()
@@ -96,8 +98,11 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     with refusing():
         plan = study.check(parallel.begin(resolve(flags, config)))
     errors.quiet = not ranks.first()
-    with progress.on(errors) as shown:
-        outcome = study.compare(plan, shown)
+    try:
+        with progress.on(errors) as shown:
+            outcome = study.compare(plan, shown)
+    except (DiskError, TakenError) as error:
+        raise BadInputError(str(error)) from error
     ranks.agree(None)  # nobody leaves while another still needs it
     if not ranks.first():
         return

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from steppe._command.files import read_json, write_json
+from steppe._command.locks import Claim, without_locks
 from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
-from steppe._command.ranks import InStep, agree, check_shares
+from steppe._command.ranks import InStep, agree, check_shares, first
 from steppe.compare.analysis import summary
 from steppe.compare.engine import cost, run
 from steppe.compare.engine.plan import Plan, Run, describe
@@ -19,6 +21,8 @@ from steppe.compare.engine.store import Store
 from steppe.compare.report import page
 
 _COST = "cost"
+_LOOK = 0.5
+"""Seconds between two looks at what other processes have done."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,15 @@ def compare(plan: Plan, progress: PlainProgress) -> Outcome:
     """
     spec = plan.spec
     store = Store(Path(spec.out), plan.spec_hash)
-    write_json(store.folder / "spec.json", shown(plan))
+    if moved := store.move_in(shown(plan)):
+        progress.say(moved)
     session = _Session(plan, store, progress)
     costs = _kept_cost(session)
     if costs is None or session.missing():
-        size = min(spec.workers, max(1, len(session.missing())))
-        with Pool(size) if spec.parallel is None else InStep() as pool:
-            session.finish_runs(pool)
-            costs = _kept_cost(session) or session.finish_cost(pool)
+        size = min(spec.workers, max(1, len(session.missing()))) if spec.parallel is None else 1
+        with session, Pool(size) if spec.parallel is None else InStep() as pool:
+            session.finish_runs(pool, size)
+            costs = session.cost(pool)
     return _outcome(session, costs)
 
 
@@ -77,6 +82,9 @@ class _Session:
         self.plan, self.store, self.progress = plan, store, progress
         self.failed: dict[str, str] = {}
         self.records: dict[str, dict[str, Any]] = {}
+        self.under_way: dict[str, Run] = {}
+        self._held: dict[str, Claim] = {}
+        self._told = False
         self._load()
 
     def _load(self) -> None:
@@ -84,29 +92,74 @@ class _Session:
         for _ in range(3):
             self.records = agree(self.store.load(self.plan.needed(self.records)))
 
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for id_ in list(self._held):
+            self._free(id_)
+
     def missing(self) -> dict[str, Run]:
         """Runs known to be needed that are neither done nor failed, by id."""
         needed = self.plan.needed(self.records, self.failed)
         return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
 
-    def finish_runs(self, pool: Pool | InStep) -> None:
-        """Run what is missing; what becomes known meanwhile (a method's chosen rho) joins the queue."""
-        runs: dict[str, Run] = {}
-        self._submit(pool, runs)
-        self.progress.begin(self.plan.total(), len(self.records))
-        for event in pool.events():
-            self._note(event, runs)
-            if event.kind in ("done", "failed"):
-                self._submit(pool, runs)
+    def finish_runs(self, pool: Pool | InStep, size: int) -> None:
+        """Run what is missing, `size` at a time; what becomes known meanwhile (a method's chosen rho) joins in.
 
-    def _submit(self, pool: Pool | InStep, runs: dict[str, Run]) -> None:
+        Runs that another process has claimed are waited for, and taken over if it ends without them.
+        """
+        self.progress.begin(self.plan.total(), len(self.records))
+        waiting = False
+        while self.missing():
+            self._fill(pool, size)
+            for event in pool.events():
+                self._note(event)
+                self._fill(pool, size)
+            if self.missing() and not waiting:
+                waiting = True
+                self.progress.say("waiting for runs that another process has begun in this folder")
+            if self.missing():
+                time.sleep(_LOOK)
+                self._take_in(self.missing())
+
+    def _fill(self, pool: Pool | InStep, size: int) -> None:
+        """Claim runs and hand them out until `size` are under way."""
         for id_, each in self.missing().items():
-            if id_ not in runs:
-                runs[id_] = each
+            if len(self.under_way) >= size:
+                return
+            if id_ not in self.under_way and self._claim(id_):
+                self.under_way[id_] = each
                 pool.submit(Job(id_, run.train, (self.plan.spec, each)))
 
-    def _note(self, event: Event, runs: Mapping[str, Run]) -> None:
-        text = describe(runs[event.key])
+    def _claim(self, id_: str) -> bool:
+        """Whether the run is ours to make; one that was finished elsewhere since is taken in."""
+        held = self.store.claim(id_) if first() else None
+        mine = agree(held is not None)
+        if held:
+            self._held[id_] = held
+            if not held.locked and not self._told:
+                self._told = True
+                self.progress.say(without_locks(self.store.folder))
+        if mine and not self._take_in([id_]):
+            return True
+        self._free(id_)
+        return False
+
+    def _free(self, id_: str) -> None:
+        if id_ in self._held:
+            self._held.pop(id_).free()
+
+    def _take_in(self, ids: Collection[str]) -> bool:
+        """Runs that another process has finished."""
+        runs, found = self.missing(), agree(self.store.load(ids))
+        for id_, record in found.items():
+            self.records[id_] = record
+            self.progress.done(id_, describe(runs[id_]), record)
+        return bool(found)
+
+    def _note(self, event: Event) -> None:
+        text = describe(self.under_way[event.key])
         if event.kind == "begun":
             self.progress.begun(event.key, text)
         elif event.kind == "moving":
@@ -118,6 +171,23 @@ class _Session:
             phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
             self.records[event.key] = self.store.save(event.key, phase, event.value)
             self.progress.done(event.key, text, event.value)
+        if event.kind in ("done", "failed"):
+            del self.under_way[event.key]
+            self._free(event.key)
+
+    def cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
+        """The cost that is kept, or that another process measures, or else is measured here."""
+        waiting = False
+        while (kept := _kept_cost(self)) is None:
+            if self._claim(_COST):
+                kept = _kept_cost(self) or self.finish_cost(pool)
+                self._free(_COST)
+                return kept
+            if not waiting:
+                waiting = True
+                self.progress.say("waiting for the times that another process measures in this folder")
+            time.sleep(_LOOK)
+        return kept
 
     def finish_cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
         """Measure the cost of every method that has a chosen value, in one worker while the others idle."""
@@ -134,7 +204,8 @@ class _Session:
                 measured: dict[str, Any] = {"key": self.cost_key(), **event.value}
                 for method, passes in self.means("passes_per_step").items():
                     measured["methods"].get(method, {})["passes"] = passes  # not all ascents cost one
-                write_json(self.store.folder / "cost.json", measured)
+                with self.store.showing():
+                    write_json(self.store.place / "cost.json", measured)
                 return measured
         return None
 
@@ -163,7 +234,7 @@ class _Session:
 
 
 def _kept_cost(session: _Session) -> dict[str, Any] | None:
-    kept = agree(read_json(session.store.folder / "cost.json"))
+    kept = agree(read_json(session.store.place / "cost.json"))
     return kept if isinstance(kept, dict) and kept.get("key") == session.cost_key() else None
 
 
@@ -176,7 +247,8 @@ def shown(plan: Plan) -> dict[str, Any]:
 def _outcome(session: _Session, costs: dict[str, Any] | None) -> Outcome:
     records = session.plan.records(session.records, session.failed)
     result = summary.summarise(records, costs, shown(session.plan))
-    path = session.store.folder / "report.html"
-    write_json(session.store.folder / "summary.json", result)
-    page.write(result, records, costs, path)
+    with session.store.showing():
+        path = session.store.place / "report.html"
+        write_json(path.with_name("summary.json"), result)
+        page.write(result, records, costs, path)
     return Outcome(result, path, session.failed)
