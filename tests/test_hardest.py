@@ -184,7 +184,6 @@ SHAPES: dict[str, tuple[Any, Any]] = {
     "list": ([SIX, SIX.view(6, 1)], [SIX[[1, 4, 5]], SIX.view(6, 1)[[1, 4, 5]]]),
     "nested": ({"a": {"b": (SIX, None)}, "rate": 0.5}, {"a": {"b": (SIX[[1, 4, 5]], None)}, "rate": 0.5}),
     "strings": (Pair(SIX, list("abcdef")), Pair(SIX[[1, 4, 5]], list("bef"))),
-    "another length": ((SIX, torch.ones(4)), (SIX[[1, 4, 5]], torch.ones(4))),
     "a number": ((SIX, torch.tensor(2.0)), (SIX[[1, 4, 5]], torch.tensor(2.0))),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from steppe._nested import KEEP, cut, mapped, packed_starts, tensors_of
+from steppe._samples import Take, read
 
 LossOf = Callable[..., Tensor]
 Backward = Callable[[Tensor], Any]
@@ -120,30 +121,37 @@ def checked(loss: Any) -> Tensor:
 
 
 def batch_size(batch: Any) -> int:
-    """The length of the first tensor's first dimension, searched through tuples, lists and mappings."""
-    for tensor in tensors_of(batch):
-        return tensor.shape[0]
-    raise TypeError(
-        f"the batch ({type(batch).__name__}) holds no tensor with a first dimension; expected tensors in tuples, "
-        "lists or dicts, to take the first samples of"
-    )
+    """How many samples a batch holds; a row of packed sequences is one."""
+    return 1 if packed_starts(batch) is not None else read(batch).size or 0
 
 
 def first_samples(batch: Any, samples: int | float) -> Any:
-    """The first samples of a batch: every tensor (or plain list) whose length is the batch size is sliced.
+    """The first samples of a batch, without a copy.
 
     Args:
-        batch: a tensor, or tensors in tuples, lists, named tuples and mappings; anything else is kept. One row of
-            packed sequences (a mapping with ``position_ids``, ``seq_idx`` or ``cu_seq...``) is cut behind the first
+        batch: a tensor; tensors in tuples, lists, named tuples, mappings and dataclasses, one row for each sample; or
+            a list of samples of any kind. Plain words and numbers stay (a list of as many as samples is cut). One row
+            of packed sequences (a mapping with ``position_ids``, ``seq_idx`` or ``cu_seq...``) is cut behind the first
             ``samples`` of its sequences; on an accelerator that waits for where they end.
         samples: a whole number, or a fraction in (0, 1) of the batch (rounded, at least one sample).
+
+    Raises:
+        TypeError, ValueError: an object in it cannot be cut, its parts disagree on the number of samples, or it can be
+            read in two ways.
     """
-    size = batch_size(batch)
     starts = packed_starts(batch)
-    if starts is not None and len(starts) > 1:
+    if starts is not None:
         return _first_packed(batch, starts, share_of(samples, len(starts)))
-    count = share_of(samples, size)
-    return rows_of(batch, size, lambda t: t[:count], lambda items: items[:count])
+    found = read(batch)
+    count = share_of(samples, found.size or 0)
+    if count >= (found.size or 0):
+        return batch
+    return found.sure().take(Take.first(count))
+
+
+def chosen_samples(batch: Any, rows: Tensor) -> Any:
+    """The samples of the given numbers, in their order."""
+    return batch if packed_starts(batch) is not None else read(batch).sure().take(Take.rows(rows))
 
 
 def share_of(samples: int | float, size: int) -> int:
@@ -157,15 +165,3 @@ def _first_packed(batch: Any, starts: Tensor, count: int) -> Any:
     total = next(t.shape[1] for t in tensors_of(batch) if t.ndim > 1)
     short = cut(batch, total, int(starts[count]))
     return mapped(short, lambda part, name: part[: count + 1] if name.startswith("cu_seq") else KEEP)
-
-
-def rows_of(batch: Any, size: int, tensor: Callable[[Tensor], Tensor], plain: Callable[[Any], Any]) -> Any:
-    """The batch with ``tensor`` of every tensor, and ``plain`` of every plain list, whose length is the batch size."""
-
-    def change(part: Any, name: str) -> Any:
-        if isinstance(part, Tensor):
-            return tensor(part) if part.ndim and part.shape[0] == size else part
-        is_plain = isinstance(part, (list, tuple)) and len(part) == size and not tensors_of(part)
-        return plain(part) if is_plain else KEEP
-
-    return mapped(batch, change)

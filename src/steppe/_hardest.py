@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe._batch import Work, batch_size, checked, rows_of, share_of
+from steppe._batch import Work, batch_size, checked, chosen_samples, share_of
 
 
 @dataclass
@@ -55,13 +55,8 @@ class PerSample(Work):
 
 
 def _risen_most(batch: Any, rise: Tensor, share: float) -> Any:
-    size = len(rise)
-    rows = rise.topk(share_of(share, size)).indices.sort().values  # in the batch's own order
-
-    def plain(items: Any) -> Any:
-        return type(items)(items[i] for i in rows.tolist())
-
-    return rows_of(batch, size, lambda t: t.index_select(0, rows.to(t.device)), plain)
+    rows = rise.topk(share_of(share, len(rise))).indices.sort().values  # in the batch's own order
+    return chosen_samples(batch, rows)
 
 
 def _one_each(losses: Any, batch: Any) -> Tensor:

@@ -8,23 +8,25 @@ from typing import Any
 
 
 def lacking(
-    recipe: Callable[..., Any], total_steps: float, settings: Mapping[str, Any] | None = None
+    recipe: Callable[..., Any], total_steps: int | Callable[[], Any], settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """``{"total_steps": total_steps}`` where ``recipe`` takes it and nobody has set it, else nothing.
 
     Args:
         recipe: a method's, a partial of one, or a function of the user's own.
-        total_steps: the optimizer steps of the whole training.
+        total_steps: the optimizer steps of the whole training, or a function that finds them when they are needed.
         settings: further arguments that the recipe will be called with.
     """
     wanted = inspect.signature(recipe).parameters.get("total_steps")
     if wanted is None or wanted.default not in (None, wanted.empty):
         return {}
-    return {} if (settings or {}).get("total_steps") is not None else {"total_steps": total_steps}
+    if (settings or {}).get("total_steps") is not None:
+        return {}
+    return {"total_steps": total_steps() if callable(total_steps) else total_steps}
 
 
 def of_this_length(
-    recipe: Callable[..., Any], total_steps: float, settings: Mapping[str, Any] | None = None
+    recipe: Callable[..., Any], total_steps: int | Callable[[], Any], settings: Mapping[str, Any] | None = None
 ) -> Callable[[Any, Any], Any]:
     """``recipe`` as a function of (model, optimizer), for a host that knows its length.
 

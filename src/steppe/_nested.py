@@ -1,8 +1,9 @@
-"""Batches as they come: tensors in tuples, lists, named tuples and mappings, changed part by part or cut in length."""
+"""Batches as they come: tensors in lists, (named) tuples, mappings and dataclasses, changed part by part or cut."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,23 +20,50 @@ def mapped(batch: Any, change: Callable[[Any, str], Any], name: str = "") -> Any
     new = change(batch, name)
     if new is not KEEP:
         return new
-    if isinstance(batch, Mapping):
-        return _like(batch, {k: mapped(v, change, str(k)) for k, v in batch.items()})
-    if not isinstance(batch, (list, tuple)):
+    below = children(batch)
+    if below is None:
         return batch
-    parts = [mapped(v, change, name) for v in batch]
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    named = not isinstance(batch, (list, tuple))
+    return rebuilt(batch, {k: mapped(v, change, str(k) if named else name) for k, v in zip(*below, strict=True)})
+
+
+def children(part: Any) -> tuple[list[Any], list[Any]] | None:
+    """Names and parts of a container: a mapping, dataclass, named tuple, list or tuple. None: it is none of these."""
+    if isinstance(part, Mapping):
+        return list(part), list(part.values())
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        names = [f.name for f in dataclasses.fields(part)]
+        return names, [getattr(part, n) for n in names]
+    if isinstance(part, (list, tuple)):
+        return list(range(len(part))), list(part)
+    return None
+
+
+def rebuilt(part: Any, items: dict[Any, Any]) -> Any:
+    """A container of the same class with other parts; the one that is given is not written on."""
+    if isinstance(part, Mapping):
+        return _like(part, items)
+    if isinstance(part, (list, tuple)):
+        return type(part)(*items.values()) if hasattr(part, "_fields") else type(part)(items.values())
+    new = copy.copy(part)
+    for name, value in items.items():
+        object.__setattr__(new, name, value)  # frozen ones too
+    return new
 
 
 def tensors_of(batch: Any) -> list[Tensor]:
     """Every tensor with a first dimension, in order."""
     if isinstance(batch, Tensor):
         return [batch] if batch.ndim else []
-    if isinstance(batch, Mapping):
-        return [t for v in batch.values() for t in tensors_of(v)]
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
         return [t for v in batch for t in tensors_of(v)]
-    return []
+    below = children(batch)
+    return [] if below is None else [t for v in below[1] for t in tensors_of(v)]
+
+
+def is_array(part: Any) -> bool:
+    """Whether it is an array or number of numpy (which need not be there)."""
+    return type(part).__module__ == "numpy" and hasattr(part, "shape")
 
 
 def cut(batch: Any, total: int, length: int, end: bool = False) -> Any:
@@ -89,6 +117,8 @@ def _from_zero(positions: Tensor) -> Tensor:
 
 def _like(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
     """The items in a mapping of the same class (BatchEncoding has methods of its own), where a copy is a real one."""
+    if hasattr(batch, "__dataclass_fields__"):  # transformers' ModelOutput, which refuses update()
+        return type(batch)(**items)
     if not isinstance(batch, (dict, UserDict)):
         return items
     new = copy.copy(batch)

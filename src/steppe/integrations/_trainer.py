@@ -127,7 +127,7 @@ def build(factory: Factory, trainer: Any) -> SharpnessAware | BAR:
     # accelerate's wrapper is stepped on every call; the optimizer inside it, whose hooks count, only for real.
     optimizer = bare_optimizer(trainer.optimizer)
     model = trainer.model if isinstance(trainer.model_wrapped, nn.DataParallel) else trainer.model_wrapped
-    made = of_this_length(factory, trainer.state.max_steps)(model, optimizer)
+    made = of_this_length(factory, lambda: trainer.state.max_steps)(model, optimizer)
     if not isinstance(made, (SharpnessAware, BAR)) or made.optimizer is not optimizer:
         raise TypeError(
             f"sharp returned {made!r}; expected a SharpnessAware on the very optimizer that it was given "

@@ -64,7 +64,7 @@ class SharpCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the method on the fit's own optimizer, and bring back its state."""
-        build = of_this_length(self.recipe, trainer.estimated_stepping_batches, self.settings)
+        build = of_this_length(self.recipe, lambda: trainer.estimated_stepping_batches, self.settings)
         self.sharp = build(trainer.strategy.model, trainer.optimizers[0])
         if isinstance(self.sharp, SharpnessAware):
             _refuse(pl_module)
