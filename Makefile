@@ -51,7 +51,7 @@ types: $(DEV) ## types
 	$(BIN)/mypy
 
 loops: $(DEV) ## run the loops' tests and note which method ran in which, for the README
-	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations
+	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations tests/situations/test_several_optimizers.py
 	$(BIN)/python docs/generate.py
 
 studies: $(STUDY) ## the README's studies, about twenty minutes; ARGS="--fashion FOLDER" for Fashion-MNIST too

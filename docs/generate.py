@@ -12,8 +12,8 @@ from steppe.methods import METHODS, card
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "docs" / "loops.json"
 ORDER = (
-    "plain", "accumulation (exact)", "accumulation (m-sharpness)", "clipping", "fp16 GradScaler", "bf16 autocast",
-    "DDP", "FSDP2", "DCP", "accelerate", "HF Trainer", "Lightning", "Fabric", "torch.compile",
+    "plain", "accumulation (exact)", "accumulation (m-sharpness)", "clipping", "several optimizers", "fp16 GradScaler",
+    "bf16 autocast", "DDP", "FSDP2", "DCP", "accelerate", "HF Trainer", "Lightning", "Fabric", "torch.compile",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import steppe
 from steppe._guards import BACKUPS, Doors, Replay, SavedWeights
+from steppe._optimizers import Optimizers
 from steppe._randomness import Randomness
 from steppe._state import State, Watch
 
@@ -172,7 +173,7 @@ def doors_and_keys():
 
 def test_doors_are_shut_and_open_again():
     model, optimizer, ways = doors_and_keys()
-    doors = Doors(model, optimizer)
+    doors = Doors(model, Optimizers(optimizer))
     doors.shut()
     for what, way in ways.items():
         with pytest.raises(RuntimeError, match=f"cannot {what} while the weights are perturbed: call restore"):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import steppe
+from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters, aligned, bare, names_of
 
 
@@ -83,7 +84,7 @@ def test_tied_weights_have_one_name_and_one_entry():
     model = pair()
     model["tail"] = nn.Linear(2, 2)
     model["tail"].weight = model["body"].weight
-    entries = Parameters(model, sgd(model.parameters()), "all").entries
+    entries = Parameters(model, Optimizers(sgd(model.parameters())), "all").entries
     assert [e.name for e in entries] == [*NAMES, "tail.bias"]
 
 
@@ -104,7 +105,7 @@ def test_a_tied_weight_is_perturbed_once():
 def test_entries_name_their_group_or_none():
     model = pair()
     optimizer = sgd([{"params": model["head"].parameters()}, {"params": [model["body"].weight], "perturb": False}])
-    parameters = Parameters(model, optimizer, "all")
+    parameters = Parameters(model, Optimizers(optimizer), "all")
     assert [(e.name, e.group) for e in parameters.entries] == list(zip(NAMES, [1, None, 0, 0], strict=True))
     assert [parameters.perturbable(e) for e in parameters.entries] == [False, False, True, True]
     assert parameters.group_of(parameters.entries[0]) is optimizer.param_groups[1]
@@ -127,7 +128,7 @@ def test_a_group_added_later_is_found():
 def test_a_layer_added_later_is_found():
     model = pair()
     optimizer = sgd(model.parameters())
-    parameters = Parameters(model, optimizer, "all")
+    parameters = Parameters(model, Optimizers(optimizer), "all")
     model["tail"] = nn.Linear(1, 1)
     optimizer.add_param_group({"params": model["tail"].parameters()})
     parameters.look_again()
@@ -137,7 +138,7 @@ def test_a_layer_added_later_is_found():
 def test_a_flag_or_radius_changed_later_is_read():
     model = pair()
     optimizer = sgd([{"params": model["body"].parameters()}, {"params": model["head"].parameters()}])
-    parameters = Parameters(model, optimizer, "all")
+    parameters = Parameters(model, Optimizers(optimizer), "all")
     optimizer.param_groups[0]["perturb"] = False
     assert [parameters.perturbable(e) for e in parameters.entries] == [False, False, True, True]
 
@@ -180,14 +181,14 @@ def test_refused_in_one_sentence(name):
     optimizer_of, subset, words = REFUSED[name]
     model = pair()
     with pytest.raises(ValueError, match=words) as caught:
-        Parameters(model, optimizer_of(model), subset)
+        Parameters(model, Optimizers(optimizer_of(model)), subset)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rho", [None, 0, 0.0, 1, 0.5])
 def test_good_radii_of_groups(rho):
     model = pair()
-    Parameters(model, sgd([{"params": model.parameters(), "rho": rho}]), "all")
+    Parameters(model, Optimizers(sgd([{"params": model.parameters(), "rho": rho}])), "all")
 
 
 # --- gradients ----------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def filled(value=1.0):
     model = pair()
     for p in model.parameters():
         p.grad = torch.full_like(p, value)
-    return model, Parameters(model, sgd(model.parameters()), "all")
+    return model, Parameters(model, Optimizers(sgd(model.parameters())), "all")
 
 
 def test_take_takes_all_and_give_gives_back():
@@ -236,7 +237,7 @@ def test_a_view_is_copied_because_its_buffer_is_somebody_elses():
 
 def test_gradients_outside_the_optimizer_are_kept_apart():
     model = pair()
-    parameters = Parameters(model, sgd(model["head"].parameters()), "all")
+    parameters = Parameters(model, Optimizers(sgd(model["head"].parameters())), "all")
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     assert len(parameters.handed()) == 2
@@ -254,7 +255,7 @@ def test_gradients_outside_the_optimizer_are_kept_apart():
 def test_parameters_of_a_group_may_be_exchanged_for_as_many_others():
     model = pair()
     optimizer = sgd([model["body"].weight])
-    parameters = Parameters(model, optimizer, "all")
+    parameters = Parameters(model, Optimizers(optimizer), "all")
     optimizer.param_groups[0]["params"] = [model["head"].weight]
     parameters.look_again()
     assert [e.name for e in parameters.entries if e.group is not None] == ["head.weight"]

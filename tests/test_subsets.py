@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters
 
 
@@ -60,7 +61,8 @@ OTHERS = {
 
 
 def in_the_subset(model, subset="norm"):
-    return {e.name for e in Parameters(model, torch.optim.SGD(model.parameters(), lr=0.1), subset).entries if e.inside}
+    optimizers = Optimizers(torch.optim.SGD(model.parameters(), lr=0.1))
+    return {e.name for e in Parameters(model, optimizers, subset).entries if e.inside}
 
 
 @pytest.mark.parametrize("kind", NORMS)

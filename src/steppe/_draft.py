@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from steppe._algebra import as_real, norm, ratio, scale_
 from steppe._parameters import Parameters
@@ -46,8 +45,8 @@ class Draft:
     decision: bool | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     correction: Grads = field(default_factory=dict)
-    handed: Tensor | None = None
-    closed: bool = False
+    handed: dict[int, Tensor] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)
     radii: dict[str, float] | None = None
 
     def remember(self, part: str, memory: dict[str, Any]) -> None:
@@ -63,47 +62,41 @@ class Draft:
             self.correction[name] = tensor if earlier is None else earlier.add_(tensor)
 
     def note_handed(self, parameters: Parameters) -> None:
-        """Measure the gradient that the optimizer is given, if a correction has to stay in proportion to it."""
+        """Measure the gradient that each optimizer is given, if a correction has to stay in proportion to it."""
         if self.correction:
-            self.handed, self.closed = norm(parameters.handed()), False
+            self.handed = {i: norm(parameters.handed(i)) for i in range(parameters.count)}
+            self.closed = set()
 
-    def shrink(self, parameters: Parameters) -> None:
+    def shrink(self, parameters: Parameters, which: int) -> None:
         """Clipping, unscaling or zeroing since :meth:`note_handed` scaled the gradient: scale the correction alike."""
-        if self.correction and self.handed is not None:
-            factor = ratio(norm(parameters.handed()), self.handed)
-            for here in local(self.correction.values()):
+        if self.correction and which in self.handed:
+            factor = ratio(norm(parameters.handed(which)), self.handed[which])
+            for here in local(self._correction_of(parameters, which).values()):
                 # Zero, not c * 0, for an abandoned step, which may hold inf or NaN.
                 here.copy_(torch.where(factor.to(here.device) > 0, here * factor.to(here.device), 0.0))
 
-    def close(self, parameters: Parameters, unscaled_later: Tensor | None) -> None:
-        """At the optimizer's step, once: the correction in proportion to the gradient that the step takes.
+    def close(self, parameters: Parameters, which: int, unscaled_later: Tensor | None) -> None:
+        """At an optimizer's step, once: the correction in proportion to the gradient that the step takes.
 
         Args:
             parameters: those with the gradients.
+            which: the number of the optimizer.
             unscaled_later: the loss scale that a fused optimizer takes off inside its step.
         """
-        if self.closed or not self.correction:
+        if which in self.closed or not self.correction:
             return
-        self.closed = True
-        self.shrink(parameters)
+        self.closed.add(which)
+        self.shrink(parameters, which)
         if unscaled_later is not None:
-            scale_(self.correction.values(), 1 / unscaled_later.reshape(()))
+            scale_(self._correction_of(parameters, which).values(), 1 / unscaled_later.reshape(()))
 
     @torch.no_grad()
-    def correct(self, parameters: Parameters) -> None:
-        """After the optimizer's step: w <- w - lr * correction, with each group's present learning rate."""
+    def correct(self, parameters: Parameters, which: int) -> None:
+        """After an optimizer's step: w <- w - lr * correction, with each group's present learning rate."""
         for entry in parameters.entries if self.correction else ():
-            if entry.name in self.correction and entry.group is not None:
+            if entry.name in self.correction and parameters.owner(entry) == which:
                 as_real(entry.param).sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
 
-
-def did_nothing(optimizer: Optimizer, draft: Draft) -> bool:
-    """Whether a step that was called was none.
-
-    Fused optimizers under a GradScaler are called after an overflow too and skip by themselves (``found_inf``); torch's
-    checkpoint module calls a step with lr = 0 and no backward before it, to make an optimizer build its state.
-    """
-    found = getattr(optimizer, "found_inf", None)
-    if found is not None and bool(found):
-        return True
-    return draft.decision is None and all(float(g.get("lr", 1)) == 0 for g in optimizer.param_groups)
+    def _correction_of(self, parameters: Parameters, which: int) -> Grads:
+        mine = (e.name for e in parameters.entries if e.name in self.correction and parameters.owner(e) == which)
+        return {name: self.correction[name] for name in mine}

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from steppe._algebra import copy_
+from steppe._optimizers import Optimizers
 from steppe._randomness import Randomness
 from steppe._shards import local
 from steppe._state import State, Watch
@@ -98,14 +98,13 @@ def forget_derived() -> None:
 
 
 class Doors:
-    """Refuses to save or load the model or the optimizer while the weights are perturbed."""
+    """Refuses to save or load the model or its optimizers, or to step a wrapper of one, while perturbed."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, model: nn.Module, optimizers: Optimizers) -> None:
         self._register: list[tuple[Callable[[Any], RemovableHandle], str]] = [
             (model.register_state_dict_pre_hook, "save the model"),
             (model.register_load_state_dict_pre_hook, "load the model"),
-            (optimizer.register_state_dict_pre_hook, "save the optimizer"),
-            (optimizer.register_load_state_dict_pre_hook, "load the optimizer"),
+            *optimizers.doors(),
         ]
         self._handles: list[RemovableHandle] = []
 

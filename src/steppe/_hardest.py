@@ -39,8 +39,10 @@ class PerSample(Work):
         return checked(losses.mean())
 
     @torch.no_grad()
-    def hardest(self, share: float) -> tuple[PerSample, Tensor]:
+    def hardest(self, share: float, falls: bool = False) -> tuple[PerSample, Tensor]:
         """The samples of each batch whose loss rose most since :meth:`run`, and the whole loss at the present weights.
+
+        (``falls``: fell most, where the optimizer climbs.)
 
         One forward pass without a graph. The choice is made on the losses' device, and nobody waits for it.
         """
@@ -49,7 +51,7 @@ class PerSample(Work):
         for (batch,), before in zip(self.batches, self.losses, strict=True):
             now = _one_each(self.loss_of(batch), batch)
             means.append(now.mean())
-            chosen.append((_risen_most(batch, now - before, share),))
+            chosen.append((_risen_most(batch, before - now if falls else now - before, share),))
         torch.clear_autocast_cache()  # casts made without a graph would cut the next pass off from its weights
         return replace(self, batches=tuple(chosen), losses=[]), torch.stack(means).sum()
 

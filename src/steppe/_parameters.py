@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from steppe._algebra import as_real
 from steppe._kinds import scales_and_shifts
+from steppe._optimizers import Optimizers, Stepper
 from steppe._shards import is_sharded
 from steppe._tree import Renames, Tree
 
@@ -52,12 +52,6 @@ def without_sync(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
     return wrapper.no_sync if wrapper else nullcontext
 
 
-def bare_optimizer(optimizer: Any) -> Any:
-    """The optimizer inside accelerate's, Fabric's or Lightning's wrapper, whose steps are the real ones."""
-    inner = getattr(optimizer, "optimizer", None)
-    return bare_optimizer(inner) if isinstance(inner, Optimizer) else optimizer
-
-
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:
     """Parameter -> name; a tied parameter has its first name, a compiled submodule's prefix is left out."""
     return {p: name.replace("_orig_mod.", "") for name, p in bare(model).named_parameters()}
@@ -80,10 +74,11 @@ class Parameters:
         entries: as of the latest :meth:`look_again`. sharded: whether any is spread over processes (FSDP2).
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, subset: Subset) -> None:
-        self.model, self.optimizer, self.subset = model, optimizer, subset
+    def __init__(self, model: nn.Module, optimizers: Optimizers, subset: Subset) -> None:
+        self.model, self.optimizers, self.subset = model, optimizers, subset
         self.entries: list[Entry] = []
         self.sharded = False
+        self._owners: list[int] = []
         self._tree = Tree(bare(model))
         self._left: set[Tensor] = set()  # still in the optimizer, but no longer in the model
         self._others: dict[str, Tensor] = {}
@@ -100,21 +95,35 @@ class Parameters:
         Returns:
             What has happened to those that were known: old name -> present name, None where it is gone.
         """
-        if not self._tree.changed(self.optimizer.param_groups):
+        groups = self.optimizers.param_groups
+        if not self._tree.changed(groups):
             return {}
         before = self.entries
         self._check({e.param for e in before} | self._left)
-        self.entries = self._find()
+        self.entries, self._owners = self._find(), self.optimizers.owners()
         self.sharded = any(is_sharded(e.param) for e in self.entries)
         # FSDP2 exchanges its parameters for whole ones within a pass: there only the groups tell.
-        self._tree.note(self.optimizer.param_groups, modules=not self.sharded)
+        self._tree.note(groups, modules=not self.sharded)
         here = {e.param: e.name for e in self.entries}
         return {e.name: here.get(e.param) for e in before if here.get(e.param) != e.name}
 
     def group_of(self, entry: Entry) -> dict[str, Any]:
         """The optimizer's group of an entry that has one."""
         assert entry.group is not None
-        return self.optimizer.param_groups[entry.group]
+        return self.optimizers.param_groups[entry.group]
+
+    @property
+    def count(self) -> int:
+        """How many optimizers there are."""
+        return len(self.optimizers.steppers)
+
+    def owner(self, entry: Entry) -> int | None:
+        """The number of the optimizer that steps this parameter; None: none that is known."""
+        return None if entry.group is None else self._owners[entry.group]
+
+    def strangers(self) -> list[Entry]:
+        """Trainable parameters that no known optimizer steps."""
+        return [e for e in self.entries if e.group is None and e.param.requires_grad]
 
     def perturbable(self, entry: Entry) -> bool:
         """Whether the ascent may move this parameter."""
@@ -124,14 +133,17 @@ class Parameters:
         """Take every gradient away from its parameter; those of parameters that the optimizer lacks are kept apart.
 
         A complex one is handed out as pairs of real numbers, and with ``dense`` a sparse one in full, so that no part
-        meets anything else.
+        meets anything else. That of a group that climbs (``maximize``) is turned round until :meth:`give`: every part
+        sees a descent.
         """
         there = [(e, e.param.grad) for e in self.entries if e.param.requires_grad and e.param.grad is not None]
         self.clear()
         _refuse_sparse({e.name: g for e, g in there if self.perturbable(e)})
         owned = [(e, g.clone() if g._is_view() else g) for e, g in there]  # a view is a slice of DDP's buckets
         self._others = {e.name: g for e, g in owned if e.group is None}
-        return {e.name: as_real(_full(g) if dense else g) for e, g in owned if e.group is not None}
+        grads = {e.name: as_real(_full(g) if dense else g) for e, g in owned if e.group is not None}
+        self.turn(grads)
+        return grads
 
     def drop_others(self) -> None:
         """Another pass will bring the others' gradients."""
@@ -149,10 +161,29 @@ class Parameters:
 
     def give(self, grads: dict[str, Tensor]) -> None:
         """Set the gradients; parameters without one keep what they have."""
+        self.turn(grads)
         for entry in self.entries:
             if entry.name in grads:
                 grad = grads[entry.name]
                 entry.param.grad = torch.view_as_complex(grad) if _is_pairs(grad, entry.param) else grad
+
+    def turn(self, grads: dict[str, Tensor]) -> None:
+        """Turn round, in place, the gradients of groups that climb: to a descent's view of them, and back."""
+        climbing = self.optimizers.climbing()
+        if any(climbing):
+            mine = (e for e in self.entries if e.group is not None and climbing[e.group] and e.name in grads)
+            for grad in (grads[e.name] for e in mine):
+                grad.neg_()
+
+    def seen_by(self, which: int, entries: list[Entry]) -> dict[str, Tensor]:
+        """The gradients that one optimizer's step takes, as a descent has them; not to be written on."""
+        stepper = self.optimizers.steppers[which]
+        grads = {e.name: as_real(e.param.grad) for e in entries if e.param.grad is not None}
+        for entry in entries:
+            # A wrapper that climbs has turned them round by now.
+            if Stepper(stepper.optimizer).climbs(self.group_of(entry)):
+                grads[entry.name] = -grads[entry.name]
+        return grads
 
     def clear(self) -> None:
         """Set every ``.grad`` to None."""
@@ -164,10 +195,10 @@ class Parameters:
         """Whether any gradient is there that the optimizer's step would take."""
         return any(e.param.grad is not None for e in self.entries if e.group is not None and e.param.requires_grad)
 
-    def handed(self) -> list[Tensor]:
-        """The gradients that the optimizer's step would take."""
-        mine = (e.param for e in self.entries if e.group is not None and e.param.requires_grad)
-        return [_full(p.grad) for p in mine if p.grad is not None]
+    def handed(self, which: int | None = None) -> list[Tensor]:
+        """The gradients that the optimizer's step would take, of one optimizer or of all."""
+        owned = (e for e in self.entries if e.group is not None and which in (None, self.owner(e)))
+        return [_full(e.param.grad) for e in owned if e.param.requires_grad and e.param.grad is not None]
 
     @contextmanager
     def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:
@@ -197,7 +228,7 @@ class Parameters:
         return [Entry(n, p, groups.get(p), n in inside) for p, n in names.items()]
 
     def _groups(self) -> dict[nn.Parameter, int]:
-        return {p: i for i, g in enumerate(self.optimizer.param_groups) for p in g["params"]}
+        return {p: i for i, g in enumerate(self.optimizers.param_groups) for p in g["params"]}
 
     def _subset_names(self, names: dict[nn.Parameter, str]) -> set[str]:
         if self.subset == "all":
@@ -216,7 +247,7 @@ class Parameters:
                 f"{tuple(unknown[0].shape)}: pass the module that owns all of them, "
                 "such as nn.ModuleList([model, head])"
             )
-        for group in self.optimizer.param_groups:
+        for group in self.optimizers.param_groups:
             _check_group(group)
         self._left = set(outside)
 

@@ -47,7 +47,7 @@ class Passes:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
         start = None if ascends is False else self.take_mark() or self.replay()
         sharp = self._sharp
-        with sharp.averaging.first_pass() if ascends else nullcontext():
+        with sharp._lookout.one_pass(), sharp.averaging.first_pass() if ascends else nullcontext():
             loss = work.run()
         grads = sharp._arrived(self.taken())
         if ascends:
@@ -59,7 +59,7 @@ class Passes:
         """A cheap look that leaves no trace."""
         sharp = self._sharp
         with self.no_trace():
-            with sharp.averaging.first_pass():
+            with sharp._lookout.one_pass(), sharp.averaging.first_pass():
                 loss = work.run()
             grads = sharp._arrived(sharp._parameters.take(sharp._reads_all))
             sharp.averaging.average(grads.values())
@@ -70,11 +70,16 @@ class Passes:
         """The batch at w + eps, or the samples whose loss rose most; the loss of all of it there."""
         share = self._sharp.ascent.hardest
         if share is None or share == 1 or not isinstance(work, PerSample):
-            return work.run()
+            return self.plain(work)
         with self.no_trace():
-            rest, whole = work.hardest(share)
-        rest.run()
+            rest, whole = work.hardest(share, falls=self._sharp._optimizers.climbing()[0])
+        self.plain(rest)
         return whole
+
+    def plain(self, work: Work) -> Tensor:
+        """A pass that leaves its gradients where they are."""
+        with self._sharp._lookout.one_pass():
+            return work.run()
 
     def cheaper(self, work: Work) -> Work | None:
         """What a look of its own is over, where the ascent has one."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from steppe._algebra import norm
 from steppe._guards import Doors, Replay, SavedWeights, forget_derived
+from steppe._optimizers import Optimizers
 from steppe._parameters import bare
 from steppe._rounding import add_, displacement, has_half, survived, warn_if_lost
 from steppe._shards import gather_again
@@ -28,12 +28,12 @@ class Perturbation:
     """Saved weights, state, masks and closed doors, from :meth:`enter` to :meth:`leave`."""
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, weights: Grads, clean: Grads, replay: Replay | None, backup: str,
-        sharded: bool,
+        self, model: nn.Module, optimizers: Optimizers, weights: Grads, clean: Grads, replay: Replay | None,
+        backup: str, sharded: bool,
     ) -> None:  # fmt: skip
         self._model, self._sharded, self._weights, self._replay = model, sharded, weights, replay
         self.clean = clean
-        self._saved, self._doors = SavedWeights(weights.values(), backup), Doors(bare(model), optimizer)
+        self._saved, self._doors = SavedWeights(weights.values(), backup), Doors(bare(model), optimizers)
         self.length: Tensor | None = None
         self.displacement: Tensor | None = None
 

@@ -1,20 +1,20 @@
-"""How SharpnessAware is tied to a model and an optimizer: checks, hooks and one warning."""
+"""How SharpnessAware is tied to a model and an optimizer: checks and one warning."""
 
 from __future__ import annotations
 
 import warnings
-import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.optim import Optimizer
 
-from steppe._algebra import norm
+from steppe._optimizers import Optimizers
 from steppe._parts import Part
-
-if TYPE_CHECKING:
-    from steppe.gradient import SharpnessAware
+from steppe._rates import check_rates
+from steppe.ahead import Ahead
+from steppe.ascent import Ascent
+from steppe.combine import Combine
+from steppe.curves import FollowLR
 
 P = TypeVar("P", bound=Part)
 
@@ -28,8 +28,8 @@ def part_or_default(name: str, value: P | None, kind: type[P], default: type[P])
     return value
 
 
-def check_arguments(model: Any, optimizer: Any, seed: Any) -> None:
-    """Refuse what cannot work, before anything is built."""
+def check_arguments(model: Any, optimizer: Any, seed: Any) -> Optimizers:
+    """Refuse what cannot work, before anything is built; what was given as the optimizer, seen as one."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}; expected a torch.nn.Module (the model itself, not its parameters)"
@@ -39,39 +39,29 @@ def check_arguments(model: Any, optimizer: Any, seed: Any) -> None:
             "model is sharded by FullyShardedDataParallel (FSDP1), whose flat shards hide the norms; expected "
             "fully_shard (FSDP2)"
         )
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}; expected a torch.optim.Optimizer that is already built"
-        )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} was given; expected a whole number")
+    return Optimizers(optimizer)
 
 
-def listen(sharp: SharpnessAware, optimizer: Optimizer) -> None:
-    """Hear of the optimizer's real steps."""
-    # Weak, so that an object that is no longer used neither lives on in the optimizer nor counts its steps.
-    me = weakref.ref(sharp)
-
-    def before(*_: Any) -> None:
-        if (it := me()) is not None:
-            it._before_step()
-
-    def after(*_: Any) -> None:
-        if (it := me()) is not None:
-            it._after_step()
-
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+CORRECTION = "WSAM's correction"
 
 
-def was_rehearsal(optimizer: Optimizer) -> bool:
-    """Whether torch's checkpoint module stepped with lr = 0 and zero gradients, to make the optimizer's state."""
-    groups = optimizer.param_groups
-    # It puts the number 0.0 or a tensor on the CPU in place of each rate: nothing else is worth waiting for.
-    if any((isinstance(g["lr"], Tensor) and g["lr"].device.type != "cpu") or g["lr"] != 0 for g in groups):
-        return False
-    grads = [p.grad for g in groups for p in g["params"] if p.grad is not None]
-    return bool(grads) and not bool(norm(grads) > 0)
+def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine) -> None:
+    """Refuse optimizers that cannot serve the parts of a method."""
+    if isinstance(ascent.direction, Ahead):
+        for stepper in optimizers.steppers:
+            ascent.direction.check(stepper.optimizer)
+    if combine.corrects:
+        check_rates(optimizers, CORRECTION, exact=True)
+    if isinstance(ascent.rho, FollowLR):
+        check_rates(optimizers, f"the radius of {ascent.rho!r}")
+    climbing = optimizers.climbing()
+    if ascent.per_sample and any(climbing) and not all(climbing):
+        raise ValueError(
+            f"hardest={ascent.hardest!r} was given with maximize=True in some groups and not in others, so that no "
+            "sample is the hardest for all; expected the same in every group"
+        )
 
 
 def warn_of_fresh_masks(model: nn.Module) -> None:

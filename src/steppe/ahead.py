@@ -33,8 +33,15 @@ class Ahead(Direction):
         """What :meth:`vector` made, as it is; memory comes from :meth:`after`."""
         return grads, {}
 
-    def vector(self, params: Grads, optimizer: Optimizer, memory: Memory, step: int) -> Grads:
-        """New tensors, name -> v; empty where nothing is known yet (the first step), which is then a plain one."""
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int) -> Grads:
+        """New tensors, name -> v; empty where nothing is known yet (the first step), which is then a plain one.
+
+        Args:
+            params: name -> parameter.
+            optimizer: one or several, whose ``state.get(parameter)`` is looked up.
+            memory: what the last real step left.
+            step: the number of real steps.
+        """
         raise NotImplementedError
 
     def after(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> Memory:
@@ -72,7 +79,7 @@ class Momentum(Ahead):
             if self.decay == 1:
                 raise ValueError("decay=1 was given; expected a number below 1, as the average would never move")
 
-    def vector(self, params: Grads, optimizer: Optimizer, memory: Memory, step: int) -> Grads:
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int) -> Grads:
         """A copy of the momentum, with its sign."""
         if self.decay is not None:
             found = _copies(memory.get("average", {}), params)
@@ -117,7 +124,7 @@ class Previous(Ahead):
     Memory: one gradient-sized buffer.
     """
 
-    def vector(self, params: Grads, optimizer: Optimizer, memory: Memory, step: int) -> Grads:
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int) -> Grads:
         """A copy of that gradient."""
         return _copies(memory.get("previous", {}), params)
 
@@ -144,15 +151,16 @@ def _copies(tensors: Grads, params: Grads) -> Grads:
     return {k: t.to(device=p.device, dtype=p.dtype, copy=True) for k, (t, p) in found.items()}
 
 
-def _momentum(optimizer: Optimizer, param: Tensor) -> Tensor | None:
+def _momentum(optimizer: Any, param: Tensor) -> Tensor | None:
     state: Any = optimizer.state.get(param, {})
     found = next((state[name] for name in BUFFERS if isinstance(state.get(name), Tensor)), None)
     counts = found is not None and (found.is_floating_point() or found.is_complex())
     return found if counts and found.shape == param.shape else None  # type: ignore[union-attr]
 
 
-def _no_momentum(optimizer: Optimizer) -> str:
+def _no_momentum(optimizer: Any) -> str:
+    name = getattr(optimizer, "name", type(optimizer).__name__)
     return (
-        f"{type(optimizer).__name__} keeps no momentum here (no {' or '.join(BUFFERS)} in its state); expected an "
+        f"{name} keeps no momentum here (no {' or '.join(BUFFERS)} in its state); expected an "
         "optimizer with momentum, such as SGD(momentum=0.9) or AdamW, or an average kept beside it: decay=0.9"
     )

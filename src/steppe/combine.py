@@ -40,6 +40,11 @@ class Combine(Part):
 
     reuses: ClassVar[bool] = False  # True: steps without an ascent are changed too, from memory
 
+    @property
+    def corrects(self) -> bool:
+        """Whether it leaves a correction, which is scaled by the learning rate."""
+        return False
+
     def needs_clean(self, t: int) -> bool:
         """Whether step ``t`` needs the gradient at the unperturbed weights (one more buffer)."""
         return True
@@ -196,6 +201,11 @@ class Reuse(Combine):
         return push
 
     @property
+    def corrects(self) -> bool:
+        """Where the refresh part does."""
+        return self.refresh.corrects
+
+    @property
     def _needs_own_copy(self) -> bool:
         return not isinstance(self.refresh, Replace)
 
@@ -221,6 +231,11 @@ class Decoupled(Combine):
         """Check the range."""
         check_value("gamma", self.gamma, 0.0, 1.0)
         _refuse_one(self.gamma)
+
+    @property
+    def corrects(self) -> bool:
+        """Always."""
+        return True
 
     def ascended(self, t: int, clean: Grads, perturbed: Grads, memory: Memory) -> Combined:
         """g, and gamma / (1 - gamma) (g~ - g) as the correction."""

@@ -8,25 +8,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from steppe._algebra import as_real, cloned, norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
-from steppe._draft import Draft, Last, did_nothing
+from steppe._draft import Draft, Last
 from steppe._guards import BACKUPS, Replay, perturbed_message
 from steppe._hardest import PerSample
-from steppe._parameters import Parameters, aligned, bare, bare_optimizer, without_sync
+from steppe._lookout import Lookout, steps_inside
+from steppe._optimizers import Given
+from steppe._parameters import Parameters, aligned, bare, without_sync
 from steppe._parts import check_choice
 from steppe._passes import Passes
 from steppe._perturbation import Perturbation, Rounding
 from steppe._randomness import check_generators
+from steppe._rates import check_rates
 from steppe._rounding import ROUNDINGS
 from steppe._selection import Selection
+from steppe._steps import Steps
 from steppe._sync import Averaging, average_earlier, refuse_unreduced
 from steppe._thin import thin_
 from steppe._tree import renamed
-from steppe._wiring import check_arguments, listen, part_or_default, warn_of_fresh_masks
+from steppe._wiring import CORRECTION, check_arguments, check_optimizers, part_or_default, warn_of_fresh_masks
 from steppe.ahead import Ahead
 from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine, Replace
@@ -47,9 +50,12 @@ class SharpnessAware:
 
     Args:
         model: gives names, buffers and normalisation layers. It is not wrapped or changed.
-        optimizer: gives the parameters, their groups (``rho`` and ``perturb=False`` may be set in a group) and, by its
-            step post-hook, the number of real steps. A step that never happens (GradScaler) changes nothing here.
-            Trainable parameters that it lacks take no part: they get the gradient of the latest pass.
+        optimizer: gives the parameters, their groups (``rho``, ``perturb=False`` and ``maximize`` may be set in a
+            group) and the number of real steps. A step that never happens (GradScaler) changes nothing here. A wrapper
+            (Lookahead, schedule-free, accelerate's) is stepped, saved and loaded by you; the real steps are heard
+            beneath it. Several optimizers of one network, ``[muon, adamw]``, are one perturbation over all of them:
+            step them in any order; a round counts once, also where a GradScaler skipped some of them. Trainable
+            parameters that no optimizer given steps take no part: they get the gradient of the latest pass.
         ascent: how to perturb; SAM's with rho = 0.05 by default.
         schedule: when; every step by default.
         combine: which gradient to hand on; g~ by default.
@@ -91,7 +97,7 @@ class SharpnessAware:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Given,
         *,
         ascent: Ascent | None = None,
         schedule: Schedule | None = None,
@@ -105,10 +111,10 @@ class SharpnessAware:
         measure: bool = False,
         generators: Sequence[Any] = (),
     ) -> None:
-        check_arguments(model, optimizer, seed)
+        self._optimizers = check_arguments(model, optimizer, seed)
         check_choice("rounding", rounding, ROUNDINGS)
         check_choice("backup", backup, BACKUPS)
-        self.model, self.optimizer = model, bare_optimizer(optimizer)
+        self.model, self.optimizer = model, optimizer
         self.ascent = part_or_default("ascent", ascent, Ascent, Ascent)
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
         self.combine = part_or_default("combine", combine, Combine, Replace)
@@ -116,16 +122,16 @@ class SharpnessAware:
         self.backup, self.generators = backup, check_generators(generators)
         self.averaging = Averaging(sync, model, self.ascent, self.schedule, self.combine)
         self.step, self.memory, self.last = 0, dict[str, Any](), Last(False)
-        self._parameters = Parameters(model, self.optimizer, self.ascent.subset)
+        self._parameters = Parameters(model, self._optimizers, self.ascent.subset)
         self._selection = Selection(select, self._parameters)
         self._selection.check(model, self.ascent, self.averaging)
         self._draft, self._passes = Draft(), Passes(self)
         self._rounding = Rounding(rounding, measure)
         self._perturbation: Perturbation | None = None
-        self._stepping = False  # within the optimizer's step, whose closure may call backward
-        if isinstance(self.ascent.direction, Ahead):
-            self.ascent.direction.check(self.optimizer)
-        listen(self, self.optimizer)
+        self._stepping: int | None = None  # the optimizer within whose step we are: its closure may call backward
+        self._foreseen_later: dict[str, Any] = {}  # what a direction will remember when that step was a real one
+        check_optimizers(self._optimizers, self.ascent, self.combine)
+        self._steps, self._lookout = Steps(self, self._optimizers), Lookout()
 
     # The gradient in one call
 
@@ -166,9 +172,9 @@ class SharpnessAware:
         look = self._passes.cheaper(work)
         self._drop_abandoned()
         try:
-            with self._selection.held(self.step, self.seed, self.memory):
+            with self._lookout.backward(self._parameters), self._selection.held(self.step, self.seed, self.memory):
                 if self._ascends() is False and not self.combine.reuses and self.select is None:
-                    self.last = Last(False, work.run())
+                    self.last = Last(False, self._passes.plain(work))
                 else:
                     if self._parameters.sharded:
                         refuse_unreduced(self.model)
@@ -177,8 +183,9 @@ class SharpnessAware:
                     self._draft.note_handed(self._parameters)
         finally:
             self._passes.mark = None  # a failed pass must not lend its masks to the next step
-        if self._stepping:
-            self._keep_handed()
+        self._lookout.handed(self._parameters)
+        if self._stepping is not None:
+            self._keep_handed(self._stepping)
         loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
         assert loss is not None
         return loss
@@ -199,7 +206,7 @@ class SharpnessAware:
             seen = clean = self._passes.first(work, ascends)
         if seen is not None:
             self._draft.remember("select", self._selection.look(seen.grads, seen.scale))
-            ascends = self._decide(seen.grads, seen.scale) and bool(foreseen or not ahead)
+            ascends = self._decide(seen.grads, seen.scale) and self._moves(foreseen if ahead else seen.grads)
         if clean is None and (needs_clean or not ascends):
             clean = self._passes.first(work, ascends)
         if not ascends:
@@ -263,11 +270,15 @@ class SharpnessAware:
                 "use backward(loss_of, batch), or an ascent without samples, view, autocast and hardest, and "
                 "sync='global'"
             )
-        self._draft = self._draft if same_step else Draft()
+        if not same_step:
+            self._steps.begin()
+            self._lookout.gradient(self._optimizers.name)
+            self._draft = Draft()
         grads, ahead, mark = self._passes.taken(), self.ascent.direction.ahead, self._passes.take_mark()
         direction = self._foreseen() if ahead else grads
-        if not self._decide(grads, scale) or (ahead and not direction):
+        if not (self._decide(grads, scale) and self._moves(direction)):
             self._skip(grads)
+            self._lookout.handed(self._parameters)
             self.last = Last(False)
             return False
         clean = grads if self.combine.needs_clean(self.step) else {}
@@ -286,6 +297,7 @@ class SharpnessAware:
             pass
         self._finish(clean)
         self._draft.note_handed(self._parameters)
+        self._lookout.handed(self._parameters)
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -305,6 +317,7 @@ class SharpnessAware:
         else:
             there = ((e.name, e.param.grad) for e in self._parameters.entries)
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
+            self._parameters.turn(grads)
         memory, self._passes.mark = self._draft.memory, None
         with self._passes.no_trace(), self._perturbed(grads, {}, self._passes.scale, None):
             self._draft.memory = memory
@@ -380,8 +393,8 @@ class SharpnessAware:
 
     def _radii(self) -> dict[str, float]:
         if self._draft.radii is None:
-            groups = [self.ascent.radius(self.step, g) for g in self.optimizer.param_groups]
-            moved = [g.get("perturb", True) for g in self.optimizer.param_groups]
+            groups = [self.ascent.radius(self.step, g) for g in self._optimizers.param_groups]
+            moved = [g.get("perturb", True) for g in self._optimizers.param_groups]
             self._draft.radii = {
                 e.name: groups[e.group]
                 for e in self._parameters.entries
@@ -389,13 +402,23 @@ class SharpnessAware:
             }
         return self._draft.radii
 
+    def _moves(self, direction: Grads) -> bool:
+        """Whether a direction has anything to perturb (ranks with directions of their own must agree on their passes).
+
+        A loss that does not depend on what is perturbed has a gradient, and no perturbation.
+        """
+        return bool(direction) and (self.averaging.puts_off or any(name in direction for name in self._radii()))
+
     def _drop_abandoned(self) -> None:
         """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step."""
-        here = self._parameters.have_gradients()
-        if not here or (self.schedule.needs_gradient and not float(norm(self._parameters.handed()))):
+        begun, here = self._steps.begin(), self._parameters.have_gradients()
+        if not here:
+            self._lookout.gradient(self._optimizers.name)
+        if begun or not here or (self.schedule.needs_gradient and not float(norm(self._parameters.handed()))):
             self._draft = Draft()
         else:
-            self._draft.shrink(self._parameters)
+            for which in range(self._parameters.count):
+                self._draft.shrink(self._parameters, which)
 
     # Memory of directions that need no gradient of this step
 
@@ -405,15 +428,23 @@ class SharpnessAware:
         assert isinstance(self.ascent.direction, Ahead)
         radii = self._radii()
         params: Grads = {e.name: e.param for e in self._parameters.entries if e.name in radii and e.param.requires_grad}
-        return self.ascent.direction.vector(params, self.optimizer, self.memory.get("ascent", {}), self.step)
+        return self.ascent.direction.vector(params, self._optimizers, self.memory.get("ascent", {}), self.step)
 
     @torch.no_grad()
-    def _keep_handed(self, scale: Scale = 1.0) -> None:
-        """Let the direction remember the gradient that the optimizer's step is about to take."""
-        if isinstance(self.ascent.direction, Ahead) and self._draft.decision is not None:
-            inside = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
-            grads: Grads = {e.name: as_real(e.param.grad) for e in inside if e.param.grad is not None}
-            self._draft.remember("ascent", self.ascent.direction.after(grads, self.memory.get("ascent", {}), scale))
+    def _keep_handed(self, which: int, scale: Scale = 1.0) -> None:
+        """Let the direction remember the gradient that an optimizer's step is about to take."""
+        if not isinstance(self.ascent.direction, Ahead) or self._draft.decision is None:
+            return
+        inside = [e for e in self._parameters.entries if self._parameters.perturbable(e)]
+        mine = [e for e in inside if self._parameters.owner(e) == which and e.param.grad is not None]
+        grads = self._parameters.seen_by(which, mine)
+        memory = self.memory.get("ascent", {})
+        later = self.ascent.direction.after(grads, memory, scale)
+        if self._parameters.count > 1:  # the others keep what their own steps left
+            others = {e.name for e in inside if self._parameters.owner(e) != which}
+            old = {key: {n: t for n, t in kept.items() if n in others} for key, kept in memory.items()}
+            later = {key: old.get(key, {}) | fresh for key, fresh in later.items()}
+        self._foreseen_later = later
 
     # There and back
 
@@ -433,7 +464,9 @@ class SharpnessAware:
         )  # fmt: skip
         thin_(eps.values(), self.ascent.beta, self.seed, self.step)
         self._draft.remember("ascent", memory)
-        there = Perturbation(self.model, self.optimizer, weights, clean, replay, self.backup, self._parameters.sharded)
+        there = Perturbation(
+            self.model, self._optimizers, weights, clean, replay, self.backup, self._parameters.sharded
+        )
         self._perturbation = there
         self._rounding.mode, self._rounding.measure = self.rounding, self.measure
         try:
@@ -489,22 +522,35 @@ class SharpnessAware:
 
     # The optimizer's real steps
 
-    def _before_step(self) -> None:
+    def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> None:
         self._refuse_while_perturbed("step the optimizer")
+        if self._lookout.within:
+            raise RuntimeError(steps_inside(self._optimizers.steppers[which].name))
         self._look_again()
-        self._stepping, scale = True, getattr(self.optimizer, "grad_scale", None)
-        self._draft.close(self._parameters, scale)
-        self._keep_handed(1.0 if scale is None else scale)
+        if self._steps.comes_again(which):
+            self._draft = Draft()
+        if self._draft.correction:
+            check_rates(self._optimizers, CORRECTION, exact=True)
+        self._stepping, scale = which, self._optimizers.steppers[which].attribute("grad_scale")
+        self._draft.close(self._parameters, which, scale)
+        self._keep_handed(which, 1.0 if scale is None else scale)
 
-    def _after_step(self) -> None:
-        self._stepping, draft, self._draft = False, self._draft, Draft()
-        if did_nothing(self.optimizer, draft):
+    def _after_step(self, which: int, skipped: Tensor | bool) -> None:
+        self._stepping, later, self._foreseen_later = None, self._foreseen_later, {}
+        if bool(skipped):
+            self._draft = self._draft if self._parameters.count > 1 else Draft()
             return
+        draft, (first, last) = self._draft, self._steps.stepped(which)
+        self._draft = Draft() if last else draft
         # A host that hands the optimizer a closure made this draft during the step.
-        draft.close(self._parameters, None)
-        draft.correct(self._parameters)
-        self.memory = self.memory | self._selection.learned(draft.memory, self.memory)
-        self.step += 1
+        draft.close(self._parameters, which, None)
+        draft.correct(self._parameters, which)
+        if later:
+            self.memory = self.memory | {"ascent": later}
+        if first:
+            self._lookout.heard()
+            self.memory = self.memory | self._selection.learned(draft.memory, self.memory)
+            self.step += 1
 
     def _refuse_while_perturbed(self, what: str) -> None:
         if self._perturbation is not None:
@@ -525,12 +571,12 @@ class SharpnessAware:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of it together with its model and optimizer."""
         self._refuse_while_perturbed("copy the object")
-        return dict(self.__dict__)
+        return {key: value for key, value in self.__dict__.items() if key != "_steps"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy hears of its own optimizer's steps, whose copy has lost all hooks."""
         self.__dict__.update(state)
-        listen(self, self.optimizer)
+        self._steps = Steps(self, self._optimizers)
 
     def __repr__(self) -> str:
         """The parts and the position."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.gradient import SharpnessAware
 from steppe.methods.rst import RST
@@ -15,7 +15,7 @@ from steppe.methods.rst import RST
 
 def recommended(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     rho: Value = 0.2,
     p: float = 0.25,

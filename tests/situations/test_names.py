@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import steppe
+from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters
 
 RHO, ETA = 0.7, 0.05
@@ -225,5 +226,5 @@ NORMS: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
 def test_only_scales_and_shifts_of_normalisation_layers(kind: str) -> None:
     make, wanted = NORMS[kind]
     model = nn.Sequential(make(), nn.LayerNorm(2))
-    entries = Parameters(model, torch.optim.SGD(model.parameters(), lr=0.1), "norm").entries
+    entries = Parameters(model, Optimizers(torch.optim.SGD(model.parameters(), lr=0.1)), "norm").entries
     assert {e.name for e in entries if e.inside} == {f"0.{k}" for k in wanted} | {"1.weight", "1.bias"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._length import lacking
-from steppe._parameters import bare_optimizer
+from steppe._optimizers import Optimizers
 from steppe._parts import check, check_count
 from steppe._wiring import check_arguments, refuse_per_sample
 from steppe.ascent import Ascent
@@ -133,8 +133,8 @@ def find_rho(
         >>> steppe.find_rho(model, optimizer, loss_of, batches, trial=20).rho
         0.47
     """
-    check_arguments(model, optimizer, 0)
-    optimizer = bare_optimizer(optimizer)
+    optimizers = check_arguments(model, optimizer, 0)
+    optimizer = _single(optimizers)
     _check(optimizer, looks, after, trial, keep)
     series = SERIES if radii is None else _sorted(radii)
     build = _builder(method, settings, max(trial, 1))
@@ -215,6 +215,15 @@ def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, r
         raise TypeError(f"the recipe returned {type(sharp).__name__}; expected a SharpnessAware, which has a radius")
     refuse_per_sample(sharp, "the search")
     return sharp
+
+
+def _single(optimizers: Optimizers) -> Optimizer:
+    if len(optimizers.steppers) > 1:
+        raise ValueError(
+            f"{optimizers.name} were given; expected one optimizer for the search: let it try the radius with one "
+            "optimizer of all parameters, or give rho yourself"
+        )
+    return optimizers.steppers[0].optimizer
 
 
 def _check(optimizer: Optimizer, looks: int, after: int, trial: int, keep: float) -> None:

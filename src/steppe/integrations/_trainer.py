@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from steppe._length import of_this_length
 from steppe._nested import tensors_of
-from steppe._parameters import bare_optimizer
 from steppe._wiring import refuse_per_sample
 from steppe.gradient import SharpnessAware
 from steppe.lora.bar import BAR
@@ -124,8 +124,10 @@ def build(factory: Factory, trainer: Any) -> SharpnessAware | BAR:
     """Call the factory with the model in training and the optimizer that really steps."""
     if trainer.optimizer is None:
         raise RuntimeError("there is no optimizer yet: train() makes it, and sharp after it")
-    # accelerate's wrapper is stepped on every call; the optimizer inside it, whose hooks count, only for real.
-    optimizer = bare_optimizer(trainer.optimizer)
+    # The optimizer that the user made or chose, out of accelerate's wrapper.
+    optimizer = trainer.optimizer
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
     model = trainer.model if isinstance(trainer.model_wrapped, nn.DataParallel) else trainer.model_wrapped
     made = of_this_length(factory, lambda: trainer.state.max_steps)(model, optimizer)
     if not isinstance(made, (SharpnessAware, BAR)) or made.optimizer is not optimizer:

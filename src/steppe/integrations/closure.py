@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,22 +49,37 @@ class SharpOptimizer(Optimizer):
         self.sharp = sharp
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._cleared = False
+        self._accumulates = False  # a wrapper inside withheld the latest step, and keeps its gradients for a later one
         super().__setstate__({})  # the hooks of an Optimizer, without parameters of its own
 
     # Properties, because the base binds new objects when it loads a state.
-    base_optimizer = property(lambda self: self.sharp.optimizer, doc="The optimizer inside.")
-    param_groups = property(lambda self: self.sharp.optimizer.param_groups)
-    state = property(lambda self: self.sharp.optimizer.state)
-    defaults = property(lambda self: self.sharp.optimizer.defaults)
+    base_optimizer = property(lambda self: self.sharp.optimizer, doc="What the method was given: one or several.")
+    param_groups = property(lambda self: [g for o in self._each for g in o.param_groups] if self._several else
+                            self.base_optimizer.param_groups)  # fmt: skip
+    state = property(lambda self: self.base_optimizer.state if not self._several else
+                     {p: s for o in self._each for p, s in o.state.items()})  # fmt: skip
+    defaults = property(lambda self: self._each[0].defaults)
+
+    @property
+    def _several(self) -> bool:
+        return isinstance(self.base_optimizer, (list, tuple))
+
+    @property
+    def _each(self) -> Sequence[Optimizer]:
+        """What was given, as a sequence: each is stepped, saved and loaded as it is, wrappers and all."""
+        return self.base_optimizer if self._several else (self.base_optimizer,)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer."""
+        if self._several:
+            raise ValueError("several optimizers are inside; expected add_param_group of the one that is to step it")
         self.base_optimizer.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients."""
         self._cleared = True
-        self.base_optimizer.zero_grad(set_to_none)
+        for optimizer in self._each:
+            optimizer.zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Tensor | None:  # type: ignore[override]
         """One step of the base optimizer, with the sharpness-aware gradient of ``closure``.
@@ -81,15 +96,19 @@ class SharpOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
-            stale = next((p for p, grad in self._gradients() if grad is not None), None)
-            self.base_optimizer.zero_grad(set_to_none=True)
+            stale = None
+            if not self._accumulates:
+                stale = next((p for p, grad in self._gradients() if grad is not None), None)
+                self._clear()
             with torch.enable_grad():
                 loss = self.sharp.backward(self._loss_of(closure, stale), backward=lambda loss: None)
         else:
             for param, grad in self._waiting:
                 param.grad = grad
-        self._waiting = []
-        self.base_optimizer.step()
+        self._waiting, before = [], self.sharp.step
+        for optimizer in self._each:
+            optimizer.step()
+        self._accumulates = self.sharp.step == before and self._keeps_gradients()
         return loss
 
     def first_step(self, zero_grad: bool = False) -> bool:
@@ -103,7 +122,7 @@ class SharpOptimizer(Optimizer):
         self._waiting = []
         if not self.sharp.ascend():
             self._waiting = self._gradients()
-            self.base_optimizer.zero_grad(set_to_none=True)
+            self._clear()
         return not self._waiting
 
     def second_step(self, zero_grad: bool = False) -> None:
@@ -114,6 +133,19 @@ class SharpOptimizer(Optimizer):
         if zero_grad:
             self.zero_grad()
 
+    def _keeps_gradients(self) -> bool:
+        """Whether what is inside refuses to clear gradients now: accelerate's wrapper between accumulated steps."""
+        if any(o is s.optimizer for o in self._each for s in self.sharp._optimizers.steppers):
+            return False
+        for optimizer in self._each:
+            optimizer.zero_grad(set_to_none=True)
+        return any(grad is not None for _, grad in self._gradients())
+
+    def _clear(self) -> None:
+        """Clear the gradients, also where a wrapper inside would keep them."""
+        for param, _ in self._gradients():
+            param.grad = None
+
     def _gradients(self) -> list[tuple[Tensor, Tensor | None]]:
         return [(p, p.grad) for group in self.param_groups for p in group["params"]]
 
@@ -123,9 +155,14 @@ class SharpOptimizer(Optimizer):
         def run() -> Any:
             nonlocal stale
             param, stale, self._cleared, mark = stale, None, False, None
+            earlier = [(p, grad) for p, grad in self._gradients() if grad is not None] if self._accumulates else []
+            for p, _ in earlier:
+                p.grad = None
             if param is not None:
                 param.grad = mark = torch.zeros_like(param)
             value = closure()
+            for p, grad in earlier:
+                p.grad = grad if p.grad is None else grad.add_(p.grad)
             if param is not None and param.grad is mark and not self._cleared:
                 raise RuntimeError(
                     "gradients were there before step(closure), and the closure did not clear them: begin the closure "
@@ -138,7 +175,10 @@ class SharpOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state with ``sharp``'s beside it, under "sharp"."""
-        return self.base_optimizer.state_dict() | {"sharp": self.sharp.state_dict()}
+        own = {"sharp": self.sharp.state_dict()}
+        if self._several:
+            return {"optimizers": [o.state_dict() for o in self._each]} | own
+        return self.base_optimizer.state_dict() | own
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken (ValueError and no change where it does not fit).
@@ -155,9 +195,25 @@ class SharpOptimizer(Optimizer):
                 stacklevel=2,
             )
         try:
-            self.base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "sharp"})
+            self._load({k: v for k, v in state_dict.items() if k != "sharp"})
         except BaseException:
             self.sharp.load_state_dict(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if not self._several:
+            self.base_optimizer.load_state_dict(state)
+            return
+        states = state.get("optimizers", [])
+        if len(states) != len(self._each):
+            raise ValueError(f"the state is of {len(states)} optimizers, here are {len(self._each)} of them")
+        before = [o.state_dict() for o in self._each]
+        try:
+            for optimizer, saved in zip(self._each, states, strict=True):
+                optimizer.load_state_dict(saved)
+        except BaseException:
+            for optimizer, saved in zip(self._each, before, strict=True):
+                optimizer.load_state_dict(saved)
             raise
 
     def __getstate__(self) -> dict[str, Any]:
@@ -174,9 +230,14 @@ def _check(sharp: Any) -> None:
             "SharpOptimizer(steppe.SAM(model, optimizer))"
         )
     refuse_per_sample(sharp, "SharpOptimizer")
-    closure = inspect.signature(sharp.optimizer.step).parameters.get("closure")
+    for optimizer in sharp.optimizer if isinstance(sharp.optimizer, (list, tuple)) else (sharp.optimizer,):
+        _check_closure(optimizer)
+
+
+def _check_closure(optimizer: Optimizer) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(
-            f"{type(sharp.optimizer).__name__} needs a closure of its own; expected a base optimizer that steps "
+            f"{type(optimizer).__name__} needs a closure of its own; expected a base optimizer that steps "
             "without one, such as SGD or AdamW"
         )

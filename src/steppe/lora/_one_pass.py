@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
-from steppe._parameters import bare_optimizer, without_sync
-from steppe._wiring import check_arguments, was_rehearsal
+from steppe._optimizers import Given
+from steppe._parameters import without_sync
+from steppe._steps import Steps, listeners
+from steppe._wiring import check_arguments
 from steppe.lora._layers import Layer, find_layers
 
 S = TypeVar("S", bound="OnePass")
@@ -28,11 +29,12 @@ class OnePass:
 
     hosts_length = False  # whether the host that runs the training gave total_steps
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, seed: int) -> None:
-        check_arguments(model, optimizer, seed)
-        self.model, self.optimizer, self.seed = model, bare_optimizer(optimizer), seed
-        self.layers = find_layers(model, {p for g in self.optimizer.param_groups for p in g["params"]})
+    def __init__(self, model: nn.Module, optimizer: Given, seed: int) -> None:
+        self._optimizers = check_arguments(model, optimizer, seed)
+        self.model, self.optimizer, self.seed = model, optimizer, seed
+        self.layers = find_layers(model, self._optimizers.params())
         self.step, self.last = 0, Last(False)
+        self._steps: Steps | None = None
         self._inside = False
         self._handles: list[RemovableHandle] = []
 
@@ -73,6 +75,8 @@ class OnePass:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._steps is not None:
+            self._steps.remove()
 
     def __repr__(self) -> str:
         """The settings, how many layers, and the position."""
@@ -100,11 +104,10 @@ class OnePass:
 
     def _listen(self) -> None:
         """Hear of real steps; the optimizer keeps this object alive. An older one of the same layers goes."""
-        for hook in list(self.optimizer._optimizer_step_post_hooks.values()):
-            older = getattr(hook, "__self__", None)
-            if isinstance(older, OnePass) and {e.module for e in older.layers} & {e.module for e in self.layers}:
+        for older in listeners(self._optimizers, OnePass):
+            if {e.module for e in older.layers} & {e.module for e in self.layers}:
                 older.remove()  # a cell run again, a second training
-        self._handles.append(self.optimizer.register_step_post_hook(self._after_step))
+        self._steps = Steps(self, self._optimizers, keep=True)
 
     def _weakly(self: S, index: int, call: Callable[[S, int, nn.Module, Any, Any], Any]) -> Callable[..., Any]:
         """A hook of layer ``index`` that a copy of the model carries along without effect."""
@@ -116,11 +119,12 @@ class OnePass:
 
         return hook
 
-    def _after_step(self, *_: Any) -> None:
-        found = getattr(self.optimizer, "found_inf", None)  # a fused optimizer skips by itself after an overflow
-        if found is not None and bool(found):
-            return
-        if was_rehearsal(self.optimizer):
+    def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> None:
+        pass
+
+    def _after_step(self, which: int, skipped: Tensor | bool) -> None:
+        assert self._steps is not None
+        if bool(skipped) or not self._steps.stepped(which)[0]:
             return
         self._stepped()
         self.step += 1

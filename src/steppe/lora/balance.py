@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from steppe._algebra import norm_each
-from steppe._parameters import bare_optimizer
+from steppe._optimizers import Given, Optimizers
 from steppe._parts import check_count
+from steppe._steps import Steps
 from steppe.lora.pairs import Pair, Rule, find_pairs
 
 
@@ -43,7 +43,8 @@ class Balancedness:
     Args:
         model: whose pairs.
         pairs: which, as :class:`steppe.BAR` takes them; LoRA's trainable factors by default.
-        optimizer: record by itself after its steps; None: call :meth:`record` where you like.
+        optimizer: record by itself after its real steps (one, or a list of several); None: call :meth:`record` where
+            you like.
         every: record after each so many steps of ``optimizer``, and once at the start.
 
     Cost: the norm of every factor and one small tensor per record.
@@ -53,19 +54,25 @@ class Balancedness:
     """
 
     def __init__(
-        self, model: nn.Module, pairs: Rule | None = None, *, optimizer: Optimizer | None = None, every: int = 1
+        self, model: nn.Module, pairs: Rule | None = None, *, optimizer: Given | None = None, every: int = 1
     ) -> None:
         check_count("every", every)
         self.pairs = find_pairs(model, pairs)
         self.every, self._seen = every, 0
         self._steps: list[int] = []
         self._records: list[Tensor] = []
-        self._handle = None
+        self._hearing: Steps | None = None
         if optimizer is not None:
             self.record(0)
-            self._handle = bare_optimizer(optimizer).register_step_post_hook(self._after_step)
+            self._hearing = Steps(self, Optimizers(optimizer), keep=True)
 
-    def _after_step(self, *_: Any) -> None:
+    def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> None:
+        pass
+
+    def _after_step(self, which: int, skipped: Tensor | bool) -> None:
+        assert self._hearing is not None
+        if bool(skipped) or not self._hearing.stepped(which)[0]:
+            return
         self._seen += 1
         if self._seen % self.every == 0:
             self.record(self._seen)
@@ -103,5 +110,5 @@ class Balancedness:
 
     def remove(self) -> None:
         """Stop recording by itself; the records stay."""
-        if self._handle is not None:
-            self._handle.remove()
+        if self._hearing is not None:
+            self._hearing.remove()

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
-from steppe._parameters import bare_optimizer, without_sync
+from steppe._optimizers import Given
+from steppe._parameters import without_sync
 from steppe._parts import check, check_choice, check_count
+from steppe._rates import check_rates
 from steppe._rounding import ROUNDINGS
 from steppe._settings import another_method, plain_changes, tell
-from steppe._wiring import check_arguments, was_rehearsal
+from steppe._steps import Steps, listeners
+from steppe._wiring import check_arguments
 from steppe.curves import Cosine, Linear
 from steppe.lora._move import Bundle, bundles
 from steppe.lora.balance import balancedness
@@ -45,7 +47,8 @@ class BAR:
 
     Args:
         model: holds the pairs. Build BAR when the model is as it is trained: adapters added, sharded, compiled.
-        optimizer: any; it steps as ever and keeps BAR alive. Where the sides of a pair are in groups of different
+        optimizer: any, or a list of several; it steps as ever and keeps BAR alive. Both sides of a pair belong to one
+            optimizer, and move at its step. Where the sides of a pair are in groups of different
             learning rates (LoRA+), the smaller one counts for both, so that their product stays. With optimizers that
             find the rate themselves (lr = 1) choose ``mu`` as their rate would be.
         rule: "nbar" compares the gradients, "obar" the factors.
@@ -87,7 +90,7 @@ class BAR:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Given,
         *,
         rule: str = "nbar",
         mu: float = 0.5,
@@ -97,24 +100,22 @@ class BAR:
         seed: int = 0,
         rounding: str = "stochastic",
     ) -> None:
-        check_arguments(model, optimizer, seed)
+        self._optimizers = check_arguments(model, optimizer, seed)
         self._set(
             {"rule": rule, "mu": mu, "schedule": schedule, "total_steps": total_steps, "seed": seed,
              "rounding": rounding}
         )  # fmt: skip
-        self.model, self.optimizer = model, bare_optimizer(optimizer)
-        for group in self.optimizer.param_groups:
-            _check_rate(group)
-        self.pairs: tuple[Pair, ...] = find_pairs(
-            model, pairs, {p for g in self.optimizer.param_groups for p in g["params"]}
-        )
+        self.model, self.optimizer = model, optimizer
+        check_rates(self._optimizers, "BAR's move")
+        self.pairs: tuple[Pair, ...] = find_pairs(model, pairs, self._optimizers.params())
+        self._owners()
         self.last = Last(False)
         self._steps = 0
         self._skipped: Tensor | None = None  # of them, those that a fused optimizer skipped by itself
         self._warned = False
-        self._bundles: tuple[Any, list[Bundle]] = (None, [])
-        _take_over(self, self.optimizer)
-        self._hooks = self._hooked()
+        self._bundles: tuple[Any, list[tuple[int, Bundle]]] = (None, [])
+        self._take_over()
+        self._hearing: Steps | None = Steps(self, self._optimizers, keep=True)
 
     # As an object that loops treat like any method's
 
@@ -153,24 +154,18 @@ class BAR:
 
     def remove(self) -> None:
         """Leave the optimizer: from now on its steps are its own."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def _hooked(self) -> list[Any]:
-        return [
-            self.optimizer.register_step_pre_hook(self._before_step),
-            self.optimizer.register_step_post_hook(self._after_step),
-        ]
+        if self._hearing is not None:
+            self._hearing.remove()
+        self._hearing = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of it together with its model and optimizer."""
-        return self.__dict__ | {"_hooks": bool(self._hooks), "_bundles": (None, [])}
+        return self.__dict__ | {"_hearing": self._hearing is not None, "_bundles": (None, [])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is tied to its own optimizer, whose copy has lost all hooks."""
         self.__dict__.update(state)
-        self._hooks = self._hooked() if state["_hooks"] else []
+        self._hearing = Steps(self, self._optimizers, keep=True) if state["_hearing"] else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -185,33 +180,35 @@ class BAR:
 
     # The move
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._move()
+            self._move(which)
             return None
         # Hosts such as Lightning run the backward inside the step.
-        watched = self._watched(closure)
+        watched = self._watched(which, closure)
         return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, kwargs | {"closure": watched})
 
-    def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _watched(self, which: int, closure: Callable[[], Any]) -> Callable[[], Any]:
         moved = False
 
         def run() -> Any:
             nonlocal moved
             loss = closure()
             if not moved:
-                self._move()
+                self._move(which)
             moved = True
             return loss
 
         return run
 
     @torch.no_grad()
-    def _move(self) -> None:
-        alpha, found = self._alpha(), getattr(self.optimizer, "found_inf", None)
-        moving = [b for b in (bundle.with_gradients() for bundle in self._grouped()) if b is not None]
-        self._warn_if_idle(moving)
+    def _move(self, which: int) -> None:
+        alpha, found = self._alpha(), self._optimizers.steppers[which].attribute("found_inf")
+        mine = [bundle for owner, bundle in self._grouped() if owner == which]
+        moving = [b for b in (bundle.with_gradients() for bundle in mine) if b is not None]
+        if mine:
+            self._warn_if_idle(moving)
         for bundle in moving:
             a = alpha * bundle.rate()
             if not isinstance(a, Tensor) and not 0 < a < 1:
@@ -243,22 +240,47 @@ class BAR:
         left = 1 - ((self._steps - self._skipped) / self.total_steps).clamp(max=1.0)
         return self.mu * (left if self.schedule == "linear" else (1 - torch.cos(math.pi * left)) / 2)
 
-    def _grouped(self) -> list[Bundle]:
+    def _grouped(self) -> list[tuple[int, Bundle]]:
         """The pairs in bundles, made anew when groups were added, exchanged by a load, or the model was moved."""
-        groups, first = self.optimizer.param_groups, self.pairs[0].x[0]
+        groups, first = self._optimizers.param_groups, self.pairs[0].x[0]
         now = (tuple((id(g), len(g["params"])) for g in groups), first.device, first.dtype)
         if self._bundles[0] != now:
-            self._bundles = (now, bundles(self.pairs, groups))
+            owners = self._owners()
+            self._bundles = (now, [(owners[id(b.x[0])], b) for b in bundles(self.pairs, groups)])
         return self._bundles[1]
 
-    def _after_step(self, *_: Any) -> None:
-        if was_rehearsal(self.optimizer):
+    def _owners(self) -> dict[int, int]:
+        """Which of the optimizers steps a parameter, by its id; a pair whose sides are in two is refused."""
+        owners = {
+            id(p): i
+            for i, group in zip(self._optimizers.owners(), self._optimizers.param_groups, strict=True)
+            for p in group["params"]
+        }
+        for pair in self.pairs:
+            if len({owners[id(t)] for t in (*pair.x, *pair.y)}) > 1:
+                raise ValueError(
+                    f"the sides of pair {pair.name!r} are in two of the optimizers given, so that one may step without "
+                    "the other; expected both sides in one of them"
+                )
+        return owners
+
+    def _after_step(self, which: int, skipped: Tensor | bool) -> None:
+        assert self._hearing is not None
+        if skipped is True or not self._hearing.stepped(which)[0]:
             return
         self._steps += 1
-        found = getattr(self.optimizer, "found_inf", None)
-        if found is not None:
-            skipped = (found != 0).reshape(()).to(torch.int64)
-            self._skipped = skipped if self._skipped is None else self._skipped + skipped
+        if isinstance(skipped, Tensor):
+            none = (skipped != 0).reshape(()).to(torch.int64)
+            self._skipped = none if self._skipped is None else self._skipped + none
+
+    def _take_over(self) -> None:
+        """An older BAR of the same pairs goes (a cell run again, a second training); one of some of them is refused."""
+        for older in listeners(self._optimizers, BAR):
+            mine, theirs = ({id(t) for p in b.pairs for t in (*p.x, *p.y)} for b in (self, older))
+            if theirs <= mine:
+                older.remove()
+            elif theirs & mine:
+                raise ValueError("another BAR balances some of these pairs already: call its remove() first")
 
     # Checkpoints
 
@@ -313,22 +335,3 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             f"schedule={settings['schedule']!r} needs total_steps, the optimizer steps of the whole training; "
             "give it, or schedule='constant'"
         )
-
-
-def _check_rate(group: dict[str, Any]) -> None:
-    rate = group.get("lr")
-    if isinstance(rate, bool) or not isinstance(rate, (int, float, Tensor)):
-        raise ValueError(f"a group of the optimizer has lr={rate!r}; expected a number, which BAR takes a part of")
-
-
-def _take_over(bar: BAR, optimizer: Optimizer) -> None:
-    """An older BAR of the same pairs goes (a cell run again, a second training); one of some of them is refused."""
-    for hook in list(optimizer._optimizer_step_pre_hooks.values()):
-        older = getattr(hook, "__self__", None)
-        if not isinstance(older, BAR):
-            continue
-        mine, theirs = ({id(t) for p in b.pairs for t in (*p.x, *p.y)} for b in (bar, older))
-        if theirs <= mine:
-            older.remove()
-        elif theirs & mine:
-            raise ValueError("another BAR balances some of these pairs already: call its remove() first")

@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 
 from steppe._algebra import norm, scale_
 from steppe._batch import Work
+from steppe._optimizers import Given
 from steppe._parameters import parallel
 from steppe._parts import check, check_choice, check_count
+from steppe._rates import check_rates
 from steppe._rounding import generator
 from steppe._settings import another_method, plain_changes, tell
 from steppe._sync import average_all
@@ -45,7 +47,8 @@ class BiLoRA(OnePass):
 
     Args:
         model: with PEFT's LoRA layers on linear layers, of quantised weights too.
-        optimizer: any, of the main factors; it keeps this object alive.
+        optimizer: any, or a list of several, of the main factors; it keeps this object alive. Where it climbs
+            (``maximize``), the auxiliary factors descend.
         rho: radius, Frobenius norm over all layers' B_2 A_2, at least 0; 0.05 and 0.1 in the paper (searched from 0.005
             to 0.5). 0 is LoRA.
         lr: eta_2 > 0; None: the present rate of the main factors, as in the paper.
@@ -68,7 +71,7 @@ class BiLoRA(OnePass):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Given,
         *,
         rho: float = 0.05,
         lr: float | None = None,
@@ -78,6 +81,8 @@ class BiLoRA(OnePass):
     ) -> None:
         _check({"rho": rho, "lr": lr, "rank": rank, "rule": rule})
         super().__init__(model, optimizer, seed)
+        if lr is None:
+            check_rates(self._optimizers, "the auxiliary factors' ascent (lr=None)")
         self.rho, self.lr, self.rank, self.rule = rho, lr, rank, rule
         self.auxiliary = [_start(layer, rank, seed) for layer in self.layers]
         self._ascent = self._make_ascent()
@@ -172,9 +177,10 @@ class BiLoRA(OnePass):
         finite = norm(grads).isfinite()
         for grad in grads:  # one inf would stay in Adam's moments for good
             grad.copy_(torch.where(finite.to(grad.device), grad, 0.0))
-        main = {id(p): g for g in self.optimizer.param_groups for p in g["params"]}
+        main = {id(p): g for g in self._optimizers.param_groups for p in g["params"]}
+        climbs = self._climbing()
         for group, layer in zip(self._ascent.param_groups, self.layers, strict=True):
-            group["lr"] = self._rate(layer, main)
+            group["lr"], group["maximize"] = self._rate(layer, main), not climbs[layer.name]
         self._ascent.step()
         self._ascent.zero_grad()
         self._clip()
@@ -188,6 +194,12 @@ class BiLoRA(OnePass):
         if self.lr is not None:
             return self.lr
         return next(float(main[id(t)]["lr"]) for a, b, _ in layer.factors() for t in (a, b) if id(t) in main)
+
+    def _climbing(self) -> dict[str, bool]:
+        """Of each layer, whether its main factors are stepped up the gradient."""
+        climbing = zip(self._optimizers.param_groups, self._optimizers.climbing(), strict=True)
+        up = {id(p) for g, climbs in climbing if climbs for p in g["params"]}
+        return {layer.name: any(id(t) in up for a, b, _ in layer.factors() for t in (a, b)) for layer in self.layers}
 
     def _make_ascent(self) -> Optimizer:
         groups = [{"params": list(pair), "lr": 0.0} for pair in self.auxiliary]

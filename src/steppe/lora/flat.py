@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import check, check_choice, check_count
 from steppe._rounding import generator
 from steppe._settings import plain_changes, tell
@@ -38,7 +38,7 @@ class FlatLoRA(OnePass):
 
     Args:
         model: with PEFT's LoRA layers on linear layers of plain weights. Noise is there in training mode only.
-        optimizer: any; its real steps are t. It keeps this object alive.
+        optimizer: any, or a list of several; its real steps are t. It keeps this object alive.
         sigma: noise relative to a row's norm, at least 0; 0.05 for language models, 0.15 for CLIP in the paper; 0 is
             LoRA.
         total_steps: T, optimizer steps of the whole training; needed by "cosine".
@@ -60,7 +60,7 @@ class FlatLoRA(OnePass):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Given,
         *,
         sigma: float = 0.05,
         total_steps: int | None = None,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
-from steppe._parameters import bare_optimizer
+from steppe._optimizers import Given, real
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
@@ -15,7 +14,7 @@ from steppe.methods._row import BAD_RHO, Method
 from steppe.optim import AMSGrad
 
 
-def AdaSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
+def AdaSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
     """SAM's gradient feeding AMSGrad in the paper's form: both moments are of g~, and there is no bias correction.
 
     Args:
@@ -32,7 +31,7 @@ def AdaSAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **commo
 
     Source: arXiv 2303.00565, Algorithm 1 (the delayed second moment is analysis only).
     """
-    if not isinstance(bare_optimizer(optimizer), AMSGrad):
+    if not all(isinstance(one, AMSGrad) for one in real(optimizer)):
         raise TypeError(
             f"AdaSAM was given {type(optimizer).__name__}; expected steppe.optim.AMSGrad, the paper's base without "
             "bias correction (for SAM on AdamW or any other base use steppe.SAM)"

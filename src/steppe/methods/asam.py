@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Adaptive, Ascent
 from steppe.gradient import SharpnessAware
@@ -14,7 +14,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def ASAM(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, eta: float = 0.01, **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value = 0.5, eta: float = 0.01, **common: Any
 ) -> SharpnessAware:
     """Adaptive SAM: eps = rho T^2 g / ||T g|| with T = |w| + eta elementwise, d = g~.
 

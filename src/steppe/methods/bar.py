@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe.lora.bar import BAR
 from steppe.methods._row import Method
 
 
 def NBAR(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     mu: float = 0.5,
     schedule: str = "linear",
@@ -45,7 +45,7 @@ def NBAR(
 
 def OBAR(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     mu: float = 0.5,
     schedule: str = "linear",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
@@ -15,7 +15,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 def ESAM(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     rho: Value = 0.05,
     beta: float = 0.6,

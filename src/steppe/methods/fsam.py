@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent, Friendly
 from steppe.gradient import SharpnessAware
@@ -14,7 +14,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def FSAM(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, sigma: float = 1.0, decay: float = 0.9, **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, sigma: float = 1.0, decay: float = 0.9, **common: Any
 ) -> SharpnessAware:
     """Perturb along the batch's own noise: eps = rho (g - sigma m) / ||g - sigma m||, d = g~.
 

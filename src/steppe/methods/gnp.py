@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Mix
@@ -15,7 +15,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def GNP(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any
 ) -> SharpnessAware:
     """Penalising the gradient's norm: d = (1 - gamma) g + gamma g~ at every step.
 

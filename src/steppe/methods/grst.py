@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value, check
 from steppe.ascent import Ascent
 from steppe.combine import Mix
@@ -19,7 +19,7 @@ from steppe.methods.rst import draws
 
 def GRST(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     rho: Value = 0.05,
     p: float = 0.5,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import SurrogateGap
@@ -16,7 +16,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def GSAM(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value | FollowLR = 0.05, alpha: Value = 0.4, **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value | FollowLR = 0.05, alpha: Value = 0.4, **common: Any
 ) -> SharpnessAware:
     """Follow g~ and climb where only g descends: d = g~ - alpha (g - (<g, g~> / ||g~||^2) g~), which closes the gap.
 

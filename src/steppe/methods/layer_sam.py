@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value, check_choice
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
@@ -14,7 +14,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def LayerSAM(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.1, layerwise: str = "trust", **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value = 0.1, layerwise: str = "trust", **common: Any
 ) -> SharpnessAware:
     """Layer-wise SAM: each tensor's radius follows its own weight norm; d = g~.
 

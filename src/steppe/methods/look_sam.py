@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Reuse
@@ -17,7 +17,7 @@ from steppe.schedule import Every
 
 def LookSAM(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     rho: Value = 0.05,
     k: int = 5,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ahead import Momentum
 from steppe.ascent import Ascent
@@ -16,7 +16,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 def MSAM(
     model: nn.Module,
-    optimizer: Optimizer,
+    optimizer: Given,
     *,
     rho: Value = 3.0,
     sign: int = -1,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ahead import Previous
 from steppe.ascent import Ascent
@@ -14,7 +14,7 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def S2SAM(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
+def S2SAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
     """Perturb along the gradient of the step before, before the only pass: eps = rho d_old / ||d_old||, d = g~.
 
     d_old is what the optimizer was handed at its latest real step, global norm; the first step is a plain one. The

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
@@ -15,7 +15,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def SAM(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, samples: int | float | None = None, **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, samples: int | float | None = None, **common: Any
 ) -> SharpnessAware:
     """Sharpness-aware minimisation: eps = rho g / ||g||, d = g~ = grad L(w + eps).
 

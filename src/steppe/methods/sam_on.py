@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def SAMON(model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.5, **common: Any) -> SharpnessAware:
+def SAMON(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, **common: Any) -> SharpnessAware:
     """Perturb only scales and shifts of normalisation layers: eps = rho g_N / ||g_N|| there, 0 elsewhere; d = g~.
 
     Args:

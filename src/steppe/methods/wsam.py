@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
+from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Decoupled
@@ -15,7 +15,7 @@ from steppe.methods._row import BAD_RHO, Method
 
 
 def WSAM(
-    model: nn.Module, optimizer: Optimizer, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any
+    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any
 ) -> SharpnessAware:
     """Sharpness as a regulariser of its own weight: the base steps along g, then w <- w - lr gamma/(1-gamma) (g~ - g).
 

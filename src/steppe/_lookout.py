@@ -1,0 +1,156 @@
+"""What a training loop does beside the method that would make its numbers wrong without a word."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from steppe._parameters import Parameters
+
+PATIENCE = 50
+"""Gradients without any step after which a loop is told that nothing was heard."""
+
+
+class Lookout:
+    """Looks out for steps within a backward, for steps that are never heard, and for optimizers that are not known."""
+
+    def __init__(self) -> None:
+        self.within = False  # a backward of the method is under way
+        self._hooked: list[Tensor] = []  # its parameters that a hook may move
+        self._waiting = 0  # gradients since the beginning, until a step is heard
+        self._strangers: dict[Tensor, tuple[str, weakref.ref[Tensor], int]] = {}
+        self._handle: RemovableHandle | None = None
+        self._warned = False
+
+    # Steps within a backward
+
+    @contextmanager
+    def backward(self, parameters: Parameters) -> Iterator[None]:
+        """The passes of one ``backward``, in which no optimizer of these parameters may step."""
+        self.within = True
+        self._hooked = [e.param for e in parameters.entries if e.param._post_accumulate_grad_hooks]
+        handle = _refuse_steps_of(self._hooked) if self._hooked else None
+        try:
+            yield
+        finally:
+            self.within = False
+            self._hooked = []
+            if handle is not None:
+                handle.remove()
+
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """A pass: a hook that writes on its parameter by itself is seen when it is done."""
+        before = [p._version for p in self._hooked]
+        yield
+        if any(p._version != version for p, version in zip(self._hooked, before, strict=True)):
+            raise RuntimeError(steps_inside("a hook"))
+
+    # Steps that are never heard
+
+    def heard(self) -> None:
+        """A step was heard."""
+        self._waiting = -1
+
+    def gradient(self, optimizer: str) -> None:
+        """A new gradient is made, where none was."""
+        if self._waiting < 0:
+            return
+        self._waiting += 1
+        if self._waiting == PATIENCE:
+            self._waiting = -1
+            warnings.warn(
+                f"{PATIENCE} gradients were made and no step of the {optimizer} given was heard, so every one of them "
+                "was that of step 0; expected step() of the very optimizer (all of them, if there are several) that "
+                "the method was built with",
+                stacklevel=4,
+            )
+
+    # Optimizers that are not known
+
+    def handed(self, parameters: Parameters) -> None:
+        """Note the gradients that a backward leaves for parameters that no known optimizer steps."""
+        strangers = [] if self._warned else parameters.strangers()
+        self._strangers = {
+            e.param: (e.name, weakref.ref(e.param.grad), e.param.grad._version)
+            for e in strangers
+            if e.param.grad is not None and e.param.grad.layout is torch.strided  # a sparse one could not be perturbed
+        }
+        if self._strangers and self._handle is None:
+            self._handle = _after_any_step(self)
+
+    def _after_any_step(self, optimizer: Optimizer) -> None:
+        """Whether an unknown optimizer has stepped by the method's own gradient.
+
+        By that very tensor, as it was or changed once (clipped): in a GAN the other network's gradients are left here
+        too, and its optimizer steps others, made by a backward of its own.
+        """
+        params = [p for g in optimizer.param_groups for p in g["params"] if p in self._strangers]
+        taken = [self._strangers[p][0] for p in params if self._is_ours(p)]
+        if not taken:
+            return
+        self._warned, self._strangers = True, {}
+        if self._handle is not None:
+            self._handle.remove()
+        shown = ", ".join(taken[:3]) + (", ..." if len(taken) > 3 else "")
+        kind = type(optimizer).__name__
+        warnings.warn(
+            f"{kind} steps {len(taken)} parameters by the gradient of a method that does not know it, so they "
+            f"({shown}) are left out of the perturbation; expected all of the model's optimizers in one list: "
+            f"optimizer=[optimizer, {kind.lower()}], with perturb=False in the groups that are to be left out",
+            stacklevel=4,
+        )
+
+    def _is_ours(self, param: Tensor) -> bool:
+        _, ours, version = self._strangers[param]
+        return param.grad is not None and param.grad is ours() and param.grad._version - version <= 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks out for itself."""
+        return {"_waiting": self._waiting, "_warned": self._warned}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
+
+
+def _after_any_step(lookout: Lookout) -> RemovableHandle:
+    """Hear every optimizer's steps, as long as the lookout lives."""
+    me = weakref.ref(lookout)
+
+    def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if (it := me()) is not None and it._strangers:
+            it._after_any_step(optimizer)
+
+    handle = register_optimizer_step_post_hook(after)
+    weakref.finalize(lookout, handle.remove)
+    return handle
+
+
+def _refuse_steps_of(params: list[Tensor]) -> RemovableHandle:
+    """Refuse every optimizer's step of these, before it moves anything."""
+    mine = set(params)
+
+    def refuse(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if any(p in mine for g in optimizer.param_groups for p in g["params"]):
+            raise RuntimeError(steps_inside(type(optimizer).__name__))
+
+    return register_optimizer_step_pre_hook(refuse)
+
+
+def steps_inside(who: str) -> str:
+    """The sentence for an optimizer that steps in hooks of the backward."""
+    return (
+        f"{who} steps inside a backward (register_post_accumulate_grad_hook), so that the passes of a step would "
+        "train one after the other; expected an optimizer that steps after the backward: take the hooks away, and call "
+        "optimizer.step() yourself"
+    )
