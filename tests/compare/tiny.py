@@ -59,3 +59,10 @@ def bad_recipe(seed: int) -> Task:
 
 def no_task(seed: int) -> int:
     return seed
+
+
+def spoilt(seed: int) -> Task:
+    """One value of one validation example is missing."""
+    made = task(seed)
+    made.val.x[7, 0, 3, 3] = torch.nan
+    return made

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
-from steppe.compare.analysis import frontier
+from steppe.compare.analysis import frontier, lost
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, group, tuned
 from steppe.compare.analysis.notes import notes
 from steppe.compare.analysis.verdict import verdict
@@ -48,6 +48,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         row |= _tuning(row, tries, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))
     _mark_kept(rows, groups, against)
     _mark_clear(rows)
+    lost.count(rows, known)
     axis = frontier.price(rows)
     frontier.mark_front(rows, against.form, axis)
     summary = {
@@ -64,7 +65,8 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         "rows": sorted(rows, key=lambda row: _rank(row, against.form)),
         "spec": dict(spec),
     }
-    return {"verdict": verdict(summary), "notes": notes(summary)} | summary
+    told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
+    return {"verdict": told, "notes": notes(summary)} | summary
 
 
 class _Against:

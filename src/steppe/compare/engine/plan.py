@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steppe._command.choices import Choice, parse, parse_all
+from steppe.compare.analysis.lost import lost
 from steppe.compare.engine.spec import Spec, short_hash
 
 Records = Mapping[str, dict[str, Any]]
@@ -148,14 +149,17 @@ class Plan:
         return self._best(self._starts(choice, base), records, failed) if base else None
 
     def _best(self, starts: Sequence[Run], records: Records, failed: Collection[str]) -> Run | None:
-        """The winner on validation; None while tune runs are missing, or where each of `starts` had one that failed."""
+        """The winner on validation, of what did not diverge; None while tune runs are missing or if all failed."""
         if len(starts) == 1:
             return starts[0]
         tries = {start: [self.id(run) for run in self._tries([start])] for start in starts}
         if any(id_ not in records and id_ not in failed for ids in tries.values() for id_ in ids):
             return None
         whole = [start for start, ids in tries.items() if all(id_ in records for id_ in ids)]
-        return max(whole, key=lambda start: (_validation(tries[start], records), *_smallness(start)), default=None)
+        sound = [start for start in whole if not any(lost(records[id_]) for id_ in tries[start])]
+        return max(
+            sound or whole, key=lambda start: (_validation(tries[start], records), *_smallness(start)), default=None
+        )
 
     def _roles(self, records: Records, failed: Collection[str]) -> list[tuple[str, Run]]:
         """Every run known to be needed by now, as what: tune runs, and finals of what is chosen; baselines last."""

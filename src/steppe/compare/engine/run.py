@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils import _pytree as pytree
 
 import steppe
 from steppe._command import ranks
 from steppe._command.choices import OPTIMIZERS, Choice, parse
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
+from steppe.compare.analysis import lost
 from steppe.compare.data import models, tasks
 from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.engine import measure
@@ -174,7 +176,31 @@ def load_task(spec: Spec, seed: int) -> Task:
     """The task of `seed`, on the study's device."""
     task = tasks.load(spec.data_options(), seed)
     parts = {name: getattr(task, name).to(spec.device) for name in ("train", "val", "test")}
+    _check_finite(parts, task.name)
     return replace(task, **parts)
+
+
+def _check_finite(parts: dict[str, Split], name: str) -> None:
+    """Refuse inputs from which nothing could be learned but more of the same."""
+    for part, split in parts.items():
+        for tensor in pytree.tree_leaves((split.x, split.y)):
+            bad = ~tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else ~tensor.isfinite()
+            if bool(bad.any()):
+                raise ValueError(
+                    f"the {part} part of {name} holds values that are not finite in {int(bad.sum())} of {len(bad)} "
+                    f"examples, the first is number {int(bad.nonzero()[0])} (from 0); fill them or leave them out"
+                )
+
+
+def _lost(task: Task, losses: list[float], record: dict[str, Any]) -> str | None:
+    """In what the run diverged; of classes, whether it learned anything."""
+    labels, held = task.train.y, task.val.y
+    if labels.is_floating_point() or labels.dim() > 1:
+        return lost.why(losses)
+    guessing = float(torch.special.entr(torch.bincount(labels).double() / len(labels)).sum())
+    chance = int(torch.bincount(held).max()) / len(held)
+    accuracy = record.get("val_accuracy", 1.0)
+    return lost.why(losses, guessing=guessing, accuracy=accuracy, chance=chance, of=len(held))
 
 
 def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, Any]:
@@ -191,6 +217,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     return record | {
         "epochs": _epochs(steps, per_epoch), "steps": steps, "passes_per_step": counter.examples / fit.examples,
         "ascended_share": fit.ascents / steps, "seconds": time.perf_counter() - start,
+        "diverged": _lost(task, fit.curve.train_loss, record),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "provenance": provenance(spec),
     }  # fmt: skip
 

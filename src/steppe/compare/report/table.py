@@ -47,7 +47,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     """The columns of the table; the difference to the base is left out where it would repeat the gain."""
     delta = Column("− base\npoints", lambda row, digits: points(row["delta"], digits), 2)
     return [
-        Column("\nmethod", lambda row, _: broken(row["label"])),
+        Column("\nmethod", lambda row, _: broken(row["label"]) + (" †" if row.get("diverged") else "")),
         Column("\nρ", lambda row, _: chosen(row)),
         Column("accuracy\n%", lambda row, digits: percent(row["accuracy"], digits)),
         Column("stopped\nearly %", lambda row, d: percent(row["early"], d), _unless_judged(summary, 1)),
