@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
@@ -54,8 +55,11 @@ class Replay:
         watch: knows the model's state.
         draws: where the generators stand, at the time that it is called.
         begun: False: the first pass is over and nothing was remembered before it; the state can only be held.
+
+    A step that is compiled as a whole breaks its graph here: what a module holds is nothing to trace.
     """
 
+    @_disable_dynamo
     def __init__(self, watch: Watch, draws: Callable[[], Randomness], begun: bool = True) -> None:
         self._watch, self._draws, self._unmarked = watch, draws, not begun
         self._before = draws()
@@ -63,6 +67,7 @@ class Replay:
         self._after: Randomness | None = None
         self._left: State | None = None
 
+    @_disable_dynamo
     def again(self) -> None:
         """Begin the second pass."""
         self._after, start = self._draws(), self._start
@@ -73,6 +78,7 @@ class Replay:
             start.back()
         self._before.set()
 
+    @_disable_dynamo
     def done(self) -> None:
         """End the second pass: generators and state are as they were after the first."""
         if self._after is not None:

@@ -141,8 +141,7 @@ def _check_kinds(given: Any, each: tuple[Any, ...]) -> None:
         if not isinstance(one, Optimizer):
             kind = type(one).__name__ if one is given else f"{type(given).__name__} of {type(one).__name__}"
             raise TypeError(
-                f"optimizer is a {kind}; expected a torch.optim.Optimizer that is already built, or a "
-                "list of them"
+                f"optimizer is a {kind}; expected a torch.optim.Optimizer that is already built, or a list of them"
             )
 
 

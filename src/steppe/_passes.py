@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from steppe._batch import Work
 from steppe._guards import Replay, forget_derived
 from steppe._hardest import PerSample
 from steppe._parameters import bare
 from steppe._randomness import Randomness
-from steppe._state import Watch
+from steppe._state import State, Watch
 from steppe.ascent import Grads, Scale
 
 if TYPE_CHECKING:
@@ -135,12 +136,20 @@ class Passes:
     @contextmanager
     def no_trace(self) -> Iterator[None]:
         """A forward pass that only looks: state and generators are put back."""
-        generators, state = self.draws(), self.watch.start()
+        before = self._here()
         self.looking = True
         try:
             yield
         finally:
             self.looking = False
             forget_derived()  # what a pass without a graph, or with one that is used up, has computed
-            generators.set()
-            state.back()
+            self._there(*before)
+
+    @_disable_dynamo
+    def _here(self) -> tuple[Randomness, State]:
+        return self.draws(), self.watch.start()
+
+    @_disable_dynamo
+    def _there(self, generators: Randomness, state: State) -> None:
+        generators.set()
+        state.back()

@@ -274,6 +274,7 @@ class SharpnessAware:
             self._steps.begin()
             self._lookout.gradient(self._optimizers.name)
             self._draft = Draft()
+        self._draft.radii = None
         grads, ahead, mark = self._passes.taken(), self.ascent.direction.ahead, self._passes.take_mark()
         direction = self._foreseen() if ahead else grads
         if not (self._decide(grads, scale) and self._moves(direction)):
@@ -318,7 +319,7 @@ class SharpnessAware:
             there = ((e.name, e.param.grad) for e in self._parameters.entries)
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
             self._parameters.turn(grads)
-        memory, self._passes.mark = self._draft.memory, None
+        memory, self._passes.mark, self._draft.radii = self._draft.memory, None, None
         with self._passes.no_trace(), self._perturbed(grads, {}, self._passes.scale, None):
             self._draft.memory = memory
             yield
@@ -419,6 +420,7 @@ class SharpnessAware:
         else:
             for which in range(self._parameters.count):
                 self._draft.shrink(self._parameters, which)
+        self._draft.radii = None  # a group's rho may be another since
 
     # Memory of directions that need no gradient of this step
 

@@ -13,9 +13,7 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def ASAM(
-    model: nn.Module, optimizer: Given, *, rho: Value = 0.5, eta: float = 0.01, **common: Any
-) -> SharpnessAware:
+def ASAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, eta: float = 0.01, **common: Any) -> SharpnessAware:
     """Adaptive SAM: eps = rho T^2 g / ||T g|| with T = |w| + eta elementwise, d = g~.
 
     The radius is measured relative to each weight, so that rescaling layers does not change it. As in the authors' code

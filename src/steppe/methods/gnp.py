@@ -14,9 +14,7 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def GNP(
-    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any
-) -> SharpnessAware:
+def GNP(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any) -> SharpnessAware:
     """Penalising the gradient's norm: d = (1 - gamma) g + gamma g~ at every step.
 
     It is the gradient of L + lambda ||grad L|| to first order, with lambda = gamma rho.

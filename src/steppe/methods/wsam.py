@@ -14,9 +14,7 @@ from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
 
 
-def WSAM(
-    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any
-) -> SharpnessAware:
+def WSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any) -> SharpnessAware:
     """Sharpness as a regulariser of its own weight: the base steps along g, then w <- w - lr gamma/(1-gamma) (g~ - g).
 
     The correction stays out of the base's moments (decoupled, like AdamW's decay). If the gradient is clipped or
