@@ -24,6 +24,7 @@ from steppe.compare.engine.run import provenance
 from steppe.compare.engine.spec import Spec
 
 TASK, RADII, SEEDS = "digits-noisy", (0.05, 0.1), 3
+PUSHES = ("push=paper,alpha=0.1", "push=paper,alpha=0.7", "push=natural")
 STUDIES = {
     "rst_schedules": [
         "sam", "rst", "rst:p=0.5,schedule=piecewise1", "rst:p=0.5,schedule=piecewise2",
@@ -31,7 +32,7 @@ STUDIES = {
         "rst:p=0,schedule=trigonometric",
     ],
     "look_sam_grid": [
-        "sam", *(f"look_sam:k={k},{push}" for push in ("alpha=0.1", "alpha=0.7", "push=natural") for k in (2, 5, 10)),
+        "sam", *(f"look_sam:k={k},{push}" for push in PUSHES for k in (2, 5, 10)),
     ],
 }  # fmt: skip
 

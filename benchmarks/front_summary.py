@@ -59,6 +59,7 @@ def table(folder: Path, task: str, kept: front.Choices | None) -> dict[str, Any]
     gains = {arm: paired(row(runs, length, knob), rows[best]) for arm, (length, knob, runs) in arms.items()}
     return {
         "best_baseline": best, "base": {"length": base[0], "lr_factor": base[1]},
+        "lengths": sorted({length for length, _ in front.baselines(*base[:2]).values()}),
         "baselines": {name: shown(values) for name, values in rows.items()},
         "rows": [arm_row(arm, arms[arm], gain, gains.get("sam")) for arm, gain in gains.items()],
     }  # fmt: skip

@@ -46,7 +46,7 @@ Make = Callable[[nn.Module, torch.optim.Optimizer, float], steppe.SharpnessAware
 METHODS: dict[str, tuple[str, Make | None]] = {
     "lamb": ("LAMB", None),
     "layer_sam": ("LAMB + LayerSAM", lambda m, o, rho: steppe.LayerSAM(m, o, rho=rho)),
-    "look_layer_sam": ("LAMB + Look-LayerSAM", lambda m, o, rho: steppe.LookLayerSAM(m, o, rho=rho)),
+    "look_layer_sam": ("LAMB + Look-LayerSAM", lambda m, o, rho: steppe.LookLayerSAM(m, o, rho=rho, push="paper")),
     "look_layer_sam_natural": (
         "LAMB + Look-LayerSAM, natural push", lambda m, o, rho: steppe.LookLayerSAM(m, o, rho=rho, push="natural")
     ),

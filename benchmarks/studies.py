@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STUDIES = {
-    "digits_few": "--task digits-few --seeds 16 --methods sam,grst,look_sam:push=natural,look_sam",
+    "digits_few": "--task digits-few --seeds 16 --methods sam,grst,look_sam:push=natural,look_sam:push=paper",
     "digits_noisy": "--task digits-noisy --seeds 6 --methods sam,grst,rst,look_sam:push=natural,fsam",
     "digits_noisy_short": "--task digits-noisy --epochs 10 --seeds 6 --methods sam,look_sam:push=natural",
     "fashion": "--task idx:{fashion} --labelled 1000 --model mlp --epochs 60 --seeds 6 "

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET, README = ROOT / "docs" / "choosing.md", ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "front.json"
+PUSHES = ROOT / "benchmarks" / "results" / "look_sam_default.json"
 ARMS = {
     "sam": "SAM", "few-1": "SAM on 1 sample", "few-1-half": "the same, every 2nd step",
     "few-1-quarter": "the same, every 4th (recommended)", "msam": "MSAM", "msam-half": "MSAM, every 2nd step",
 }  # fmt: skip
-TIMED = {**ARMS, "look-sam": "LookSAM, k = 5"}
+TIMED = {**ARMS, "look-sam": "LookSAM, k = 5, natural push"}
 IN_README = ("sam", "look-sam", "few-1", "few-1-quarter", "msam")
 TASKS = {
     "digits-few": "digits-few, CNN", "fashion-1k": "Fashion-MNIST 1,000, MLP",
@@ -32,12 +34,18 @@ def gains(record: dict[str, Any]) -> str:
             best = found["baselines"][found["best_baseline"]]
             of = {row["arm"]: row for row in found["rows"]}
             cells = [f"{title} ({best['n']})", f"{best['mean']:.1f} ± {best['ci95']:.1f}, {found['best_baseline']}"]
-            lines.append("| " + " | ".join([*cells, *(_gain(of.get(arm)) for arm in ARMS)]) + " |")
+            lines.append("| " + " | ".join([*cells, *(_gain(of.get(arm), found) for arm in ARMS)]) + " |")
     return "\n".join(lines)
 
 
-def _gain(row: dict[str, Any] | None) -> str:
-    return "–" if row is None else f"{row['gain']['mean']:+.2f} ± {row['gain']['ci95']:.2f}"
+def _gain(row: dict[str, Any] | None, task: dict[str, Any]) -> str:
+    """A gain, unless the method trained longer or shorter than every baseline: that would be the length's."""
+    if row is None:
+        return "–"
+    length = task["base"]["length"]
+    if row["length"] not in task.get("lengths", [length, 2 * length]):
+        return "other length"
+    return f"{row['gain']['mean']:+.2f} ± {row['gain']['ci95']:.2f}"
 
 
 def times(record: dict[str, Any], arms: dict[str, str] = TIMED) -> str:
@@ -48,6 +56,23 @@ def times(record: dict[str, Any], arms: dict[str, str] = TIMED) -> str:
         ratios = [f"{found[arm]['median']:.2f}" for arm in arms]
         lines.append(f"| {titles[task]} | {found['base']['base_ms']:.1f} ms | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
+
+
+def pushes(record: dict[str, Any]) -> str:
+    """Test accuracy of the base, and each push's mean difference to it at each radius, task by task."""
+    cells = record["cells"]
+    heads = [f"{name}, base {fmean(cell['base']):.1f}" for name, cell in cells.items()]
+    lines = ["| push | rho | " + " | ".join(heads) + " |", "|" + " --- |" * (len(heads) + 2)]
+    for name, radii in next(iter(cells.values()))["tests"].items():
+        for rho in radii:
+            pairs = [(cell["tests"][name][rho], cell["base"]) for cell in cells.values()]
+            cells_of = [_over([a - b for a, b in zip(tests, base, strict=False)]) for tests, base in pairs]
+            lines.append(f"| {name} | {rho} | " + " | ".join(cells_of) + " |")
+    return "\n".join(lines)
+
+
+def _over(differences: list[float]) -> str:
+    return f"{fmean(differences):+.1f} ({len(differences)})"
 
 
 def page(text: str, tables: dict[str, str]) -> str:
@@ -61,7 +86,8 @@ def page(text: str, tables: dict[str, str]) -> str:
 
 def pages(record: dict[str, Any]) -> dict[Path, str]:
     """What each page should hold."""
-    mine = {"gains": gains(record), "times": times(record)}
+    found = json.loads(PUSHES.read_text())
+    mine = {"gains": gains(record), "times": times(record), "pushes": pushes(found)}
     costs = {"costs": times(record, {arm: TIMED[arm] for arm in IN_README})}
     return {TARGET: page(TARGET.read_text(), mine), README: page(README.read_text(), costs)}
 

@@ -179,7 +179,9 @@ def page(results: Path = RESULTS) -> str:
         ),
         section(
             "LookSAM over k and push",
-            "Published: SAM's accuracy at 1 + 1/k passes with alpha = 0.7 (arXiv 2203.02714). An independent "
+            "Published: SAM's accuracy at 1 + 1/k passes with alpha = 0.7 (arXiv 2203.02714). Rows with alpha are the "
+            "paper's push; the guarded one, now the default, came later ([choosing.md](choosing.md#looksams-push)). "
+            "The base's length is not tuned here: beside a shorter training nothing gains on this task. An independent "
             "comparison on CIFAR-100 (WRN-28-10; MSAM's paper): base 81.51, SAM 84.16, LookSAM 83.31: 68 % of "
             "SAM's gain.",
             "look_sam_grid.json", "python benchmarks/claims.py look_sam_grid", results, kept,

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "negative gamma": (lambda: steppe.Mix(-0.1), "gamma=-0.1 was given"),
     "gamma not a number": (lambda: steppe.Mix(float("nan")), "gamma=nan was given"),
     "WSAM's gamma at one": (lambda: steppe.Decoupled(1), "expected gamma below 1"),
-    "an unknown push": (lambda: steppe.Reuse(push="soft"), "expected one of 'paper', 'natural'"),
+    "an unknown push": (lambda: steppe.Reuse(push="soft"), "expected one of 'guarded', 'natural', 'paper'"),
     "a reuse inside a reuse": (lambda: steppe.Reuse(refresh=steppe.Reuse()), "expected Replace(), Mix(...)"),
     "negative alpha": (lambda: steppe.SurrogateGap(-1), "alpha=-1 was given"),
     "a linear curve of no steps": (lambda: curves.Linear(0, 1, 0), "total_steps=0 was given"),

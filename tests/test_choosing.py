@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import steppe
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +45,30 @@ def test_the_first_snippet_is_sam_itself() -> None:
     """What a stranger copies first must not need tuning that it does not show."""
     first = (ROOT / "README.md").read_text().split("```diff")[1].split("```")[0]
     assert "steppe.SAM(model, optimizer, rho=0.05)" in first
+
+
+def test_a_gain_at_a_length_without_a_baseline_is_not_shown() -> None:
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    hidden = 0
+    for task in kept("front")["tasks"].values():
+        lengths = task.get("lengths", [task["base"]["length"], 2 * task["base"]["length"]])
+        for row in task["rows"]:
+            cell = f"{row['gain']['mean']:+.2f} ± {row['gain']['ci95']:.2f}"
+            if row["length"] in lengths:
+                assert f"| {cell} |" in page
+            else:
+                assert f"| {cell} |" not in page
+                hidden += 1
+    assert page.count("| other length") == hidden > 0
+
+
+def test_the_default_push_is_the_one_that_harms_least() -> None:
+    """Beside the paper's and the natural one, on every task of the study; never more than a point below SAM."""
+    assert inspect.signature(steppe.LookSAM).parameters["push"].default == "guarded"
+    for cell in kept("look_sam_default")["cells"].values():
+        worst = cell["worst"]
+        assert worst["guarded"] > worst["natural"] > worst["paper, alpha .7"]
+        assert worst["guarded"] > worst["SAM"] - 1
 
 
 def test_every_gain_has_its_seeds_and_an_interval() -> None:

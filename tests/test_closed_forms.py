@@ -1,6 +1,7 @@
 """What is known on paper: quadratics, the orthogonal push of LookSAM, and zero gradients."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_the_stored_push_is_orthogonal_to_the_gradient(scope):
 
 
 def test_the_reused_push_has_length_alpha_times_the_gradient():
-    problem, model, optimizer, sharp = looking()
+    problem, model, optimizer, sharp = looking(push="paper")
     for t in range(6):
         g = clean_grads(problem, model, t)
         sharp.backward(lambda t=t: problem.torch_loss(model, problem.torch_batch(t)))
@@ -174,11 +175,31 @@ def test_the_reused_push_has_length_alpha_times_the_gradient():
         optimizer.zero_grad()
 
 
+def test_a_stale_push_runs_past_the_bottom_of_a_steep_direction_and_the_guard_stops_it():
+    """One steep direction beside a long flat gradient: s = rho h / ||g|| is about 2, where step size times h is 0.4.
+
+    SAM contracts the steep coordinate by |1 - 0.4 (1 + s)|; a push that is kept for k - 1 steps runs towards -s w.
+    """
+    curvature = torch.tensor([20.0, 1.0], dtype=torch.float64)
+    steep = {}
+    for push in ("sam", "guarded", "natural", "paper"):
+        model = Tensors(w=torch.tensor([0.01, 100.0], dtype=torch.float64))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        look = partial(steppe.LookSAM, k=5, push=push)
+        sharp = (steppe.SAM if push == "sam" else look)(model, optimizer, rho=10.0)
+        for _ in range(25):
+            sharp.backward(lambda w=model.w: (curvature * w.square()).sum() / 2)
+            optimizer.step(), optimizer.zero_grad()
+        steep[push] = abs(float(model.w[0].detach()))
+    assert steep["sam"] < 1e-3 and steep["guarded"] < 0.01
+    assert steep["natural"] > 0.05 and steep["paper"] > 1
+
+
 def test_look_sam_on_a_bowl_of_equal_curvature_has_nothing_to_reuse():
     """With H = h I the correction is parallel to g: g_v is exactly 0 here, and d stays finite."""
     model = Tensors(w=torch.tensor([3.0, 4.0], dtype=torch.float64))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    sharp = steppe.LookSAM(model, optimizer, rho=5.0, k=2)
+    sharp = steppe.LookSAM(model, optimizer, rho=5.0, k=2, push="paper")
     for _ in range(2):
         sharp.backward(lambda: model.w.square().sum() / 2)
         d = model.w.grad.clone()
@@ -197,6 +218,7 @@ FLAT = {
     "grst": lambda m, o: steppe.GRST(m, o, rho=RHO, p=1.0, total_steps=9),
     "look": lambda m, o: steppe.LookSAM(m, o, rho=RHO, k=2),
     "natural": lambda m, o: steppe.LookSAM(m, o, rho=RHO, k=2, push="natural"),
+    "paper's push": lambda m, o: steppe.LookSAM(m, o, rho=RHO, k=2, push="paper"),
     "look layer": lambda m, o: steppe.LookLayerSAM(m, o, rho=RHO, k=2),
     "wsam": lambda m, o: steppe.WSAM(m, o, rho=RHO),
     "aesam": lambda m, o: steppe.AESAM(m, o, rho=RHO, total_steps=9),
@@ -228,7 +250,7 @@ def test_a_zero_gradient_gives_no_perturbation_and_no_nan(name, start, dtype):
 def test_look_sam_recovers_after_a_zero_gradient_at_the_refresh():
     """g = 0 at a refresh leaves nothing to reuse: the steps after it are those of the base, not NaN."""
     model, optimizer = bowl()
-    for push in ("paper", "natural"):
+    for push in ("guarded", "natural", "paper"):
         sharp = steppe.LookSAM(model, optimizer, rho=RHO, k=3, push=push)
         sharp.backward(lambda: (0.0 * model.w).sum())
         optimizer.step(), optimizer.zero_grad()

@@ -130,25 +130,37 @@ class SurrogateGap(Combine):
         return Combined(perturbed)
 
 
+PUSHES = ("guarded", "natural", "paper")
+"""How long the push of :class:`Reuse` is."""
+
+
 @dataclass(frozen=True)
 class Reuse(Combine):
     """Keep the part of g~ that is orthogonal to g and add it on the steps without an ascent (LookSAM).
 
     On an ascent:  d from ``refresh`` (g~ for Replace), and g_v = g~ - (<g~, g> / ||g||^2) g is stored.
-    Otherwise:     d = g + c g_v with c = alpha ||g|| / ||g_v|| (``push="paper"``) or c = ||g|| / ||g at the refresh||
-    (``push="natural"``, which takes no alpha). Before the first refresh d = g. Where g_v is only rounding (g~
-    parallel to g to machine precision) nothing is pushed. Memory: one gradient-sized buffer.
+    Otherwise:     d = g + c g_v with, by ``push``,
+                   "guarded": c = min(||g|| / ||g at the refresh||, alpha ||g|| / ||g_v||), and c = 0 if <g_v, g> < 0;
+                   "natural": c = ||g|| / ||g at the refresh||, which takes no alpha;
+                   "paper":   c = alpha ||g|| / ||g_v||.
+
+    The paper's push is alpha ||g|| long however short a fresh correction would be, and a stored push goes on after the
+    weights have passed what it corrects, where a fresh one would turn: along a direction of large curvature that
+    diverges. The guard takes the shorter of both lengths and pushes only where the fresh gradient does not object.
+
+    Before the first refresh d = g. Where g_v is only rounding (g~ parallel to g to machine precision) nothing is
+    pushed. Memory: one gradient-sized buffer.
     """
 
     alpha: Value = 0.7
-    push: str = "paper"
+    push: str = "guarded"
     refresh: Combine = field(default_factory=Replace)
     reuses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check ranges and the refresh part."""
         check_value("alpha", self.alpha, 0.0)
-        check_choice("push", self.push, ("paper", "natural"))
+        check_choice("push", self.push, PUSHES)
         if not isinstance(self.refresh, Combine) or self.refresh.reuses:
             raise TypeError(f"refresh={self.refresh!r} was given; expected Replace(), Mix(...) or SurrogateGap(...)")
 
@@ -167,12 +179,15 @@ class Reuse(Combine):
         """The gradient plus the stored push."""
         alpha = value_at("alpha", self.alpha, t)
         names = [k for k in grads if k in memory.get("g_v", {})]
-        if not names or (self.push == "paper" and alpha == 0):
+        if not names or (self.push != "natural" and alpha == 0):
             return grads
+        g, g_v = [grads[k] for k in names], [memory["g_v"][k] for k in names]
         g_norm = norm(list(grads.values()))
-        natural = self.push == "natural"
-        pull = ratio(g_norm, memory["g_norm"]) if natural else alpha * ratio(g_norm, memory["g_v_norm"])
-        add_scaled_([grads[k] for k in names], [memory["g_v"][k] for k in names], pull)
+        natural, paper = ratio(g_norm, memory["g_norm"]), alpha * ratio(g_norm, memory["g_v_norm"])
+        pull = {"natural": natural, "paper": paper, "guarded": torch.minimum(natural, paper)}[self.push]
+        if self.push == "guarded":
+            pull = torch.where(inner(g_v, g).to(pull.device) < 0, torch.zeros_like(pull), pull)
+        add_scaled_(g, g_v, pull)
         return grads
 
     def blank(self, params: Grads) -> Memory:

@@ -83,7 +83,7 @@ def walk(model, optimizer, sharp, wanted, batches):
     [
         (lambda m, o: steppe.SAM(m, o, rho=RHO), sam),
         (lambda m, o: steppe.ASAM(m, o, rho=RHO, eta=0.01), asam),
-        (lambda m, o: steppe.LookSAM(m, o, rho=RHO, k=2, alpha=0.7), look_sam),
+        (lambda m, o: steppe.LookSAM(m, o, rho=RHO, k=2, push="paper"), look_sam),
     ],
     ids=["sam", "asam", "look_sam"],
 )

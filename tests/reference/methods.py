@@ -75,10 +75,14 @@ def _reuse(g, memory, alpha, push):
     """A LookSAM step without a second pass: the stored push is added to the fresh gradient."""
     if "g_v" not in memory:
         return g
-    if push == "natural":
-        return plus(g, memory["g_v"], norm(g) / memory["g_norm"])
-    length = norm(memory["g_v"])
-    return plus(g, memory["g_v"], alpha * norm(g) / length) if length > 0 else g
+    g_v = memory["g_v"]
+    length = norm(g_v)
+    relative = length / memory["g_norm"]  # of the correction at the refresh, beside its gradient
+    if push == "paper":
+        relative = alpha
+    elif push == "guarded":
+        relative = 0.0 if dot(g, g_v) < 0 else min(alpha, relative)
+    return plus(g, g_v, relative * norm(g) / length) if length > 0 else g
 
 
 def _remember(g, g_tilde, memory):
@@ -87,7 +91,7 @@ def _remember(g, g_tilde, memory):
     memory["g_norm"] = norm(g)
 
 
-def look_sam(grad, w, t, memory, rho, k=5, alpha=0.7, push="paper"):
+def look_sam(grad, w, t, memory, rho, k=5, alpha=0.7, push="guarded"):
     g = grad(w)
     if t % k != 0:
         return _reuse(g, memory, at(alpha, t), push)
@@ -96,7 +100,7 @@ def look_sam(grad, w, t, memory, rho, k=5, alpha=0.7, push="paper"):
     return g_tilde
 
 
-def look_layer_sam(grad, w, t, memory, rho=0.1, k=5, alpha=0.7, push="paper", layerwise="trust"):
+def look_layer_sam(grad, w, t, memory, rho=0.1, k=5, alpha=0.7, push="guarded", layerwise="trust"):
     g = grad(w)
     if t % k != 0:
         return _reuse(g, memory, alpha, push)

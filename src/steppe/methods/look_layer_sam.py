@@ -22,7 +22,7 @@ def LookLayerSAM(
     rho: Value = 0.1,
     k: int = 5,
     alpha: Value = 0.7,
-    push: str = "paper",
+    push: str = "guarded",
     layerwise: str = "trust",
     **common: Any,
 ) -> SharpnessAware:
@@ -34,14 +34,14 @@ def LookLayerSAM(
         rho: rho, radius relative to each tensor's norm ("trust"); 0.1 to 0.2 in the paper.
         k: k, as in :func:`steppe.LookSAM`.
         alpha: alpha, as in :func:`steppe.LookSAM`.
-        push: "paper" or "natural", as in :func:`steppe.LookSAM`.
+        push: "guarded", "natural" or "paper", as in :func:`steppe.LookSAM`.
         layerwise: "trust" or "paper", as in :func:`steppe.LayerSAM`.
         common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + 1/k passes; three parameter-sized buffers while perturbed, one of them kept between steps
     (what the last real step left is kept until this one is real, so that a skipped step changes nothing).
 
-    Source: arXiv 2203.02714, Algorithm 2.
+    Source: arXiv 2203.02714, Algorithm 2, which is ``push="paper"``; "guarded" and "natural" are steppe's.
     """
     check_choice("layerwise", layerwise, ("trust", "paper"))
     return SharpnessAware(
@@ -63,7 +63,7 @@ ROW = Method(
     passes="1 + 1/k",
     buffers="3 (1 between steps)",
     use="very large batches, on LAMB",
-    good=({}, {"push": "natural", "layerwise": "paper", "rho": 0.01}, {"k": 1}),
+    good=({}, {"push": "paper"}, {"push": "natural", "layerwise": "paper", "rho": 0.01}, {"k": 1}),
     bad=(*BAD_RHO, {"k": -1}, {"layerwise": "global"}),
     rho_factor=0.1,
 )

@@ -21,7 +21,7 @@ from steppe.text.models import Lora
 SCHEMA = 1
 """Version of the run records: a record of another version is another study's."""
 
-DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam:push=natural", "gsam", "fsam")
+DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam", "gsam", "fsam")
 """What is compared when nothing is named."""
 
 _NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel"}
