@@ -59,6 +59,10 @@ class Steps:
         """Whether this optimizer has stepped in the present round already."""
         return which in self._taken
 
+    def under_way(self, which: int) -> bool:
+        """Whether this optimizer is about to step in a round that others have begun, which is counted already."""
+        return bool(self._taken) and which not in self._taken
+
     def stepped(self, which: int) -> tuple[bool, bool]:
         """Note a real step; whether it was the first of its round, and whether it was the last."""
         if which in self._taken:

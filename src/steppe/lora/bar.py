@@ -204,7 +204,9 @@ class BAR:
 
     @torch.no_grad()
     def _move(self, which: int) -> None:
-        alpha, found = self._alpha(), self._optimizers.steppers[which].attribute("found_inf")
+        assert self._hearing is not None
+        t = self._steps - self._hearing.under_way(which)  # the others' pairs of this round were moved at the same t
+        alpha, found = self._alpha(t), self._optimizers.steppers[which].attribute("found_inf")
         mine = [bundle for owner, bundle in self._grouped() if owner == which]
         moving = [b for b in (bundle.with_gradients() for bundle in mine) if b is not None]
         if mine:
@@ -219,7 +221,7 @@ class BAR:
                 )
             # A fused optimizer under a GradScaler is called after an overflow too, and looks by itself.
             kept = a if found is None else a * (found == 0).reshape(())
-            bundle.move(self.rule, kept, self.rounding, self.seed, self._steps)
+            bundle.move(self.rule, kept, self.rounding, self.seed, t)
 
     def _warn_if_idle(self, trained: list[Bundle]) -> None:
         if not trained and not self._warned:
@@ -230,14 +232,14 @@ class BAR:
                 stacklevel=5,
             )
 
-    def _alpha(self) -> float | Tensor:
+    def _alpha(self, t: int) -> float | Tensor:
         if self.schedule == "constant":
             return self.mu
         assert self.total_steps is not None
         if self._skipped is None:
             curve = Linear if self.schedule == "linear" else Cosine
-            return curve(self.mu, 0.0, self.total_steps)(self._steps)
-        left = 1 - ((self._steps - self._skipped) / self.total_steps).clamp(max=1.0)
+            return curve(self.mu, 0.0, self.total_steps)(t)
+        left = 1 - ((t - self._skipped) / self.total_steps).clamp(max=1.0)
         return self.mu * (left if self.schedule == "linear" else (1 - torch.cos(math.pi * left)) / 2)
 
     def _grouped(self) -> list[tuple[int, Bundle]]:
