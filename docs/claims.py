@@ -51,9 +51,10 @@ class Claim:
 def accuracies(*methods: str) -> Callable[[Record], str]:
     """Accuracy, radius and passes of some methods of a study, those that it has."""
 
-    def measured(record: Record) -> str:
+    def measured(record: Record) -> str:  # `accuracy`: in summaries of 0.1.0
         found = [row for method in methods if (row := row_of(record, method))]
-        return "; ".join(f"{r['label']} {interval(r['accuracy'])} at {r['passes']:.2f} passes" for r in found)
+        shown = [(r, interval(r.get("final") or r["accuracy"])) for r in found]
+        return "; ".join(f"{r['label']} {figure} at {r['passes']:.2f} passes" for r, figure in shown)
 
     return measured
 

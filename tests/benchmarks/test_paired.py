@@ -96,6 +96,6 @@ def test_a_comparison_is_read_back_as_its_summary_says(tmp_path):
     assert set(rows) == {"base", "base double", "sam"}
     for name, row in rows.items():
         method, _, variant = name.partition(" ")
-        accuracy = said[method, variant or "plain"]["accuracy"]
+        accuracy = said[method, variant or "plain"]["final"]
         assert row["final"]["mean"] == accuracy["mean"] and row["final"]["n"] == accuracy["n"] == 3
     assert rows["sam"]["over"]["base"]["mean"] == said["sam", "plain"]["delta"]["mean"]

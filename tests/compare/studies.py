@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "finished", "provenance"}
 """What may differ between two equal runs."""
 
-EQUAL = "method variant label rho accuracy early delta gain kept passes sharpness tuning".split()
+EQUAL = "method variant label rho final early delta gain kept passes sharpness tuning".split()
 """What must be equal in the rows of two summaries of the same study; the rest are times and what follows from them."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -37,11 +36,10 @@ class PlainProgress:
     def moving(self, key: str, share: float) -> None:
         """A run has got as far as `share`."""
 
-    def done(self, key: str, text: str, record: dict[str, Any]) -> None:
-        """A run has its record."""
+    def done(self, key: str, text: str, told: str) -> None:
+        """A run has its record; `told` is what it came to."""
         self.finished += 1
-        accuracy, seconds = 100 * record["val_accuracy"], record["seconds"]
-        self.say(f"[{self.finished}/{self.total}] {text}: validation {accuracy:.1f} %, {seconds:.1f} s")
+        self.say(f"[{self.finished}/{self.total}] {text}: {told}")
 
     def failed(self, key: str, text: str, why: str) -> None:
         """A run has ended without a record."""
@@ -89,7 +87,7 @@ class LiveProgress(PlainProgress):
         """Move the run's bar."""
         self._each.update(self._bars[key], completed=share)
 
-    def done(self, key: str, text: str, record: dict[str, Any]) -> None:
+    def done(self, key: str, text: str, told: str) -> None:
         """Take the run's bar away, move the overall one."""
         self._end(key)
 

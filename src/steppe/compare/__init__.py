@@ -4,5 +4,6 @@ A task of your own is a function of the seed that returns a `Task`; `steppe comp
 """
 
 from steppe.compare.data.examples import Split, Task
+from steppe.compare.data.metrics import Metric
 
-__all__ = ["Split", "Task"]
+__all__ = ["Metric", "Split", "Task"]

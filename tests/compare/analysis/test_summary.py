@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.compare.records import CLEAN, NOISY, Fake, cost, records, run, spec
 
 from steppe.compare.analysis.summary import summarise
-from steppe.compare.analysis.wording import points, signed, typeset
+from steppe.compare.analysis.wording import Words, signed, typeset
 from steppe.compare.report.labels import Box, place
 from steppe.compare.report.table import render, table
 
@@ -166,7 +166,7 @@ def test_worse_methods_are_named() -> None:
 
 def test_single_seed() -> None:
     summary = summarise(records(seeds=[3]), cost(), spec(seeds=1))
-    assert row(summary, "sam")["accuracy"]["ci95"] is None
+    assert row(summary, "sam")["final"]["ci95"] is None
     assert summary["verdict"].startswith("One seed cannot tell")
     assert any("One seed" in note for note in summary["notes"])
 
@@ -193,7 +193,7 @@ def test_missing_seeds_and_failed_runs() -> None:
 def test_method_without_runs_keeps_its_row() -> None:
     made = [r for r in records() if r["method"] != "sam"]
     summary = summarise(made, cost(), spec())
-    assert row(summary, "sam")["accuracy"] is None and row(summary, "sam")["label"] == "SAM"
+    assert row(summary, "sam")["final"] is None and row(summary, "sam")["label"] == "SAM"
     assert summary["rows"][-1]["method"] == "sam"
     assert any(note == "SAM: no run with a result yet." for note in summary["notes"])
     assert all(r["kept"] is None for r in summary["rows"])
@@ -261,7 +261,7 @@ def test_no_point_of_the_front_is_beaten(points_: list[tuple[float, float]]) -> 
     runs = plain("base", [0.5, 0.5])
     for i, (passes, accuracy) in enumerate(points_):
         runs += plain(f"m{i}", [accuracy] * 2, passes_per_step=passes)
-    rows = [(r["cost"], -r["accuracy"]["mean"], r["pareto"]) for r in summarise(runs, None, {})["rows"]]
+    rows = [(r["cost"], -r["final"]["mean"], r["pareto"]) for r in summarise(runs, None, {})["rows"]]
     front = sorted((c, a) for c, a, on in rows if on)
     assert front and all(c < d and a > b for (c, a), (d, b) in zip(front, front[1:], strict=False))
     assert all(any(c <= d and a <= b for c, a in front) for d, b, _ in rows)
@@ -295,8 +295,9 @@ def test_table_shows_the_difference_to_the_base_where_it_says_more() -> None:
 
 def test_numbers_in_words() -> None:
     assert signed(-0.04, 1) == "0.0" and signed(-1.25, 2) == "−1.25" and signed(3, 1) == "+3.0"
-    assert points({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
-    assert points(None) == "–"
+    words = Words({"rows": []})
+    assert words.gain({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
+    assert words.gain(None) == "–"
     assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
 
 

@@ -1,4 +1,4 @@
-"""What each row costs, and which rows are worth their cost: the Pareto front of accuracy against cost."""
+"""What each row costs, and which rows are worth their cost: the Pareto front of the judging metric against cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steppe.compare.analysis.groups import BASE, Group, finite
+from steppe.compare.judge import Judge
 
 Row = dict[str, Any]
 TIE = 1.05
@@ -38,7 +39,7 @@ def price(rows: Sequence[Row]) -> str | None:
 
     One unit for all rows: a front over a mixture would compare seconds with counts.
     """
-    shown = [row for row in rows if row["accuracy"]]
+    shown = [row for row in rows if row["final"]]
     by_time = {id(row): (row["time_ratio"] or {}).get("median") for row in shown}
     by_passes = {id(row): row["passes"] and row["passes"] * row["length"] for row in shown}
     timed = bool(shown) and all(by_time.values())
@@ -47,32 +48,32 @@ def price(rows: Sequence[Row]) -> str | None:
     return "time" if timed else "passes" if any(by_passes.values()) else None
 
 
-def candidates(rows: Sequence[Row], judged: str, axis: str | None) -> list[dict[str, Any]]:
+def candidates(rows: Sequence[Row], judged: str, axis: str | None, judge: Judge) -> list[dict[str, Any]]:
     """The points of the plot: each row in the form it is judged by, and the base in both forms.
 
-    `pareto` marks those that no other one beats: from the most accurate down, a point is on the front unless one
+    `pareto` marks those that no other one beats: from the best down, a point is on the front unless one
     that is already there costs no more. Times that differ by less than `TIE` count as equal.
     """
     found = []
     for row in rows:
         forms = ("final", "early") if (row["method"], row["variant"]) == (BASE, "plain") else (judged,)
         for form in forms:
-            figure = row["early" if form == "early" else "accuracy"]
+            figure = row[form]
             if figure and row["cost"]:
                 found.append({"row": row, "form": form, "cost": row["cost"], "figure": figure, "pareto": False})
     slack = TIE if axis == "time" else 1.0
     front: list[float] = []
-    for point in sorted(found, key=lambda p: (-p["figure"]["mean"], p["cost"])):
+    for point in sorted(found, key=lambda p: (-judge.rank(p["figure"]["mean"]), p["cost"])):
         point["pareto"] = not any(cost <= slack * point["cost"] for cost in front)
         front += [point["cost"]] if point["pareto"] else []
     return found
 
 
-def mark_front(rows: Sequence[Row], judged: str, axis: str | None) -> None:
+def mark_front(rows: Sequence[Row], judged: str, axis: str | None, judge: Judge) -> None:
     """Write `pareto` into each row: the row is on the front in one of its forms."""
     for row in rows:
         row["pareto"] = False
-    for point in candidates(rows, judged, axis):
+    for point in candidates(rows, judged, axis, judge):
         point["row"]["pareto"] |= point["pareto"]
 
 

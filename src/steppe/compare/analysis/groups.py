@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steppe.compare.judge import Judge, of_records
+
 Record = Mapping[str, Any]
 BySeed = dict[int, float]
 BASE = "base"
@@ -19,6 +21,7 @@ class Group:
     method: str
     variant: str
     runs: tuple[Record, ...]
+    judge: Judge = Judge()
 
     def by_seed(self, read: Callable[[Record], Any]) -> BySeed:
         """Finite values of one figure, by seed; a run without it is left out."""
@@ -27,16 +30,16 @@ class Group:
 
     @property
     def final(self) -> BySeed:
-        """Test accuracy at the end of training."""
-        return self.by_seed(lambda run: run.get("test_accuracy"))
+        """The judging metric on the test set at the end of training."""
+        return self.by_seed(lambda run: self.judge.of(run, "test"))
 
     @property
     def early(self) -> BySeed:
-        """Test accuracy of the checkpoint with the best validation accuracy."""
-        return self.by_seed(lambda run: (run.get("early") or {}).get("test_accuracy"))
+        """The same of the checkpoint with the best validation figure."""
+        return self.by_seed(lambda run: self.judge.of(run.get("early") or {}, "test"))
 
     def figures(self, form: str) -> BySeed:
-        """Test accuracies in one form: "final" or "early"."""
+        """The figures in one form: "final" or "early"."""
         return self.early if form == "early" else self.final
 
     def mean(self, read: Callable[[Record], Any]) -> float | None:
@@ -85,11 +88,12 @@ def group(records: Iterable[Record]) -> list[Group]:
         if run["phase"] == "final":
             newest[run["method"], run["variant"], run["seed"]] = run
     names = sorted({key[:2] for key in newest})
-    return [Group(*name, tuple(newest[key] for key in sorted(newest) if key[:2] == name)) for name in names]
+    judge = of_records(newest.values())
+    return [Group(*name, tuple(newest[key] for key in sorted(newest) if key[:2] == name), judge) for name in names]
 
 
 def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:
-    """Test accuracies by seed of `base`, `early` (the base stopped early) and `double` (twice the epochs)."""
+    """Figures on the test set by seed of `base`, `early` (the base stopped early) and `double` (twice the epochs)."""
     found: dict[str, BySeed] = {}
     for each in groups:
         if (each.method, each.variant) == (BASE, "double"):
@@ -99,15 +103,15 @@ def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:
     return {name: found[name] for name in ("base", "early", "double") if found.get(name)}
 
 
-def best(found: Mapping[str, BySeed]) -> str | None:
-    """The baseline with the highest mean over the seeds that all have; ties go to the simplest."""
+def best(found: Mapping[str, BySeed], judge: Judge) -> str | None:
+    """The baseline with the best mean over the seeds that all have; ties go to the simplest."""
     if not found:
         return None
     common = set.intersection(*(set(by_seed) for by_seed in found.values()))
 
     def mean(name: str) -> float:
         values = [value for seed, value in found[name].items() if not common or seed in common]
-        return math.fsum(values) / len(values)
+        return judge.sign * math.fsum(values) / len(values)
 
     return max(found, key=mean)
 

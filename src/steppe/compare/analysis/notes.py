@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from steppe.compare.analysis.verdict import best_row
-from steppe.compare.analysis.wording import BASELINES, SYMBOLS, choices, decimals, listing, points, symbols
+from steppe.compare.analysis.wording import BASELINES, SYMBOLS, Words, choices, listing, symbols
 
 Row = Mapping[str, Any]
 Summary = Mapping[str, Any]
@@ -29,13 +29,13 @@ def _early(summary: Summary) -> list[str]:
     alone, row = summary["early_alone"], _champion(summary)
     if alone is None or alone["ci95"] is None or row is None or row["delta"]["ci95"] is None:
         return []
-    digits, name = decimals(summary["rows"]), row["label"]
-    shown = f"({points(alone, digits)} points; {name} at the end of training {points(row['delta'], digits)})"
+    words, name = Words(summary), row["label"]
+    shown = f"({words.amount(alone)}; {name} at the end of training {words.gain(row['delta'])})"
     helps, gains = _above(alone), _above(row["delta"])
     part = alone["mean"] / row["delta"]["mean"] if gains else 0.0
     if not gains:
         does = "helps" if helps else "does not clearly help"
-        return [f"Early stopping {does} the base here ({points(alone, digits)} points)."]
+        return [f"Early stopping {does} the base here ({words.amount(alone)})."]
     if helps and part >= NEARLY_ALL:
         return [f"Early stopping alone recovers nearly all that {name} seems to win {shown}: stop early first."]
     if helps and part > LITTLE:
@@ -48,7 +48,7 @@ def _double(summary: Summary) -> list[str]:
     alone = summary["double_alone"]
     if alone is None or alone["ci95"] is None:
         return []
-    shown = f"({points(alone, decimals(summary['rows']))} points)"
+    shown = f"({Words(summary).amount(alone)})"
     if _above(alone):
         return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
     if _below(alone):
@@ -66,8 +66,8 @@ def _fourth(summary: Summary) -> list[str]:
     if summary["judged"] != "early" or more is None or not _above(more):
         return []
     return [
-        f"With twice the epochs and stopped early the base is {points(more, decimals(summary['rows']))} points "
-        "above what gains are measured against: take that off them."
+        f"With twice the epochs and stopped early the base is {Words(summary).amount(more)} better than what gains are "
+        "measured against: take that off them."
     ]
 
 
@@ -77,9 +77,9 @@ def _sam(summary: Summary) -> list[str]:
         return ["SAM is not in this comparison: no share of its gain can be shown."]
     if row["gain"]["ci95"] is None or _above(row["gain"]):
         return []
-    against, gain = BASELINES[summary["best_baseline"]], points(row["gain"], decimals(summary["rows"]))
+    against, gain = BASELINES[summary["best_baseline"]], Words(summary).amount(row["gain"])
     what = "loses to" if _below(row["gain"]) else "does not clearly gain on"
-    return [f"SAM {what} {against} ({gain} points): a share of that would mean nothing and is not shown."]
+    return [f"SAM {what} {against} ({gain}): a share of that would mean nothing and is not shown."]
 
 
 def _worse(summary: Summary) -> list[str]:
@@ -124,7 +124,7 @@ def _missing(summary: Summary) -> list[str]:
         if row["seeds"] == 0:
             found.append(f"{row['label']}: no run with a result yet.")
         elif row["seeds"] < expected:
-            lost = f"{row['failed']} ended without a finite accuracy"
+            lost = f"{row['failed']} ended without a finite figure"
             why = lost if row["failed"] else "the others failed or are not finished"
             found.append(f"{row['label']}: {row['seeds']} of {expected} seeds ({why}); the mean is over these.")
     absent = [name for name in BASELINES if name not in summary["baselines"]]
@@ -137,7 +137,7 @@ def _missing(summary: Summary) -> list[str]:
 def _cost(summary: Summary) -> list[str]:
     if summary["cost_axis"] != "passes":
         return []
-    untimed = [row["label"] for row in summary["rows"] if row["accuracy"] and not row["time_ratio"]]
+    untimed = [row["label"] for row in summary["rows"] if row["final"] and not row["time_ratio"]]
     return [f"Step times were not measured for {listing(untimed)}: cost is counted in passes."]
 
 

@@ -20,6 +20,7 @@ from steppe.compare.analysis import frontier, lost
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, group, tuned
 from steppe.compare.analysis.notes import notes
 from steppe.compare.analysis.verdict import verdict
+from steppe.compare.judge import Judge, of_records
 
 Row = dict[str, Any]
 REFERENCE = "sam"
@@ -36,33 +37,35 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
 
     Returns:
         A dict with `verdict`, `notes`, `rows`, `baselines`, `best_baseline`, `judged` ("final" or "early")
-        and more. Accuracies and their differences are fractions, intervals half-widths, None is "not known".
+        and more. Figures are in the judging metric's own unit (shares are fractions), gains so that above zero is
+        better, intervals half-widths, None is "not known".
     """
     known = list(records)
-    groups = group(known)
-    against = _Against(baselines(groups))
+    groups, judge = group(known), of_records(known)
+    against = _Against(baselines(groups), judge)
     rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
     rows += [_missing(name, spec) for name in spec.get("methods") or () if not any(name == g.method for g in groups)]
     for row in rows:
         tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
-        row |= _tuning(row, tries, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))
+        row |= _tuning(row, tries, judge, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))
     _mark_kept(rows, groups, against)
     _mark_clear(rows)
     lost.count(rows, known)
     axis = frontier.price(rows)
-    frontier.mark_front(rows, against.form, axis)
+    frontier.mark_front(rows, against.form, axis, judge)
     summary = {
         "schema": 1,
         "task": spec.get("task"),
+        "metric": judge.as_dict(),
         "best_baseline": against.name,
         "judged": against.form,
         "baselines": {name: _json(estimate(list(v.values()))) for name, v in against.all.items()},
-        "early_alone": _json(difference(paired(against.all.get("early", {}), against.all.get("base", {})))),
-        "double_alone": _json(difference(paired(against.all.get("double", {}), against.all.get("base", {})))),
-        "double_early": _double_early(groups),
+        "early_alone": _json(against.gain_of(against.all.get("early", {}), against.all.get("base", {}))),
+        "double_alone": _json(against.gain_of(against.all.get("double", {}), against.all.get("base", {}))),
+        "double_early": _double_early(groups, against),
         "cost_axis": axis,
         "seeds": sorted({seed for each in groups for seed in each.final}),
-        "rows": sorted(rows, key=lambda row: _rank(row, against.form)),
+        "rows": sorted(rows, key=lambda row: _rank(row, against.form, judge)),
         "spec": dict(spec),
     }
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
@@ -72,14 +75,22 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
 class _Against:
     """What the methods are measured against: the best baseline, and figures of the same form."""
 
-    def __init__(self, found: Mapping[str, BySeed]) -> None:
-        self.all = dict(found)
-        self.name = best(found)
+    def __init__(self, found: Mapping[str, BySeed], judge: Judge) -> None:
+        self.all, self.judge = dict(found), judge
+        self.name = best(found, judge)
         self.form = "early" if self.name == "early" else "final"
 
     def differences(self, each: Group, form: str | None = None) -> list[float]:
-        """Method − best baseline, paired by seed."""
-        return paired(each.figures(form or self.form), self.all[self.name]) if self.name else []
+        """How much better the method is than the best baseline, paired by seed."""
+        return self.better(each.figures(form or self.form), self.all[self.name]) if self.name else []
+
+    def better(self, one: BySeed, other: BySeed) -> list[float]:
+        """How much better one is than the other, seed by seed; above zero is better, whatever the direction."""
+        return [self.judge.sign * each for each in paired(one, other)]
+
+    def gain_of(self, one: BySeed, other: BySeed) -> Estimate | None:
+        """The estimate of that."""
+        return difference(self.better(one, other))
 
     def gain(self, each: Group, form: str) -> dict[str, Any] | None:
         """The estimate of those differences; baselines have none."""
@@ -90,7 +101,7 @@ class _Against:
 
 
 def _row(each: Group, against: _Against) -> Row:
-    delta = difference(paired(each.final, against.all.get("base", {})))
+    delta = against.gain_of(each.final, against.all.get("base", {}))
     plain_base = (each.method, each.variant) == (BASE, "plain")
     return {
         "method": each.method,
@@ -100,7 +111,7 @@ def _row(each: Group, against: _Against) -> Row:
         "tunes": each.tunes,
         "values": each.values,
         "lr": each.lr,
-        "accuracy": _json(estimate(list(each.final.values()))),
+        "final": _json(estimate(list(each.final.values()))),
         "early": _json(estimate(list(each.early.values()))),
         "delta": None if plain_base else _json(delta, against="base"),
         "gain": against.gain(each, against.form),
@@ -115,7 +126,7 @@ def _row(each: Group, against: _Against) -> Row:
 
 def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
-    figures = "rho lr accuracy early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
+    figures = "rho lr final early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
     absent = dict.fromkeys(figures.split())
     identity = {
         "method": name,
@@ -140,18 +151,18 @@ def _balancedness(run: Record) -> float | None:
     return shares[-1] if shares else None
 
 
-def _tuning(row: Row, runs: Sequence[Record], own_rates: bool) -> Row:
-    """The grid a method was tuned on: mean validation accuracy at each value, and rate where it tried several."""
+def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> Row:
+    """The grid a method was tuned on: mean validation figure at each value, and rate where it tried several."""
     grid: dict[tuple[float, float | None], dict[str, float]] = {}
     several = row["method"] != BASE and own_rates
     for run in runs:
-        (_, value), accuracy = tuned(run), finite(run.get("val_accuracy"))
-        if value is not None and accuracy is not None:
+        (_, value), figure = tuned(run), judge.of(run, "val")
+        if value is not None and figure is not None:
             point = value, finite(run.get("lr")) if several else None
-            grid.setdefault(point, {})[str(run.get("run_id"))] = accuracy
+            grid.setdefault(point, {})[str(run.get("run_id"))] = figure
     return {
         "tuning": [
-            {"value": value, "val_accuracy": sum(sorted(found.values())) / len(found), "runs": len(found)}
+            {"value": value, f"val_{judge.name}": sum(sorted(found.values())) / len(found), "runs": len(found)}
             | ({"lr": lr} if several else {})
             for (value, lr), found in sorted(grid.items())
         ]
@@ -165,10 +176,10 @@ def _own_rates(spec: Mapping[str, Any]) -> bool:
     return spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1
 
 
-def _double_early(groups: Sequence[Group]) -> dict[str, Any] | None:
-    """A fourth baseline, both more epochs and stopped early, minus the base stopped early."""
+def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] | None:
+    """How much better a fourth baseline, both more epochs and stopped early, is than the base stopped early."""
     early = {each.variant: each.early for each in groups if each.method == BASE}
-    return _json(difference(paired(early.get("double", {}), early.get("plain", {}))))
+    return _json(against.gain_of(early.get("double", {}), early.get("plain", {})))
 
 
 def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) -> None:
@@ -180,7 +191,8 @@ def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) 
     for each in groups:
         row = next(r for r in rows if (r["method"], r["variant"]) == (each.method, each.variant))
         seeds = each.figures(against.form).keys() & sam.figures(against.form).keys() & yardstick.keys()
-        part, whole = ([g.figures(against.form)[seed] - yardstick[seed] for seed in sorted(seeds)] for g in (each, sam))
+        common = {seed: yardstick[seed] for seed in seeds}
+        part, whole = (against.better(g.figures(against.form), common) for g in (each, sam))
         found = share(part, whole) if each.method != BASE else None
         row["kept"] = found and dict(zip(("share", "low", "high"), found, strict=True))
 
@@ -193,12 +205,12 @@ def _mark_clear(rows: Sequence[Row]) -> None:
         gain["clear"] = (1 if gain["mean"] > 0 else -1) if name in sure else 0
 
 
-def _rank(row: Row, form: str) -> tuple[bool, bool, float, str]:
-    """Baselines first, then the methods from the most accurate down, then those without a figure."""
-    figure = row["early" if form == "early" else "accuracy"]
+def _rank(row: Row, form: str, judge: Judge) -> tuple[bool, bool, float, str]:
+    """Baselines first, then the methods from the best down, then those without a figure."""
+    figure = row[form]
     is_method = row["method"] != BASE
-    mean = figure["mean"] if figure and is_method else 0.0
-    return is_method, figure is None, -mean, row["method"] + (" 2" if row["variant"] == "double" else "")
+    rank = judge.rank(figure["mean"]) if figure and is_method else 0.0
+    return is_method, figure is None, -rank, row["method"] + (" 2" if row["variant"] == "double" else "")
 
 
 def _json(found: Estimate | None, **more: Any) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe.compare.analysis.wording import BASELINES, chosen, decimals, points, signed
+from steppe.compare.analysis.wording import BASELINES, Words, chosen
 
 Row = Mapping[str, Any]
 MOST_SEEDS = 100
@@ -23,13 +23,13 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return "Nothing to judge by yet: no run of the base has finished."
     if not rows:
         return "Nothing to compare yet: no method has finished beside the base."
-    digits, against = decimals(summary["rows"]), BASELINES[summary["best_baseline"]]
+    words, against = Words(summary), BASELINES[summary["best_baseline"]]
     top = best_row(rows)
     if top["gain"]["ci95"] is None:
-        return _single(top, against, digits)
+        return _single(top, against, words)
     if top["gain"]["clear"] != 1:
-        return _none(top, len(rows), against, digits)
-    return _pays(top, rows, against, digits, summary["cost_axis"]) + "."
+        return _none(top, len(rows), against, words)
+    return _pays(top, rows, against, words, summary["cost_axis"]) + "."
 
 
 def best_row(rows: Sequence[Row]) -> Row:
@@ -39,31 +39,30 @@ def best_row(rows: Sequence[Row]) -> Row:
     return max(clear or known or rows, key=lambda row: float(row["gain"]["mean"]))
 
 
-def _single(top: Row, against: str, digits: int) -> str:
-    where = "ahead of" if top["gain"]["mean"] > 0 else "away from"
+def _single(top: Row, against: str, words: Words) -> str:
     return (
-        f"One seed cannot tell: {top['label']} is {points(top['gain'], digits)} points {where} {against}, "
+        f"One seed cannot tell: {top['label']} has {words.amount(top['gain'])} {words.over} {against}, "
         "and another seed may say otherwise."
     )
 
 
-def _none(top: Row, count: int, against: str, digits: int) -> str:
+def _none(top: Row, count: int, against: str, words: Words) -> str:
     gain = top["gain"]
-    shown = f"{points(gain, digits)} points"
+    shown = words.amount(gain)
     if gain["mean"] <= 0:
         return f"No method pays here: none is above {against}; {top['label']} comes nearest with {shown}."
     if gain["mean"] - gain["ci95"] > 0:
         return (
-            f"Not settled: {top['label']} is {shown} over {against}, but among {count} methods "
+            f"Not settled: {top['label']} has {shown} {words.over} {against}, but among {count} methods "
             "one such interval may come by chance; more seeds would tell."
         )
     which = f"the best, {top['label']}, gains" if count > 1 else f"{top['label']} gains"
     wanted = _seeds_to_see(gain)
     if wanted > MOST_SEEDS:
-        return f"No method pays here: {which} {shown} over {against}, which is not clear of zero."
+        return f"No method pays here: {which} {shown} {words.over} {against}, which is not clear of zero."
     return (
-        f"Not settled with {gain['n']} seeds: {which} {shown} over {against}; to tell a gain of that size from none "
-        f"takes about {wanted} seeds."
+        f"Not settled with {gain['n']} seeds: {which} {shown} {words.over} {against}; to tell a gain of that size "
+        f"from none takes about {wanted} seeds."
     )
 
 
@@ -72,15 +71,15 @@ def _seeds_to_see(gain: Row) -> int:
     return math.ceil(gain["n"] * (gain["ci95"] / gain["mean"]) ** 2)
 
 
-def _pays(top: Row, rows: Sequence[Row], against: str, digits: int, axis: str | None) -> str:
+def _pays(top: Row, rows: Sequence[Row], against: str, words: Words, axis: str | None) -> str:
     early = ", itself stopped early," if top["gain"]["of"] == "early" else ""
-    text = f"{_named(top)}{early} pays here: {points(top['gain'], digits)} points over {against}"
+    text = f"{_named(top)}{early} pays here: {words.amount(top['gain'])} {words.over} {against}"
     text += f" for {_price(top, axis)}" if top["cost"] else ""
     frugal = _frugal(top, rows)
     if frugal is None:
         return text
-    gained = signed(100 * frugal["gain"]["mean"], digits)
-    return f"{text}; {_named(frugal)} brings {gained} for {frugal['cost']:.2f}×"
+    gained = words.number(frugal["gain"]["mean"])
+    return f"{text}; {_named(frugal)} brings {gained}{'' if words.judge.percent else ' %'} for {frugal['cost']:.2f}×"
 
 
 def _frugal(top: Row, rows: Sequence[Row]) -> Row | None:

@@ -1,13 +1,17 @@
 """How numbers are written in the terminal, the report and the notes: one place, one unit each.
 
-Accuracies are fractions in the records and per cent for the reader; differences of accuracy are points.
+Shares are fractions in the records and per cent for the reader, their differences points. Figures of other metrics are
+written as they are, their differences in per cent of the best baseline's mean. Above zero is better, always.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from steppe.compare.judge import Judge, of_records
 
 ABSENT = "–"
 MINUS = "−"
@@ -29,21 +33,78 @@ def signed(value: float, digits: int) -> str:
     return ("+" if value > 0 else MINUS) + text
 
 
-def percent(figure: Mapping[str, Any] | None, digits: int = 1) -> str:
-    """`95.7 ± 0.4` from {"mean": .957, "ci95": .004}."""
-    return _with_interval(figure, lambda v: f"{100 * v:.{digits}f}", digits)
+class Words:
+    """How the figures and differences of one comparison are written.
+
+    Args:
+        summary: what `summarise` returns; its rows, metric and best baseline are enough.
+    """
+
+    def __init__(self, summary: Mapping[str, Any]) -> None:
+        self.judge = Judge(**summary.get("metric") or {})
+        best = (summary.get("baselines") or {}).get(summary.get("best_baseline") or "") or {}
+        self._scale, self._digits = self.judge.scale, decimals(summary["rows"], self.judge)
+        self._share = 100.0 if self.judge.percent else 100 / abs(best.get("mean") or 1.0)
+        self._share_digits = self._digits if self.judge.percent else 1
+
+    @property
+    def head(self) -> str:
+        """The metric and its unit."""
+        return self.judge.head
+
+    @property
+    def unit(self) -> str:
+        """That of differences, as over a column."""
+        return "points" if self.judge.percent else "% better"
+
+    @property
+    def over(self) -> str:
+        """The word between an amount and what it is measured against."""
+        return "over" if self.judge.percent else "than"
+
+    def figure(self, figure: Mapping[str, Any] | None) -> str:
+        """`95.7 ± 0.4` from {"mean": .957, "ci95": .004}."""
+        return _with_interval(figure, self.value, self._scale, self._digits)
+
+    def value(self, value: float | None) -> str:
+        """One figure without an interval."""
+        return ABSENT if value is None else f"{self._scale * value:.{self._digits}f}".replace("-", MINUS)
+
+    def gain(self, figure: Mapping[str, Any] | None) -> str:
+        """`+1.5 ± 0.4`: a difference, in points or in per cent of the best baseline's mean."""
+        return _with_interval(figure, self.number, self._share, self._share_digits)
+
+    def number(self, difference: float) -> str:
+        """One difference without an interval: `+1.5`."""
+        return signed(self._share * difference, self._share_digits)
+
+    def amount(self, figure: Mapping[str, Any]) -> str:
+        """A difference with its unit, in a sentence: `+1.5 ± 0.4 points`, `6.1 ± 0.8 % lower MSE`."""
+        if self.judge.percent:
+            return f"{self.gain(figure)} points"
+        way = "higher" if (figure["mean"] > 0) == self.judge.higher else "lower"
+        sizes = _with_interval(
+            {**figure, "mean": abs(figure["mean"])}, lambda v: f"{self._share * v:.{self._share_digits}f}",
+            self._share, self._share_digits,
+        )  # fmt: skip
+        return f"{sizes} % {way} {self.judge.title}"
 
 
-def points(figure: Mapping[str, Any] | None, digits: int = 1) -> str:
-    """`+1.5 ± 0.4`: a difference of accuracies in percentage points."""
-    return _with_interval(figure, lambda v: signed(100 * v, digits), digits)
-
-
-def _with_interval(figure: Mapping[str, Any] | None, write: Any, digits: int) -> str:
+def _with_interval(figure: Mapping[str, Any] | None, write: Any, scale: float, digits: int) -> str:
     if not figure or figure.get("mean") is None:
         return ABSENT
     text = str(write(figure["mean"]))
-    return text if figure.get("ci95") is None else f"{text} ± {100 * figure['ci95']:.{digits}f}"
+    return text if figure.get("ci95") is None else f"{text} ± {scale * figure['ci95']:.{digits}f}"
+
+
+def told(record: Mapping[str, Any]) -> str:
+    """What a finished run came to, in a line of progress: `validation accuracy 95.3 %, 2.1 s`."""
+    judge = of_records([record])
+    value, seconds = judge.of(record, "val"), f"{record['seconds']:.1f} s"
+    if value is None:
+        return f"diverged, {seconds}"
+    shown = f"{100 * value:.1f} %" if judge.percent else f"{value:.4g}"
+    return f"validation {judge.title} {shown}, {seconds}"
 
 
 def times(value: float | None) -> str:
@@ -106,10 +167,18 @@ def symbols(rows: Sequence[Mapping[str, Any]]) -> str:
     return listing([symbol for name, symbol in SYMBOLS.items() if name in used]) or "ρ"
 
 
-def decimals(rows: Sequence[Mapping[str, Any]]) -> int:
-    """One decimal in per cent, or two where the typical interval is narrower than 0.1 points."""
-    widths = sorted(r["accuracy"]["ci95"] for r in rows if r["accuracy"] and r["accuracy"]["ci95"])
-    return 2 if widths and widths[len(widths) // 2] < 0.001 else 1
+def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:
+    """One decimal in per cent, or two where the typical interval is narrower than 0.1 points.
+
+    Of other figures as many as show two digits of the typical interval; three digits of a figure without one.
+    """
+    widths = sorted(r["final"]["ci95"] for r in rows if r["final"] and r["final"]["ci95"])
+    typical = widths[len(widths) // 2] if widths else None
+    if judge.percent:
+        return 2 if typical and typical < 0.001 else 1
+    sizes = [abs(r["final"]["mean"]) for r in rows if r["final"] and r["final"]["mean"]]
+    telling = typical * 10 if typical else min(sizes, default=1.0)
+    return min(max(2 - math.floor(math.log10(telling)), 0), 6)
 
 
 def broken(label: str) -> str:

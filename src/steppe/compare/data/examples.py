@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from steppe.compare.data.losses import Loss, check_loss
+from steppe.compare.data.metrics import Metric, chosen, named
 
 TEST_SHARE = 0.2
 """Share of the examples kept for the test where a source has no test set of its own."""
@@ -18,7 +21,7 @@ _TEST_SEED, _SPLIT_SEED, _NOISE_SEED = 0x7E57, 0x5711, 0x0153
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs `x` (a tensor, or a tuple or dict of tensors, examples first) and integer labels `y`."""
+    """Inputs `x` (a tensor, or a tuple or dict of tensors, examples first) and targets `y`, labels or numbers."""
 
     x: Any
     y: Tensor
@@ -73,16 +76,51 @@ class Task:
         train: the labelled examples a run is trained on.
         val: for choosing rho and for early stopping. Never the test set.
         test: looked at for the report only.
-        classes: number of classes; labels are 0 .. classes - 1.
+        classes: number of classes, whose labels are 0 .. classes - 1; 0 where the targets are numbers.
         recipe: settings this task proposes (`model`, `epochs`, `batch_size`, `lr`, ...); the user's own win.
+        loss: "cross_entropy", "mse", "mae", "huber", or a function of output and target that gives one loss for each
+            example (or their mean, which methods that choose among examples cannot use).
+        metrics: names from `steppe.compare.data.metrics.METRICS`, or a `steppe.compare.Metric` of your own; the first
+            one chooses and judges. By default accuracy and nll for cross_entropy; mse, mae and r2 for mse.
+        rows: baselines that need no training, name -> function of the inputs `x` that gives outputs (a forecast that
+            repeats the last value).
+
+    Raises:
+        ValueError: an unknown loss or metric.
     """
 
     name: str
     train: Split
     val: Split
     test: Split
-    classes: int
+    classes: int = 0
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    loss: Loss = "cross_entropy"
+    metrics: Sequence[str | Metric] = ()
+    rows: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check loss and metrics, before anything is trained."""
+        check_loss(self.loss)
+        chosen(self.metrics, self.loss)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model gives for an example: the classes, or the numbers of a target."""
+        return self.classes or int(self.train.y[0].numel())
+
+    @property
+    def measured(self) -> tuple[Metric, ...]:
+        """The metrics, the one that judges first."""
+        return chosen(self.metrics, self.loss)
+
+    def judged_by(self, name: str | None) -> Task:
+        """The same with another of its metrics, or a built-in one, as the judge; None changes nothing."""
+        if name is None:
+            return self
+        known = {metric.name: metric for metric in self.measured}
+        first = known.pop(name, None) or named(name)
+        return replace(self, metrics=(first, *known.values()))
 
 
 @dataclass(frozen=True)
@@ -227,4 +265,4 @@ def standardised(task: Task) -> Task:
     def scaled(split: Split) -> Split:
         return Split((split.x.float() - mean) / std, split.y)
 
-    return Task(task.name, scaled(task.train), scaled(task.val), scaled(task.test), task.classes, task.recipe)
+    return replace(task, train=scaled(task.train), val=scaled(task.val), test=scaled(task.test))

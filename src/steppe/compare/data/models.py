@@ -23,4 +23,4 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
     if name.startswith(transformer.PREFIX):
         return transformer.build(name.removeprefix(transformer.PREFIX), task.classes, lora, seed)
     shape = tuple(task.train.x.shape[1:]) if isinstance(task.train.x, Tensor) else ()
-    return find(name)(shape, task.classes)
+    return find(name)(shape, task.outputs)

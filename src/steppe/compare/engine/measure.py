@@ -1,18 +1,19 @@
-"""What is measured about a trained model: accuracy, forward passes, sharpness, the loss along the gradient."""
+"""What is measured about a trained model: its metrics, forward passes, sharpness, the loss along the gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree as pytree
 
 from steppe.compare.data.examples import Split
+from steppe.compare.data.losses import Loss, each_of
+from steppe.compare.data.metrics import METRICS, Metric
 from steppe.lora.balance import Balancedness
 
 SLICE_POINTS, SLICE_RADII = 21, 10.0
@@ -79,29 +80,38 @@ def chunks(split: Split) -> Iterator[Split]:
 
 
 @torch.no_grad()
+def metrics(model: nn.Module, split: Split, wanted: Sequence[Metric], outputs: int) -> dict[str, float]:
+    """The metrics of `model` over all of `split`, in evaluation mode, by name."""
+    meters = {metric.name: metric.start(outputs) for metric in wanted}
+    with evaluating(model):
+        for part in chunks(split):
+            output = model(part.x)
+            for meter in meters.values():
+                meter.update(output, part.y)
+    return {name: float(meter.compute()) for name, meter in meters.items()}
+
+
 def accuracy(model: nn.Module, split: Split) -> float:
     """Share of examples whose largest output is their label, 0 to 1."""
-    with evaluating(model):
-        right = sum(int((model(part.x).argmax(1) == part.y).sum()) for part in chunks(split))
-    return right / len(split)
+    return metrics(model, split, [METRICS["accuracy"]], 0)["accuracy"]
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, split: Split) -> float:
-    """Mean cross-entropy, in evaluation mode."""
+def mean_loss(model: nn.Module, split: Split, loss: Loss = "cross_entropy") -> float:
+    """Mean loss, in evaluation mode."""
     with evaluating(model):
-        total = sum(float(F.cross_entropy(model(part.x), part.y, reduction="sum")) for part in chunks(split))
+        total = sum(len(part) * float(each_of(loss, model(part.x), part.y).mean()) for part in chunks(split))
     return total / len(split)
 
 
-def ascent_direction(model: nn.Module, split: Split) -> list[Tensor]:
+def ascent_direction(model: nn.Module, split: Split, loss: Loss = "cross_entropy") -> list[Tensor]:
     """g/||g|| with g the gradient of the mean loss over all of `split` and the norm over all trainable weights."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     gradient = [torch.zeros_like(weight) for weight in weights]
     with evaluating(model):
         for part in chunks(split):
-            loss = F.cross_entropy(model(part.x), part.y, reduction="sum") / len(split)
-            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+            mean = each_of(loss, model(part.x), part.y).mean() * (len(part) / len(split))
+            parts = torch.autograd.grad(mean, weights, allow_unused=True)
             for total, piece in zip(gradient, parts, strict=True):
                 if piece is not None:
                     total += piece
@@ -109,16 +119,16 @@ def ascent_direction(model: nn.Module, split: Split) -> list[Tensor]:
     return [g / norm if norm > 0 else g for g in gradient]
 
 
-def losses_along(model: nn.Module, split: Split, distances: list[float]) -> list[float]:
+def losses_along(model: nn.Module, split: Split, distances: list[float], loss: Loss = "cross_entropy") -> list[float]:
     """L(w + t g/||g||) for each t of `distances`, over all of `split`; the weights come back bit for bit."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     saved = [weight.detach().clone() for weight in weights]
-    direction = ascent_direction(model, split)
+    direction = ascent_direction(model, split, loss)
     losses = []
     try:
         for t in distances:
             _place(weights, saved, direction, t)
-            losses.append(mean_loss(model, split))
+            losses.append(mean_loss(model, split, loss))
     finally:
         _place(weights, saved, direction, 0.0)
     return losses
@@ -132,9 +142,11 @@ def _place(weights: list[nn.Parameter], saved: list[Tensor], direction: list[Ten
             weight.add_(d, alpha=t)
 
 
-def sharpness_and_slice(model: nn.Module, split: Split, rho: float) -> tuple[dict[str, Any], dict[str, Any]]:
+def sharpness_and_slice(
+    model: nn.Module, split: Split, rho: float, loss: Loss = "cross_entropy"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """L(w+eps) - L(w) with eps = rho g/||g||, and the loss along that direction; g over all of `split`."""
     reach = SLICE_RADII * rho
     grid = [reach * (2 * i / (SLICE_POINTS - 1) - 1) for i in range(SLICE_POINTS)]
-    here, there, *losses = losses_along(model, split, [0.0, rho, *grid])
+    here, there, *losses = losses_along(model, split, [0.0, rho, *grid], loss)
     return {"rho": rho, "value": there - here}, {"t": grid, "loss": losses}

@@ -1,7 +1,7 @@
 """Which runs a study needs, as a pure function of its settings and of the runs that are done.
 
 Tune runs: every method with every value of its grid (rho; mu where it has no radius), on the tune seeds. The value with
-the best mean validation accuracy (ties: the smaller) is then run on all seeds. A final run equal to a tune run is that
+the best mean validation figure (ties: the smaller) is then run on all seeds. A final run equal to a tune run is that
 run: nothing runs twice. Where learning rates are to be tried (`lr_grid`), the base chooses among them first, in the
 same way, and all methods train at the one that suits the base best; or, with `tune_lr = "each"`, each method tries
 every value at every rate.
@@ -9,6 +9,7 @@ every value at every rate.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 from steppe._command.choices import Choice, parse, parse_all
 from steppe.compare.analysis.lost import lost
 from steppe.compare.engine.spec import Spec, short_hash
+from steppe.compare.judge import of_records
 
 Records = Mapping[str, dict[str, Any]]
 """Records of finished runs by run id."""
@@ -195,8 +197,10 @@ class Plan:
 
 
 def _validation(ids: Sequence[str], records: Records) -> float:
-    """Mean validation accuracy at the end of some runs."""
-    return round(sum(records[id_]["val_accuracy"] for id_ in ids) / len(ids), 9)
+    """Mean validation figure at the end of some runs, larger for better; a run that diverged makes it the last."""
+    judge = of_records(records[id_] for id_ in ids)
+    values = [judge.of(records[id_], "val") for id_ in ids]
+    return judge.rank(math.nan if None in values else round(sum(v for v in values if v is not None) / len(ids), 9))
 
 
 def _smallness(run: Run) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils import _pytree as pytree
@@ -29,50 +28,68 @@ from steppe._command.provenance import made_with
 from steppe.compare.analysis import lost
 from steppe.compare.data import models, tasks
 from steppe.compare.data.examples import Split, Task, generator
+from steppe.compare.data.losses import Loss, each_of, mean_of
 from steppe.compare.engine import measure
 from steppe.compare.engine.plan import Run
 from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
+from steppe.compare.judge import Judge
 
 _ORDER_SEED = 0x0DE5
 
 
 @dataclass
 class _Curve:
-    """What is noted at every look, and the weights with the best validation accuracy so far (ties: the earliest)."""
+    """What is noted at every look, and the weights with the best validation figure so far (ties: the earliest)."""
 
-    test: Split
+    task: Task
+    seen: Split  # of the test set
     epoch: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
-    val_accuracy: list[float] = field(default_factory=list)
-    test_accuracy: list[float] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
+    val: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
+    best: int = 0  # the look
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
-    def look(self, model: nn.Module, val_split: Split, epoch: float, train_loss: float) -> None:
-        val = measure.accuracy(model, val_split)
-        if not self.val_accuracy or val > max(self.val_accuracy):
-            self.best = {name: value.detach().clone() for name, value in _trained(model).items()}
+    @property
+    def judge(self) -> Judge:
+        return self.task.measured[0].judge
+
+    def look(self, model: nn.Module, epoch: float, train_loss: float) -> None:
+        val = self._judged(model, self.task.val)
+        if not self.val or self.judge.better(val, self.val[self.best]):
+            self.best = len(self.val)
+            self.weights = {name: value.detach().clone() for name, value in _trained(model).items()}
         self.epoch.append(epoch)
         self.train_loss.append(train_loss)
-        self.val_accuracy.append(val)
-        self.test_accuracy.append(measure.accuracy(model, self.test))
+        self.val.append(val)
+        self.test.append(self._judged(model, self.seen))
 
-    def early(self, model: nn.Module, test: Split, at_end: float) -> dict[str, Any]:
-        """Early stopping: the epoch with the best validation accuracy, and its accuracy on the whole test set.
+    def _judged(self, model: nn.Module, split: Split) -> float:
+        (value,) = measure.metrics(model, split, self.task.measured[:1], self.task.outputs).values()
+        return value
+
+    def early(self, model: nn.Module, at_end: dict[str, float]) -> dict[str, Any]:
+        """Early stopping: the epoch with the best validation figure, and the metrics there on the whole test set.
 
         Args:
             model: as training left it.
-            test: the test set.
-            at_end: the accuracy there of `model` as it is.
+            at_end: the metrics on the test set of `model` as it is.
         """
-        at = self.val_accuracy.index(max(self.val_accuracy))
-        found = {"epoch": self.epoch[at], "val_accuracy": self.val_accuracy[at]}
-        if at == len(self.epoch) - 1:
-            return found | {"test_accuracy": at_end}
-        model.load_state_dict(self.best, strict=False)
-        return found | {"test_accuracy": measure.accuracy(model, test)}
+        found = {"epoch": self.epoch[self.best], f"val_{self.judge.name}": self.val[self.best]}
+        if self.best == len(self.epoch) - 1:
+            return found | at_end
+        model.load_state_dict(self.weights, strict=False)
+        return found | _metrics(model, self.task, "test")
 
     def as_dict(self) -> dict[str, list[Any]]:
-        return {key: getattr(self, key) for key in ("epoch", "train_loss", "val_accuracy", "test_accuracy")}
+        figures = {f"val_{self.judge.name}": self.val, f"test_{self.judge.name}": self.test}
+        return {"epoch": self.epoch, "train_loss": self.train_loss} | figures
+
+
+def _metrics(model: nn.Module, task: Task, part: str) -> dict[str, float]:
+    """Every metric of the task on one of its parts, as a record names them."""
+    found = measure.metrics(model, getattr(task, part), task.measured, task.outputs)
+    return {f"{part}_{name}": value for name, value in found.items()}
 
 
 @dataclass
@@ -84,16 +101,17 @@ class Trainer:
     scheduler: LambdaLR
     sharp: Any
     blank: Callable[[], nn.Module]
+    loss: Loss = "cross_entropy"
 
     def whole(self) -> nn.Module:
         """The model as one piece, to measure."""
         return ranks.whole(self.model, self.blank)
 
     def loss_of(self, batch: tuple[Any, Tensor]) -> Tensor:
-        """Mean cross-entropy of one batch; the one of each example where the method chooses among them."""
+        """Mean loss of one batch; the one of each example where the method chooses among them."""
         x, y = batch
         each = isinstance(self.sharp, steppe.SharpnessAware) and self.sharp.ascent.per_sample
-        return F.cross_entropy(self.model(x), y, reduction="none" if each else "mean")
+        return (each_of if each else mean_of)(self.loss, self.model(x), y)
 
     def ascended(self) -> bool:
         """Whether the latest step ran a pass at perturbed weights."""
@@ -127,7 +145,7 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int) -> Trainer:
     if choice is not None and run.value is not None:
         sharp = choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps)
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
-    return Trainer(model, optimizer, scheduler, sharp, fresh)
+    return Trainer(model, optimizer, scheduler, sharp, fresh, task.loss)
 
 
 _SHAPES: dict[str, Callable[[float], float]] = {
@@ -174,7 +192,7 @@ def batches(task: Task, batch_size: int, seed: int) -> Iterator[Iterator[tuple[A
 
 def load_task(spec: Spec, seed: int) -> Task:
     """The task of `seed`, on the study's device."""
-    task = tasks.load(spec.data_options(), seed)
+    task = tasks.load(spec.data_options(), seed).judged_by(spec.metric)
     parts = {name: getattr(task, name).to(spec.device) for name in ("train", "val", "test")}
     _check_finite(parts, task.name)
     return replace(task, **parts)
@@ -233,9 +251,9 @@ class _Fit:
 
 
 def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: Tell) -> _Fit:
-    """The training, with a look at the validation accuracy now and then."""
+    """The training, with a look at the validation part now and then."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
-    fit = _Fit(_Curve(_spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model))
+    fit = _Fit(_Curve(task, _spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model))
     losses: list[Tensor] = []
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
     for step, batch in zip(range(1, steps + 1), stream, strict=False):
@@ -244,7 +262,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
         fit.ascents += trainer.ascended()
         if step % spec.every(per_epoch) == 0 or step == steps:
             epoch = _epochs(step, per_epoch)
-            fit.curve.look(trainer.whole(), task.val, epoch, float(torch.stack(losses).mean()))
+            fit.curve.look(trainer.whole(), epoch, float(torch.stack(losses).mean()))
             if fit.balance:
                 fit.balance.look(epoch)
             losses = []
@@ -261,13 +279,12 @@ def _epochs(steps: int, per_epoch: int) -> float:
 def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> dict[str, Any]:
     model, curve = trainer.whole(), fit.curve
     seen = _spread(task.train, spec.sharpness_examples or len(task.train))
-    sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho)
-    test = measure.accuracy(model, task.test)
+    sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho, task.loss)
+    val, test = _metrics(model, task, "val"), _metrics(model, task, "test")
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},
-        "val_accuracy": curve.val_accuracy[-1], "test_accuracy": test,
-        "early": curve.early(model, task.test, test),
+        "metric": curve.judge.as_dict(), **val, **test, "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
     } | ({"balancedness": fit.balance.as_dict()} if fit.balance else {})  # fmt: skip
 

@@ -28,7 +28,7 @@ _NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tun
 
 _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
-    "lora_kind", "max_steps", "warmup", "sharpness_examples", "test_curve",
+    "lora_kind", "max_steps", "metric", "warmup", "sharpness_examples", "test_curve",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
@@ -51,6 +51,7 @@ class Spec(BaseModel):
     text_column: Annotated[str | None, Field(description="the name of a column, or of two: premise,hypothesis")] = None
     per_class: Annotated[int | None, Field(ge=1, description="a whole number of at least 1")] = None
     max_length: Annotated[int | None, Field(ge=2, description="a whole number of tokens of at least 2")] = None
+    metric: Annotated[str | None, Field(description="the name of a metric")] = None
     model: Annotated[str, Field(description="the name of a model")] = "cnn"
     adapt: Annotated[Literal["lora", "full"], Field(description="'lora' or 'full'")] = "lora"
     lora_r: Whole = 8
@@ -125,7 +126,7 @@ class Spec(BaseModel):
         return self.max_steps or self.epochs * per_epoch
 
     def every(self, per_epoch: int) -> int:
-        """Steps between two looks at the validation accuracy: about ten looks in a run of the base."""
+        """Steps between two looks at the validation part: about ten looks in a run of the base."""
         if self.max_steps:
             return self.eval_every or max(1, self.max_steps // 10)
         return (self.eval_every or max(1, self.epochs // 10)) * per_epoch

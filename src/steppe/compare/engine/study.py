@@ -14,6 +14,7 @@ from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
 from steppe.compare.analysis import summary
+from steppe.compare.analysis.wording import told
 from steppe.compare.engine import cost, run
 from steppe.compare.engine.plan import Plan, Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
@@ -170,7 +171,7 @@ class _Session:
         else:
             phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
             self.records[event.key] = self.store.save(event.key, phase, event.value)
-            self.progress.done(event.key, text, event.value)
+            self.progress.done(event.key, text, told(event.value))
         if event.kind in ("done", "failed"):
             del self.under_way[event.key]
             self._free(event.key)

@@ -62,7 +62,7 @@ def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[st
     return environment.get_template("report.html").render(
         style=Markup(style),
         s=summary,
-        digits=wording.decimals(summary["rows"]),
+        words=wording.Words(summary),
         plots=_plots(summary, records),
         sheets=sheets(_sorted(records), cost),
         **_facts(summary, records),

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from steppe.compare.analysis.groups import BASE, Group
 from steppe.compare.analysis.wording import MINUS, broken, short
+from steppe.compare.judge import Judge
 from steppe.compare.report import bands, svg
 from steppe.compare.report.bands import Band
 
@@ -39,9 +40,11 @@ class Panel:
 
 
 def learning_curves(groups: Sequence[Group], order: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """Test accuracy by epoch, zoomed to the last two thirds of training."""
-    read = lambda group: bands.curve(group, "test_accuracy", 100)  # noqa: E731
-    return _panels(Kind("accuracy", "test accuracy in %", "epoch", read, _upper), groups, order)
+    """The judging metric on the test set by epoch, zoomed to the last two thirds of training."""
+    judge = groups[0].judge if groups else Judge()
+    read = lambda group: bands.curve(group, f"test_{judge.name}", judge.scale)  # noqa: E731
+    title = f"test {judge.title}{' in %' if judge.percent else ''}"
+    return _panels(Kind("figure", title, "epoch", read, _upper if judge.percent else _late), groups, order)
 
 
 def loss_curves(groups: Sequence[Group], order: Sequence[Mapping[str, Any]]) -> list[Panel]:
@@ -112,6 +115,13 @@ def _upper(found: Sequence[Band]) -> tuple[float, float]:
     bottom = max(bottom, top - 40)
     room = 0.08 * max(top - bottom, 1.0)
     return bottom - room, min(top + 2 * room, 100.5)
+
+
+def _late(found: Sequence[Band]) -> tuple[float, float]:
+    """What the means span after the first third, and every seed at the end."""
+    late = [value for b in found for value in (*b.mean[len(b.mean) // 3 :], b.low[-1], b.high[-1])]
+    room = 0.08 * (max(late) - min(late)) or 1e-9
+    return min(late) - room, max(late) + room
 
 
 def _from_zero(found: Sequence[Band]) -> tuple[float, float]:

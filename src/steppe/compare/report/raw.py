@@ -8,6 +8,7 @@ from typing import Any
 
 from steppe.compare.analysis.groups import Record, finite, label, tuned
 from steppe.compare.analysis.wording import ABSENT, SYMBOLS, figures, plain, short
+from steppe.compare.judge import Judge, of_records
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Sheet:
 
 
 RUN_HEADER = (
-    "method", "ρ", "seed", "epochs", "validation %", "test %", "best epoch", "validation % there", "test % there",
+    "method", "ρ", "seed", "epochs", "validation", "test", "best epoch", "validation there", "test there",
     "passes/step", "sharpness", "seconds",
 )  # fmt: skip
 COST_HEADER = ("method", "ms per step", "time ÷ base’s", "low", "high", "memory ÷ base’s", "passes")
@@ -28,9 +29,11 @@ COST_HEADER = ("method", "ms per step", "time ÷ base’s", "low", "high", "memo
 
 def sheets(records: Sequence[Record], cost: Mapping[str, Any] | None) -> list[Sheet]:
     """The final runs, the runs that chose rho, and the measured cost of a step; empty ones are left out."""
+    judge = of_records(records)
+    head = [f"{name}{' %' if judge.percent and name.startswith(('validation', 'test')) else ''}" for name in RUN_HEADER]
     found = [
-        Sheet("final runs", RUN_HEADER, [_run(run) for run in records if run["phase"] == "final"]),
-        Sheet("runs that chose a setting", RUN_HEADER, [_run(run) for run in records if run["phase"] == "tune"]),
+        Sheet("final runs", head, [_run(run, judge) for run in records if run["phase"] == "final"]),
+        Sheet("runs that chose a setting", head, [_run(run, judge) for run in records if run["phase"] == "tune"]),
         Sheet(
             "methods: cost of one step",
             COST_HEADER,
@@ -40,16 +43,16 @@ def sheets(records: Sequence[Record], cost: Mapping[str, Any] | None) -> list[Sh
     return [sheet for sheet in found if sheet.rows]
 
 
-def _run(run: Record) -> list[str]:
+def _run(run: Record, judge: Judge) -> list[str]:
     early = run.get("early") or {}
     return [
         label(run),
         _chosen(run),
         str(run["seed"]),
         str(run.get("epochs", ABSENT)),
-        *(_percent(run.get(name)) for name in ("val_accuracy", "test_accuracy")),
+        *(_written(judge, run, part) for part in ("val", "test")),
         str(early.get("epoch", ABSENT)),
-        *(_percent(early.get(name)) for name in ("val_accuracy", "test_accuracy")),
+        *(_written(judge, early, part) for part in ("val", "test")),
         plain(finite(run.get("passes_per_step")), 3),
         figures(finite((run.get("sharpness") or {}).get("value"))),
         plain(finite(run.get("seconds")), 1),
@@ -68,6 +71,6 @@ def _cost(name: str, found: Mapping[str, Any]) -> list[str]:
     return [str(found.get("label") or name), *(plain(finite(figure)) for figure in figures)]
 
 
-def _percent(value: Any) -> str:
-    known = finite(value)
-    return ABSENT if known is None else plain(100 * known)
+def _written(judge: Judge, record: Record, part: str) -> str:
+    known = judge.of(record, part)
+    return ABSENT if known is None else plain(judge.scale * known, 2 if judge.percent else 4)

@@ -1,7 +1,8 @@
-"""The plot of accuracy against cost: every method, the three baselines, and the Pareto front with its members."""
+"""The plot of the judging metric against cost, better ones higher up: methods, baselines, and the Pareto front."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from steppe.compare.analysis.frontier import candidates
-from steppe.compare.analysis.wording import MINUS, decimals, listing, percent
+from steppe.compare.analysis.wording import MINUS, Words, listing
 from steppe.compare.report import svg
 from steppe.compare.report.labels import Box, place
 
@@ -21,7 +22,7 @@ AXES = {"time": "training time ÷ the base’s", "passes": "passes of the whole 
 
 
 def scatter(summary: Mapping[str, Any], key: str, width: float, height: float) -> Markup | None:
-    """The plot as SVG, or None when no point has both an accuracy and a cost."""
+    """The plot as SVG, or None when no point has both a figure and a cost."""
     points = named_points(summary)
     if not points:
         return None
@@ -30,17 +31,19 @@ def scatter(summary: Mapping[str, Any], key: str, width: float, height: float) -
         floor = _limits(axes, points, summary)
         _axis_texts(axes, summary)
         for point in points:
-            point["y"] = max(100 * point["figure"]["mean"], floor)
+            point["y"] = max(point["height"], floor)
             _draw(axes, point, floor)
         _front(axes, points)
-        _names(figure, axes, points, floor, decimals(summary["rows"]))
-        return svg.inline(figure, key, "Accuracy against cost", describe(summary, points))
+        _names(figure, axes, points, floor, Words(summary))
+        return svg.inline(figure, key, f"{Words(summary).head} against cost", describe(summary, points))
 
 
 def named_points(summary: Mapping[str, Any]) -> list[Point]:
     """The points of the plot with the names they carry."""
-    points = candidates(summary["rows"], summary["judged"], summary["cost_axis"])
+    judge = Words(summary).judge
+    points = candidates(summary["rows"], summary["judged"], summary["cost_axis"], judge)
     for point in points:
+        point["scale"], point["height"] = judge.scale, judge.sign * judge.scale * point["figure"]["mean"]
         row = point["row"]
         other = point["form"] != summary["judged"]
         way = "stopped early" if point["form"] == "early" else "to the end"
@@ -52,30 +55,32 @@ def named_points(summary: Mapping[str, Any]) -> list[Point]:
 
 def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:
     """The plot in words."""
-    digits = decimals(summary["rows"])
-    each = [f"{p['name']} {percent(p['figure'], digits)} % at {p['cost']:.2f}×" for p in points]
+    words = Words(summary)
+    each = [f"{p['name']} {words.figure(p['figure'])} at {p['cost']:.2f}×" for p in points]
     front = listing([p["name"] for p in sorted(points, key=lambda p: float(p["cost"])) if p["pareto"]])
-    return f"Test accuracy against {AXES[summary['cost_axis']]}. {'; '.join(each)}. On the Pareto front: {front}."
+    return f"Test {words.head} against {AXES[summary['cost_axis']]}. {'; '.join(each)}. On the Pareto front: {front}."
 
 
-def _inside(means: Sequence[float], needed: float) -> Sequence[float]:
+def _inside(means: Sequence[float], needed: float, gap: float) -> Sequence[float]:
     """Of descending values those drawn to scale: down to the needed one, and on until a gap dwarfs all above it."""
     count = max(-(-3 * len(means) // 5), sum(mean >= needed for mean in means))
-    while count < len(means) and means[count - 1] - means[count] <= max(3 * (means[0] - means[count - 1]), 2.0):
+    while count < len(means) and means[count - 1] - means[count] <= max(3 * (means[0] - means[count - 1]), gap):
         count += 1
     return means[:count]
 
 
 def _limits(axes: Axes, points: Sequence[Point], summary: Mapping[str, Any]) -> float:
     """Set the limits around what matters and return the height at which points far below are drawn."""
-    means = sorted((100 * p["figure"]["mean"] for p in points), reverse=True)
-    best = summary["baselines"].get(summary["best_baseline"])
-    inside = _inside(means, 100 * best["mean"] if best else means[0])
-    span = max(inside[0] - inside[-1], 0.5)
-    half = max(100 * (p["figure"]["ci95"] or 0) for p in points)
+    means = sorted((p["height"] for p in points), reverse=True)
+    best, judge = summary["baselines"].get(summary["best_baseline"]), Words(summary).judge
+    least = 0.5 if judge.percent else abs(means[0]) / 100 or 1e-9
+    inside = _inside(means, judge.sign * judge.scale * best["mean"] if best else means[0], 4 * least)
+    span = max(inside[0] - inside[-1], least)
+    half = max(p["scale"] * (p["figure"]["ci95"] or 0) for p in points)
     room = min(max(half, 0.08 * span), 0.4 * span)
     floor = inside[-1] - room
-    axes.set_ylim(floor - (0.1 * span if len(inside) < len(means) else 0), min(inside[0] + room, 100.5))
+    ceiling = 100.5 if judge.percent and judge.higher else 0.0 if judge.percent else math.inf
+    axes.set_ylim(floor - (0.1 * span if len(inside) < len(means) else 0), min(inside[0] + room, ceiling))
     costs = [p["cost"] for p in points]
     spread = max(max(costs) - min(costs), 0.2)
     axes.set_xlim(min(costs) - 0.1 * spread, max(costs) + 0.16 * spread)
@@ -83,21 +88,23 @@ def _limits(axes: Axes, points: Sequence[Point], summary: Mapping[str, Any]) -> 
 
 
 def _axis_texts(axes: Axes, summary: Mapping[str, Any]) -> None:
-    form = ", stopped early" if summary["judged"] == "early" else ""
-    axes.set_title(f"test accuracy{form}, %", loc="left", fontsize=11, color=svg.MUTED, x=0, pad=12)
+    form, words = ", stopped early" if summary["judged"] == "early" else "", Words(summary)
+    way = "" if words.judge.higher else ", lower is better"
+    axes.set_title(f"test {words.head}{form}{way}", loc="left", fontsize=11, color=svg.MUTED, x=0, pad=12)
     axes.set_xlabel(AXES[summary["cost_axis"]], loc="right")
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×".replace("-", MINUS)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{words.judge.sign * y:.4g}".replace("-", MINUS)))
     axes.spines["left"].set_visible(False)
 
 
 def _draw(axes: Axes, point: Point, floor: float) -> None:
     colour = svg.BASE if point["is_base"] else svg.METHOD
-    below = 100 * point["figure"]["mean"] < floor
-    interval = point["figure"]["ci95"]
+    below = point["height"] < floor
+    interval = point["scale"] * (point["figure"]["ci95"] or 0)
     if interval and not below:
-        ends = [point["y"] - 100 * interval, point["y"] + 100 * interval]
+        ends = [point["y"] - interval, point["y"] + interval]
         axes.plot([point["cost"]] * 2, ends, color=colour, lw=1.2, alpha=0.45, zorder=2)
     shape = "v" if below else "s" if point["row"]["variant"] == "double" else "o"
     fill = colour if point["pareto"] else svg.PAPER
@@ -110,12 +117,12 @@ def _front(axes: Axes, points: Sequence[Point]) -> None:
     axes.step([*xs, axes.get_xlim()[1]], [*ys, ys[-1]], where="post", color=svg.METHOD, lw=1.4, alpha=0.55, zorder=1)
 
 
-def _names(figure: Figure, axes: Axes, points: Sequence[Point], floor: float, digits: int) -> None:
+def _names(figure: Figure, axes: Axes, points: Sequence[Point], floor: float, words: Words) -> None:
     renderer = FigureCanvasAgg(figure).get_renderer()
     texts, sizes, spots = [], [], []
     for point in points:
-        below = 100 * point["figure"]["mean"] < floor
-        name = f"{point['name']} {percent(point['figure'], digits)}" if below else point["name"]
+        below = point["height"] < floor
+        name = f"{point['name']} {words.figure(point['figure'])}" if below else point["name"]
         weight = "bold" if point["pareto"] else "normal"
         text = axes.text(0, 0, name, fontsize=11, fontweight=weight, transform=None, va="bottom", zorder=5)
         text.set_color(svg.MUTED if point["is_base"] else svg.INK)
@@ -135,7 +142,7 @@ def _bars(axes: Axes, points: Sequence[Point]) -> list[Box]:
     """The interval bars and the front as obstacles for labels."""
     found = []
     for point in points:
-        half = 100 * (point["figure"]["ci95"] or 0)
+        half = point["scale"] * (point["figure"]["ci95"] or 0)
         x, low = axes.transData.transform((point["cost"], point["y"] - half))
         _, high = axes.transData.transform((point["cost"], point["y"] + half))
         found.append(Box(x - 1, low, x + 1, high))

@@ -12,18 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from steppe.compare.analysis.wording import (
-    broken,
-    chosen,
-    count,
-    decimals,
-    figures,
-    percent,
-    plain,
-    points,
-    share,
-    times,
-)
+from steppe.compare.analysis.wording import Words, broken, chosen, count, figures, plain, share, times
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -34,30 +23,32 @@ class Column:
     """A column: its two-line header, how a cell is written, how soon it is given up where space is short."""
 
     header: str
-    cell: Callable[[Row, int], str]
+    cell: Callable[[Row], str]
     luxury: int = ALWAYS
 
-    def width(self, rows: Sequence[Row], digits: int) -> int:
+    def width(self, rows: Sequence[Row]) -> int:
         """The widest of the header's lines and the cells."""
-        texts = [self.header, *(self.cell(row, digits) for row in rows)]
+        texts = [self.header, *(self.cell(row) for row in rows)]
         return max(len(line) for text in texts for line in text.split("\n"))
 
 
 def columns(summary: Mapping[str, Any]) -> list[Column]:
     """The columns of the table; the difference to the base is left out where it would repeat the gain."""
-    delta = Column("− base\npoints", lambda row, digits: points(row["delta"], digits), 2)
+    words = Words(summary)
+    name, unit = words.judge.title, " %" if words.judge.percent else ""
+    delta = Column(f"− base\n{words.unit}", lambda row: words.gain(row["delta"]), 2)
     return [
-        Column("\nmethod", lambda row, _: broken(row["label"]) + (" †" if row.get("diverged") else "")),
-        Column("\nρ", lambda row, _: chosen(row)),
-        Column("accuracy\n%", lambda row, digits: percent(row["accuracy"], digits)),
-        Column("stopped\nearly %", lambda row, d: percent(row["early"], d), _unless_judged(summary, 1)),
+        Column("\nmethod", lambda row: broken(row["label"]) + (" †" if row.get("diverged") else "")),
+        Column("\nρ", lambda row: chosen(row)),
+        Column(f"{name}\n{unit.strip()}", lambda row: words.figure(row["final"])),
+        Column(f"stopped\nearly{unit}", lambda row: words.figure(row["early"]), _unless_judged(summary, 1)),
         *([delta] if summary["best_baseline"] != "base" else []),
-        Column("gain\npoints", lambda row, digits: points(row["gain"], digits)),
-        Column("\nkept", lambda row, _: share(row["kept"])),
-        Column("passes\n/step", lambda row, _: plain(row["passes"])),
-        Column("\ntime", lambda row, _: times((row["time_ratio"] or {}).get("median"))),
-        Column("\nmemory", lambda row, _: times(row["memory_ratio"]), 4),
-        Column("sharp-\nness", lambda row, _: figures((row["sharpness"] or {}).get("mean")), 3),
+        Column(f"gain\n{words.unit}", lambda row: words.gain(row["gain"])),
+        Column("\nkept", lambda row: share(row["kept"])),
+        Column("passes\n/step", lambda row: plain(row["passes"])),
+        Column("\ntime", lambda row: times((row["time_ratio"] or {}).get("median"))),
+        Column("\nmemory", lambda row: times(row["memory_ratio"]), 4),
+        Column("sharp-\nness", lambda row: figures((row["sharpness"] or {}).get("mean")), 3),
     ]
 
 
@@ -69,24 +60,24 @@ def table(summary: Mapping[str, Any], width: int = 100) -> Table:
         width: columns of the terminal. Where they do not suffice, first the space between columns goes, then
             memory, sharpness, the difference to the base, the early-stopped figure (unless it counts here).
     """
-    rows, digits = summary["rows"], decimals(summary["rows"])
-    shown, space = _fit(columns(summary), rows, digits, width)
+    rows = summary["rows"]
+    shown, space = _fit(columns(summary), rows, width)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space - 1, 0, 0), header_style="bold")
     for place, column in enumerate(shown):
         made.add_column(column.header, justify="right" if place else "left", no_wrap=True, vertical="bottom")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         last_baseline = row["method"] == "base" and following is not None and following["method"] != "base"
-        cells = [Text(column.cell(row, digits)) for column in shown]
+        cells = [Text(column.cell(row)) for column in shown]
         made.add_row(*cells, style=_style(row), end_section=last_baseline)
     return made
 
 
-def _fit(found: list[Column], rows: Sequence[Row], digits: int, width: int) -> tuple[list[Column], int]:
+def _fit(found: list[Column], rows: Sequence[Row], width: int) -> tuple[list[Column], int]:
     """The columns that fit, and the space between them (1 or 2)."""
     for limit in range(max(column.luxury for column in found), -1, -1):
         kept = [column for column in found if column.luxury <= limit]
         for space in (2, 1):
-            if sum(column.width(rows, digits) + space for column in kept) + 2 <= width:
+            if sum(column.width(rows) + space for column in kept) + 2 <= width:
                 return kept, space
     return kept, 1
 
@@ -120,9 +111,13 @@ def legend(summary: Mapping[str, Any]) -> str:
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
     return (
         f"Mean ± 95 % interval over {count(len(summary['seeds']), 'seed')}. "
-        f"gain: over the best baseline{form}, paired by seed; kept: share of SAM's gain; "
+        f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed; kept: share of SAM's gain; "
         f"time and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
     )
+
+
+def _in_per_cent(summary: Mapping[str, Any]) -> str:
+    return "" if Words(summary).judge.percent else ", in per cent of its mean"
 
 
 def _style(row: Row) -> str:

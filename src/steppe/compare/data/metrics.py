@@ -1,0 +1,197 @@
+"""Metrics by name, each with its direction; what is not a plain count comes from torchmetrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from steppe._command.lookup import nearest
+from steppe.compare.data.losses import Loss, each_of, fitted
+from steppe.compare.judge import Judge
+
+
+class Meter(Protocol):
+    """Takes outputs and targets piece by piece."""
+
+    def update(self, output: Tensor, target: Tensor) -> Any:
+        """Add a piece."""
+
+    def compute(self) -> Any:
+        """The metric over all pieces."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a trained model on a part of the data.
+
+    A metric of your own: ``Metric("pinball", of=my_function, higher=False)``, with ``my_function(output, target)`` of
+    all outputs and targets of the part.
+
+    Args:
+        name: what records call it.
+        of: the metric as a function of all outputs and targets.
+        higher: whether larger is better.
+        title: what a reader calls it; the name by default.
+        percent: whether it is a share of one, told in per cent.
+        meter: instead of ``of``: makes a :class:`Meter` for a number of classes or outputs.
+    """
+
+    name: str
+    of: Callable[[Tensor, Tensor], Any] | None = None
+    higher: bool = True
+    title: str = ""
+    percent: bool = False
+    meter: Callable[[int], Meter] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to compute."""
+        if (self.of is None) == (self.meter is None):
+            raise ValueError(f"metric {self.name!r} needs a function: Metric({self.name!r}, of=function)")
+        if not self.name.isidentifier():
+            raise ValueError(f"metric {self.name!r} names columns of records; expected letters, digits and _")
+
+    @property
+    def judge(self) -> Judge:
+        """What the analysis knows of it."""
+        return Judge(self.name, self.title or self.name, self.higher, self.percent)
+
+    def start(self, outputs: int) -> Meter:
+        """A meter at its start."""
+        return self.meter(outputs) if self.meter is not None else _Whole(self.of)  # type: ignore[arg-type]
+
+
+class _Whole:
+    """All outputs and targets, for a function that wants them at once."""
+
+    def __init__(self, of: Callable[[Tensor, Tensor], Any]) -> None:
+        self._of = of
+        self._pieces: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self._pieces.append((output, target))
+
+    def compute(self) -> float:
+        outputs, targets = (torch.cat(list(parts)) for parts in zip(*self._pieces, strict=True))
+        return float(self._of(outputs, targets))
+
+
+class _Mean:
+    """The mean over all numbers that a function gives for each piece, in double precision."""
+
+    def __init__(self, of: Callable[[Tensor, Tensor], Tensor], then: Callable[[float], float] = lambda mean: mean):
+        self._of, self._then = of, then
+        self._sum, self._count = 0.0, 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        found = self._of(output, target)
+        self._sum, self._count = self._sum + float(found.double().sum()), self._count + found.numel()
+
+    def compute(self) -> float:
+        return self._then(self._sum / self._count)
+
+
+def _rows(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """One row of scores for each label, also where the examples are sequences of labels."""
+    return (output.reshape(-1, output.shape[-1]), target.flatten()) if target.dim() > 1 else (output, target)
+
+
+def _nll(output: Tensor, target: Tensor) -> Tensor:
+    return each_of("cross_entropy", *_rows(output, target))
+
+
+def _right(output: Tensor, target: Tensor) -> Tensor:
+    scores, labels = _rows(output, target)
+    return scores.argmax(1) == labels
+
+
+class _Fitted:
+    """A torchmetrics metric of numbers, handed flat outputs in the target's order."""
+
+    def __init__(self, name: str) -> None:
+        import torchmetrics
+
+        self._metric = getattr(torchmetrics, name)()
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self._metric.to(output.device).update(fitted(output, target).double().flatten(), target.double().flatten())
+
+    def compute(self) -> float:
+        return float(self._metric.compute())
+
+
+def _classes(name: str, **settings: Any) -> Callable[[int], Meter]:
+    """A torchmetrics metric of classes, handed probabilities."""
+
+    class Classes:
+        def __init__(self, outputs: int) -> None:
+            from torchmetrics import classification
+
+            self._metric = getattr(classification, name)(num_classes=outputs, **settings)
+
+        def update(self, output: Tensor, target: Tensor) -> None:
+            scores, labels = _rows(output, target)
+            self._metric.to(output.device).update(scores.double().softmax(1), labels)
+
+        def compute(self) -> float:
+            return float(self._metric.compute())
+
+    return Classes
+
+
+def _number(name: str) -> Callable[[int], Meter]:
+    return lambda outputs: _Fitted(name)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", percent=True, meter=lambda outputs: _Mean(_right)),
+        Metric("nll", higher=False, title="negative log-likelihood", meter=lambda outputs: _Mean(_nll)),
+        Metric("ece", higher=False, title="calibration error", percent=True,
+               meter=_classes("MulticlassCalibrationError", n_bins=15)),
+        Metric("f1", title="macro F1", percent=True, meter=_classes("MulticlassF1Score", average="macro")),
+        Metric("matthews", title="Matthews correlation", percent=True, meter=_classes("MulticlassMatthewsCorrCoef")),
+        Metric("mse", higher=False, title="MSE", meter=_number("MeanSquaredError")),
+        Metric("mae", higher=False, title="MAE", meter=_number("MeanAbsoluteError")),
+        Metric("r2", title="R²", percent=True, meter=_number("R2Score")),
+        Metric("pearson", title="Pearson correlation", percent=True, meter=_number("PearsonCorrCoef")),
+        Metric("spearman", title="Spearman correlation", percent=True, meter=_number("SpearmanCorrCoef")),
+        Metric("bits_per_byte", higher=False, title="bits per byte",
+               meter=lambda outputs: _Mean(_nll, lambda mean: mean / math.log(2))),
+        Metric("perplexity", higher=False, title="perplexity", meter=lambda outputs: _Mean(_nll, math.exp)),
+    )
+}  # fmt: skip
+"""Name -> metric. Correlations and R² are told in per cent, as in the literature; bits per byte are of tokens that are
+bytes."""
+
+USUAL = {"cross_entropy": ("accuracy", "nll"), "mse": ("mse", "mae", "r2"), "mae": ("mae", "mse", "r2")}
+"""Loss -> the metrics of a task that names none; the first one judges."""
+
+
+def chosen(metrics: Sequence[str | Metric], loss: Loss) -> tuple[Metric, ...]:
+    """The metrics of a task, the one that judges first.
+
+    Raises:
+        ValueError: one is unknown, named twice, or none is named beside a loss that has no usual ones.
+    """
+    wanted = tuple(metrics) or USUAL.get(loss if isinstance(loss, str) else "", ())
+    if not wanted:
+        raise ValueError("a task with a loss of its own names its metrics: Task(..., loss=..., metrics=('mse',))")
+    found = tuple(metric if isinstance(metric, Metric) else named(metric) for metric in wanted)
+    names = [metric.name for metric in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"metric {twice!r} is named twice; name each once")
+    return found
+
+
+def named(name: str) -> Metric:
+    """The built-in metric of that name."""
+    if name not in METRICS:
+        raise ValueError(f"unknown metric {name!r}; {nearest(str(name), METRICS)}, or give a steppe.compare.Metric")
+    return METRICS[name]

@@ -1,0 +1,70 @@
+"""Every gain is positive where the method is better, whichever way its metric points."""
+
+import pytest
+from tests.compare.records import records
+
+from steppe.compare.analysis.summary import summarise
+from steppe.compare.analysis.wording import Words
+from steppe.compare.judge import Judge, of_records
+from steppe.compare.report.page import html
+
+MSE = Judge("mse", "MSE", higher=False, percent=False)
+
+
+def as_errors(made: list[dict]) -> list[dict]:
+    """The same study told as an error: 1 - accuracy, lower is better."""
+    for record in made:
+        record["metric"] = MSE.as_dict()
+        for place in (record, record["early"], record["curve"]):
+            for part in ("val", "test"):
+                value = place.pop(f"{part}_accuracy", None)
+                if value is not None:
+                    place[f"{part}_mse"] = [1 - v for v in value] if isinstance(value, list) else 1 - value
+    return made
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[dict, dict]:
+    return summarise(records(), None, {}), summarise(as_errors(records()), None, {})
+
+
+def test_an_error_gives_the_same_gains_order_and_choice_as_the_accuracy_that_it_is_of(both):
+    accuracy, error = both
+    assert accuracy["best_baseline"] == error["best_baseline"] and accuracy["judged"] == error["judged"]
+    for one, other in zip(accuracy["rows"], error["rows"], strict=True):
+        assert one["method"] == other["method"] and one["pareto"] == other["pareto"]
+        assert other["final"]["mean"] == pytest.approx(1 - one["final"]["mean"])
+        for key in ("gain", "gain_final", "delta"):
+            assert (one[key] is None) == (other[key] is None)
+            if one[key]:
+                assert other[key]["mean"] == pytest.approx(one[key]["mean"])
+                assert other[key]["ci95"] == pytest.approx(one[key]["ci95"])
+        if one["kept"]:
+            assert other["kept"]["share"] == pytest.approx(one["kept"]["share"])
+    for key in ("early_alone", "double_alone", "double_early"):
+        assert error[key]["mean"] == pytest.approx(accuracy[key]["mean"])
+
+
+def test_the_verdict_says_lower_in_the_metrics_own_unit(both):
+    _, error = both
+    assert "% lower MSE than" in error["verdict"] and "points" not in error["verdict"]
+    top = max((row for row in error["rows"] if row["gain"]), key=lambda row: row["gain"]["mean"])
+    base = error["baselines"][error["best_baseline"]]["mean"]
+    assert f"{100 * top['gain']['mean'] / base:.1f}" in Words(error).amount(top["gain"])
+
+
+def test_a_loss_is_called_higher(both):
+    worse = {"mean": -0.01, "ci95": 0.002}
+    assert "% higher MSE" in Words(both[1]).amount(worse)
+    assert Words(both[0]).amount(worse) == "−1.0 ± 0.2 points"
+
+
+def test_the_report_draws_it(both):
+    page = html(both[1], as_errors(records()), None)
+    assert "lower is better" in page and "test MSE" in page and "accuracy" not in page.split("</style>")[1]
+
+
+def test_runs_of_several_metrics_are_no_study():
+    made = records()
+    with pytest.raises(ValueError, match="judged by different metrics"):
+        of_records([*made, *as_errors(records())])

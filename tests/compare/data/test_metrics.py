@@ -1,0 +1,109 @@
+"""Every metric against scikit-learn or scipy on random data, in pieces as they come from a model."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn import metrics as sk
+
+from steppe.compare import Metric
+from steppe.compare.data.metrics import METRICS, USUAL, chosen, named
+
+RNG = np.random.default_rng(0)
+SCORES, LABELS = torch.from_numpy(RNG.normal(size=(90, 4))), torch.from_numpy(RNG.integers(0, 4, 90))
+GUESS, TRUTH = torch.from_numpy(RNG.normal(size=(60, 3))), torch.from_numpy(RNG.normal(size=(60, 3)))
+P, Y, S = SCORES.softmax(1).numpy(), LABELS.numpy(), SCORES.argmax(1).numpy()
+FLAT = GUESS.flatten().numpy(), TRUTH.flatten().numpy()
+
+
+def _calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    place = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1)
+    parts = [place == i for i in range(bins) if (place == i).any()]
+    return float(sum(p.mean() * abs(right[p].mean() - confidence[p].mean()) for p in parts))
+
+
+CLASSES = {
+    "accuracy": sk.accuracy_score(Y, S),
+    "nll": sk.log_loss(Y, P),
+    "ece": _calibration(P.max(1), S == Y),
+    "f1": sk.f1_score(Y, S, average="macro"),
+    "matthews": sk.matthews_corrcoef(Y, S),
+    "bits_per_byte": sk.log_loss(Y, P) / math.log(2),
+    "perplexity": math.exp(sk.log_loss(Y, P)),
+}
+NUMBERS = {
+    "mse": sk.mean_squared_error(FLAT[1], FLAT[0]),
+    "mae": sk.mean_absolute_error(FLAT[1], FLAT[0]),
+    "r2": sk.r2_score(FLAT[1], FLAT[0]),
+    "pearson": stats.pearsonr(*FLAT).statistic,
+    "spearman": stats.spearmanr(*FLAT).statistic,
+}
+
+
+def in_pieces(metric: Metric, output: torch.Tensor, target: torch.Tensor, outputs: int) -> float:
+    meter = metric.start(outputs)
+    for a, b in zip(output.split(37), target.split(37), strict=True):
+        meter.update(a, b)
+    return float(meter.compute())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_of_classes(name):
+    assert in_pieces(METRICS[name], SCORES, LABELS, 4) == pytest.approx(CLASSES[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_of_numbers(name):
+    assert in_pieces(METRICS[name], GUESS, TRUTH, 3) == pytest.approx(NUMBERS[name], abs=1e-6)
+
+
+def test_every_metric_is_tested():
+    assert set(CLASSES) | set(NUMBERS) == set(METRICS)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "nll", "bits_per_byte", "f1"])
+def test_sequences_of_labels_count_label_by_label(name):
+    assert in_pieces(METRICS[name], SCORES.view(10, 9, 4), LABELS.view(10, 9), 4) == pytest.approx(CLASSES[name])
+
+
+def test_the_direction_of_each_is_that_of_a_perfect_prediction():
+    perfect = 50.0 * torch.nn.functional.one_hot(LABELS, 4).double()
+    for name in METRICS:
+        exact, guessed = (TRUTH, GUESS) if name in NUMBERS else (perfect, SCORES)
+        target = TRUTH if name in NUMBERS else LABELS
+        best, other = (in_pieces(METRICS[name], each, target, 4) for each in (exact, guessed))
+        assert METRICS[name].judge.better(best, other) and not METRICS[name].judge.better(other, best), name
+
+
+def test_no_number_beats_nothing_and_is_beaten_by_all():
+    for judge in (METRICS["mse"].judge, METRICS["accuracy"].judge):
+        assert judge.better(3.0, math.nan) and not judge.better(math.nan, 3.0) and not judge.better(1.0, 1.0)
+
+
+def test_one_of_your_own_sees_everything_at_once():
+    worst = Metric("worst", of=lambda output, target: (output - target).abs().max(), higher=False)
+    assert in_pieces(worst, GUESS, TRUTH, 3) == pytest.approx(float((GUESS - TRUTH).abs().max()))
+    assert worst.judge.title == "worst" and not worst.judge.higher
+
+
+def test_what_a_loss_is_judged_by():
+    assert [m.name for m in chosen((), "cross_entropy")] == ["accuracy", "nll"]
+    assert [m.name for m in chosen(("r2", "mse"), "mse")] == ["r2", "mse"]
+    assert set(USUAL) <= {"cross_entropy", "mse", "mae"}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: named("acuracy"), "did you mean 'accuracy'"),
+        (lambda: chosen(("mse", "mse"), "mse"), "named twice"),
+        (lambda: chosen((), lambda output, target: output), "names its metrics"),
+        (lambda: Metric("x"), "needs a function"),
+        (lambda: Metric("a b", of=max), "letters, digits"),
+    ],
+)
+def test_refused(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()

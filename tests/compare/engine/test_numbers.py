@@ -1,0 +1,78 @@
+"""A study of numbers: lower is better in the choice, in early stopping and in the record."""
+
+import pytest
+import torch
+from torch import nn
+
+from steppe.compare import Split, Task
+from steppe.compare.engine import run
+from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.spec import resolve
+
+
+def task(seed: int, **more) -> Task:
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(90, 3, generator=rng)
+    y = x @ torch.tensor([1.0, -2.0, 0.5]) + 0.3 * torch.randn(90, generator=rng)
+    parts = [Split(x[i : i + 30], y[i : i + 30]) for i in (0, 30, 60)]
+    recipe = {"model": "mlp", "epochs": 12, "batch_size": 10, "lr": 0.05, "weight_decay": 0.0, "eval_every": 1}
+    return Task("line", *parts, recipe=recipe, loss="mse", **more)
+
+
+def by_r2(seed: int) -> Task:
+    return task(seed, metrics=("mse", "r2"))
+
+
+def spec(**flags):
+    return resolve({"task": "tests.compare.engine.test_numbers:task", **flags})
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    return run.train(spec(), Run("sam", 0.05, 0))
+
+
+def test_the_record_names_its_metrics(record):
+    assert record["metric"] == {"name": "mse", "title": "MSE", "higher": False, "percent": False}
+    assert {f"{part}_{name}" for part in ("val", "test") for name in ("mse", "mae", "r2")} <= record.keys()
+    assert set(record["curve"]) == {"epoch", "train_loss", "val_mse", "test_mse"}
+    assert record["test_r2"] > 0.5
+
+
+def test_early_stopping_takes_the_lowest_error(record):
+    curve = record["curve"]
+    at = curve["val_mse"].index(min(curve["val_mse"]))
+    assert record["early"]["epoch"] == curve["epoch"][at]
+    assert record["early"]["val_mse"] == min(curve["val_mse"])
+    assert record["early"]["test_mse"] == pytest.approx(curve["test_mse"][at])
+
+
+@pytest.mark.parametrize(("metric", "best"), [("mse", 0.1), ("r2", 0.2)])
+def test_the_choice_of_rho_heeds_the_direction(metric, best):
+    """The radius with the lower error is chosen, and the one with the higher R²; a run without a number never."""
+    plan = Plan(spec(methods=["sam"], rho=[0.1, 0.2, 0.3], tune_seeds=[0], metric=metric), "hash")
+    (choice,) = plan.choices
+    base = plan.best_base({})
+    judge = {"name": metric, "title": metric, "higher": metric == "r2", "percent": False}
+    values = dict(zip([0.1, 0.2, 0.3], [0.5, 0.7, None], strict=True))
+    tries = plan.tune_runs(choice, base)
+    records = {plan.id(each): {f"val_{metric}": values[each.value], "metric": judge} for each in tries}
+    assert plan.best(choice, records).value == best
+
+
+def test_another_metric_may_judge():
+    record = run.train(spec(metric="r2"), Run("base", None, 0))
+    assert record["metric"]["name"] == "r2" and "val_r2" in record["curve"]
+    assert spec(metric="r2").hash() != spec().hash()
+
+
+def test_sharpness_is_of_the_tasks_own_loss(record):
+    torch.manual_seed(0)
+    made = run.make_trainer(spec(), task(0), Run("base", None, 0), 10)
+    x, y = task(0).train.x, task(0).train.y
+    assert torch.allclose(made.loss_of((x, y)), nn.functional.mse_loss(made.model(x).squeeze(1), y))
+    assert record["sharpness"]["value"] > 0
+
+
+def test_a_method_that_chooses_examples_has_a_loss_for_each():
+    assert run.train(spec(epochs=2), Run("esam", 0.05, 0))["ascended_share"] == 1.0
