@@ -54,6 +54,7 @@ def compare(
     image_column: Annotated[Text, flag("Image column of an hf: task.")] = None,
     text_column: Annotated[Text, flag("Text column of a text: task with columns; two for pairs: a,b.")] = None,
     max_length: Annotated[Number, flag("Tokens after which a text is cut.")] = None,
+    metric: Annotated[Text, flag("The metric that chooses and judges (the task's first: accuracy, mse).")] = None,
     label_column: Annotated[Text, flag("Label column of an hf: or text: task.")] = None,
     device: Annotated[Text, flag("auto, cpu or cuda.")] = None,
     parallel: Annotated[Text, flag("ddp or fsdp, under torchrun: every run on all its processes.")] = None,

@@ -156,7 +156,7 @@ class _Session:
         runs, found = self.missing(), agree(self.store.load(ids))
         for id_, record in found.items():
             self.records[id_] = record
-            self.progress.done(id_, describe(runs[id_]), record)
+            self.progress.done(id_, describe(runs[id_]), told(record))
         return bool(found)
 
     def _note(self, event: Event) -> None:
