@@ -32,27 +32,25 @@ STOPPED = f"{RUN} -k early_stopping"
 COMPARE = [
     Mutant(
         "early stopping chooses its epoch by the test accuracy",
-        "at = self.val_accuracy.index(max(self.val_accuracy))",
-        "at = self.test_accuracy.index(max(self.test_accuracy))", STOPPED,
+        '{"epoch": self.epoch[self.best],', '{"epoch": self.epoch[self.test.index(max(self.test))],', STOPPED,
     ),
     Mutant(
         "early stopping keeps the weights of the best test accuracy",
-        "if not self.val_accuracy or val > max(self.val_accuracy):",
-        "if not self.val_accuracy or measure.accuracy(model, self.test) > max(self.test_accuracy):", STOPPED,
+        "if not self.val or self.judge.better(val, self.val[self.best]):",
+        "if not self.val or self.judge.better(self._judged(model, self.seen), self.test[self.best]):", STOPPED,
     ),
     Mutant(
         "early stopping takes the latest of equal epochs",
-        "at = self.val_accuracy.index(max(self.val_accuracy))",
-        "at = len(self.epoch) - 1 - self.val_accuracy[::-1].index(max(self.val_accuracy))", STOPPED,
-    ),
-    Mutant(
-        "early stopping keeps the weights of the latest of equal epochs",
-        "if not self.val_accuracy or val > max(self.val_accuracy):",
-        "if not self.val_accuracy or val >= max(self.val_accuracy):", STOPPED,
+        "if not self.val or self.judge.better(val, self.val[self.best]):",
+        "if not self.val or not self.judge.better(self.val[self.best], val):", STOPPED,
     ),
     Mutant(
         "the weights of the best epoch are never loaded again",
-        "        model.load_state_dict(self.best, strict=False)\n", "", STOPPED,
+        "        model.load_state_dict(self.weights, strict=False)\n", "", STOPPED,
+    ),
+    Mutant(
+        "a gain is counted upward where lower is better",
+        "return 1 if self.higher else -1", "return 1", "tests/compare/analysis/test_direction.py",
     ),
     Mutant(
         "label noise does not follow the seed",
@@ -64,7 +62,7 @@ COMPARE = [
     ),
     Mutant(
         "the longer base stopped early is not compared",
-        '"double_early": _double_early(groups),', '"double_early": None,', f"{SUMMARY} -k longer_base_stopped",
+        '"double_early": _double_early(groups, against),', '"double_early": None,', f"{SUMMARY} -k longer_base_stopped",
     ),
     Mutant(
         "the share of SAM's gain pairs the seeds in reverse",
