@@ -13,7 +13,7 @@ class Mutant:
         name: what is wrong.
         old: text that stands exactly once in ``src/steppe``; where, is found.
         new: what takes its place.
-        tests: arguments of pytest.
+        tests: a file of tests and, behind ``-k``, words of the names of those that must notice.
     """
 
     name: str
@@ -21,11 +21,21 @@ class Mutant:
     new: str
     tests: str
 
+    @property
+    def file(self) -> str:
+        """The file of tests."""
+        return self.tests.partition(" -k ")[0]
+
+    @property
+    def words(self) -> str:
+        """What picks the tests there."""
+        return self.tests.partition(" -k ")[2]
+
 
 RUN, COST, STUDY = (f"tests/compare/engine/test_{name}.py" for name in ("run", "cost", "study"))
 SUMMARY, EXAMPLES = "tests/compare/analysis/test_summary.py", "tests/compare/data/test_examples.py"
 PLAN = "tests/compare/engine/test_plan.py"
-RESUME, DATA = "tests/finetune/test_resume.py", "tests/finetune/test_data.py"
+RESUME, DATA = "tests/finetune/test_resume.py", "tests/finetune/test_data.py -k decides_which or share_of_the_training"
 BACK = "            generators.set()\n            state.back()"  # at the end of a pass without a trace
 STOPPED = f"{RUN} -k early_stopping"
 
