@@ -1,11 +1,10 @@
-"""`torchrun ... steppe finetune`: two processes train what one would, and rank 0 alone writes and speaks."""
+"""`steppe finetune` as torchrun starts it: two processes train what one would, and rank 0 alone writes and speaks."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.finetune.cases import undropped
+from tests.integrations.ranks import as_launched
+from tests.loops import distributed as d
 
 from steppe._command.app import BadInputError
 from steppe.cli import main
@@ -20,7 +21,7 @@ from steppe.finetune import commands
 
 # Within the first epoch: at its end two processes fill up the last batch, and one does not.
 TRAINING = ["--max-steps", "2", "--logging-steps", "1", "--save-steps", "1", "--use-cpu", "--json"]
-_NAMES = {"r": "--lora-r"}  # torchrun takes --r for an abbreviation of its own flags
+_NAMES = {"r": "--lora-r"}  # torchrun would take --r for an abbreviation of its own flags
 
 
 def words(folder: Path, ranks: int, **asked: Any) -> list[str]:
@@ -30,12 +31,32 @@ def words(folder: Path, ranks: int, **asked: Any) -> list[str]:
     return ["finetune", *flags, *TRAINING, "--per-device-train-batch-size", str(4 // ranks)]
 
 
-def launched(folder: Path, **asked: Any) -> subprocess.CompletedProcess[str]:
-    """The command on two processes."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "steppe"]
-    command = [sys.executable, *launch, *words(folder, 2, **asked)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+def both_speak(given: list[list[str]]) -> list[tuple[int, str, str]]:
+    """On a rank: the exit code of each command, and what it says."""
+    as_launched()
+    said = []
+    for asked in given:
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try:
+                code = main(asked)
+            except SystemExit as end:
+                code = end.code
+        said.append((int(code or 0), out.getvalue(), err.getvalue()))
+    return said
+
+
+CASES = {"bert": "sam:rho=0.1", "gpt2": "nbar:mu=1"}
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[tuple[int, str, str]]]]:
+    """A folder, and for each case what both ranks say: one pair of processes for all of them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    given = [words(folder / body, 2, body=body, method=method) for body, method in CASES.items()]
+    (folder / "file").mkdir()
+    (folder / "file" / "out").write_text("a file")
+    answers = d.run(2, both_speak, [*given, words(folder / "file", 2)])
+    return folder, dict(zip((*CASES, "file"), zip(*answers, strict=True), strict=True))
 
 
 def left(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -44,15 +65,14 @@ def left(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return json.loads((folder / "result.json").read_text()), load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("body", "method"), [("bert", "sam:rho=0.1"), ("gpt2", "nbar:mu=1")])
-def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Path) -> None:
-    assert main(words(tmp_path / "alone", 1, body=body, method=method)) == 0
-    done = launched(tmp_path / "both", body=body, method=method)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Reading ") == 1, "rank 0 alone speaks"
-    (alone, weights), (both, shared) = (left(tmp_path / name / "out") for name in ("alone", "both"))
-    assert json.loads(done.stdout) == both, "once, or it would be no JSON"
+@pytest.mark.parametrize(("body", "method"), CASES.items())
+def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Path, spoken: Any) -> None:
+    assert main(words(tmp_path, 1, body=body, method=method)) == 0
+    (code, out, err), (other_code, other_out, other_err) = spoken[1][body]
+    assert code == other_code == 0, err + other_err
+    assert err.count("Reading ") == 1 and not other_out and "Reading" not in other_err, "rank 0 alone speaks"
+    (alone, weights), (both, shared) = left(tmp_path / "out"), left(spoken[0] / body / "out")
+    assert json.loads(out) == both
     assert both["steps"] == alone["steps"] == 2
     assert both["passes_per_step"] == alone["passes_per_step"]
     assert both["metrics"]["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-5)
@@ -61,13 +81,11 @@ def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Pat
         torch.testing.assert_close(shared[name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
-def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "alone" / "out").write_text("a file")
-    done = launched(tmp_path / "alone")
-    assert done.returncode != 0 and "is a file; name a folder with --out" in done.stderr
-    assert (tmp_path / "alone" / "out").read_text() == "a file"
+def test_bad_input_is_refused_before_anything_is_written(spoken: Any) -> None:
+    folder, said = spoken
+    assert all(code != 0 for code, _, _ in said["file"])
+    assert "is a file; name a folder with --out" in said["file"][0][2]
+    assert (folder / "file" / "out").read_text() == "a file"
 
 
 def test_the_example_is_refused_on_several_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

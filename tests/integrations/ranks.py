@@ -51,7 +51,7 @@ def single(name: str, accumulate: int, every_batch_averaged: bool) -> Tensor:
     return weights(model)
 
 
-def _as_launched() -> int:
+def as_launched() -> int:
     """What torchrun would have set."""
     rank = dist.get_rank()
     one_node = {"LOCAL_RANK": rank, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": RANKS, "MASTER_ADDR": "127.0.0.1"}
@@ -61,7 +61,7 @@ def _as_launched() -> int:
 
 def with_accelerate(cases: list[tuple[int, bool]]) -> list[dict[str, Tensor]]:
     """accelerate's recipe on this rank's share, for every method; (micro-batches, whether each is averaged)."""
-    rank = _as_launched()
+    rank = as_launched()
     return [_accelerate(rank, *case) for case in cases]
 
 
@@ -90,7 +90,7 @@ def _accelerate(rank: int, accumulate: int, sync_each_batch: bool) -> dict[str, 
 
 def with_lightning(cases: list[tuple[str, int]]) -> list[dict[str, Tensor]]:
     """Lightning's Trainer on this rank's share, for every method; (strategy, micro-batches)."""
-    _as_launched()
+    as_launched()
     return [
         {name: weights(_lightning(name, strategy, accumulate)[1].net) for name in LOOP_METHODS}
         for strategy, accumulate in cases
@@ -99,7 +99,7 @@ def with_lightning(cases: list[tuple[str, int]]) -> list[dict[str, Tensor]]:
 
 def resumed_with_lightning(name: str, strategy: str, folder: str) -> list[Tensor]:
     """Two epochs, and one epoch that another Trainer's second one follows."""
-    _as_launched()
+    as_launched()
     _, whole = _lightning(name, strategy, epochs=2)
     stopped, _ = _lightning(name, strategy)
     stopped.save_checkpoint(f"{folder}/c.ckpt")

@@ -61,8 +61,7 @@ def run(host: Host, batches: list[Batch], clip: float = 0.0, start: int = 0) -> 
     return steps
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16"])
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(("accumulate", "kind"), [(1, "fp32"), (4, "bf16")])
 @pytest.mark.parametrize("name", LOOP_METHODS)
 def test_three_steps_equal_the_loop_by_hand(
     name: str, accumulate: int, kind: str, record_property: Callable[[str, object], None]

@@ -72,10 +72,13 @@ def callback(name: str) -> SharpCallback:
     return SharpCallback(lambda model, optimizer: sharpen(name, model, optimizer))
 
 
-@pytest.mark.parametrize("parameters", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["fp32", "bf16"])
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("name", [*LOOP_METHODS, "sl_sam"])
+# Every combination for the method that remembers and reuses; two that differ in everything for each of the others.
+WAYS = [(many, kind, what) for many in (1, 4) for kind in ("fp32", "bf16") for what in ("full", "lora")]
+THREE_STEPS = [("look_sam", *way) for way in WAYS]
+THREE_STEPS += [(n, *way) for n in (*LOOP_METHODS, "sl_sam") for way in (WAYS[0], WAYS[-1]) if n != "look_sam"]
+
+
+@pytest.mark.parametrize(("name", "accumulate", "kind", "parameters"), THREE_STEPS)
 def test_three_steps_equal_the_loop_by_hand(
     name: str, accumulate: int, kind: str, parameters: str, record_property: Callable[[str, object], None]
 ) -> None:
@@ -159,7 +162,7 @@ def by_hand_in_fp16(
     return model, sharp.step
 
 
-@pytest.mark.parametrize("name", LOOP_METHODS)
+@pytest.mark.parametrize("name", ["sam", "grst", "look_sam"])
 def test_16_mixed_skips_a_step_and_the_schedule_does_not_move(name: str) -> None:
     class Overflows(Lit):
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -175,7 +178,7 @@ def test_16_mixed_skips_a_step_and_the_schedule_does_not_move(name: str) -> None
     assert same(everything(lit.net), everything(expected))
 
 
-@pytest.mark.parametrize("name", LOOP_METHODS)
+@pytest.mark.parametrize("name", ["grst", "look_sam", "adasam"])
 def test_resumes_bit_for_bit_in_the_middle_of_a_cycle(name: str, tmp_path: Path) -> None:
     batches = micro_batches(3)  # three steps to an epoch: LookSAM, with k = 2, stops where it reuses
     whole = Lit(name)

@@ -29,7 +29,7 @@ def _sharded(names: tuple[str, ...], exact: tuple[str, ...]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sharded() -> dict[int, list[dict[str, Any]]]:
-    return {2: d.run(2, _sharded, ALL, d.LOOP_METHODS), 4: d.run(4, _sharded, d.LOOP_METHODS, ())}
+    return {2: d.run(2, _sharded, ALL, d.LOOP_METHODS), 4: d.run(4, _sharded, ("asam", "look_sam"), ())}
 
 
 @pytest.mark.parametrize("name", ALL)
