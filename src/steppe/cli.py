@@ -10,10 +10,11 @@ from importlib import import_module
 BAD_INPUT, INTERRUPTED = 2, 130
 _COMMANDS = (
     "steppe.compare.commands", "steppe._command.methods", "steppe.bench.command", "steppe.evaluate.commands",
-    "steppe.finetune.commands", "steppe.compare.rho",
+    "steppe.finetune.commands", "steppe.finetune.answering", "steppe.compare.rho",
 )  # fmt: skip
 """Each adds its own to the one app, in the order in which --help lists them."""
-_EXTRAS = {"finetune": "study,finetune", "evaluate": "study,evaluate"}  # what a command needs
+_EXTRAS = {"finetune": "study,finetune", "predict": "study,finetune", "evaluate": "study,evaluate"}
+"""What a command needs beside the extra `study`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from steppe._command.files import finite, write_json
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a causal language model, or of a PEFT adapter.")],
+    model: Annotated[str, typer.Argument(help="Causal language model, PEFT adapter or fine-tuning: folder or hub id.")],
     tasks: Annotated[Text, flag("hellaswag,arc_easy, FILE.jsonl of query, choices, gold; commas between.")] = None,
     adapter: Annotated[Text, flag("Folder or hub id of a PEFT adapter of the model.")] = None,
     same_base: Annotated[bool, typer.Option("--same-base", help="The model is the adapter's base, renamed.")] = False,

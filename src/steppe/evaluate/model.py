@@ -78,7 +78,8 @@ def _notes(adapter: str) -> PeftConfig:
     )
     kind = getattr(notes.task_type, "value", notes.task_type)
     if kind not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        raise ValueError(f"adapter {adapter} was trained for {kind}; expected one of a causal language model")
+        hint = "; what it answers is told by steppe predict" if kind == "SEQ_CLS" else ""
+        raise ValueError(f"adapter {adapter} was trained for {kind}; expected one of a causal language model{hint}")
     return notes
 
 

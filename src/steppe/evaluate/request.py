@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe._command.devices import usable_device
+from steppe._command.saved import trained_in
 from steppe._parts import check_choice, check_count
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -20,7 +21,8 @@ class Request:
     """A model, the tasks it is tried on, and how.
 
     Args:
-        model: folder of a causal language model or of a PEFT adapter, or the hub id of either.
+        model: folder of a causal language model, of a PEFT adapter or of a fine-tuning (its ``--out``), or the hub id
+            of a model or adapter.
         tasks: names that lm-eval knows (its groups and tags too), and files of JSON lines ``query, choices, gold``.
         adapter: folder or hub id of a PEFT adapter of ``model``.
         same_base: take the adapter although it names another base model: ``model`` is that base under a new name.
@@ -58,6 +60,8 @@ class Request:
             check_count("batch_size", self.batch_size)
         check_choice("dtype", self.dtype, DTYPES)
         object.__setattr__(self, "device", usable_device(self.device))
+        object.__setattr__(self, "model", trained_in(self.model))
+        object.__setattr__(self, "adapter", self.adapter and trained_in(self.adapter))
         for what, given in (("model", self.model), ("adapter", self.adapter)):
             if given is not None:
                 _check_source(what, given)

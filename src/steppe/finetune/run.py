@@ -17,14 +17,15 @@ from typing import Any
 import torch
 
 from steppe._command import ranks
+from steppe._command.saved import trained_in
 from steppe.finetune import data, measure, method
-from steppe.finetune.adapters import with_adapter
 from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import Noting, Patience, Quiet, Watch, warning, why_diverged
 from steppe.lora import BAR
+from steppe.text.adapters import with_adapter
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
 
@@ -120,7 +121,8 @@ def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
         made = classifier(settings.model, found.names, lora, settings.seed)
     if not settings.adapter:
         return made
-    return with_adapter(made[0], settings.adapter, classify=not settings.language), made[1]
+    adapter = trained_in(settings.adapter)
+    return with_adapter(made[0], adapter, classify=not settings.language), made[1]
 
 
 def _check_finite(model: Any, settings: Settings) -> None:

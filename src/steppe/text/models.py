@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from steppe._command.lookup import nearest
+from steppe._command.saved import base_and_adapter
 from steppe._parts import check_choice
 from steppe.text import heads
+from steppe.text.adapters import with_adapter
 from steppe.text.hub import silent
 
 KINDS = ("lora", "rslora", "dora")
@@ -59,7 +61,8 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
     (bfloat16). Autocast (the Trainer's ``bf16``) saves memory without that harm.
 
     Args:
-        path: folder of a saved model, or an id of the hub.
+        path: folder of a saved model, of an adapter or of a fine-tuning (the adapter becomes part of the weights), or
+            an id of the hub.
         classes: how many, at least 2, or their names (saved with the model).
         lora: adapters; the head, and whatever else the checkpoint lacks, is trained and saved too. None: everything is
             trained.
@@ -72,14 +75,17 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
     if len(names) < 2:
         raise ValueError(f"a classifier needs at least 2 classes, got {len(names)}; the data has one label only")
 
+    base, adapter = base_and_adapter(path)
+
     def load(**how: Any) -> tuple[Any, list[str]]:
-        made, new = heads.load(path, names, **how)
+        made, new = heads.load(base, names, **how)
+        made = _merged(made, adapter, classify=True)
         # Its loss is the mean over a batch whatever it is told of the items in an accumulated batch, so the Trainer has
         # to divide by accumulation steps, and must not multiply by processes: it takes any **kwargs for a promise.
         made.accepts_loss_kwargs = False
         return made, new
 
-    return _made(path, seed, lora, "SEQ_CLS", load)
+    return _made(base, seed, lora, "SEQ_CLS", load)
 
 
 def causal(path: str, lora: Lora | None, seed: int, *, frozen: bool = False) -> tuple[nn.Module, Any]:
@@ -97,10 +103,21 @@ def causal(path: str, lora: Lora | None, seed: int, *, frozen: bool = False) -> 
     """
     from transformers import AutoModelForCausalLM as Auto
 
-    def load(**how: Any) -> tuple[Any, list[str]]:
-        return Auto.from_pretrained(path, dtype="auto" if frozen or lora else torch.float32, **how), []
+    base, adapter = base_and_adapter(path)
 
-    return _made(path, seed, lora, "CAUSAL_LM", load)
+    def load(**how: Any) -> tuple[Any, list[str]]:
+        made = Auto.from_pretrained(base, dtype="auto" if frozen or lora else torch.float32, **how)
+        return _merged(made, adapter, classify=False), []
+
+    return _made(base, seed, lora, "CAUSAL_LM", load)
+
+
+def _merged(model: Any, adapter: str | None, classify: bool) -> Any:
+    """The model with a saved adapter become part of its weights: where an earlier fine-tuning left off."""
+    if adapter is None:
+        return model
+    made: Any = with_adapter(model, adapter, classify)
+    return made.merge_and_unload().requires_grad_(True)
 
 
 def _made(

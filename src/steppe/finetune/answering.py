@@ -1,0 +1,61 @@
+"""`steppe predict`: the answers of a fine-tuned classifier, one JSON a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from steppe._command.app import BadInputError, Text, app, flag, refusing
+from steppe._command.files import DiskError, write_text, writing
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="The --out of a finished steppe finetune that classifies.")],
+    data: Annotated[Text, flag("Examples in the form of its training data; labels need not be there.")] = None,
+    text: Annotated[Text, flag("Column of the text, or two for pairs (as in the fine-tuning).")] = None,
+    label: Annotated[Text, flag("Column of the label (as in the fine-tuning, if it is there).")] = None,
+    split: Annotated[Text, flag("Split of an hf: data set (train).")] = None,
+    out: Annotated[Text, flag("File of the answers, one JSON a line (predictions.jsonl in RUN).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
+) -> None:
+    """Let a fine-tuned classifier answer further texts; each class by itself where their labels are known."""
+    with refusing():
+        if data is None:
+            raise ValueError("--data is missing: give a file or hf:DATASET of texts")
+        from steppe.finetune import watch
+        from steppe.finetune.commands import _hush
+        from steppe.finetune.predict import predict as answer
+
+        _hush()
+        with watch.on(Console(stderr=True)) as shown:
+            record = answer(run, data, text=text, label=label, split=split, tell=shown.measured)
+    target = Path(out or f"{run}/predictions.jsonl")
+    try:
+        with writing(target.parent, "make room or name another file with --out"):
+            write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in record["rows"]))
+    except DiskError as error:
+        raise BadInputError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    if record["per_class"]:
+        Console().print(_table(record))
+    typer.echo(f"{len(record['rows'])} answers: {target}")
+
+
+def _table(record: dict[str, Any]) -> Table:
+    caption = f"accuracy {100 * record['accuracy']:.2f} % on {len(record['rows']):,} examples"
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    for place, header in enumerate(("class", "examples", "precision %", "recall %", "F1 %")):
+        made.add_column(header, justify="right" if place else "left")
+    for row in record["per_class"]:
+        shares = (f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1"))
+        made.add_row(row["class"], f"{row['examples']:,}", *shares)
+    return made
