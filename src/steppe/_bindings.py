@@ -50,6 +50,11 @@ class Bindings:
         )
         self._flat = self._values()
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing could be bound or written."""
+        return not (self.tensors or self._attributes or self._keyed or self._listed)
+
     def hold(self) -> bool:
         """Whether everything is bound as it was."""
         # At the speed of C, as every step that ascends asks: some thousand objects.

@@ -66,6 +66,7 @@ class Replay:
         self._start = watch.start() if begun else None
         self._after: Randomness | None = None
         self._left: State | None = None
+        self.also: list[Any] = []  # states of modules outside the model
 
     @_disable_dynamo
     def again(self) -> None:
@@ -76,6 +77,8 @@ class Replay:
         self._left, self._start = self._watch.now(), None
         if start is not None:
             start.back()
+        for module in self.also:
+            module.again()
         self._before.set()
 
     @_disable_dynamo
@@ -83,6 +86,8 @@ class Replay:
         """End the second pass: generators and state are as they were after the first."""
         if self._after is not None:
             self._after.set()
+        for module in self.also:
+            module.done()
         if self._left is None:
             return
         moved = self._watch.moved_unmarked(self._left) if self._unmarked else []

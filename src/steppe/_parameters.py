@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ from steppe._optimizers import Optimizers, Stepper
 from steppe._shards import is_sharded
 from steppe._tree import Renames, Tree
 
+Kept = tuple[Tensor, Tensor]
 Subset = str | Callable[[str, Tensor], bool]
 
 
@@ -72,6 +74,7 @@ class Parameters:
 
     Attributes:
         entries: as of the latest :meth:`look_again`. sharded: whether any is spread over processes (FSDP2).
+        have_others: whether the latest pass brought gradients of the model's parameters that the optimizer lacks.
     """
 
     def __init__(self, model: nn.Module, optimizers: Optimizers, subset: Subset) -> None:
@@ -81,7 +84,10 @@ class Parameters:
         self._owners: list[int] = []
         self._tree = Tree(bare(model))
         self._left: set[Tensor] = set()  # still in the optimizer, but no longer in the model
-        self._others: dict[str, Tensor] = {}
+        self._others: list[Kept] = []
+        self.have_others = False
+        self._outside: list[weakref.ref[Tensor]] = []
+        self._aside: list[Kept] | None = None
         self.look_again()
         if not any(self.perturbable(e) for e in self.entries):
             raise ValueError(
@@ -137,27 +143,56 @@ class Parameters:
         sees a descent.
         """
         there = [(e, e.param.grad) for e in self.entries if e.param.requires_grad and e.param.grad is not None]
+        outside = self._outside_gradients()
         self.clear()
         _refuse_sparse({e.name: g for e, g in there if self.perturbable(e)})
         owned = [(e, g.clone() if g._is_view() else g) for e, g in there]  # a view is a slice of DDP's buckets
-        self._others = {e.name: g for e, g in owned if e.group is None}
+        self._others = [(e.param, g) for e, g in owned if e.group is None]
+        self.have_others = bool(self._others)
+        self._others += outside
         grads = {e.name: as_real(_full(g) if dense else g) for e, g in owned if e.group is not None}
         self.turn(grads)
         return grads
 
     def drop_others(self) -> None:
         """Another pass will bring the others' gradients."""
-        self._others = {}
-
-    @property
-    def have_others(self) -> bool:
-        """Whether the latest pass brought gradients of parameters that the optimizer lacks."""
-        return bool(self._others)
+        self._others = []
 
     def give_others(self) -> None:
         """Leave the latest pass's gradients where the optimizer does not look: they are no part of the method."""
-        others, self._others = self._others, {}
-        self.give(others)
+        others, self._others = self._others, []
+        for param, grad in others:
+            param.grad = grad
+
+    def meet(self, leaves: Iterable[Tensor]) -> bool:
+        """Note trainable tensors that a loss depends on: those outside the model are others too, within :meth:`aside`.
+
+        Returns:
+            Whether there were any that were not known.
+        """
+        known = {id(e.param) for e in self.entries} | {id(p) for p in self.outside()}
+        new = {id(p): p for p in leaves if id(p) not in known}.values()
+        self._outside += map(weakref.ref, new)
+        if self._aside is not None:
+            self._aside += [(p, p.grad) for p in new if p.grad is not None]
+            for p in new:
+                p.grad = None
+        return bool(new)
+
+    def outside(self) -> list[Tensor]:
+        """The known leaves that are not the model's."""
+        found = [p for ref in self._outside if (p := ref()) is not None]
+        if len(found) < len(self._outside):
+            self._outside = [weakref.ref(p) for p in found]
+        return found
+
+    def _outside_gradients(self) -> list[Kept]:
+        # Elsewhere than in `aside` nobody knows what was there before the pass.
+        there = self.outside() if self._aside is not None else ()
+        kept = [(p, p.grad) for p in there if p.requires_grad and p.grad is not None]
+        for p, _ in kept:
+            p.grad = None
+        return [(p, _own(g)) for p, g in kept]
 
     def give(self, grads: dict[str, Tensor]) -> None:
         """Set the gradients; parameters without one keep what they have."""
@@ -210,16 +245,26 @@ class Parameters:
         earlier = [(p, None if p.grad is None else _own(p.grad)) for p in trained]
         if any(g is not None for _, g in earlier):
             self.clear()
+        self._aside = outside = []
+        outside += self._outside_gradients()
         try:
             yield
         except BaseException:
-            for param, grad in earlier:
+            for param in self.outside():
+                param.grad = None
+            for param, grad in [*earlier, *outside]:
                 param.grad = grad
             raise
+        finally:
+            self._aside = None
         average([g for _, g in earlier if g is not None])
-        for param, grad in earlier:
+        for param, grad in [*earlier, *outside]:
             if grad is not None:
                 param.grad = grad if param.grad is None else _sum(grad, param.grad)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is outside the model is not copied with it."""
+        return vars(self) | {"_outside": [], "_aside": None}
 
     def _find(self) -> list[Entry]:
         _refuse_lazy(bare(self.model))

@@ -14,6 +14,7 @@ from torch._compile import _disable_dynamo
 from steppe._batch import Work
 from steppe._guards import Replay, forget_derived
 from steppe._hardest import PerSample
+from steppe._outside import Held, Outside
 from steppe._parameters import bare
 from steppe._randomness import Randomness
 from steppe._state import State, Watch
@@ -43,13 +44,19 @@ class Passes:
         self.scale: Scale = 1.0
         self.watch = Watch(self.roots, self.moved, self.sharded)
         self._silent: set[str] = set()
+        self.outside = Outside(sharp.model, sharp._parameters, self.moved)
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
         start = None if ascends is False else self.take_mark() or self.replay()
         sharp = self._sharp
         with sharp._lookout.one_pass(), sharp.averaging.first_pass() if ascends else nullcontext():
-            loss = work.run()
+            if start is None:
+                loss = work.run()
+            else:
+                with self.outside.first() as joined:
+                    loss = work.run()
+                start.also += joined
         grads = sharp._arrived(self.taken())
         if ascends:
             sharp.averaging.average(grads.values())
@@ -59,23 +66,31 @@ class Passes:
     def quiet(self, work: Work) -> Pass:
         """A cheap look that leaves no trace."""
         sharp = self._sharp
-        with self.no_trace():
-            with sharp._lookout.one_pass(), sharp.averaging.first_pass():
-                loss = work.run()
+        with self.no_trace(), self.outside.first() as joined:
+            try:
+                with sharp._lookout.one_pass(), sharp.averaging.first_pass():
+                    loss = work.run()
+            finally:
+                for module in joined:
+                    module.done()
             grads = sharp._arrived(sharp._parameters.take(sharp._reads_all))
             sharp.averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
 
-    def second(self, work: Work) -> Tensor:
-        """The batch at w + eps, or the samples whose loss rose most; the loss of all of it there."""
+    def second(self, work: Work, again: bool) -> Tensor:
+        """The batch at w + eps, or the samples whose loss rose most; the loss of all of it there.
+
+        ``again``: state has moved in a pass over the batch before.
+        """
         share = self._sharp.ascent.hardest
-        if share is None or share == 1 or not isinstance(work, PerSample):
-            return self.plain(work)
-        with self.no_trace():
-            rest, whole = work.hardest(share, falls=self._sharp._optimizers.climbing()[0])
-        self.plain(rest)
-        return whole
+        with self.outside.second() if again else nullcontext():
+            if share is None or share == 1 or not isinstance(work, PerSample):
+                return self.plain(work)
+            with self.no_trace():
+                rest, whole = work.hardest(share, falls=self._sharp._optimizers.climbing()[0])
+            self.plain(rest)
+            return whole
 
     def plain(self, work: Work) -> Tensor:
         """A pass that leaves its gradients where they are."""
@@ -109,7 +124,9 @@ class Passes:
 
     def replay(self, begun: bool = True) -> Replay:
         """Generators and state as they are now; ``begun=False``: as the first pass, already over, left them."""
-        return Replay(self.watch, self.draws, begun)
+        replay = Replay(self.watch, self.draws, begun)
+        replay.also = self.outside.held(begun)
+        return replay
 
     def draws(self) -> Randomness:
         """Where the generators stand."""
@@ -146,10 +163,12 @@ class Passes:
             self._there(*before)
 
     @_disable_dynamo
-    def _here(self) -> tuple[Randomness, State]:
-        return self.draws(), self.watch.start()
+    def _here(self) -> tuple[Randomness, State, list[Held]]:
+        return self.draws(), self.watch.start(), self.outside.held()
 
     @_disable_dynamo
-    def _there(self, generators: Randomness, state: State) -> None:
+    def _there(self, generators: Randomness, state: State, outside: list[Held]) -> None:
         generators.set()
         state.back()
+        for held in outside:
+            held.done()

@@ -57,7 +57,7 @@ def _keep(generator: Any) -> Put:
     if isinstance(generator, torch.Generator):
         at = generator.get_state()
         return lambda: generator.set_state(at)
-    if isinstance(generator, random.Random) or generator is random:
+    if generator is random or isinstance(generator, random.Random):
         here = generator.getstate()
         return lambda: generator.setstate(here)
     if hasattr(generator, "bit_generator"):  # numpy.random.Generator, without importing NumPy

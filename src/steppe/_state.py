@@ -64,6 +64,10 @@ class Watch:
         self.unmarked -= 1
         return left.moved() if self.unmarked >= 0 else []
 
+    def forget(self) -> None:
+        """Keep no module alive until the next state is asked for; what moves is still known."""
+        self._latest = self._cut = None
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies begin to look anew: what is known is of these very modules."""
         fresh = {"moving": set(), "first": FIRST, "unmarked": FIRST, "_latest": None, "_cut": None}

@@ -56,6 +56,7 @@ class SharpnessAware:
             beneath it. Several optimizers of one network, ``[muon, adamw]``, are one perturbation over all of them:
             step them in any order; a round counts once, also where a GradScaler skipped some of them. Trainable
             parameters that no optimizer given steps take no part: they get the gradient of the latest pass.
+            So do modules that the loss runs through and ``model`` lacks, where :meth:`backward` runs the passes.
         ascent: how to perturb; SAM's with rho = 0.05 by default.
         schedule: when; every step by default.
         combine: which gradient to hand on; g~ by default.
@@ -168,7 +169,8 @@ class SharpnessAware:
         self._refuse_while_perturbed("start another backward")
         self._look_again()
         kind = PerSample if self.ascent.per_sample else Work
-        work = kind.of(self._selection.rooted(closure), batch, micro_batches, backward, without_sync(self.model))
+        loss_of = self._passes.outside.watched(self._selection.rooted(closure))
+        work = kind.of(loss_of, batch, micro_batches, backward, without_sync(self.model))
         look = self._passes.cheaper(work)
         self._drop_abandoned()
         try:
@@ -216,7 +218,7 @@ class SharpnessAware:
         kept = clean.grads if clean is not None and needs_clean else {}
         direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
         with self._perturbed(direction, kept, scale, None if clean is None else clean.start) as there:
-            loss = self._passes.second(work)
+            loss = self._passes.second(work, again=clean is not None)
         self._finish(kept)
         return Last(True, (clean or seen) and (clean or seen).loss, loss, there.length, there.displacement)  # type: ignore
 
@@ -284,6 +286,8 @@ class SharpnessAware:
             return False
         clean = grads if self.combine.needs_clean(self.step) else {}
         there = self._perturb(direction, clean, scale, None if before else mark or self._passes.replay(False))
+        if not before:
+            self._passes.outside.open_phase()
         self.last = Last(True, None, None, there.length, there.displacement)
         return True
 
@@ -296,6 +300,7 @@ class SharpnessAware:
         clean = self._perturbation.clean
         with self._closing():
             pass
+        self._passes.outside.close_phase()
         self._finish(clean)
         self._draft.note_handed(self._parameters)
         self._lookout.handed(self._parameters)
@@ -528,7 +533,8 @@ class SharpnessAware:
         self._refuse_while_perturbed("step the optimizer")
         if self._lookout.within:
             raise RuntimeError(steps_inside(self._optimizers.steppers[which].name))
-        self._look_again()
+        if self._draft.correction or self.ascent.direction.ahead:
+            self._look_again()
         if self._steps.comes_again(which):
             self._draft = Draft()
         if self._draft.correction:

@@ -1,0 +1,266 @@
+"""What a loss runs through beside the model: a discriminator, a loss with parameters, a teacher that nobody named.
+
+Its leaves are found in the graph of a first pass, its modules as they run; both are looked for in the first steps and
+whenever a graph of another size, or a loss of another code or about other modules, comes along: on the host, in some
+microseconds a step once they are known. Their gradient is then the last pass's alone, and their state moves once.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from steppe._parameters import Parameters, bare, layers
+from steppe._state import State, Watch
+
+FRESH = 3
+"""So many first passes are looked at after anything new."""
+
+MOST = 4096
+"""Kinds of graphs that are remembered."""
+
+_COUNT: Callable[[], int] | None = getattr(torch._C._autograd, "_get_sequence_nr", None)
+
+
+class Held:
+    """The state of modules outside, from the beginning of a pass or, with ``begun=False``, from :meth:`again` on."""
+
+    def __init__(self, watch: Watch, begun: bool = True) -> None:
+        self._watch = watch
+        self._start = watch.start() if begun else None
+        self._left: State | None = None
+
+    def again(self) -> None:
+        """Begin the second pass where the first began."""
+        if self._start is not None:
+            self._start.look()
+        self._left = self._watch.now()
+        if self._start is not None:
+            self._start.back()
+
+    def done(self) -> None:
+        """Put back what the first pass left or, where there was none, what was there."""
+        state = self._start if self._left is None else self._left
+        if state is not None:
+            state.back()
+        self._watch.forget()
+
+
+class Outside:
+    """Finds modules and leaves that are not the model's.
+
+    Args:
+        model: as it was given, with its wrappers.
+        parameters: are told of leaves.
+        trained: the model's parameters that are no state.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Parameters, trained: Callable[[], list[Tensor]]) -> None:
+        self._model, self._parameters, self._trained = model, parameters, trained
+        self._known: list[weakref.ref[nn.Module]] = []
+        self._watch = Watch(self.modules, self._no_state)
+        self._graphs: set[Any] = set()
+        self._fresh = FRESH
+        self._first = self._warned = self._doubt = False
+        self._about: Any = None
+        self._count = 0  # of parameters outside, in the latest first pass
+        self._joined: list[Held] = []
+        self._met: dict[int, nn.Module] = {}  # kept while a pass runs, so that no id comes back
+        self._seen: set[int] = set()
+        self._hook: RemovableHandle | None = None
+        self._thread = 0
+
+    def modules(self) -> list[nn.Module]:
+        """Those known that have a state which a pass may move."""
+        found = [module for ref in self._known if (module := ref()) is not None]
+        if len(found) < len(self._known):
+            self._known = [weakref.ref(module) for module in found]
+        return found
+
+    def held(self, begun: bool = True) -> list[Held]:
+        """Their state as it is now."""
+        return [Held(self._watch, begun)] if self.modules() else []
+
+    def watched(self, loss_of: Callable[..., Any]) -> Callable[..., Any]:
+        """``loss_of``, whose graph is looked at in passes that another one follows."""
+        if not callable(loss_of) or self._parameters.sharded:
+            return loss_of
+        self._about = _about(loss_of)
+
+        def watched(*arguments: Any) -> Any:
+            if not self._first:
+                return loss_of(*arguments)
+            before = _COUNT() if _COUNT is not None else 0
+            loss = loss_of(*arguments)
+            self._look(loss, _COUNT() - before if _COUNT is not None else None)
+            return loss
+
+        return watched
+
+    @contextmanager
+    def first(self) -> Iterator[list[Held]]:
+        """A pass that another may follow; what is met in it for the first time."""
+        self._first, self._joined = True, []
+        if self._fresh:
+            self._arm()
+        try:
+            yield self._joined
+        finally:
+            self._first = False
+            self._doubt = self._missed()
+            self._disarm()
+            self._fresh = max(0, self._fresh - 1)
+
+    @contextmanager
+    def second(self) -> Iterator[None]:
+        """The last pass: modules of which the first one's graph told too late are held in it."""
+        if self._fresh < FRESH - 1:  # nothing new in the first
+            yield
+            return
+        self._joined = []
+        self._arm()
+        try:
+            yield
+        finally:
+            self._close()
+
+    def open_phase(self) -> None:
+        """A host runs the second pass: its modules are held, and one warning says what cannot be put right."""
+        self._joined = []
+        if self._fresh:
+            self._fresh -= 1
+            self._arm()
+
+    def close_phase(self) -> None:
+        """The host's pass is over."""
+        if self._hook is None:
+            return
+        there = [m for m in self._met.values() if any(p.grad is not None for p in self._leaves(m))]
+        self._close()
+        if there and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the loss runs through a {type(there[0]).__name__} that is trainable and not in the model: after two "
+                "passes that steppe does not run itself its .grad is the sum of both passes; pass one module that "
+                f"owns all, such as nn.ModuleList([model, {type(there[0]).__name__.lower()}]), as the model, or use "
+                "backward()",
+                stacklevel=3,
+            )
+
+    def _close(self) -> None:
+        self._disarm()
+        for module in self._joined:
+            module.done()
+        self._joined = []
+
+    def _look(self, loss: Any, size: int | None) -> None:
+        if not isinstance(loss, Tensor) or loss.grad_fn is None:
+            return
+        if size is None or (size, self._about) not in self._graphs:
+            self._fresh = FRESH
+        elif not self._fresh and not self._doubt:
+            return
+        if len(self._graphs) >= MOST:
+            self._graphs.clear()
+        self._graphs.add((size, self._about))
+        if self._parameters.meet(_leaves(loss.grad_fn)):
+            self._fresh = FRESH
+
+    def _missed(self) -> bool:
+        """Whether a known parameter is gone, or the pass did not reach it: another may have taken its place."""
+        there = [p for p in self._parameters.outside() if isinstance(p, nn.Parameter)]
+        fewer, self._count = len(there) < self._count, len(there)
+        return fewer or any(p.grad is None for p in there)
+
+    # Modules, as they run
+
+    def _arm(self) -> None:
+        own = [*bare(self._model).modules(), *layers(self._model)]
+        # A global hook is part of what torch.compile traces: the model would be compiled twice.
+        if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in own):
+            return
+        self._met, self._thread = {}, threading.get_ident()
+        self._seen = {id(m) for m in own}
+        me = weakref.ref(self)
+
+        def hook(module: nn.Module, args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+            if (it := me()) is not None and id(module) not in it._seen and threading.get_ident() == it._thread:
+                it._meet(module)
+
+        self._hook = register_module_forward_pre_hook(hook)
+
+    def _disarm(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook, self._met = None, {}
+
+    def _meet(self, module: nn.Module) -> None:
+        root = bare(module)
+        inner = list(root.modules())
+        self._seen |= {id(m) for m in [*layers(module), *inner]}
+        if any(hasattr(m, "_get_fsdp_state") for m in inner) or isinstance(root, torch.jit.ScriptModule):
+            return
+        self._met[id(root)] = root
+        if self._first:
+            self._parameters.meet(self._leaves(root))
+        known = any(ref() is root for ref in self._known)
+        if known or not any(m.training for m in inner):
+            return
+        watch = Watch(lambda: [root], self._no_state)
+        if not watch.bindings().empty:  # most losses have no state at all
+            self._joined.append(Held(watch))
+            self._known.append(weakref.ref(root))
+
+    def _no_state(self) -> list[Tensor]:
+        return self._trained() + self._parameters.outside()
+
+    def _leaves(self, module: nn.Module) -> list[Tensor]:
+        own = {id(e.param) for e in self._parameters.entries}
+        return [p for p in module.parameters() if p.requires_grad and id(p) not in own]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies look anew: what is known is of these very modules."""
+        return {"_model": self._model, "_parameters": self._parameters, "_trained": self._trained}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As when it was made."""
+        self.__init__(state["_model"], state["_parameters"], state["_trained"])  # type: ignore[misc]
+
+
+def _leaves(root: Any) -> list[Tensor]:
+    """The tensors that a backward from here would add a gradient to."""
+    seen, waiting, found = {root}, [root], list[Tensor]()
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                leaf = getattr(node, "variable", None)
+                (waiting if leaf is None else found).append(node if leaf is None else leaf)
+    return found
+
+
+def _about(loss_of: Any) -> Any:
+    """The code of a function and the modules and tensors that it holds or names."""
+    code = getattr(loss_of, "__code__", None)
+    if code is None:
+        return type(loss_of)
+    named = loss_of.__globals__
+    held = [named.get(name) for name in code.co_names]
+    for cell in loss_of.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:
+            continue  # empty as yet
+    held += loss_of.__defaults__ or ()
+    return code, tuple(id(x) for x in held if isinstance(x, (nn.Module, nn.Parameter)))
