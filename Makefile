@@ -50,11 +50,11 @@ lint: $(DEV) ## style and docstrings
 types: $(DEV) ## types
 	$(BIN)/mypy
 
-loops: $(DEV) ## run the loops' tests and note which method ran in which, for the README
+loops: $(DEV) ## run the loops' tests and note which method ran in which, for docs/loops
 	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations tests/situations/test_several_optimizers.py
 	$(BIN)/python docs/generate.py
 
-studies: $(STUDY) ## the README's studies, about twenty minutes; ARGS="--fashion FOLDER" for Fashion-MNIST too
+studies: $(STUDY) ## the studies behind docs/claims.md, about twenty minutes; ARGS="--fashion FOLDER" for Fashion-MNIST too
 	$(BIN)/python benchmarks/studies.py $(ARGS)
 
 kills: $(DEV) ## kill a comparison ten times and training loops 200 times, and compare with undisturbed ones
@@ -74,7 +74,7 @@ claims: $(DEV) ## measure what papers claim and write docs/claims.md; FASHION=FO
 	$(if $(FASHION),OMP_NUM_THREADS=1 $(BIN)/python benchmarks/large_batch.py --fashion $(FASHION))
 	$(BIN)/python docs/claims.py
 
-docs: $(DEV) ## write docs/methods.md, docs/claims.md and the README's table from the registry and the results
+docs: $(DEV) ## write docs/methods.md, docs/claims.md and the tables of README and docs/loops from the registry and the results
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/claims.py
 

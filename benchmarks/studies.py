@@ -1,4 +1,4 @@
-"""The studies of the README: run `steppe compare` for each and keep its summary in benchmarks/results (`make studies`).
+"""The studies behind docs/claims.md: run `steppe compare` for each, keep its summary in benchmarks/results.
 
     python benchmarks/studies.py [NAME ...] [--fashion FOLDER]      # FOLDER: the four gzip files of Fashion-MNIST
 

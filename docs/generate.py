@@ -1,4 +1,4 @@
-"""Write what follows from the registry and the tests: docs/methods.md and the tables in README.md (`make docs`)."""
+"""Write what follows from registry and tests: docs/methods.md, the tables of README.md and docs/loops (`make docs`)."""
 
 from __future__ import annotations
 
@@ -52,13 +52,11 @@ def _cell(passed: bool | None) -> str:
     return {True: "✓", False: "fails", None: "–"}[passed]
 
 
-def readme(text: str) -> str:
-    """README.md with the present tables between their marks."""
-    for name, content in (("methods", table()), ("loops", loops())):
-        start, end = f"<!-- {name}: written by make docs -->", f"<!-- end of {name} -->"
-        before, rest = text.split(start)
-        text = f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
-    return text
+def marked(path: Path, name: str, content: str) -> str:
+    """A page with the present table between its marks."""
+    start, end = f"<!-- {name}: written by make docs -->", f"<!-- end of {name} -->"
+    before, rest = path.read_text().split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def _link(paper: str) -> str:
@@ -68,8 +66,13 @@ def _link(paper: str) -> str:
 
 def main() -> int:
     """Write, or with --check only say what is out of date."""
-    targets = {ROOT / "docs" / "methods.md": page(), ROOT / "README.md": readme((ROOT / "README.md").read_text())}
-    old = [path.name for path, text in targets.items() if not path.exists() or path.read_text() != text]
+    readme, of_loops = ROOT / "README.md", ROOT / "docs" / "loops" / "README.md"
+    targets = {
+        ROOT / "docs" / "methods.md": page(),
+        readme: marked(readme, "methods", table()),
+        of_loops: marked(of_loops, "loops", loops()),
+    }
+    old = [str(p.relative_to(ROOT)) for p, text in targets.items() if not p.exists() or p.read_text() != text]
     if "--check" in sys.argv:
         print(f"out of date: {', '.join(old)}; run make docs" if old else "up to date")
         return bool(old)

@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("steppe", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("steppe")
 
-# Which method ran in which loop: tests say so with record_property, `make loops` keeps it for the README's table.
+# Which method ran in which loop: tests say so with record_property, `make loops` keeps it for the table of docs/loops.
 _LOOPS: dict[str, dict[str, bool]] = {}
 
 

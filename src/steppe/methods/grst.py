@@ -69,7 +69,7 @@ ROW = Method(
     paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
     passes="1 + mean p",
     buffers="2",
-    use="SAM's gain in expectation at half of its extra cost (p = 1/2)",
+    use="SAM's gradient in expectation at half of its extra cost (p = 1/2)",
     good=({}, {"kappa": 0.5}, {"schedule": "piecewise3", "p": 0.3, "total_steps": 100}),
     bad=(*BAD_RHO, {"kappa": -1}, {"gamma_max": -2}, {"p": -0.5}),
 )

@@ -64,7 +64,7 @@ ROW = Method(
     paper="Liu, Mai, Chen, Hsieh, You, CVPR 2022, arXiv 2203.02714",
     passes="1 + 1/k",
     buffers="3 (1 between steps)",
-    use="SAM's correction, computed every k-th step and used again between; push='paper' is the paper's",
+    use="SAM's correction, computed every k-th step and used again between",
     good=({}, {"push": "natural"}, {"push": "paper"}, {"k": 1}, {"alpha": 0.0}),
     bad=(*BAD_RHO, {"k": 0}, {"k": 2.5}, {"alpha": -1}, {"push": "pull"}),
 )

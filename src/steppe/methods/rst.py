@@ -74,7 +74,7 @@ ROW = Method(
     paper="Zhao, Zhang, Hu, 2022, arXiv 2203.09962",
     passes="1 + mean p",
     buffers="1",
-    use="SAM's gain in proportion to what you pay; the simplest saving",
+    use="the simplest saving: SAM's step on a share p of the steps",
     good=({}, {"p": 0.0}, {"p": 1}, {"schedule": "linear1", "total_steps": 100}, {"start_step": 3}),
     bad=(*BAD_RHO, {"p": 1.5}, {"schedule": "cubic"}, {"schedule": "linear2"}, {"p_end": 0.3}, {"start_step": -1})
     + ({"samples": 0},),

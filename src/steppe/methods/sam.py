@@ -41,7 +41,7 @@ ROW = Method(
     paper="Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, arXiv 2010.01412",
     passes="2",
     buffers="1",
-    use="the reference: the whole gain at twice the cost",
+    use="the reference, at twice the cost",
     good=({}, {"rho": 0.2}, {"rho": 0}),
     bad=(*BAD_RHO, {"samples": 0}, {"samples": 1.5}),
 )

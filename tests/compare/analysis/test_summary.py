@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from scipy import stats
 from tests.compare.records import CLEAN, NOISY, Fake, cost, records, run, spec
 
 from steppe.compare.analysis.summary import summarise
@@ -55,6 +56,21 @@ def test_gain_by_hand() -> None:
     assert sam["gain"]["ci95"] == pytest.approx(4.30265 * 0.0057735 / math.sqrt(3), rel=1e-4)
     assert sam["gain"]["against"] == "double"
     assert sam["kept"] == pytest.approx({"share": 1.0, "low": 1.0, "high": 1.0})
+
+
+def test_every_interval_can_be_computed_again_from_the_figures_by_seed() -> None:
+    runs = plain("base", [0.90, 0.91, 0.92]) + plain("sam", [0.93, 0.95, 0.96], early=[0.94, 0.95, 0.95])
+    sam = row(json.loads(json.dumps(summarise(reversed(runs), None, {"task": "t"}))), "sam")
+    assert sam["by_seed"] == {
+        "final": {"0": 0.93, "1": 0.95, "2": 0.96},
+        "early": {"0": 0.94, "1": 0.95, "2": 0.95},
+    }
+    low, high = stats.t.interval(0.95, 2, *mean_and_error(list(sam["by_seed"]["final"].values())))
+    assert sam["final"]["ci95"] == pytest.approx((high - low) / 2)
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(stats.sem(values))
 
 
 def test_the_share_of_sam_s_gain_is_paired_by_seed() -> None:

@@ -119,15 +119,21 @@ def _row(each: Group, against: _Against) -> Row:
         "kept": None,
         "sharpness": _sharpness(each),
         "balancedness": _json(estimate(list(each.by_seed(_balancedness).values()))),
+        "by_seed": {"final": _plain(each.final), "early": _plain(each.early)},
         "seeds": len(each.final),
         "failed": len(each.runs) - len(each.final),
     }
 
 
+def _plain(values: BySeed) -> dict[str, float]:
+    """Seeds as JSON's keys, in order: from these every interval of the row can be computed again."""
+    return {str(seed): values[seed] for seed in sorted(values)}
+
+
 def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
     figures = "rho lr final early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
-    absent = dict.fromkeys(figures.split())
+    absent: Row = dict.fromkeys(figures.split()) | {"by_seed": {"final": {}, "early": {}}}
     identity = {
         "method": name,
         "variant": "plain",
