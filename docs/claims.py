@@ -33,7 +33,9 @@ INTRO = """# Claims, published and measured
 Written by `python docs/claims.py` from the files in `benchmarks/results`; `make claims` runs the benchmarks of the
 sections first. Every line names the command that makes its file. Measured on small tasks and one CPU thread: they say
 whether a claim's direction and cost hold where anybody can repeat them, not what the papers' models reach. Accuracies
-in per cent on the test set, ± half a 95 % interval or (in brackets) the standard deviation over seeds.
+in per cent on the test set, ± half a 95 % interval or (in brackets) the standard deviation over seeds; no interval is
+corrected for the number of comparisons. The base trains as long as the task says: with wrong labels that is too long,
+and a base given fewer epochs has what the methods seem to win there ([choosing.md](choosing.md#the-evidence)).
 """
 
 

@@ -37,6 +37,8 @@ def test_the_readmes_sentences_are_those_of_the_files() -> None:
     assert f"SAM is {shown(percent)} points over the base at 60 epochs, stopped early" in readme
     assert study["best_baseline"] == "early" and study["spec"]["epochs"] == 60
     assert f"given 10 epochs from the start it is {shown(tuned)}." in readme
+    digits = {row["arm"]: row for row in kept("front")["tasks"]["digits-noisy"]["rows"]}["sam"]["gain"]
+    assert f"wrong labels, which chose its radius too, it loses ({shown(digits)})" in readme
     lora = kept("lora_study")["sst2"]["paired"]["sam"]["over"]["base"]
     assert f"LoRA-SAM gained {shown({name: 100 * lora[name] for name in ('mean', 'ci95')})} points on SST-2" in readme
 
