@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _COMMANDS = (
@@ -41,11 +42,22 @@ def _run(arguments: Sequence[str]) -> int:
     from steppe._command.app import BadInputError, UsageError, app
 
     try:
-        return app(list(arguments), standalone_mode=False) or 0
+        return app(list(arguments), prog_name="steppe", standalone_mode=False) or 0
     except BadInputError as error:
         return _refuse(str(error))
     except UsageError as error:
-        return _refuse(error.format_message())  # type: ignore[attr-defined]
+        return _refuse(_unknown(error) or error.format_message())  # type: ignore[attr-defined]
+
+
+def _unknown(error: Any) -> str | None:
+    """The sentence about a flag that there is not, with the one that was meant; None of other errors."""
+    if not hasattr(error, "option_name") or not hasattr(error, "possibilities"):
+        return None
+    from steppe._command.lookup import near
+
+    flags = [name.lstrip("-") for each in error.ctx.command.params for name in each.opts if name.startswith("--")]
+    meant = near(error.option_name.lstrip("-"), flags)
+    return f"unknown flag {error.option_name}; " + (f"did you mean --{meant}?" if meant else "see --help")
 
 
 def _refuse(sentence: str) -> int:

@@ -22,7 +22,7 @@ def test_flags_of_the_trainer(words: str) -> None:
 
 
 def test_the_hint_knows_the_commands_own_flags() -> None:
-    with pytest.raises(ValueError, match="unknown flag --pakcing; did you mean 'packing'?"):
+    with pytest.raises(ValueError, match="unknown flag --pakcing; did you mean --packing?"):
         arguments.flags(["--pakcing"], ("packing",))
 
 
@@ -68,3 +68,17 @@ def test_the_default_folder_names_model_data_method_and_seed() -> None:
     found = resolve({"model": "/x/gpt2/", "data": "/y/train.v2.csv", "method": "sam:rho=0.1", "seed": 3})
     assert found.out == "results/finetune/gpt2-train.v2-sam_rho_0.1-seed3"
     assert resolve({"model": "org/mini/model", "data": "hf:a/b:c"}).out == "results/finetune/mini-a_b_c-nbar"
+
+
+def test_arguments_have_the_names_of_compare_too() -> None:
+    words = "--epochs 2 --lr 1e-3 --batch-size 4 --lr-schedule cosine --warmup 0.1".split()
+    found = arguments.flags(words, ())
+    assert found == arguments.pairs([f"{w[2:]}={v}" for w, v in zip(words[::2], words[1::2], strict=True)])
+    taken = arguments.complete(found, settings())
+    assert (taken["num_train_epochs"], taken["learning_rate"], taken["per_device_train_batch_size"]) == (2.0, 1e-3, 4)
+    assert (taken["lr_scheduler_type"], taken["warmup_steps"]) == ("cosine", 0.1)
+
+
+def test_one_argument_under_both_names_is_refused() -> None:
+    with pytest.raises(ValueError, match="learning_rate is given twice; give it once"):
+        arguments.flags("--lr 1 --learning-rate 2".split(), ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated
 
 import typer
 
@@ -17,7 +17,7 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 app = typer.Typer(
     name="steppe",
     help="Sharpness-aware gradients for PyTorch: compare the methods on your data, read their cards.",
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
 
@@ -51,11 +51,9 @@ def _root(
         typer.echo(context.get_help())
 
 
-def flag(text: str) -> Any:
-    """An option of a command, with its help."""
-    return typer.Option(help=text, show_default=False)
-
-
-Text: TypeAlias = str | None
-Number: TypeAlias = int | None
-Real: TypeAlias = float | None
+@app.command("help")
+def help_(
+    command: Annotated[str | None, typer.Argument(help="A command.", show_default=False)] = None,
+) -> None:
+    """Say what a command does and which flags it has, as --help does."""
+    app([*([command] if command else []), "--help"], prog_name="steppe", standalone_mode=False)

@@ -6,16 +6,30 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown `name`: the nearest known one where one is near, otherwise all of them."""
     names = list(known)
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=1, cutoff=0.5)
-    close = close or difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    close = near(name, names)
+    return f"did you mean {close!r}?" if close else f"known: {', '.join(names)}"
+
+
+def near(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that was meant by `name`: of which it is a word, or misspelled; None where none is near.
+
+    A word that shares its middle only with another (`epochs`, `response`) is no misspelling of it.
+    """
+    typed = name.lower().replace("-", "_")
+    plain = {each: each.lower().replace("-", "_") for each in names}
+    holding = [each for each, known in plain.items() if typed in known.split("_")]
+    if holding:
+        return min(holding, key=len)
+    alike = {each: difflib.SequenceMatcher(None, typed, known).ratio() for each, known in plain.items()}
+    close = [each for each, ratio in alike.items() if ratio >= (0.55 if plain[each][:1] == typed[:1] else 0.75)]
+    return max(close, key=alike.__getitem__, default=None)
 
 
 def named_function(reference: str, what: str) -> Callable[..., Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 
@@ -31,17 +34,67 @@ def words(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Whole = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
-Share = Annotated[float, Field(ge=0, lt=1, description="a share from 0 up to, not including, 1")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
-Grid = Annotated[list[Positive], BeforeValidator(_as_list), AfterValidator(_each_once), Field(min_length=1)]
+def listed(value: Any) -> Any:
+    """The words of `query,value`."""
+    return [piece.strip() for piece in value.split(",") if piece.strip()] if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Said of a type: what a refusal tells that it wants."""
+
+    text: str
+
+
+Whole = Annotated[int, Field(ge=1), Expected("a whole number of at least 1")]
+Two = Annotated[int, Field(ge=2), Expected("a whole number of at least 2")]
+Share = Annotated[float, Field(ge=0, lt=1), Expected("a share from 0 up to, not including, 1")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Expected("a number above 0")]
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False), Expected("a number of at least 0")]
+Name = Annotated[str, Field(min_length=1), Expected("a name or a path")]
+Column = Annotated[str, Expected("the name of a column")]
+Modules = Annotated[list[str], BeforeValidator(listed), Field(min_length=1), Expected("a list of module names")]
+Grid = Annotated[
+    list[Positive],
+    BeforeValidator(_as_list),
+    AfterValidator(_each_once),
+    Field(min_length=1),
+    Expected("a list of numbers above 0"),
+]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[
     list[Seed],
     BeforeValidator(_as_seeds),
     AfterValidator(_each_once),
-    Field(min_length=1, description="a count of at least 1, or a list of seeds of at least 0"),
+    Field(min_length=1),
+    Expected("a count of at least 1, or a list of seeds of at least 0"),
 ]
+
+
+def refusal(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> str:
+    """The sentence about the first thing that is wrong in `values`."""
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    if first["type"] == "twice":
+        return f"{name}: {first['msg']}"
+    return f"{name} must be {_expected(model.model_fields[name])}, got {values.get(name)!r}"
+
+
+def _expected(field: FieldInfo) -> str:
+    said = next((each.text for each in field.metadata if isinstance(each, Expected)), None)
+    return said or _of_type(field.annotation) or "of another type"
+
+
+def _of_type(annotation: Any) -> str | None:
+    """What an annotation says is expected, on its outside first; the words of a Literal; true or false of a bool."""
+    if annotation is bool:
+        return "true or false"
+    if get_origin(annotation) is Literal:
+        *others, last = (repr(each) for each in get_args(annotation))
+        return f"{', '.join(others)} or {last}" if others else last
+    parts = get_args(annotation)
+    said = (each.text for each in parts if isinstance(each, Expected))
+    return next(said, None) or next(filter(None, map(_of_type, parts)), None)
 
 
 def read_toml(path: Path, flag: str = "--config") -> dict[str, Any]:

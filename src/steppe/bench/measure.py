@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +11,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
 from steppe._command.choices import Choice
 from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
-from steppe.bench.contender import Contender, base, ours
-from steppe.bench.subject import Job, Subject
+from steppe.bench.contender import OPTIMIZERS, Contender, base, ours
+from steppe.bench.subject import Job, Subject, check_counts
 
 SCHEMA = 1
 MEMORY_STEPS = 3
@@ -39,19 +41,22 @@ Maker = Callable[[Job], Contender]
 class Settings:
     """How to measure.
 
-    Args:
-        steps: turns; None for as many as `budget` seconds allow, 10 to 200.
-        budget: seconds for the turns of all contenders.
-        threads: of torch on the CPU.
-        optimizer: the base, "sgd" (momentum 0.9) or "adamw".
-        memory: whether to measure memory as well (three steps more of every contender).
+    Raises:
+        ValueError: a setting cannot be used; the sentence says what is expected.
     """
 
-    steps: int | None = None
-    budget: float = 60.0
-    threads: int = 1
-    optimizer: str = "sgd"
-    memory: bool = True
+    steps: Annotated[int | None, Field(description="Steps of each contender (as the budget allows, 10 to 200).")] = None
+    budget: Annotated[float, Field(description="Seconds for the steps of all contenders.")] = 60.0
+    threads: Annotated[int, Field(description="Threads of torch on the CPU.")] = 1
+    optimizer: Annotated[str, Field(description="Base optimizer: sgd (momentum 0.9) or adamw.")] = "sgd"
+    memory: Annotated[bool, Field(description="Measure memory too: three steps more of every contender.")] = True
+
+    def __post_init__(self) -> None:
+        check_counts(steps=self.steps, threads=self.threads)
+        if not 0 < self.budget < math.inf:
+            raise ValueError(f"budget must be a number above 0, got {self.budget}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
 
 
 def makers(choices: Sequence[Choice], optimizer: str) -> dict[str, Maker]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from steppe._command.devices import usable_device
 from steppe._command.lookup import named_function
 from steppe._command.networks import find
 
@@ -30,27 +32,37 @@ class Job:
 
 @dataclass(frozen=True)
 class Subject:
-    """What to train.
+    """What to train; what each field is stands at the field, and is the help of the flag of that name.
 
-    Args:
-        model: ``cnn``, ``mlp``, ``resnet18``, ``vit``; ``hf:FOLDER`` or ``hf:ID``, a pretrained classifier;
-            ``module:function``, either ``function(shape, classes) -> model`` for images, or
-            ``function(batch_size) -> (model, batch, loss_of)``.
-        batch_size: examples in the batch, >= 1.
-        shape: of one image, (channels, height, width); classes: how many.
-        length: tokens of one text.
-        lora: rank of the adapters of an ``hf:`` model; None trains all of it.
-        device: such as ``"cpu"`` or ``"cuda"``. dtype: of the weights and of floating-point inputs.
+    A model is ``module:function`` too: ``function(shape, classes) -> model`` for images, or
+    ``function(batch_size) -> (model, batch, loss_of)``.
+
+    Raises:
+        ValueError: a setting cannot be used; the sentence says what is expected.
     """
 
-    model: str = "cnn"
-    batch_size: int = 128
-    shape: tuple[int, ...] = (3, 32, 32)
-    classes: int = 10
-    length: int = 64
-    lora: int | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
+    model: Annotated[str, Field(description="cnn, mlp, resnet18, vit, hf:FOLDER or hf:ID, or module:function.")] = "cnn"
+    batch_size: Annotated[int, Field(description="Examples in the batch.")] = 128
+    shape: Annotated[tuple[int, ...], Field(description="Channels, height and width of an image.")] = (3, 32, 32)
+    classes: Annotated[int, Field(description="Classes of an image model.")] = 10
+    length: Annotated[int, Field(description="Tokens of a text of an hf: model.")] = 64
+    lora: Annotated[
+        int | None, Field(description="Rank of adapters of an hf: model; without it all of it is trained.")
+    ] = None
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:0.")] = "cpu"
+    dtype: Annotated[
+        str, Field(description="Of weights and floating-point inputs: float32, bfloat16, float16 or float64.")
+    ] = "float32"
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size, classes=self.classes, length=self.length, lora=self.lora)
+        if self.lora is not None and not self.model.startswith(HF):
+            raise ValueError(f"--lora is for hf: models, and the model is {self.model!r}; leave it out")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if not isinstance(self.shape, tuple) or min(self.shape, default=0) < 1:
+            raise ValueError(f"shape must be whole numbers of at least 1 such as 3,32,32, got {self.shape!r}")
+        object.__setattr__(self, "device", usable_device(self.device))
 
     def make(self) -> Job:
         """The same weights and the same batch at every call; the global generator is left as it was.
@@ -84,6 +96,13 @@ class Subject:
         tokens = torch.randint(words, (self.batch_size, self.length))
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         return Job(model, batch | {"labels": torch.randint(2, (self.batch_size,))}, _own_loss)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse what is given and below 1."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
 def _whole_job(name: str, given: Any) -> Job:

@@ -13,47 +13,40 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import Number, Real, Text, app, flag, refusing
+from steppe._command.app import app, refusing
 from steppe._command.choices import Choice, parse
+from steppe._command.flags import taking
 from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import batches, load_task, make_trainer
-from steppe.compare.engine.spec import Spec, resolve, steps_per_epoch
+from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 
 SHARE = 5
 """A trial lasts one so manieth of the training."""
 
 
-_OWN = ("method", "seed", "trial", "after", "looks", "keep", "config", "plot", "as_json")
-"""Flags that are no settings of the study."""
+_NOT_HERE = (
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
+    "sharpness_examples", "jobs", "parallel", "out",
+)  # fmt: skip
+"""Settings of a comparison that the search for a radius has no use for."""
 
 
 @app.command()
+@taking(Spec, without=_NOT_HERE, spelled=SPELLED, shown=SHOWN)
 def rho(
+    flags: dict[str, Any],
     method: Annotated[str, typer.Argument(help="Such as sam, asam, look_sam:k=10; see `steppe methods`.")] = "sam",
-    task: Annotated[Text, flag("digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, module:function.")] = None,
-    seed: Annotated[int, flag("Seed of weights, examples and order (0).")] = 0,
-    trial: Annotated[Number, flag("Steps of a trial, 0 for none (a fifth of the training).")] = None,
-    after: Annotated[int, flag("Steps that the base trains first (0).")] = 0,
-    looks: Annotated[int, flag("Batches for the curve (4).")] = 4,
-    keep: Annotated[float, flag("Share of the base's progress that a radius must keep (0.5).")] = 0.5,
-    labelled: Annotated[Number, flag("Labelled training examples.")] = None,
-    validation: Annotated[Number, flag("Validation examples, which are left out here too.")] = None,
-    noise: Annotated[Real, flag("Share of wrong labels.")] = None,
-    model: Annotated[Text, flag("cnn, mlp, resnet18, vit or module:function.")] = None,
-    epochs: Annotated[Number, flag("Epochs of the training that the radius is for.")] = None,
-    batch_size: Annotated[Number, flag("Examples per step.")] = None,
-    optimizer: Annotated[Text, flag("Base optimizer: sgd or adamw.")] = None,
-    lr: Annotated[Real, flag("Learning rate.")] = None,
-    momentum: Annotated[Real, flag("Momentum of sgd.")] = None,
-    weight_decay: Annotated[Real, flag("Weight decay.")] = None,
-    device: Annotated[Text, flag("auto, cpu or cuda.")] = None,
-    config: Annotated[Path | None, flag("TOML file as for `steppe compare`; flags win.")] = None,
-    plot: Annotated[Path | None, flag("File for a picture of the curve, such as rho.png.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, examples and order.")] = 0,
+    trial: Annotated[int | None, typer.Option(help="Steps of a trial, 0 for none (a fifth of the training).")] = None,
+    after: Annotated[int, typer.Option(help="Steps that the base trains first.")] = 0,
+    looks: Annotated[int, typer.Option(help="Batches for the curve.")] = 4,
+    keep: Annotated[float, typer.Option(help="Share of the base's progress that a radius must keep.")] = 0.5,
+    config: Annotated[Path | None, typer.Option(help="TOML file as for `steppe compare`; flags win.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for a picture of the curve, such as rho.png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Propose a radius: where the ascent leaves the linear regime, and how far training still learns."""
-    flags = {key: value for key, value in locals().items() if key not in _OWN}
     with refusing():
         spec, choice = resolve(flags, config), parse(method)
         if seed < 0:

@@ -16,38 +16,28 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import BadInputError, Number, Text, app, flag, refusing
+from steppe._command.app import BadInputError, app, refusing
 from steppe._command.files import finite, write_json
+from steppe._command.flags import given, help_of, taking
+from steppe.evaluate.request import Request
 
 
 @app.command()
+@taking(Request, without=("model",))
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Causal language model, PEFT adapter or fine-tuning: folder or hub id.")],
-    tasks: Annotated[Text, flag("hellaswag,arc_easy, FILE.jsonl of query, choices, gold; commas between.")] = None,
-    adapter: Annotated[Text, flag("Folder or hub id of a PEFT adapter of the model.")] = None,
-    same_base: Annotated[bool, typer.Option("--same-base", help="The model is the adapter's base, renamed.")] = False,
-    limit: Annotated[Number, flag("Only the first so many examples of each task.")] = None,
-    num_fewshot: Annotated[Number, flag("Solved examples before each question (the task's own number).")] = None,
-    batch_size: Annotated[str, flag("Sequences per pass (8), or auto.")] = "8",
-    dtype: Annotated[str, flag("auto (as saved), float32, bfloat16 or float16.")] = "auto",
-    device: Annotated[str, flag("auto, cpu or cuda.")] = "auto",
-    delimiter: Annotated[str, flag("Between query and choice in files (a space); \\n is a new line.")] = " ",
-    seed: Annotated[int, flag("Draws the solved examples (1234).")] = 1234,
-    out: Annotated[Text, flag("JSON file for the results (results/evaluate/<model>.json).")] = None,
+    flags: dict[str, Any],
+    model: Annotated[str, typer.Argument(help=help_of(Request, "model"))],
+    out: Annotated[str | None, typer.Option(help="JSON file for the results (results/evaluate/<model>.json).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure a language model or an adapter on multiple-choice tasks with lm-eval, with standard errors."""
+    asked = given(flags, Request)
+    if "delimiter" in asked:
+        asked["delimiter"] = asked["delimiter"].replace("\\n", "\n")
     with refusing(), _needing_the_extra():
-        target = _target(out, adapter or model)
+        target = _target(out, asked.get("adapter") or model)
         _hush()
-        from steppe.evaluate.request import Request
-
-        request = Request(
-            model=model, tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
-            adapter=adapter, same_base=same_base, limit=limit, num_fewshot=num_fewshot,
-            batch_size=int(batch_size) if re.fullmatch(r"-?\d+", batch_size) else batch_size, dtype=dtype,
-            device=device, delimiter=delimiter.replace("\\n", "\n"), seed=seed,
-        )  # fmt: skip
+        request = Request(model=model, **asked)
         from steppe.evaluate.run import evaluate as measure  # after the checks: it takes seconds to import
 
         record = measure(request)

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from steppe._command.devices import usable_device
 from steppe._command.saved import trained_in
@@ -20,35 +22,34 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Request:
     """A model, the tasks it is tried on, and how.
 
-    Args:
-        model: folder of a causal language model, of a PEFT adapter or of a fine-tuning (its ``--out``), or the hub id
-            of a model or adapter.
-        tasks: names that lm-eval knows (its groups and tags too), and files of JSON lines ``query, choices, gold``.
-        adapter: folder or hub id of a PEFT adapter of ``model``.
-        same_base: take the adapter although it names another base model: ``model`` is that base under a new name.
-        limit: the first so many examples of each task; None for all.
-        num_fewshot: solved examples before each question; None for the task's own number (0 for files).
-        batch_size: sequences per forward pass, or "auto" for the largest that fits.
-        dtype: of the weights; "auto" is that of the checkpoint.
-        device: "auto", "cpu", "cuda" or "cuda:0".
-        delimiter: what stands between query and choice in files. Named tasks bring their own.
-        seed: draws the solved examples.
+    What each field is stands at the field; it is the help of the flag of that name.
 
     Raises:
         ValueError: a setting cannot be used; the sentence says what is expected.
     """
 
-    model: str
-    tasks: tuple[str, ...]
-    adapter: str | None = None
-    same_base: bool = False
-    limit: int | None = None
-    num_fewshot: int | None = None
-    batch_size: int | str = 8
-    dtype: str = "auto"
-    device: str = "auto"
-    delimiter: str = " "
-    seed: int = 1234
+    model: Annotated[
+        str, Field(description="Causal language model, PEFT adapter or fine-tuning (its --out): folder or hub id.")
+    ]
+    tasks: Annotated[
+        tuple[str, ...],
+        Field(description="Tasks, groups and tags that lm-eval knows, and FILE.jsonl of query, choices, gold."),
+    ] = ()
+    adapter: Annotated[str | None, Field(description="Folder or hub id of a PEFT adapter of the model.")] = None
+    same_base: Annotated[
+        bool, Field(description="Take an adapter that names another base: the model is that base, renamed.")
+    ] = False
+    limit: Annotated[int | None, Field(description="Only the first so many examples of each task (all).")] = None
+    num_fewshot: Annotated[
+        int | None, Field(description="Solved examples before each question (the task's own number; 0 for files).")
+    ] = None
+    batch_size: Annotated[int | str, Field(description="Sequences per pass, or auto for the most that fit.")] = 8
+    dtype: Annotated[str, Field(description="Of the weights: auto (as saved), float32, bfloat16 or float16.")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:0.")] = "auto"
+    delimiter: Annotated[
+        str, Field(description="Between query and choice in files; \\n is a new line. Named tasks bring their own.")
+    ] = " "
+    seed: Annotated[int, Field(description="Draws the solved examples.")] = 1234
 
     def __post_init__(self) -> None:
         _check_tasks(self.tasks)

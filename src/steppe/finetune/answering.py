@@ -11,18 +11,28 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import BadInputError, Text, app, flag, refusing
+from steppe._command.app import BadInputError, app, refusing
 from steppe._command.files import DiskError, write_text, writing
 
 
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="The --out of a finished steppe finetune that classifies.")],
-    data: Annotated[Text, flag("Examples in the form of its training data; labels need not be there.")] = None,
-    text: Annotated[Text, flag("Column of the text, or two for pairs (as in the fine-tuning).")] = None,
-    label: Annotated[Text, flag("Column of the label (as in the fine-tuning, if it is there).")] = None,
-    split: Annotated[Text, flag("Split of an hf: data set (train).")] = None,
-    out: Annotated[Text, flag("File of the answers, one JSON a line (predictions.jsonl in RUN).")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Examples in the form of its training data; labels need not be there.")
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", "--text-column", help="Column of the text, or two for pairs (as in the fine-tuning)."),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", "--label-column", help="Column of the label (as in the fine-tuning, if it is there)."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of an hf: data set (train).")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="File of the answers, one JSON a line (predictions.jsonl in RUN).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON on stdout.")] = False,
 ) -> None:
     """Let a fine-tuned classifier answer further texts; each class by itself where their labels are known."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from steppe._command.lookup import nearest
+from steppe._command.lookup import near, nearest
 
 if TYPE_CHECKING:
     from steppe.finetune.spec import Settings
@@ -19,6 +19,11 @@ _OURS = {
     "do_predict": "", "remove_unused_columns": "", "disable_tqdm": "", "label_names": "", "local_rank": "",
     "save_only_model": "", "restore_callback_states_from_checkpoint": "",
 }  # fmt: skip
+SHORT = {
+    "epochs": "num_train_epochs", "lr": "learning_rate", "batch_size": "per_device_train_batch_size",
+    "lr_schedule": "lr_scheduler_type", "warmup": "warmup_steps",
+}  # fmt: skip
+"""What `steppe compare` calls an argument -> what the Trainer does."""
 _ABOVE_ZERO = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate",
     "logging_steps", "save_steps", "num_train_epochs",
@@ -57,7 +62,8 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not (key and equals and value):
             raise ValueError(f"--set {text!r} is no setting; write --set name=value, such as --set learning_rate=3e-4")
-        _once(found, key.replace("-", "_"), value)
+        name = key.replace("-", "_")
+        _once(found, SHORT.get(name, name), value)
     return found
 
 
@@ -81,11 +87,12 @@ def flags(words: Sequence[str], others: Sequence[str]) -> dict[str, str]:
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         name = key.replace("-", "_")
+        name = SHORT.get(name, name)
         if name not in _fields():
-            names = [each.replace("_", "-") for each in (*others, *known())]
-            close = nearest(key, names)
+            names = [each.replace("_", "-") for each in (*others, *SHORT, *known())]
+            meant = near(key, names)
             raise ValueError(
-                f"unknown flag --{key}; {close if close.startswith('did') else 'see steppe finetune --help'}"
+                f"unknown flag --{key}; {f'did you mean --{meant}?' if meant else 'see steppe finetune --help'}"
             )
         _once(found, name, value)
     return found

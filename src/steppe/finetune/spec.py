@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from steppe._command.lookup import nearest
-from steppe._command.settings import Share, Whole
+from steppe._command.settings import Expected, Modules, Name, Positive, Share, Whole, refusal
 from steppe.finetune import arguments
 from steppe.finetune.folder import Folder
 from steppe.finetune.method import check as check_method
@@ -41,12 +41,13 @@ def _check_share(value: Any) -> Any:
     return value
 
 
-Words = Annotated[list[str], Field(min_length=1)]
-Name = Annotated[str, Field(min_length=1, description="a name or a path")]
-
-
-def _listed(value: Any) -> Any:
-    return [piece.strip() for piece in value.split(",") if piece.strip()] if isinstance(value, str) else value
+SPELLED = {
+    "full": ("--full/--lora",), "text": ("--text", "--text-column"), "label": ("--label", "--label-column"),
+    "examples": ("--examples", "--labelled"), "r": ("--r", "--lora-r"), "alpha": ("--alpha", "--lora-alpha"),
+    "dropout": ("--dropout", "--lora-dropout"), "targets": ("--targets", "--lora-targets"),
+    "kind": ("--kind", "--lora-kind"),
+}  # fmt: skip
+"""Flags that are not the field's name alone: the second is what `compare` calls the same."""
 
 
 class Settings(BaseModel):
@@ -54,37 +55,55 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    model: Name
-    data: Name
-    split: Name | None = None
-    test: Name | None = None
-    test_split: Name | None = None
-    task: Annotated[Literal["classify", "causal-lm"], Field(description="'classify' or 'causal-lm'")] = "classify"
-    text: Name = "text"
-    label: Name = "label"
-    prompt: Name = "prompt"
-    response: Name = "response"
-    examples: Whole | None = None
-    per_class: Whole | None = None
-    held_out: Annotated[float, Field(gt=0, lt=1, description="a share between 0 and 1")] = 0.1
+    model: Name = Field(description="Folder of a saved model, or an id of the Hugging Face hub.")
+    data: Name = Field(description="FILE.jsonl, FILE.csv, a file of lines `LABEL text`, or hf:DATASET.")
+    split: Name | None = Field(None, description="Split of an hf: data set (train).")
+    test: Name | None = Field(
+        None, description="Test data in the same form; without it a share of the data is held out."
+    )
+    test_split: Name | None = Field(None, description="Split of an hf: test, needed there.")
+    task: Literal["classify", "causal-lm"] = Field("classify", description="What is learnt.")
+    text: Name = Field("text", description="Column of the text, or two for pairs: premise,hypothesis.")
+    label: Name = Field("label", description="Column of the label.")
+    prompt: Name = Field("prompt", description="Column of the prompt.")
+    response: Name = Field("response", description="Column of the response; the loss is on it alone.")
+    examples: Whole | None = Field(None, description="At most so many training examples.")
+    per_class: Whole | None = Field(None, description="At most so many training examples of each class.")
+    held_out: Annotated[float, Field(gt=0, lt=1), Expected("a share between 0 and 1")] = Field(
+        0.1, description="Share held out where there is no test data."
+    )
     validation: Annotated[
-        float | Name | None, BeforeValidator(_share_or_source), AfterValidator(_check_share),
-        Field(description="a share between 0 and 1, or data in the form of the training data"),
-    ] = None  # fmt: skip
-    validation_split: Name | None = None
-    patience: Whole | None = None
-    method: Annotated[str, Field(description="the name of a method")] = ""
-    full: Annotated[bool, Field(description="true or false")] = False
-    adapter: Name | None = None
-    r: Whole = 8
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")] = 16.0
-    dropout: Share = 0.0
-    targets: Annotated[Words | None, BeforeValidator(_listed), Field(description="a list of module names")] = None
-    kind: Annotated[Literal["lora", "rslora", "dora"], Field(description=f"one of {', '.join(KINDS)}")] = "lora"
-    max_length: Annotated[int | None, Field(ge=2, description="a whole number of at least 2 (tokens)")] = None
-    packing: Annotated[bool, Field(description="true or false")] = False
-    seed: Annotated[int, Field(ge=0, lt=2**31, description="a whole number from 0 to 2147483647")] = 0
-    out: Name
+        float | Name | None,
+        BeforeValidator(_share_or_source),
+        AfterValidator(_check_share),
+        Expected("a share between 0 and 1, or data in the form of the training data"),
+    ] = Field(
+        None, description="Share of the training examples (0.1), or data, that choose: best checkpoint, early stopping."
+    )
+    validation_split: Name | None = Field(None, description="Split of an hf: validation, needed there.")
+    patience: Whole | None = Field(
+        None, description="Stop after so many looks at the validation without a better one."
+    )
+    method: Annotated[str, Expected("the name of a method")] = Field(
+        "", description="base, nbar, sam, look_sam:k=5,push=natural, ...; see `steppe methods` (nbar; with --full sam)."
+    )
+    full: bool = Field(False, description="Train everything, or LoRA (the default).")
+    adapter: Name | None = Field(None, description="Folder of a PEFT adapter to train further.")
+    r: Whole = Field(8, description="LoRA's rank; under torchrun write --lora-r.")
+    alpha: Positive = Field(16.0, description="LoRA's alpha.")
+    dropout: Share = Field(0.0, description="LoRA's dropout.")
+    targets: Modules | None = Field(None, description="Modules that get adapters: query,value or all-linear.")
+    kind: Annotated[Literal["lora", "rslora", "dora"], Expected(f"one of {', '.join(KINDS)}")] = Field(
+        "lora", description="Kind of adapters."
+    )
+    max_length: Annotated[int, Field(ge=2), Expected("a whole number of at least 2 (tokens)")] | None = Field(
+        None, description="Tokens of an example (128; causal-lm 512); what is longer is cut."
+    )
+    packing: bool = Field(False, description="Several dialogues in a block of --max-length.")
+    seed: Annotated[int, Field(ge=0, lt=2**31), Expected("a whole number from 0 to 2147483647")] = Field(
+        0, description="Draws everything that is random."
+    )
+    out: Name = Field(description="Folder of the result (results/finetune/<model>-<data>-<method>).")
     training: dict[str, Any]
 
     @property
@@ -256,12 +275,4 @@ def _validated(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        field = Settings.model_fields[name]
-        raise ValueError(f"{name} must be {_described(field)}, got {values.get(name)!r}") from None
-
-
-def _described(field: Any) -> str:
-    found = field.description or next((m.description for m in field.metadata if getattr(m, "description", None)), None)
-    return str(found or "of another type")
+        raise ValueError(refusal(Settings, error, values)) from None

@@ -14,7 +14,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 import steppe
 from steppe._command.devices import usable_cores, usable_device
 from steppe._command.lookup import nearest
-from steppe._command.settings import Grid, Positive, Seeds, Share, Whole, read_toml, words
+from steppe._command.settings import (
+    AtLeastZero,
+    Column,
+    Expected,
+    Grid,
+    Modules,
+    Positive,
+    Seeds,
+    Share,
+    Two,
+    Whole,
+    read_toml,
+    refusal,
+    words,
+)  # fmt: skip
 from steppe.compare.data import tasks, transformer
 from steppe.text.models import Lora
 
@@ -36,63 +50,90 @@ _MU = (0.5, 1.0, 0.2, 2.0, 0.1, 5.0)
 """The most usual mu first: a grid of n takes n of them, so that every method has as many tuning runs."""
 
 
+SPELLED = {"text_column": ("--text-column", "--text"), "label_column": ("--label-column", "--label")}
+"""Flags that have a second name: what `finetune` calls the same."""
+
+
 class Spec(BaseModel):
     """Everything a study needs to know, complete. Each field is a key of the TOML file and a flag (`_` becomes `-`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    task: Annotated[str, Field(description="the name of a task")] = "digits-few"
-    labelled: Annotated[int | None, Field(ge=2, description="a whole number of at least 2")] = None
-    validation: Annotated[int | None, Field(ge=2, description="a whole number of at least 2")] = None
-    noise: Share = 0.0
-    image_size: Annotated[int | None, Field(ge=8, description="a whole number of at least 8 (pixels)")] = None
-    image_column: Annotated[str | None, Field(description="the name of a column")] = None
-    label_column: Annotated[str | None, Field(description="the name of a column")] = None
-    text_column: Annotated[str | None, Field(description="the name of a column, or of two: premise,hypothesis")] = None
-    per_class: Annotated[int | None, Field(ge=1, description="a whole number of at least 1")] = None
-    max_length: Annotated[int | None, Field(ge=2, description="a whole number of tokens of at least 2")] = None
-    metric: Annotated[str | None, Field(description="the name of a metric")] = None
-    model: Annotated[str, Field(description="the name of a model")] = "cnn"
-    adapt: Annotated[Literal["lora", "full"], Field(description="'lora' or 'full'")] = "lora"
-    lora_r: Whole = 8
-    lora_alpha: Positive = 16.0
-    lora_dropout: Share = 0.0
-    lora_targets: Annotated[
-        Annotated[list[str], Field(min_length=1)] | None,
-        BeforeValidator(words),
-        Field(description="a list of module names"),
-    ] = None
-    lora_kind: Annotated[Literal["lora", "rslora", "dora"], Field(description="'lora', 'rslora' or 'dora'")] = "lora"
-    methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1, description="a list of method names")] = (
-        list(DEFAULT_METHODS)
+    task: Annotated[str, Expected("the name of a task")] = Field(
+        "digits-few",
+        description="digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, text:FILE, module:function.",
     )
-    seeds: Seeds = list(range(5))
-    rho: Annotated[Grid, Field(description="a list of radii above 0")] = [0.05, 0.1, 0.2]
-    mu: Annotated[Grid | None, Field(description="a list of numbers above 0")] = None
-    lr_grid: Annotated[Grid | None, Field(description="a list of learning rates above 0")] = None
-    tune_lr: Annotated[Literal["base", "each"], Field(description="'base' or 'each'")] = "base"
-    tune_seeds: Seeds = [0, 1]
-    epochs: Whole = 30
-    max_steps: Annotated[int | None, Field(ge=1, description="a whole number of at least 1")] = None
-    batch_size: Whole = 64
-    optimizer: Annotated[Literal["sgd", "adamw", "amsgrad"], Field(description="'sgd', 'adamw' or 'amsgrad'")] = "sgd"
-    lr: Positive = 0.05
-    momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, description="a number of at least 0")] = 5e-4
-    lr_schedule: Annotated[
-        Literal["cosine", "constant", "linear"], Field(description="'cosine', 'constant' or 'linear'")
-    ] = "cosine"
-    warmup: Share = 0.0
+    methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1), Expected("a list of method names")] = (
+        Field(list(DEFAULT_METHODS), description="Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")
+    )
+    seeds: Seeds = Field(list(range(5)), description="How many, or which: 0,1,2.")
+    rho: Annotated[Grid, Expected("a list of radii above 0")] = Field(
+        [0.05, 0.1, 0.2], description="Radii to choose from, as for SAM."
+    )
+    mu: Grid | None = Field(None, description="Values of mu to choose from, for BAR (as many as of rho).")
+    lr_grid: Annotated[Grid | None, Expected("a list of learning rates above 0")] = Field(
+        None, description="Learning rates the base chooses from; the methods train at its choice."
+    )
+    tune_lr: Literal["base", "each"] = Field(
+        "base", description="each: every method chooses its own from lr_grid, together with rho."
+    )
+    tune_seeds: Seeds = Field([0, 1], description="Seeds that choose rho on the validation split: how many, or which.")
+    labelled: Two | None = Field(None, description="Labelled training examples.")
+    per_class: Whole | None = Field(None, description="Training texts of each class, at most.")
+    validation: Two | None = Field(None, description="Validation examples; never from the test set.")
+    noise: Share = Field(0.0, description="Share of wrong labels, in training and validation alike.")
+    model: Annotated[str, Expected("the name of a model")] = Field(
+        "cnn", description="cnn, mlp, resnet18, vit or module:function; for texts hf:FOLDER or hf:ID."
+    )
+    adapt: Literal["lora", "full"] = Field(
+        "lora", description="How a pretrained model is trained: lora (with its head) or full."
+    )
+    lora_r: Whole = Field(8, description="Rank of LoRA.")
+    lora_alpha: Positive = Field(16.0, description="alpha of LoRA.")
+    lora_dropout: Share = Field(0.0, description="Dropout before LoRA's factors.")
+    lora_targets: Modules | None = Field(None, description="Modules that get LoRA: query,value (PEFT's choice).")
+    lora_kind: Literal["lora", "rslora", "dora"] = Field("lora", description="Kind of adapters.")
+    epochs: Whole = Field(30, description="Epochs of every run (the base also runs with twice as many).")
+    max_steps: Whole | None = Field(None, description="Steps of every run, instead of epochs.")
+    batch_size: Whole = Field(64, description="Examples per step.")
+    optimizer: Literal["sgd", "adamw", "amsgrad"] = Field("sgd", description="Base optimizer (amsgrad: AdaSAM's).")
+    lr: Positive = Field(0.05, description="Learning rate.")
+    momentum: Share = Field(0.9, description="Momentum of sgd.")
+    weight_decay: AtLeastZero = Field(5e-4, description="Weight decay.")
+    lr_schedule: Literal["cosine", "constant", "linear"] = Field(
+        "cosine", description="Shape of the learning rate after the warm-up."
+    )
+    warmup: Share = Field(0.0, description="Share of the steps over which the learning rate rises.")
     eval_every: Annotated[
-        int | None, Field(ge=1, description="a whole number of epochs (of steps, with max_steps) of at least 1")
-    ] = None
-    test_curve: Whole = 500
-    sharpness_rho: Positive = 0.05
-    sharpness_examples: Annotated[int | None, Field(ge=1, description="a whole number of at least 1")] = None
-    device: Annotated[str, Field(description="'auto', 'cpu', 'cuda' or 'cuda:0'")] = "auto"
-    jobs: Annotated[int | None, Field(ge=1, le=256, description="a whole number from 1 to 256")] = None
-    parallel: Annotated[Literal["ddp", "fsdp"] | None, Field(description="'ddp' or 'fsdp'")] = None
-    out: Annotated[str, Field(min_length=1, description="a folder")] = ""
+        Whole | None, Expected("a whole number of epochs (of steps, with max_steps) of at least 1")
+    ] = Field(None, description="Epochs (steps, with max_steps) between looks at the validation set (a tenth).")
+    test_curve: Whole = Field(500, description="Test examples of the learning curve, at most.")
+    sharpness_rho: Positive = Field(0.05, description="Radius at which sharpness is measured.")
+    sharpness_examples: Whole | None = Field(None, description="Training examples it is measured on (all).")
+    image_size: Annotated[int, Field(ge=8), Expected("a whole number of at least 8 (pixels)")] | None = Field(
+        None, description="Resize images to this many pixels a side."
+    )
+    image_column: Column | None = Field(None, description="Image column of an hf: task.")
+    text_column: Annotated[str, Expected("the name of a column, or of two: premise,hypothesis")] | None = Field(
+        None, description="Text column of a text: task with columns; two for pairs: a,b."
+    )
+    max_length: Annotated[int, Field(ge=2), Expected("a whole number of tokens of at least 2")] | None = Field(
+        None, description="Tokens after which a text is cut."
+    )
+    metric: Annotated[str, Expected("the name of a metric")] | None = Field(
+        None, description="The metric that chooses and judges (the task's first: accuracy, mse)."
+    )
+    label_column: Column | None = Field(None, description="Label column of an hf: or text: task.")
+    device: Annotated[str, Expected("'auto', 'cpu', 'cuda' or 'cuda:0'")] = Field(
+        "auto", description="auto, cpu, cuda or cuda:0."
+    )
+    parallel: Literal["ddp", "fsdp"] | None = Field(None, description="Under torchrun: every run on all its processes.")
+    jobs: Annotated[int, Field(ge=1, le=256), Expected("a whole number from 1 to 256")] | None = Field(
+        None, description="Runs side by side (one per core)."
+    )
+    out: Annotated[str, Field(min_length=1), Expected("a folder")] = Field(
+        "", description="Folder for results (results/<task>); the same command there resumes."
+    )
 
     def data_options(self) -> tasks.DataOptions:
         """What decides the examples."""
@@ -136,6 +177,14 @@ class Spec(BaseModel):
         """How many runs go side by side: one per core, at most four on one GPU."""
         cores = usable_cores()
         return self.jobs or (cores if self.device == "cpu" else min(4, cores))
+
+
+def _shown(default: Any) -> str:
+    return "the task's" + (f", or {default:g}" if isinstance(default, float) else f", or {default}" if default else "")
+
+
+SHOWN = {name: _shown(Spec.model_fields[name].default) for name in tasks.TEXT}
+"""Defaults as --help shows them where the task has its say."""
 
 
 def _usual_mu(count: int) -> list[float]:
@@ -199,15 +248,7 @@ def _validated(values: Mapping[str, Any]) -> Spec:
     try:
         return Spec.model_validate(dict(values))
     except ValidationError as error:
-        raise ValueError(_sentence(error, values)) from None
-
-
-def _sentence(error: ValidationError, values: Mapping[str, Any]) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0])
-    if first["type"] == "twice":
-        return f"{name}: {first['msg']}"
-    return f"{name} must be {Spec.model_fields[name].description}, got {values[name]!r}"
+        raise ValueError(refusal(Spec, error, values)) from None
 
 
 def _slug(task: str) -> str:
