@@ -1,5 +1,6 @@
 """The project's own promises: one version, quiet import, torch only, a wheel that holds what it should."""
 
+import ast
 import json
 import re
 import subprocess
@@ -52,6 +53,62 @@ def test_import_leaves_the_random_generators_alone() -> None:
         "assert random.getstate() == a[0] and torch.equal(torch.get_rng_state(), a[1])"
     )
     assert run(code).returncode == 0
+
+
+FLOORS = (
+    "", "_command", "text", "compare.data", "compare.analysis", "compare.report", "compare.engine", "compare",
+    "finetune", "evaluate", "bench", "study", "cli", "__main__",
+)  # fmt: skip
+"""Rooms of the package from the ground up; the first is the core: whatever has no name here."""
+
+COMMANDS = ("compare", "finetune", "evaluate", "bench")
+"""They stand beside each other."""
+
+
+def room(module: str) -> str:
+    """The innermost of the named rooms that a module lies in."""
+    inside = [name for name in FLOORS[1:] if f"{module}.".startswith(f"steppe.{name}.")]
+    return max(inside, key=len, default="")
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports of the package, at its head or in a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{each.name}" for each in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+    return {name for name in found if name.partition(".")[0] == "steppe"}
+
+
+def upward(module: str, names: set[str]) -> list[str]:
+    """Those of the imports that lead to a higher floor, or from one command to another."""
+    own = room(module)
+    beside = {name for name in COMMANDS if own in COMMANDS or own.startswith("compare")} - {own.partition(".")[0]}
+    return [
+        f"{module} -> {name}" for name in sorted(names)
+        if FLOORS.index(room(name)) > FLOORS.index(own) or room(name).partition(".")[0] in beside
+    ]  # fmt: skip
+
+
+def test_imports_go_down_only() -> None:
+    sources = {".".join(p.relative_to(ROOT / "src").with_suffix("").parts): p for p in (ROOT / "src").rglob("*.py")}
+    assert {room(name) for name in sources} == set(FLOORS), "a room that is not there"
+    assert not [each for name, path in sources.items() for each in upward(name, imported(path))]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("steppe.gradient", "steppe._command.files"), ("steppe._command.pool", "steppe.text.rows"),
+        ("steppe.text.rows", "steppe.compare.data.tasks"), ("steppe.compare.report.page", "steppe.compare.engine.run"),
+        ("steppe.finetune.run", "steppe.compare.engine.run"), ("steppe.bench.measure", "steppe.finetune.spec"),
+        ("steppe.compare.data.tasks", "steppe.compare.rho"), ("steppe.evaluate.run", "steppe.cli.main"),
+    ],
+)  # fmt: skip
+def test_an_upward_import_is_found(module: str, name: str) -> None:
+    assert upward(module, {name, "steppe._parts.check_choice"}) == [f"{module} -> {name}"]
 
 
 def test_torch_is_the_only_core_dependency() -> None:

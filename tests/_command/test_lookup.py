@@ -13,6 +13,7 @@ from steppe._command.lookup import near, nearest
         ("text", ["test-curve", "text-column", "max-length"], "text-column"),  # a word of it
         ("rate", ["learning_rate", "learning_rate_scheduler"], "learning_rate"),  # the shortest that holds it
         ("Batch-Size", ["batch_size"], "batch_size"),
+        ("tsk", ["Task", "task"], "task"),
         ("epochs", ["response", "examples"], None),
         ("lr", ["r", "alpha"], None),
         ("x", [], None),

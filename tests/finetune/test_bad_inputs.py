@@ -99,7 +99,7 @@ BAD = [
     (f"{OK} --max-length 25", "max_length 25 is more than the 24 tokens that the model takes; set it to at most 24"),
     (f"{OK} --max-length 1", "max_length must be a whole number of at least 2"),
     (f"{OK} --set learnig_rate=1", "has no argument 'learnig_rate'; did you mean 'learning_rate'?"),
-    (f"{OK} --learnig-rate 1", "unknown flag --learnig-rate; did you mean 'learning-rate'?"),
+    (f"{OK} --learnig-rate 1", "unknown flag --learnig-rate; did you mean --learning-rate?"),
     (f"{OK} --set learning_rate", "write --set name=value"),
     (f"{OK} --set learning_rate=fast", "learning_rate = 'fast' is not what the Trainer takes"),
     (f"{OK} --set learning_rate=0", "learning_rate must be a number above 0, got 0.0"),

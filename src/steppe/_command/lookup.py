@@ -27,9 +27,13 @@ def near(name: str, names: Sequence[str]) -> str | None:
     holding = [each for each, known in plain.items() if typed in known.split("_")]
     if holding:
         return min(holding, key=len)
-    alike = {each: difflib.SequenceMatcher(None, typed, known).ratio() for each, known in plain.items()}
-    close = [each for each, ratio in alike.items() if ratio >= (0.55 if plain[each][:1] == typed[:1] else 0.75)]
+    alike = {each: (_ratio(typed, known), _ratio(name, each)) for each, known in plain.items()}
+    close = [each for each, (ratio, _) in alike.items() if ratio >= (0.55 if plain[each][:1] == typed[:1] else 0.75)]
     return max(close, key=alike.__getitem__, default=None)
+
+
+def _ratio(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def named_function(reference: str, what: str) -> Callable[..., Any]:

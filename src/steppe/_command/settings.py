@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -81,8 +81,12 @@ def refusal(model: type[BaseModel], error: ValidationError, values: Mapping[str,
 
 
 def _expected(field: FieldInfo) -> str:
-    said = next((each.text for each in field.metadata if isinstance(each, Expected)), None)
-    return said or _of_type(field.annotation) or "of another type"
+    return _outermost(field.metadata) or _of_type(field.annotation) or "of another type"
+
+
+def _outermost(said: Sequence[Any]) -> str | None:
+    """Python lays what is said of a type said of already flat, the outermost last."""
+    return next((each.text for each in reversed(said) if isinstance(each, Expected)), None)
 
 
 def _of_type(annotation: Any) -> str | None:
@@ -93,8 +97,7 @@ def _of_type(annotation: Any) -> str | None:
         *others, last = (repr(each) for each in get_args(annotation))
         return f"{', '.join(others)} or {last}" if others else last
     parts = get_args(annotation)
-    said = (each.text for each in parts if isinstance(each, Expected))
-    return next(said, None) or next(filter(None, map(_of_type, parts)), None)
+    return _outermost(parts) or next(filter(None, map(_of_type, parts)), None)
 
 
 def read_toml(path: Path, flag: str = "--config") -> dict[str, Any]:
