@@ -30,7 +30,7 @@ def test_a_kept_study_is_taken_up_without_a_run(tmp_path, monkeypatch, capsys):
     assert studies.finished(out) == before and len(before) == 10
     assert (out / "cost.json").read_text() == (KEPT / "cost.json").read_text()
     summary, then = json.loads(capsys.readouterr().out), json.loads((KEPT / "summary.json").read_text())
-    rows = [row | {"final": row["accuracy"]} for row in then["rows"]]  # as it was called where there was no other metric
+    rows = [row | {"final": row["accuracy"]} for row in then["rows"]]  # what it was called
     assert [[row[key] for key in studies.EQUAL] for row in summary["rows"]] == [
         [row[key] for key in studies.EQUAL] for row in rows
     ]
