@@ -33,6 +33,11 @@ def mlp(shape: tuple[int, ...], classes: int) -> nn.Module:
     )
 
 
+def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """One linear layer on the flattened input."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(torch.Size(shape).numel()), classes))
+
+
 class _Residual(nn.Module):
     """Two 3x3 convolutions with BatchNorm and a shortcut (a 1x1 convolution where the shape changes)."""
 
@@ -91,7 +96,7 @@ def vit(shape: tuple[int, ...], classes: int) -> nn.Module:
     return _ViT(shape, classes)
 
 
-MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "resnet18": resnet18, "vit": vit}
+MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "linear": linear, "resnet18": resnet18, "vit": vit}
 """Model name -> builder(shape of one example, number of classes)."""
 
 

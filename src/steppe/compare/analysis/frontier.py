@@ -16,8 +16,8 @@ TIE = 1.05
 def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | None) -> Row:
     """Passes (counted), step time and memory (measured) of one row, all relative to the base's.
 
-    `length` is the number of steps relative to the base: 2 for the base with twice the epochs. `time_ratio`
-    is for the whole training, so it holds the length already.
+    `length` is the number of steps relative to the base: 2 for the base with twice the epochs, 0 for what needs no
+    training. `time_ratio` is for the whole training, so it holds the length already.
     """
     length = _length(group, groups)
     found: Mapping[str, Any] = {"time_ratio": {"median": 1.0}, "memory_ratio": 1.0} if group.method == BASE else {}
@@ -42,7 +42,7 @@ def price(rows: Sequence[Row]) -> str | None:
     shown = [row for row in rows if row["final"]]
     by_time = {id(row): (row["time_ratio"] or {}).get("median") for row in shown}
     by_passes = {id(row): row["passes"] and row["passes"] * row["length"] for row in shown}
-    timed = bool(shown) and all(by_time.values())
+    timed = bool(shown) and all(cost is not None for cost in by_time.values())
     for row in rows:
         row["cost"] = (by_time if timed else by_passes).get(id(row))
     return "time" if timed else "passes" if any(by_passes.values()) else None
@@ -59,7 +59,7 @@ def candidates(rows: Sequence[Row], judged: str, axis: str | None, judge: Judge)
         forms = ("final", "early") if (row["method"], row["variant"]) == (BASE, "plain") else (judged,)
         for form in forms:
             figure = row[form]
-            if figure and row["cost"]:
+            if figure and row["cost"] is not None:
                 found.append({"row": row, "form": form, "cost": row["cost"], "figure": figure, "pareto": False})
     slack = TIE if axis == "time" else 1.0
     front: list[float] = []
@@ -78,6 +78,8 @@ def mark_front(rows: Sequence[Row], judged: str, axis: str | None, judge: Judge)
 
 
 def _length(group: Group, groups: Sequence[Group]) -> float:
+    if group.untrained:
+        return 0.0
     base = next((g for g in groups if (g.method, g.variant) == (BASE, "plain")), None)
     steps, reference = (g and g.mean(lambda run: run.get("steps")) for g in (group, base))
     if steps and reference:

@@ -1,4 +1,4 @@
-"""The final runs of a comparison, sorted into one group per method, and the three baselines among them."""
+"""The final runs of a comparison, sorted into one group per method, and the baselines among them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from steppe.compare.judge import Judge, of_records
 Record = Mapping[str, Any]
 BySeed = dict[int, float]
 BASE = "base"
+TRAINED = ("plain", "double")
+"""Variants of the base that are trained; any other is the name of a baseline that needs no training."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """All final runs of one method, one per seed; the base with twice the epochs is a group of its own."""
+    """All final runs of one method, one per seed; a baseline beside the base is a group, and a variant, of its own."""
 
     method: str
     variant: str
@@ -27,6 +29,11 @@ class Group:
         """Finite values of one figure, by seed; a run without it is left out."""
         found = {int(run["seed"]): finite(read(run)) for run in self.runs}
         return {seed: value for seed, value in found.items() if value is not None}
+
+    @property
+    def untrained(self) -> bool:
+        """Whether this is a baseline that needs no training."""
+        return self.variant not in TRAINED
 
     @property
     def final(self) -> BySeed:
@@ -71,6 +78,8 @@ class Group:
 
 def label(run: Record) -> str:
     """What a reader calls the method of a run: `SAM`, `base`, `base, 2× epochs`."""
+    if run["variant"] not in TRAINED:
+        return str(run["variant"])
     name = str(run.get("label") or run["method"])
     return f"{name.partition(',')[0]}, 2× epochs" if run["variant"] == "double" else name
 
@@ -82,25 +91,42 @@ def tuned(run: Record) -> tuple[str, float | None]:
 
 
 def group(records: Iterable[Record]) -> list[Group]:
-    """Groups of the final runs, by name; where a run is there twice, the one that finished last counts."""
+    """Groups of the final runs, by name; where a run is there twice, the one that finished last counts.
+
+    What needs no training was measured beside the base, and stands as a group of its own.
+    """
     newest: dict[tuple[str, str, int], Record] = {}
     for run in sorted(records, key=lambda r: (str(r.get("finished")), str(r.get("run_id")))):
         if run["phase"] == "final":
             newest[run["method"], run["variant"], run["seed"]] = run
+    for run in [run for key, run in newest.items() if key[:2] == (BASE, "plain")]:
+        for name, figures in (run.get("rows") or {}).items():
+            newest[BASE, name, run["seed"]] = _untrained(run, name, figures)
     names = sorted({key[:2] for key in newest})
     judge = of_records(newest.values())
     return [Group(*name, tuple(newest[key] for key in sorted(newest) if key[:2] == name), judge) for name in names]
 
 
+def _untrained(run: Record, name: str, figures: Mapping[str, float]) -> Record:
+    """The record of a baseline that needs no training, as it was measured beside a run of the base."""
+    identity = {key: run[key] for key in ("seed", "phase", "metric") if key in run}
+    early = {"early": {"epoch": 0, **figures}}  # there is no training that could end early
+    return {"method": BASE, "variant": name, "rho": None, "passes_per_step": 0.0} | identity | dict(figures) | early
+
+
 def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:
-    """Figures on the test set by seed of `base`, `early` (the base stopped early) and `double` (twice the epochs)."""
+    """Figures on the test set by seed of all baselines.
+
+    They are `base`, `early` (the base stopped early), `double` (twice the epochs), and what needs no training by name.
+    """
     found: dict[str, BySeed] = {}
     for each in groups:
-        if (each.method, each.variant) == (BASE, "double"):
-            found["double"] = each.final
-        elif each.method == BASE:
+        if each.method == BASE and each.variant == "plain":
             found |= {"base": each.final, "early": each.early}
-    return {name: found[name] for name in ("base", "early", "double") if found.get(name)}
+        elif each.method == BASE:
+            found[each.variant] = each.final
+    first = [name for name in ("base", "early", "double") if found.get(name)]
+    return {name: found[name] for name in [*first, *(n for n in found if n not in first)] if found[name]}
 
 
 def best(found: Mapping[str, BySeed], judge: Judge) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from steppe.compare.analysis.verdict import best_row
-from steppe.compare.analysis.wording import BASELINES, SYMBOLS, Words, choices, listing, symbols
+from steppe.compare.analysis.wording import BASELINES, SYMBOLS, Words, baseline, choices, listing, symbols
 
 Row = Mapping[str, Any]
 Summary = Mapping[str, Any]
@@ -19,7 +19,7 @@ def notes(summary: Summary) -> list[str]:
     if summary["best_baseline"] is None:
         return _missing(summary)
     parts: Sequence[Callable[[Summary], list[str]]] = (
-        _early, _double, _sam, _worse, _edges, _few_seeds, _missing, _cost, _selection,
+        _early, _double, _untrained, _sam, _worse, _edges, _few_seeds, _missing, _cost, _selection,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(summary)]
 
@@ -71,20 +71,28 @@ def _fourth(summary: Summary) -> list[str]:
     ]
 
 
+def _untrained(summary: Summary) -> list[str]:
+    """Where the base does not beat what needs no training, nothing that is said of methods says much."""
+    base, judge = summary["baselines"].get("base"), Words(summary).judge
+    found = {name: each for name, each in summary["baselines"].items() if name not in BASELINES}
+    names = [baseline(name) for name, each in found.items() if base and not judge.better(base["mean"], each["mean"])]
+    return [f"The base is no better than {listing(names)}, which needs no training."] if names else []
+
+
 def _sam(summary: Summary) -> list[str]:
     row = _row(summary, "sam")
     if row is None or not row["gain"]:
         return ["SAM is not in this comparison: no share of its gain can be shown."]
     if row["gain"]["ci95"] is None or _above(row["gain"]):
         return []
-    against, gain = BASELINES[summary["best_baseline"]], Words(summary).amount(row["gain"])
+    against, gain = baseline(summary["best_baseline"]), Words(summary).amount(row["gain"])
     what = "loses to" if _below(row["gain"]) else "does not clearly gain on"
     return [f"SAM {what} {against} ({gain}): a share of that would mean nothing and is not shown."]
 
 
 def _worse(summary: Summary) -> list[str]:
     names = [row["label"] for row in _methods(summary) if row["gain"]["clear"] == -1]
-    return [f"Clearly below {BASELINES[summary['best_baseline']]}: {listing(names)}."] if names else []
+    return [f"Clearly below {baseline(summary['best_baseline'])}: {listing(names)}."] if names else []
 
 
 def _edges(summary: Summary) -> list[str]:
@@ -137,7 +145,7 @@ def _missing(summary: Summary) -> list[str]:
 def _cost(summary: Summary) -> list[str]:
     if summary["cost_axis"] != "passes":
         return []
-    untimed = [row["label"] for row in summary["rows"] if row["final"] and not row["time_ratio"]]
+    untimed = [row["label"] for row in summary["rows"] if row["final"] and row["passes"] != 0 and not row["time_ratio"]]
     return [f"Step times were not measured for {listing(untimed)}: cost is counted in passes."]
 
 
@@ -145,7 +153,7 @@ def _selection(summary: Summary) -> list[str]:
     rows = _methods(summary)
     if not rows or all(row["gain"]["ci95"] is None for row in rows):
         return []
-    against = BASELINES[summary["best_baseline"]]
+    against = baseline(summary["best_baseline"])
     found = [
         f"Gains are against {against}, the best of the baselines by its mean on the test set. That choice "
         "favours the baseline, so gains err on the low side; "

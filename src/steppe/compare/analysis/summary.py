@@ -4,7 +4,8 @@
 Differences are paired: a method and what it is compared with share their seeds. The rules:
 
 * Three baselines stand against every method: the base, the base stopped early on validation, and the base
-  trained for twice the epochs. A gain is measured against the best of the three by mean.
+  trained for twice the epochs; beside them what the task can do without training. A gain is measured against the best
+  of them by mean.
 * Like is compared with like: when that best baseline is the one stopped early, methods are judged by their
   own early-stopped figures, else by those at the end of training. The rule looks at the baselines only.
 * A gain is called clear when it survives Holm's correction over all methods compared.
@@ -216,7 +217,8 @@ def _rank(row: Row, form: str, judge: Judge) -> tuple[bool, bool, float, str]:
     figure = row[form]
     is_method = row["method"] != BASE
     rank = judge.rank(figure["mean"]) if figure and is_method else 0.0
-    return is_method, figure is None, -rank, row["method"] + (" 2" if row["variant"] == "double" else "")
+    order = {"plain": "", "double": " 2"}.get(row["variant"], f" 3 {row['variant']}")
+    return is_method, figure is None, -rank, row["method"] + order
 
 
 def _json(found: Estimate | None, **more: Any) -> dict[str, Any] | None:

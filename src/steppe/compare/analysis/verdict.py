@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe.compare.analysis.wording import BASELINES, Words, chosen
+from steppe.compare.analysis.wording import Words, baseline, chosen
 
 Row = Mapping[str, Any]
 MOST_SEEDS = 100
@@ -23,7 +23,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return "Nothing to judge by yet: no run of the base has finished."
     if not rows:
         return "Nothing to compare yet: no method has finished beside the base."
-    words, against = Words(summary), BASELINES[summary["best_baseline"]]
+    words, against = Words(summary), baseline(summary["best_baseline"])
     top = best_row(rows)
     if top["gain"]["ci95"] is None:
         return _single(top, against, words)

@@ -22,7 +22,20 @@ BASELINES = {
     "early": "the base stopped early",
     "double": "the base with twice the epochs",
 }
-"""The three honest baselines, as they are called in a sentence."""
+"""The three honest baselines that are trained, as they are called in a sentence."""
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
+
+
+def baseline(name: str) -> str:
+    """What a baseline is called in a sentence; one that needs no training by its own name."""
+    return BASELINES.get(name, f"“{name}”")
+
+
+def how_many(count: int, what: str) -> str:
+    """`three baselines`."""
+    number = NUMBERS[count] if count < len(NUMBERS) else str(count)
+    return f"{number} {what}" if count == 1 else f"{number} {what}s"
 
 
 def signed(value: float, digits: int) -> str:

@@ -16,6 +16,9 @@ from steppe.compare.data.metrics import Metric, chosen, named
 TEST_SHARE = 0.2
 """Share of the examples kept for the test where a source has no test set of its own."""
 
+_BASELINES = ("base", "plain", "early", "double")
+"""Names of baselines and their variants, which no row may bear."""
+
 _TEST_SEED, _SPLIT_SEED, _NOISE_SEED = 0x7E57, 0x5711, 0x0153
 
 
@@ -33,11 +36,18 @@ class Split:
 
     def take(self, index: Tensor) -> Split:
         """The examples at `index`, in that order."""
-        return Split(pytree.tree_map(lambda tensor: tensor[index], self.x), self.y[index])
+        return type(self)(pytree.tree_map(lambda tensor: tensor[index], self.x), self.y[index])
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on `device`."""
-        return Split(pytree.tree_map(lambda tensor: tensor.to(device), self.x), self.y.to(device))
+        return type(self)(pytree.tree_map(lambda tensor: tensor.to(device), self.x), self.y.to(device))
+
+    def unsound(self) -> Tensor:
+        """Which examples hold a value that is not finite."""
+        bad = torch.zeros(len(self), dtype=torch.bool, device=self.y.device)
+        for tensor in pytree.tree_leaves((self.x, self.y)):
+            bad |= ~tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else ~tensor.isfinite()
+        return bad
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,10 @@ class Task:
         metrics: names from `steppe.compare.data.metrics.METRICS`, or a `steppe.compare.Metric` of your own; the first
             one chooses and judges. By default accuracy and nll for cross_entropy; mse, mae and r2 for mse.
         rows: baselines that need no training, name -> function of the inputs `x` that gives outputs (a forecast that
-            repeats the last value).
+            repeats the last value). They stand among the baselines, and cost nothing.
 
     Raises:
-        ValueError: an unknown loss or metric.
+        ValueError: an unknown loss or metric, or a row with the name of another baseline.
     """
 
     name: str
@@ -103,6 +113,9 @@ class Task:
         """Check loss and metrics, before anything is trained."""
         check_loss(self.loss)
         chosen(self.metrics, self.loss)
+        taken = next((name for name in self.rows if name in _BASELINES or not name.strip()), None)
+        if taken is not None:
+            raise ValueError(f"row {taken!r} cannot be called so; the baselines are {', '.join(_BASELINES)} already")
 
     @property
     def outputs(self) -> int:

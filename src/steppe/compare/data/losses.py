@@ -51,10 +51,12 @@ def each_of(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
 
 
 def fitted(output: Tensor, target: Tensor) -> Tensor:
-    """The output in the target's shape, where only dimensions of length one differ; never broadcast by accident."""
+    """The output in the target's shape, where it is flat or only dimensions of length one differ; never broadcast."""
     if output.shape == target.shape:
         return output
-    if [n for n in output.shape if n != 1] == [n for n in target.shape if n != 1]:
+    if [n for n in output.shape if n != 1] == [n for n in target.shape if n != 1] or (
+        output.dim() == 2 and target.dim() > 2 and output.shape == target.flatten(1).shape
+    ):
         return output.reshape(target.shape)
     raise ValueError(
         f"the model's output has shape {tuple(output.shape)} and the target {tuple(target.shape)}; expected one number "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from steppe._command.networks import find
+from steppe._command.lookup import nearest
+from steppe._command.networks import MODELS, find
 from steppe.compare.data import transformer
 from steppe.compare.data.examples import Task
+from steppe.compare.data.sequence_models import FORECASTERS
 from steppe.text.models import Lora
 
 
@@ -14,13 +16,20 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
     """The model `name` for the inputs of `task`.
 
     Args:
-        name: one of `MODELS` or a `module:function`, which draw their weights from torch's global generator; or
-            `hf:FOLDER` or `hf:ID`, a pretrained one.
+        name: one of `MODELS` or `FORECASTERS`, or a `module:function`, which draw their weights from torch's global
+            generator; or `hf:FOLDER` or `hf:ID`, a pretrained one.
         task: whose inputs and classes the model is for.
         lora: adapters of a pretrained model; None trains all of it.
         seed: draws what is new in a pretrained model.
     """
     if name.startswith(transformer.PREFIX):
         return transformer.build(name.removeprefix(transformer.PREFIX), task.classes, lora, seed)
-    shape = tuple(task.train.x.shape[1:]) if isinstance(task.train.x, Tensor) else ()
+    x, y = task.train.x, task.train.y
+    shape = tuple(x.shape[1:]) if isinstance(x, Tensor) else ()
+    if len(shape) == 2 and y.dim() == 3 and name in FORECASTERS:
+        return FORECASTERS[name](*shape, *y.shape[1:])
+    if name in FORECASTERS and name not in MODELS:
+        raise ValueError(f"model {name!r} needs windows of a series, as forecast:FILE gives them; this task has none")
+    if ":" not in name and name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; {nearest(name, [*MODELS, *FORECASTERS])}, or give module:function")
     return find(name)(shape, task.outputs)

@@ -1,4 +1,4 @@
-"""Tasks by name: the two built in, a folder of idx files or images, texts, a Hugging Face id, or your own function."""
+"""Tasks by name: the two built in, folders and files of many kinds, a Hugging Face id, or your own function."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from steppe._command.lookup import named_function, nearest
-from steppe.compare.data import corpora, readers, transformer
+from steppe.compare.data import columns, corpora, readers, transformer
 from steppe.compare.data.examples import Amounts, Source, Task, choose
+from steppe.compare.data.files import FILES
+from steppe.compare.data.options import DataOptions
 
 GENERIC: dict[str, Any] = {
     "labelled": None, "validation": None, "noise": 0.0, "model": "cnn", "epochs": 30, "batch_size": 64,
@@ -68,25 +70,8 @@ measure. Twenty epochs are long enough to learn part of the wrong labels by hear
 SAM is the remedy or stopping early is, is the question of this task.
 """
 
-KINDS = ("idx", "images", "hf", "text")
-"""Prefixes of the tasks that read a user's data: `idx:FOLDER`, `images:FOLDER`, `hf:DATASET`, `text:FILE`."""
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Everything that decides which examples a seed trains on."""
-
-    task: str
-    labelled: int | None
-    validation: int | None
-    noise: float
-    image_size: int | None = None
-    image_column: str | None = None
-    label_column: str | None = None
-    text_column: str | None = None
-    per_class: int | None = None
-    max_length: int | None = None
-    model: str = ""
+KINDS = ("idx", "images", "hf", "text", *FILES)
+"""Prefixes of the tasks that read a user's data: `idx:FOLDER`, `images:FOLDER`, `hf:DATASET`, `text:FILE`, files."""
 
 
 def check_name(name: str) -> None:
@@ -97,14 +82,20 @@ def check_name(name: str) -> None:
             named_function(name, "task")
         elif kind == "text":
             corpora.check(rest)
+        elif kind in FILES:
+            columns.check(rest)
         elif kind != "hf" and not Path(rest).is_dir():
             raise ValueError(f"task {name!r}: {rest} is not a folder; give the folder that holds the data")
     elif Path(name).is_dir():
         raise ValueError(f"task {name!r} is a folder; say what it holds: idx:{name}, images:{name} or text:{name}")
+    elif Path(name).is_file():
+        kinds = ", ".join(f"{kind}:{name}" for kind in FILES)
+        raise ValueError(f"task {name!r} is a file; say what it holds: {kinds} or text:{name}")
     elif name not in BUILT_IN:
-        hint = nearest(name, BUILT_IN)
+        hint, files = nearest(name, BUILT_IN), "".join(f", {kind}:FILE" for kind in FILES)
         raise ValueError(
-            f"unknown task {name!r}; {hint} (or idx:FOLDER, images:FOLDER, text:FILE, hf:DATASET, module:function)"
+            f"unknown task {name!r}; {hint} "
+            f"(or idx:FOLDER, images:FOLDER, text:FILE{files}, hf:DATASET, module:function)"
         )
 
 
@@ -116,23 +107,26 @@ def check_options(name: str, given: Collection[str]) -> None:
         given: names of the settings the user gave.
     """
     kind = name.partition(":")[0] if ":" in name and not is_function(name) else ""
+    chosen = not is_function(name) and kind not in FILES
     heard = {
         "image_column": kind == "hf", "label_column": kind in ("hf", "text"), "image_size": kind in ("hf", "images"),
-        "labelled": not is_function(name), "validation": not is_function(name), "noise": not is_function(name),
+        "labelled": chosen, "validation": chosen, "noise": chosen,
     } | dict.fromkeys(TEXT_ONLY, kind == "text")  # fmt: skip
+    heard |= {key: False for each in FILES.values() for key in each.hears if key not in heard}
+    heard |= dict.fromkeys(FILES[kind].hears, True) if kind in FILES else {}
     for key, listens in heard.items():
         if key in given and not listens:
             raise ValueError(f"task {name!r} does not take {key!r}; leave it out")
 
 
 def check_model(task: str, model: str) -> None:
-    """Refuse a model that cannot read the inputs of `task`: texts need a pretrained one, images none."""
+    """Refuse a model that cannot read the inputs of `task`: texts need a pretrained one, the others none."""
     if task.startswith("text:") and not model:
         raise ValueError(f"task {task!r} needs a pretrained model; name one with --model hf:FOLDER or hf:ID")
     if task.startswith("text:") != model.startswith(transformer.PREFIX):
         raise ValueError(
             f"model {model!r} cannot read task {task!r}; texts (text:...) go with models hf:FOLDER or hf:ID, "
-            "and images with the others"
+            "and the other tasks with the others"
         )
 
 
@@ -145,6 +139,8 @@ def recipe_of(name: str, adapt: str = "lora") -> dict[str, Any]:
     """
     if name.startswith("text:"):
         return TEXT | {"lr": TEXT_LR[adapt]}
+    if (kind := name.partition(":")[0]) in FILES:
+        return GENERIC | dict(FILES[kind].recipe)
     if name in BUILT_IN:
         return GENERIC | dict(BUILT_IN[name].recipe)
     if is_function(name):
@@ -188,6 +184,8 @@ def load(options: DataOptions, seed: int) -> Task:
     """The task of `seed`. Kept for the next run of the same process with the same seed: nobody writes to it."""
     if is_function(options.task):
         return call(options.task, seed)
+    if (kind := options.task.partition(":")[0]) in FILES:
+        return FILES[kind].task(options, seed)
     if options.task.startswith("text:"):
         source = _texts(options)
     else:
@@ -199,7 +197,7 @@ def load(options: DataOptions, seed: int) -> Task:
 def fingerprint(name: str) -> str:
     """A short hash of the files behind a task, so that changed data does not pass for the same study.
 
-    What is in the files of idx and text tasks, whose labels may change and leave the sizes as they are; names and sizes
+    What is in the files of all tasks of files, whose labels may change and leave the sizes as they are; names and sizes
     of images, whose labels are their folders; the module's text for a function; nothing for built-in and hub data.
     """
     kind, _, rest = name.partition(":")
@@ -208,6 +206,9 @@ def fingerprint(name: str) -> str:
         digest.update(_module_text(named_function(name, "task")))
     elif kind == "text":
         digest.update(corpora.fingerprint(rest))
+    elif kind in FILES:
+        path = Path(rest).expanduser()
+        digest.update(f"{path.name}:".encode() + corpora.content(path))
     elif kind in ("idx", "images"):
         _add_files(digest, Path(rest), lambda path: kind == "idx")
     return digest.hexdigest()

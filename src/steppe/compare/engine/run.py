@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils import _pytree as pytree
 
 import steppe
 from steppe._command import ranks
@@ -90,6 +89,37 @@ def _metrics(model: nn.Module, task: Task, part: str) -> dict[str, float]:
     """Every metric of the task on one of its parts, as a record names them."""
     found = measure.metrics(model, getattr(task, part), task.measured, task.outputs)
     return {f"{part}_{name}": value for name, value in found.items()}
+
+
+class _Untrained(nn.Module):
+    """A baseline that needs no training."""
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Any) -> Tensor:
+        return self.function(x)
+
+
+def untrained(task: Task) -> dict[str, dict[str, float]]:
+    """The metrics of the task's baselines that need no training, by their names."""
+    models = {name: _Untrained(function) for name, function in task.rows.items()}
+    return {name: _metrics(model, task, "val") | _metrics(model, task, "test") for name, model in models.items()}
+
+
+def check_rows(task: Task) -> None:
+    """Try each of them on two examples, before anything is trained.
+
+    Raises:
+        ValueError: one fails, or what it gives does not fit.
+    """
+    few = _spread(task.val, 2)
+    for name, function in task.rows.items():
+        try:
+            each_of(task.loss, function(few.x), few.y)
+        except Exception as error:
+            raise ValueError(f"row {name!r} of the task fails on two examples: {error}") from error
 
 
 @dataclass
@@ -201,13 +231,12 @@ def load_task(spec: Spec, seed: int) -> Task:
 def _check_finite(parts: dict[str, Split], name: str) -> None:
     """Refuse inputs from which nothing could be learned but more of the same."""
     for part, split in parts.items():
-        for tensor in pytree.tree_leaves((split.x, split.y)):
-            bad = ~tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else ~tensor.isfinite()
-            if bool(bad.any()):
-                raise ValueError(
-                    f"the {part} part of {name} holds values that are not finite in {int(bad.sum())} of {len(bad)} "
-                    f"examples, the first is number {int(bad.nonzero()[0])} (from 0); fill them or leave them out"
-                )
+        bad = split.unsound()
+        if bool(bad.any()):
+            raise ValueError(
+                f"the {part} part of {name} holds values that are not finite in {int(bad.sum())} of {len(bad)} "
+                f"examples, the first is number {int(bad.nonzero()[0])} (from 0); fill them or leave them out"
+            )
 
 
 def _lost(task: Task, losses: list[float], record: dict[str, Any]) -> str | None:
@@ -232,6 +261,8 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     counter = measure.PassCounter(trainer.model)
     fit = _fit(spec, task, run, trainer, steps, tell)
     record = _figures(spec, task, run, trainer, fit)
+    if task.rows and (run.method, run.variant) == ("base", "plain"):
+        record["rows"] = untrained(task)
     return record | {
         "epochs": _epochs(steps, per_epoch), "steps": steps, "passes_per_step": counter.examples / fit.examples,
         "ascended_share": fit.ascents / steps, "seconds": time.perf_counter() - start,

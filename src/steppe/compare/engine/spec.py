@@ -25,11 +25,13 @@ from steppe._command.settings import (
     Share,
     Two,
     Whole,
+    listed,
     read_toml,
     refusal,
     words,
 )  # fmt: skip
 from steppe.compare.data import tasks, transformer
+from steppe.compare.data.options import DataOptions
 from steppe.text.models import Lora
 
 SCHEMA = 1
@@ -43,6 +45,7 @@ _NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tun
 _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "lora_kind", "max_steps", "metric", "warmup", "sharpness_examples", "test_curve",
+    "parts", "stride", "lookback", "horizon", "targets", "time_column", "season", "leave_out",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
@@ -54,6 +57,12 @@ SPELLED = {"text_column": ("--text-column", "--text"), "label_column": ("--label
 """Flags that have a second name: what `finetune` calls the same."""
 
 
+Parts = Annotated[
+    list[Positive], Field(min_length=3, max_length=3), Expected("three shares (0.7,0.1,0.2) or three whole numbers")
+]
+Names = Annotated[list[str], BeforeValidator(listed), Field(min_length=1), Expected("a list of column names")]
+
+
 class Spec(BaseModel):
     """Everything a study needs to know, complete. Each field is a key of the TOML file and a flag (`_` becomes `-`)."""
 
@@ -61,7 +70,7 @@ class Spec(BaseModel):
 
     task: Annotated[str, Expected("the name of a task")] = Field(
         "digits-few",
-        description="digits-few, digits-noisy, idx:FOLDER, images:FOLDER, hf:ID, text:FILE, module:function.",
+        description="digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast}:FILE, hf:ID, module:function.",
     )
     methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1), Expected("a list of method names")] = (
         Field(list(DEFAULT_METHODS), description="Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")
@@ -120,6 +129,16 @@ class Spec(BaseModel):
     max_length: Annotated[int, Field(ge=2), Expected("a whole number of tokens of at least 2")] | None = Field(
         None, description="Tokens after which a text is cut."
     )
+    lookback: Whole | None = Field(None, description="Rows that a forecast is made from (336).")
+    horizon: Whole | None = Field(None, description="Rows that are forecast (96).")
+    targets: Names | None = Field(None, description="Columns that are forecast: a,b (all).")
+    time_column: Column | None = Field(None, description="Time column of a forecast: task (found if there is one).")
+    season: Two | None = Field(None, description="Rows after which a series repeats, for a naive forecast (a day).")
+    leave_out: Names | None = Field(None, description="Columns of a file that are not used: a,b.")
+    parts: Parts | None = Field(
+        None, description="Training, validation, test in turn: shares (0.7,0.1,0.2) or numbers of rows."
+    )
+    stride: Whole | None = Field(None, description="Rows between two training windows of a series.")
     metric: Annotated[str, Expected("the name of a metric")] | None = Field(
         None, description="The metric that chooses and judges (the task's first: accuracy, mse)."
     )
@@ -135,10 +154,11 @@ class Spec(BaseModel):
         "", description="Folder for results (results/<task>); the same command there resumes."
     )
 
-    def data_options(self) -> tasks.DataOptions:
+    def data_options(self) -> DataOptions:
         """What decides the examples."""
-        names = tasks.DataOptions.__dataclass_fields__
-        return tasks.DataOptions(**{name: getattr(self, name) for name in names})
+        found: dict[str, Any] = {name: getattr(self, name) for name in DataOptions.__dataclass_fields__}
+        found |= {name: tuple(each) for name, each in found.items() if isinstance(each, list)}
+        return DataOptions(**found)
 
     def hash(self) -> str:
         """A hash of all that decides what a run of given method, rho and seed results in."""

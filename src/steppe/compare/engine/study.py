@@ -43,6 +43,7 @@ def check(spec: Spec) -> Plan:
     """
     plan = Plan(spec, spec.hash())
     task = run.load_task(spec, spec.seeds[0])
+    run.check_rows(task)
     check_shares(len(task.train), spec.batch_size)
     for choice in plan.choices:
         first = Run(choice.text, choice.grid(spec.grids)[0], spec.seeds[0])

@@ -1,0 +1,128 @@
+"""A file of columns, CSV or Parquet, as words by column; what is a number is read as one where it is wanted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from steppe._command.lookup import nearest
+
+Columns = dict[str, list[str]]
+MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
+"""What a cell may hold, in any case of letters, where a value is missing."""
+
+_PARQUET = (".parquet", ".pq")
+
+
+def check(place: str) -> None:
+    """Refuse what is no file."""
+    if not Path(place).expanduser().is_file():
+        raise ValueError(f"{place} is not a file; give the path of one")
+
+
+def read(place: str) -> Columns:
+    """The columns of a CSV or Parquet file by name, in its order, every cell as it is written.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the file.
+    """
+    check(place)
+    path = Path(place).expanduser()
+    names, rows = _parquet(path) if path.suffix.lower() in _PARQUET else _csv(path)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{place} has two columns {twice!r}; give each a name of its own")
+    if not rows:
+        raise ValueError(f"{place} has a header and no rows below it; give a file with data")
+    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+
+
+def text_of(path: Path) -> str:
+    """What is in a file of text."""
+    raw = path.read_bytes()
+    if not raw.strip():
+        raise ValueError(f"{path} is empty; give a file with data")
+    if b"\0" in raw:
+        raise ValueError(f"{path} is not a text file (it holds zero bytes); expected text")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
+def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    text = text_of(path)
+    head = text.lstrip().split("\n", 1)[0]
+    delimiter = max(",;\t|", key=head.count)  # ties: the comma
+    try:
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if line]
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file ({error}); expected rows of cells") from error
+    names = [name.strip() for name in lines[0]]
+    for row, line in enumerate(lines[1:], 1):
+        if len(line) != len(names):
+            raise ValueError(f"{path}: row {row} has {len(line)} cells where the header has {len(names)}; mend it")
+    return names, [[cell.strip() for cell in line] for line in lines[1:]]
+
+
+def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path} needs the package pyarrow; run: pip install 'steppe[study,parquet]', or save it as CSV"
+        ) from error
+    try:
+        table = parquet.read_table(path)
+    except (ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file; is it whole?") from error
+    cells = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+    return list(table.column_names), [list(row) for row in zip(*cells, strict=True)]
+
+
+def without(found: Columns, names: Collection[str]) -> Columns:
+    """All columns but those that are to be left out."""
+    for name in names:
+        need(found, name, "leave-out")
+    return {name: words for name, words in found.items() if name not in names}
+
+
+def need(found: Mapping[str, Sequence[str]], name: str, flag: str) -> str:
+    """The name of a column that is there."""
+    if name not in found:
+        raise ValueError(f"no column {name!r} for --{flag}; {nearest(name, found)}")
+    return name
+
+
+def missing(word: str) -> bool:
+    """Whether a cell stands for a missing value."""
+    return word.lower() in MISSING
+
+
+def number(word: str) -> float | None:
+    """The cell as a number, NaN where it is missing, None where it is a word."""
+    if missing(word):
+        return math.nan
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def numbers(words: Sequence[str]) -> np.ndarray | None:
+    """The column as numbers, NaN where they are missing; None where a cell is a word or all are missing."""
+    found = [number(word) for word in words]
+    if any(value is None for value in found):
+        return None
+    values = np.array(found, dtype=np.float64)
+    return None if np.isnan(values).all() else values
+
+
+def first_word(words: Sequence[str]) -> tuple[int, str]:
+    """The first cell that is no number, and its row from 1."""
+    return next((row, word) for row, word in enumerate(words, 1) if number(word) is None or missing(word))
