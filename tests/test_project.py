@@ -56,8 +56,8 @@ def test_import_leaves_the_random_generators_alone() -> None:
 
 
 FLOORS = (
-    "", "_command", "text", "compare.data", "compare.analysis", "compare.report", "compare.engine", "compare",
-    "finetune", "evaluate", "bench", "study", "cli", "__main__",
+    "", "_command", "text", "compare.judge", "compare.data", "compare.analysis", "compare.report", "compare.engine",
+    "compare", "finetune", "evaluate", "bench", "study", "cli", "__main__",
 )  # fmt: skip
 """Rooms of the package from the ground up; the first is the core: whatever has no name here."""
 
