@@ -30,7 +30,7 @@ def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | No
         "passes": group.mean(lambda run: run.get("passes_per_step")),
         "length": length,
         "time_ratio": time if "median" in time else None,
-        "memory_ratio": finite(found.get("memory_ratio")),
+        "memory_ratio": None if group.untrained else finite(found.get("memory_ratio")),
     }
 
 

@@ -224,6 +224,13 @@ def choose(source: Source, name: str, seed: int, amounts: Amounts) -> Task:
         seed: fixes the choice; methods compared with the same seed get the very same examples and labels.
         amounts: how many.
     """
+    train, val = drawn(source, seed, amounts)
+    task = Task(name, train, val, source.test, source.classes)
+    return task if isinstance(train, Texts) else standardised(task)
+
+
+def drawn(source: Source, seed: int, amounts: Amounts) -> tuple[Split, Split]:
+    """The training and the validation examples of one seed, with the noise on the labels of both."""
     rng = generator(_SPLIT_SEED, seed)
     val, pool = _validation(source, amounts, rng)
     train = pool.take(_training(pool.y, amounts, rng))
@@ -231,8 +238,7 @@ def choose(source: Source, name: str, seed: int, amounts: Amounts) -> Task:
         rng = generator(_NOISE_SEED, seed)
         train = replace(train, y=with_noise(train.y, amounts.noise, source.classes, rng))
         val = replace(val, y=with_noise(val.y, amounts.noise, source.classes, rng))
-    task = Task(name, train, val, source.test, source.classes)
-    return task if isinstance(train, Texts) else standardised(task)
+    return train, val
 
 
 def _validation(source: Source, amounts: Amounts, rng: torch.Generator) -> tuple[Split, Split]:

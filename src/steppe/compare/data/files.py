@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steppe.compare.data import forecasts
-from steppe.compare.data.examples import Task
+from steppe.compare.data import forecasts, language, tables
+from steppe.compare.data.examples import Amounts, Task
 from steppe.compare.data.forecasts import Forecast
 from steppe.compare.data.options import DataOptions
+from steppe.compare.data.tables import Table
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ def _forecast(options: DataOptions, seed: int) -> Task:
     return forecasts.task(options.task, wanted)
 
 
+def _table(options: DataOptions, seed: int) -> Task:
+    if options.target is None:
+        raise ValueError(f"task {options.task!r} needs a column to tell; name it with --target")
+    wanted = Table(options.place, options.target, options.kind, options.leave_out or ())
+    return tables.task(options.task, wanted, seed, Amounts(options.labelled, options.validation, options.noise))
+
+
+def _text(options: DataOptions, seed: int) -> Task:
+    context = options.context or 128
+    parts = options.parts or (0.8, 0.1, 0.1)
+    return language.task(options.task, options.place, context, parts, options.stride or context)
+
+
 FILES: dict[str, FileKind] = {
     "forecast": FileKind(
         {"model": "channel_attention", "lookback": 336, "horizon": 96, "parts": [0.7, 0.1, 0.2], "stride": 1,
@@ -42,6 +56,17 @@ FILES: dict[str, FileKind] = {
          "rho": [0.2, 0.5, 1.0], "eval_every": 1, "sharpness_examples": 1000},
         ("lookback", "horizon", "targets", "time_column", "season", "leave_out", "parts", "stride"),
         _forecast,
+    ),
+    "table": FileKind(
+        {"model": "mlp", "epochs": 60, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
+        ("target", "kind", "leave_out", "labelled", "validation", "noise"),
+        _table,
+    ),
+    "lm": FileKind(
+        {"model": "gpt", "context": 128, "parts": [0.8, 0.1, 0.1], "epochs": 10, "batch_size": 32, "optimizer": "adamw",
+         "lr": 1e-3, "weight_decay": 0.1, "warmup": 0.05, "sharpness_examples": 64, "test_curve": 64},
+        ("context", "parts", "stride"),
+        _text,
     ),
 }  # fmt: skip
 """Prefix of a task -> its kind."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -171,6 +171,22 @@ bytes."""
 
 USUAL = {"cross_entropy": ("accuracy", "nll"), "mse": ("mse", "mae", "r2"), "mae": ("mae", "mse", "r2")}
 """Loss -> the metrics of a task that names none; the first one judges."""
+
+
+class _InUnit:
+    """A metric of scaled numbers, in the unit that they had before."""
+
+    def __init__(self, meter: Meter, factor: float) -> None:
+        self.update, self._meter, self._factor = meter.update, meter, factor
+
+    def compute(self) -> float:
+        return self._factor * float(self._meter.compute())
+
+
+def in_unit(name: str, factor: float) -> Metric:
+    """A built-in metric times a factor: the target's unit where the target was divided by it."""
+    metric = named(name)
+    return replace(metric, meter=lambda outputs: _InUnit(metric.start(outputs), factor))
 
 
 def chosen(metrics: Sequence[str | Metric], loss: Loss) -> tuple[Metric, ...]:

@@ -30,6 +30,10 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
         return FORECASTERS[name](*shape, *y.shape[1:])
     if name in FORECASTERS and name not in MODELS:
         raise ValueError(f"model {name!r} needs windows of a series, as forecast:FILE gives them; this task has none")
+    if ":" not in name and (name == "gpt") != (task.train.y.dim() == 2 and bool(task.classes)):
+        raise ValueError(
+            f"model {name!r} does not fit this task; sequences of tokens (lm:FILE) go with gpt, and no others"
+        )
     if ":" not in name and name not in MODELS:
         raise ValueError(f"unknown model {name!r}; {nearest(name, [*MODELS, *FORECASTERS])}, or give module:function")
     return find(name)(shape, task.outputs)

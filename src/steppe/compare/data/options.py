@@ -29,6 +29,10 @@ class DataOptions:
     season: int | None = None
     leave_out: tuple[str, ...] | None = None
 
+    target: str | None = None
+    kind: str | None = None
+    context: int | None = None
+
     @property
     def place(self) -> str:
         """The file or folder of a task that is called KIND:PLACE."""

@@ -46,6 +46,7 @@ _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "lora_kind", "max_steps", "metric", "warmup", "sharpness_examples", "test_curve",
     "parts", "stride", "lookback", "horizon", "targets", "time_column", "season", "leave_out",
+    "target", "kind", "context",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
@@ -70,7 +71,7 @@ class Spec(BaseModel):
 
     task: Annotated[str, Expected("the name of a task")] = Field(
         "digits-few",
-        description="digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast}:FILE, hf:ID, module:function.",
+        description="digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, module:name.",
     )
     methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1), Expected("a list of method names")] = (
         Field(list(DEFAULT_METHODS), description="Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")
@@ -134,11 +135,16 @@ class Spec(BaseModel):
     targets: Names | None = Field(None, description="Columns that are forecast: a,b (all).")
     time_column: Column | None = Field(None, description="Time column of a forecast: task (found if there is one).")
     season: Two | None = Field(None, description="Rows after which a series repeats, for a naive forecast (a day).")
+    target: Column | None = Field(None, description="Column that a table: task is to tell from the others.")
+    kind: Literal["classes", "numbers"] | None = Field(
+        None, description="What the target is (classes: words, or at most ten whole numbers)."
+    )
+    context: Two | None = Field(None, description="Bytes of an example of an lm: task (128).")
     leave_out: Names | None = Field(None, description="Columns of a file that are not used: a,b.")
     parts: Parts | None = Field(
-        None, description="Training, validation, test in turn: shares (0.7,0.1,0.2) or numbers of rows."
+        None, description="Training, validation, test in turn: shares (0.7,0.1,0.2) or numbers of rows or bytes."
     )
-    stride: Whole | None = Field(None, description="Rows between two training windows of a series.")
+    stride: Whole | None = Field(None, description="Rows or bytes between two training windows.")
     metric: Annotated[str, Expected("the name of a metric")] | None = Field(
         None, description="The metric that chooses and judges (the task's first: accuracy, mse)."
     )

@@ -1,0 +1,54 @@
+"""A text as bytes: each byte from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from steppe.compare.data import columns
+from steppe.compare.data.examples import Task
+from steppe.compare.data.windows import Windows, sizes
+
+BYTES = 256
+
+
+@lru_cache(maxsize=1)
+def task(name: str, place: str, context: int, parts: Sequence[float], stride: int) -> Task:
+    """The three parts of a text one after the other; every seed has the same.
+
+    Args:
+        name: of the task.
+        place: a file of text.
+        context: bytes of an example; the target of each byte is the next one.
+        parts: shares, or numbers of bytes, of training, validation and test.
+        stride: bytes between two training windows; those of validation and test follow one another.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the file or does not fit it.
+    """
+    columns.check(place)
+    columns.text_of(Path(place).expanduser())
+    series = torch.frombuffer(bytearray(Path(place).expanduser().read_bytes()), dtype=torch.uint8)
+    made, start = [], 0
+    for part, size in zip(("training", "validation", "test"), sizes(parts, len(series), "bytes"), strict=True):
+        if size < context + 1:
+            raise ValueError(
+                f"the {part} part has {size} bytes, fewer than a context of {context} and the byte after it; "
+                "lower --context, give it more with --parts, or give a longer text"
+            )
+        step = stride if part == "training" else context
+        made.append(Windows(series[start : start + size], context, 1, context, stride=step))
+        start += size
+    counts = torch.bincount(made[0].series.long(), minlength=BYTES) + 1
+    scores = counts.log().float()
+
+    def frequencies(x: Tensor) -> Tensor:
+        return scores.to(x.device).expand(*x.shape, -1)
+
+    metrics = ("bits_per_byte", "accuracy")
+    train, val, test = made
+    return Task(name, train, val, test, BYTES, metrics=metrics, rows={"byte frequencies": frequencies})

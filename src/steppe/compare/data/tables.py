@@ -1,0 +1,187 @@
+"""Tables: a target column from the others, numbers and words, told by what the training part alone says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steppe.compare.data import columns
+from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
+from steppe.compare.data.metrics import in_unit
+
+FEW, MANY, LEAST = 10, 100, 10
+"""Different whole numbers that are still classes; different words that are none any more; fewest rows."""
+_PARTS = 3  # rows of a class: to train, to validate, to test
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is to be told from what.
+
+    Args:
+        place: a CSV or Parquet file.
+        target: the column to tell.
+        kind: "classes" or "numbers"; None is classes where the target is words or at most `FEW` whole numbers.
+        leave_out: columns that are not used.
+    """
+
+    place: str
+    target: str
+    kind: str | None = None
+    leave_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A table as it was read: the inputs as numbers (NaN is missing) or words, the target, its classes (or none)."""
+
+    inputs: tuple[np.ndarray, ...]
+    goal: np.ndarray
+    classes: int
+
+    @property
+    def strata(self) -> Tensor:
+        """What every part has its share of: the classes, or tenths of the numbers."""
+        if self.classes:
+            return torch.from_numpy(self.goal)
+        return torch.from_numpy(np.digitize(self.goal, np.quantile(self.goal, np.arange(0.1, 1, 0.1))))
+
+
+def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
+    """The task of one seed: a fixed fifth of the rows tests, the seed draws the others.
+
+    Numbers get mean 0 and deviation 1, a missing one the median, and a column more where there are such; words become
+    a column each: all of it by the training part. A target of numbers is scaled likewise for the loss; MSE and MAE are
+    told in its own unit.
+
+    Raises:
+        ValueError: one sentence on what is wrong with the file or does not fit it.
+    """
+    cells = read(wanted)
+    if amounts.noise and not cells.classes:
+        raise ValueError("noise changes labels, and the target is numbers; leave it out")
+    source = _source(wanted)
+    train, val = drawn(source, seed, amounts)
+    x = torch.from_numpy(np.concatenate([_encoded(column, train.x.numpy()) for column in cells.inputs], 1)).float()
+    parts = (train, val, source.test)
+    if cells.classes:
+        one, two, three = (Split(x[part.x], part.y) for part in parts)
+        usual = _Always(_shares(train.y, cells.classes))
+        return Task(name, one, two, three, cells.classes, rows={"commonest class": usual})
+    known = cells.goal[train.x.numpy()]
+    unit = float(known.std()) or 1.0
+    y = torch.from_numpy((cells.goal - known.mean()) / unit).float()
+    one, two, three = (Split(x[part.x], y[part.x]) for part in parts)
+    metrics = (in_unit("mse", unit**2), in_unit("mae", unit), "r2")
+    return Task(name, one, two, three, loss="mse", metrics=metrics, rows={"the mean": _Always(torch.zeros(1))})
+
+
+@dataclass(frozen=True)
+class _Always:
+    """The same answer to everything."""
+
+    answer: Tensor
+
+    def __call__(self, x: Any) -> Tensor:
+        return self.answer.to(x.device).expand(len(x), -1)
+
+
+def _shares(y: Tensor, classes: int) -> Tensor:
+    """Scores whose probabilities are the shares of the classes, each counted once more than it is there."""
+    return (torch.bincount(y, minlength=classes) + 1).log().float()
+
+
+def _encoded(column: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """A column as columns of numbers, by what is known of it at the rows `train`."""
+    known = column[train]
+    if column.dtype.kind != "f":
+        return (column[:, None] == np.unique(known)[None]).astype(np.float64)
+    holes = np.isnan(known)
+    median = 0.0 if holes.all() else np.nanmedian(known)
+    filled = np.where(np.isnan(column), median, column)
+    there = filled[train]
+    scaled = (filled - there.mean()) / (there.std() or 1.0)
+    return np.stack([scaled, np.isnan(column)] if holes.any() else [scaled], 1)
+
+
+@lru_cache(maxsize=1)
+def _source(wanted: Table) -> Source:
+    """Rows by their number, the test apart."""
+    cells = read(wanted)
+    rows = Split(torch.arange(len(cells.goal)), cells.strata)
+    return hold_out_test(rows, cells.classes)
+
+
+@lru_cache(maxsize=1)
+def read(wanted: Table) -> _Cells:
+    """The columns of the file, checked."""
+    found = columns.without(columns.read(wanted.place), wanted.leave_out)
+    goal = found.pop(columns.need(found, wanted.target, "target"))
+    if not found:
+        raise ValueError(f"{wanted.place} has no column beside {wanted.target!r} to tell it from")
+    if len(goal) < LEAST:
+        raise ValueError(f"{wanted.place} has {len(goal)} rows; expected at least {LEAST} to train, validate and test")
+    hole = next((row for row, word in enumerate(goal, 1) if columns.missing(word)), None)
+    if hole is not None:
+        raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
+    inputs = tuple(_input(words, name) for name, words in found.items())
+    return _Cells(inputs, *_goal(goal, wanted))
+
+
+def _input(words: Sequence[str], name: str) -> np.ndarray:
+    if len({word for word in words if not columns.missing(word)}) < 1 or len(set(words)) == 1:
+        raise ValueError(f"column {name!r} has one value throughout; leave it out with --leave-out {name}")
+    values = columns.numbers(words)
+    if values is not None:
+        _check_finite(values, name)
+        return values
+    different = sorted({word for word in words if not columns.missing(word)})
+    if len(different) > MANY:
+        row, word = next((row, word) for row, word in enumerate(words, 1) if columns.number(word) is None)
+        raise ValueError(
+            f"column {name!r} has {len(different)} different words (row {row}: {word!r}), too many to be categories; "
+            f"mend it, or leave it out with --leave-out {name}"
+        )
+    return np.array(["" if columns.missing(word) else word for word in words])
+
+
+def _check_finite(values: np.ndarray, name: str) -> None:
+    if np.isinf(values).any():
+        raise ValueError(f"column {name!r} is infinite in row {int(np.isinf(values).argmax()) + 1}; mend it")
+
+
+def _goal(words: Sequence[str], wanted: Table) -> tuple[np.ndarray, int]:
+    """The target as labels and how many classes, or as numbers and 0."""
+    values = columns.numbers(words)
+    name = wanted.target
+    if wanted.kind == "numbers" and values is None:
+        row, word = columns.first_word(words)
+        raise ValueError(f"column {name!r} has {word!r} in row {row}, which is no number; use --kind classes")
+    if values is not None:
+        _check_finite(values, name)
+    whole = values is not None and bool((values == values.round()).all()) and len(set(words)) <= FEW
+    if values is not None and (wanted.kind == "numbers" or (wanted.kind is None and not whole)):
+        if values.min() == values.max():
+            raise ValueError(f"column {name!r} has one value throughout; there is nothing to tell")
+        return values, 0
+    return _labels(words, values, name)
+
+
+def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple[np.ndarray, int]:
+    cells = np.array(words) if values is None else values
+    names, labels, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise ValueError(f"column {name!r} has a single class, {names[0]}; expected at least 2")
+    if counts.min() < _PARTS:
+        rare = names[counts.argmin()]
+        raise ValueError(
+            f"class {rare} of column {name!r} has {counts.min()} rows; expected at least {_PARTS} of each"
+            " (or a target of numbers: --kind numbers)"
+        )
+    return labels.reshape(-1).astype(np.int64), len(names)
