@@ -14,7 +14,12 @@ Builder = Callable[[tuple[int, ...], int], nn.Module]
 
 
 def cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Two convolutions and two linear layers, no normalisation: 0.15 M weights at any image size."""
+    """Two convolutions and two linear layers, no normalisation: 0.15 M weights at any image size.
+
+    For signals (channels, length) three convolutions of 25 channels and a linear layer, as MNIST-1D's authors use.
+    """
+    if len(shape) == 2:
+        return _signals(shape, classes)
     channels, height, width = _image(shape, "cnn")
     shrink = [nn.MaxPool2d(2)] if min(height, width) > 16 else []
     return nn.Sequential(
@@ -22,6 +27,17 @@ def cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
         nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.AdaptiveAvgPool2d(4), nn.Flatten(),
         nn.Linear(64 * 16, 128), nn.ReLU(), nn.Linear(128, classes),
+    )  # fmt: skip
+
+
+def _signals(shape: tuple[int, ...], classes: int) -> nn.Module:
+    channels, length = shape
+    left = -(-(-(-(length - 2) // 2) // 2) // 2) if length > 2 else 1
+    return nn.Sequential(
+        nn.Conv1d(channels, 25, 5, 2, 1), nn.ReLU(),
+        nn.Conv1d(25, 25, 3, 2, 1), nn.ReLU(),
+        nn.Conv1d(25, 25, 3, 2, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(25 * left, classes),
     )  # fmt: skip
 
 

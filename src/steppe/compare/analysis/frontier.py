@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe.compare.analysis.groups import BASE, Group, finite
+from steppe.compare.analysis.groups import BASE, BASELINES, Group, finite
 from steppe.compare.judge import Judge
 
 Row = dict[str, Any]
@@ -49,16 +49,17 @@ def price(rows: Sequence[Row]) -> str | None:
 
 
 def candidates(rows: Sequence[Row], judged: str, axis: str | None, judge: Judge) -> list[dict[str, Any]]:
-    """The points of the plot: each row in the form it is judged by, and the base in both forms.
+    """The points of the plot: each row in the form it is judged by, and the base in all.
 
     `pareto` marks those that no other one beats: from the best down, a point is on the front unless one
     that is already there costs no more. Times that differ by less than `TIE` count as equal.
     """
     found = []
     for row in rows:
-        forms = ("final", "early") if (row["method"], row["variant"]) == (BASE, "plain") else (judged,)
+        own = [form for variant, form in BASELINES.values() if variant == row["variant"]] or ["final"]
+        forms = own if row["method"] == BASE else [judged]
         for form in forms:
-            figure = row[form]
+            figure = row.get(form)
             if figure and row["cost"] is not None:
                 found.append({"row": row, "form": form, "cost": row["cost"], "figure": figure, "pareto": False})
     slack = TIE if axis == "time" else 1.0

@@ -12,6 +12,12 @@ from steppe.compare.judge import Judge, of_records
 Record = Mapping[str, Any]
 BySeed = dict[int, float]
 BASE = "base"
+BASELINES = {
+    "base": ("plain", "final"), "early": ("plain", "early"), "averaged": ("plain", "averaged"),
+    "double": ("double", "final"), "double_early": ("double", "early"),
+}  # fmt: skip
+"""Baseline, the simplest first -> the variant of the base, and the form its figures are taken in."""
+
 TRAINED = ("plain", "double")
 """Variants of the base that are trained; any other is the name of a baseline that needs no training."""
 
@@ -45,9 +51,14 @@ class Group:
         """The same of the checkpoint with the best validation figure."""
         return self.by_seed(lambda run: self.judge.of(run.get("early") or {}, "test"))
 
+    @property
+    def averaged(self) -> BySeed:
+        """The same of the averaged weights at the end of training."""
+        return self.by_seed(lambda run: self.judge.of(run.get("averaged") or {}, "test"))
+
     def figures(self, form: str) -> BySeed:
-        """The figures in one form: "final" or "early"."""
-        return self.early if form == "early" else self.final
+        """The figures in one form: "final", "early" or "averaged"."""
+        return {"final": self.final, "early": self.early, "averaged": self.averaged}[form]
 
     def mean(self, read: Callable[[Record], Any]) -> float | None:
         """Mean of one figure over the seeds, None where no run has it."""
@@ -115,18 +126,16 @@ def _untrained(run: Record, name: str, figures: Mapping[str, float]) -> Record:
 
 
 def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:
-    """Figures on the test set by seed of all baselines.
+    """Figures on the test set by seed of the baselines that are there: `BASELINES`, then the untrained by name."""
+    bases = {each.variant: each for each in groups if each.method == BASE}
+    found = {name: bases[variant].figures(form) for name, (variant, form) in BASELINES.items() if variant in bases}
+    found |= {name: each.final for name, each in bases.items() if name not in TRAINED}
+    return {name: by_seed for name, by_seed in found.items() if by_seed}
 
-    They are `base`, `early` (the base stopped early), `double` (twice the epochs), and what needs no training by name.
-    """
-    found: dict[str, BySeed] = {}
-    for each in groups:
-        if each.method == BASE and each.variant == "plain":
-            found |= {"base": each.final, "early": each.early}
-        elif each.method == BASE:
-            found[each.variant] = each.final
-    first = [name for name in ("base", "early", "double") if found.get(name)]
-    return {name: found[name] for name in [*first, *(n for n in found if n not in first)] if found[name]}
+
+def form_of(baseline: str) -> str:
+    """The form in which a baseline's figures are taken, and the methods' beside it."""
+    return BASELINES.get(baseline, (baseline, "final"))[1]
 
 
 def best(found: Mapping[str, BySeed], judge: Judge) -> str | None:

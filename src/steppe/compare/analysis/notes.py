@@ -52,23 +52,9 @@ def _double(summary: Summary) -> list[str]:
     if _above(alone):
         return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
     if _below(alone):
-        return [
-            f"Twice the epochs harm the base {shown}: it overfits when trained longer.",
-            *_fourth(summary),
-        ]
-    doubt = ": if in doubt, raise the epochs" if summary["best_baseline"] == "double" else ""
-    return [f"Twice the epochs change nothing clear for the base {shown}{doubt}.", *_fourth(summary)]
-
-
-def _fourth(summary: Summary) -> list[str]:
-    """A fourth baseline, where it would be the strongest: twice the epochs and stopped early."""
-    more = summary["double_early"]
-    if summary["judged"] != "early" or more is None or not _above(more):
-        return []
-    return [
-        f"With twice the epochs and stopped early the base is {Words(summary).amount(more)} better than what gains are "
-        "measured against: take that off them."
-    ]
+        return [f"Twice the epochs harm the base {shown}: it overfits when trained longer."]
+    doubt = ": if in doubt, raise the epochs" if summary["best_baseline"].startswith("double") else ""
+    return [f"Twice the epochs change nothing clear for the base {shown}{doubt}."]
 
 
 def _untrained(summary: Summary) -> list[str]:

@@ -3,11 +3,12 @@
 `summarise` is a pure function of records, measured costs and spec; the order of the records does not matter.
 Differences are paired: a method and what it is compared with share their seeds. The rules:
 
-* Three baselines stand against every method: the base, the base stopped early on validation, and the base
-  trained for twice the epochs; beside them what the task can do without training. A gain is measured against the best
-  of them by mean.
-* Like is compared with like: when that best baseline is the one stopped early, methods are judged by their
-  own early-stopped figures, else by those at the end of training. The rule looks at the baselines only.
+* Five baselines stand against every method: the base, the base stopped early on validation, with averaged weights,
+  trained for twice the epochs, and that stopped early; beside them what the task can do without training. A gain is
+  measured against the best of them by mean.
+* Like is compared with like: when that best baseline is one stopped early, methods are judged by their own
+  early-stopped figures, when it is the averaged one by their averaged weights, else by those at the end of training.
+  The rule looks at the baselines only.
 * A gain is called clear when it survives Holm's correction over all methods compared.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
 from steppe.compare.analysis import frontier, lost
-from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, group, tuned
+from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
 from steppe.compare.analysis.notes import notes
 from steppe.compare.analysis.verdict import verdict
 from steppe.compare.judge import Judge, of_records
@@ -37,7 +38,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         spec: the resolved spec of the comparison.
 
     Returns:
-        A dict with `verdict`, `notes`, `rows`, `baselines`, `best_baseline`, `judged` ("final" or "early")
+        A dict with `verdict`, `notes`, `rows`, `baselines`, `best_baseline`, `judged` ("final", "early" or "averaged")
         and more. Figures are in the judging metric's own unit (shares are fractions), gains so that above zero is
         better, intervals half-widths, None is "not known".
     """
@@ -79,7 +80,7 @@ class _Against:
     def __init__(self, found: Mapping[str, BySeed], judge: Judge) -> None:
         self.all, self.judge = dict(found), judge
         self.name = best(found, judge)
-        self.form = "early" if self.name == "early" else "final"
+        self.form = form_of(self.name) if self.name else "final"
 
     def differences(self, each: Group, form: str | None = None) -> list[float]:
         """How much better the method is than the best baseline, paired by seed."""
@@ -114,6 +115,7 @@ def _row(each: Group, against: _Against) -> Row:
         "lr": each.lr,
         "final": _json(estimate(list(each.final.values()))),
         "early": _json(estimate(list(each.early.values()))),
+        "averaged": _json(estimate(list(each.averaged.values()))),
         "delta": None if plain_base else _json(delta, against="base"),
         "gain": against.gain(each, against.form),
         "gain_final": against.gain(each, "final"),
@@ -133,8 +135,8 @@ def _plain(values: BySeed) -> dict[str, float]:
 
 def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
-    figures = "rho lr final early delta gain gain_final kept sharpness balancedness passes time_ratio memory_ratio"
-    absent: Row = dict.fromkeys(figures.split()) | {"by_seed": {"final": {}, "early": {}}}
+    figures = "rho lr final early averaged delta gain gain_final kept sharpness balancedness passes time_ratio"
+    absent: Row = dict.fromkeys([*figures.split(), "memory_ratio"]) | {"by_seed": {"final": {}, "early": {}}}
     identity = {
         "method": name,
         "variant": "plain",
@@ -184,7 +186,7 @@ def _own_rates(spec: Mapping[str, Any]) -> bool:
 
 
 def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] | None:
-    """How much better a fourth baseline, both more epochs and stopped early, is than the base stopped early."""
+    """How much better the base with both more epochs and stopped early is than the base stopped early."""
     early = {each.variant: each.early for each in groups if each.method == BASE}
     return _json(against.gain_of(early.get("double", {}), early.get("plain", {})))
 

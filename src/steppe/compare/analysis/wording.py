@@ -20,9 +20,14 @@ LONG = 16
 BASELINES = {
     "base": "the base",
     "early": "the base stopped early",
+    "averaged": "the base with averaged weights",
     "double": "the base with twice the epochs",
+    "double_early": "the base with twice the epochs, stopped early",
 }
-"""The three honest baselines that are trained, as they are called in a sentence."""
+"""The honest baselines that are trained, as they are called in a sentence."""
+
+FORMS = {"final": "to the end", "early": "stopped early", "averaged": "weights averaged"}
+"""The form that figures are taken in, as it is called behind a name."""
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
 

@@ -1,13 +1,16 @@
-"""Readers: scikit-learn's digits, idx files (MNIST family), image folders, Hugging Face data sets -> `Source`."""
+"""Readers: the data that comes along, idx files (MNIST family), image folders, Hugging Face data sets -> `Source`."""
 
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zlib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +28,17 @@ def digits(test: int) -> Source:
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1)
     return hold_out_test(Split(images, torch.tensor(bunch.target, dtype=torch.long)), 10, test)
+
+
+def mnist1d() -> Source:
+    """MNIST-1D as published: 4,000 signals of 40 numbers and 1,000 for the test; see the README beside the file."""
+    packed = files("steppe.compare.data.embedded").joinpath("mnist1d.npz").read_bytes()
+    with np.load(io.BytesIO(packed)) as found:
+        x = (found["high"].astype(np.int32) * 256 + found["low"]).astype(np.float32) / 1024
+        y = found["y"].astype(np.int64)
+    everything = Split(torch.from_numpy(x).unsqueeze(1), torch.from_numpy(y))
+    held = torch.arange(4000, 5000)
+    return Source(everything.take(torch.arange(4000)), everything.take(held), 10)
 
 
 def read_idx(path: Path) -> Tensor:

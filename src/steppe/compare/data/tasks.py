@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,25 @@ TEXT_ONLY = (
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """A task that comes with the package: the size of its test set, and its tuned recipe."""
+    """A task that comes with the package: its examples, and its tuned recipe."""
 
-    test: int
+    read: Callable[[], Source]
     recipe: Mapping[str, Any]
 
 
 BUILT_IN: dict[str, BuiltIn] = {
+    "mnist1d": BuiltIn(
+        readers.mnist1d,
+        {"labelled": 3000, "validation": 1000, "epochs": 75, "batch_size": 100, "optimizer": "adamw", "lr": 0.01,
+         "weight_decay": 0.01},
+    ),
     "digits-few": BuiltIn(
-        797,
+        partial(readers.digits, 797),
         {"labelled": 200, "validation": 800, "epochs": 100, "batch_size": 50, "lr": 0.1,
          "weight_decay": 3e-3},
     ),
     "digits-noisy": BuiltIn(
-        497,
+        partial(readers.digits, 497),
         {"labelled": 1000, "validation": 300, "noise": 0.4, "epochs": 20, "batch_size": 50, "lr": 0.05,
          "weight_decay": 5e-3, "rho": [0.05, 0.1, 0.2]},
     ),
@@ -171,7 +176,7 @@ def _texts(options: DataOptions) -> Source:
 def _source(task: str, size: int | None, image_column: str | None, label_column: str | None) -> Source:
     kind, _, rest = task.partition(":")
     if task in BUILT_IN:
-        return readers.digits(BUILT_IN[task].test)
+        return BUILT_IN[task].read()
     if kind == "idx":
         return readers.idx_folder(Path(rest))
     if kind == "images":

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import steppe
 from steppe._command import ranks
@@ -34,6 +35,9 @@ from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
 from steppe.compare.judge import Judge
 
 _ORDER_SEED = 0x0DE5
+
+AVERAGED_SHARES = 10
+"""The weights' average reaches back over one so manieth of the steps."""
 
 
 @dataclass
@@ -277,6 +281,7 @@ class _Fit:
 
     curve: _Curve
     balance: measure.Balance | None
+    average: AveragedModel | None
     examples: int = 0
     ascents: int = 0
 
@@ -284,11 +289,14 @@ class _Fit:
 def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: Tell) -> _Fit:
     """The training, with a look at the validation part now and then."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
-    fit = _Fit(_Curve(task, _spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model))
+    curve, balance = _Curve(task, _spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
+    fit = _Fit(curve, balance, _average(spec, trainer, steps))
     losses: list[Tensor] = []
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
     for step, batch in zip(range(1, steps + 1), stream, strict=False):
         losses.append(trainer.step(batch))
+        if fit.average is not None:
+            fit.average.update_parameters(trainer.model)
         fit.examples += len(batch[1]) // ranks.ranks()
         fit.ascents += trainer.ascended()
         if step % spec.every(per_epoch) == 0 or step == steps:
@@ -300,6 +308,20 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
         if step % per_epoch == 0 or step == steps:
             tell(step / steps)
     return fit
+
+
+def _average(spec: Spec, trainer: Trainer, steps: int) -> AveragedModel | None:
+    """An exponential average of weights and statistics over about a tenth of the training; none of split models."""
+    if spec.parallel is not None:
+        return None
+    decay = min(max(1 - AVERAGED_SHARES / steps, 0.0), 0.9999)
+    return AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _averaged(average: AveragedModel | None, task: Task) -> dict[str, float] | None:
+    if average is None:
+        return None
+    return _metrics(average.module, task, "val") | _metrics(average.module, task, "test")
 
 
 def _epochs(steps: int, per_epoch: int) -> float:
@@ -315,7 +337,9 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},
-        "metric": curve.judge.as_dict(), **val, **test, "early": curve.early(model, test),
+        "metric": curve.judge.as_dict(), **val, **test,
+        "averaged": _averaged(fit.average, task),
+        "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
     } | ({"balancedness": fit.balance.as_dict()} if fit.balance else {})  # fmt: skip
 

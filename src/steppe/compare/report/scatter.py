@@ -1,4 +1,4 @@
-"""The plot of the judging metric against cost, better ones higher up: methods, baselines, and the Pareto front."""
+"""The plot of the judging metric against cost, better ones higher up: methods, baselines and the Pareto front."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from steppe.compare.analysis.frontier import candidates
-from steppe.compare.analysis.wording import MINUS, Words, listing
+from steppe.compare.analysis.wording import FORMS, MINUS, Words, listing
 from steppe.compare.report import svg
 from steppe.compare.report.labels import Box, place
 
@@ -45,10 +45,8 @@ def named_points(summary: Mapping[str, Any]) -> list[Point]:
     for point in points:
         point["scale"], point["height"] = judge.scale, judge.sign * judge.scale * point["figure"]["mean"]
         row = point["row"]
-        other = point["form"] != summary["judged"]
-        way = "stopped early" if point["form"] == "early" else "to the end"
-        plain_base = (row["method"], row["variant"]) == ("base", "plain")
-        point["name"] = f"{row['label']}, {way}" if plain_base and (other or way == "stopped early") else row["label"]
+        plain = point["form"] == "final" == summary["judged"] or row["method"] != "base"
+        point["name"] = row["label"] if plain else f"{row['label']}, {FORMS[point['form']]}"
         point["is_base"] = row["method"] == "base"
     return points
 
@@ -88,7 +86,8 @@ def _limits(axes: Axes, points: Sequence[Point], summary: Mapping[str, Any]) -> 
 
 
 def _axis_texts(axes: Axes, summary: Mapping[str, Any]) -> None:
-    form, words = ", stopped early" if summary["judged"] == "early" else "", Words(summary)
+    words = Words(summary)
+    form = "" if summary["judged"] == "final" else f", {FORMS[summary['judged']]}"
     way = "" if words.judge.higher else ", lower is better"
     axes.set_title(f"test {words.head}{form}{way}", loc="left", fontsize=11, color=svg.MUTED, x=0, pad=12)
     axes.set_xlabel(AXES[summary["cost_axis"]], loc="right")

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from steppe.compare.analysis.wording import Words, broken, chosen, count, figures, plain, share, times
+from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, count, figures, plain, share, times
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -41,7 +41,8 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
         Column("\nmethod", lambda row: broken(row["label"]) + (" †" if row.get("diverged") else "")),
         Column("\nρ", lambda row: chosen(row)),
         Column(f"{name}\n{unit.strip()}", lambda row: words.figure(row["final"])),
-        Column(f"stopped\nearly{unit}", lambda row: words.figure(row["early"]), _unless_judged(summary, 1)),
+        _form(words, summary, "early", f"stopped\nearly{unit}", 1),
+        _form(words, summary, "averaged", f"aver-\naged{unit}", 2),
         *([delta] if summary["best_baseline"] != "base" else []),
         Column(f"gain\n{words.unit}", lambda row: words.gain(row["gain"])),
         Column("\nkept", lambda row: share(row["kept"])),
@@ -82,8 +83,11 @@ def _fit(found: list[Column], rows: Sequence[Row], width: int) -> tuple[list[Col
     return kept, 1
 
 
-def _unless_judged(summary: Mapping[str, Any], luxury: int) -> int:
-    return ALWAYS if summary["judged"] == "early" else luxury
+def _form(words: Words, summary: Mapping[str, Any], form: str, header: str, luxury: int) -> Column:
+    """The figures in a form, which space may not suffice for unless the methods are judged by it."""
+    return Column(
+        header, lambda row: words.figure(row.get(form)), ALWAYS if summary["judged"] == form else luxury
+    )
 
 
 def render(summary: Mapping[str, Any]) -> RenderableType:
@@ -106,7 +110,7 @@ class _Fitted:
 
 def legend(summary: Mapping[str, Any]) -> str:
     """One line on what the columns mean."""
-    form = ", both stopped early" if summary["judged"] == "early" else ""
+    form = "" if summary["judged"] == "final" else f", both {FORMS[summary['judged']]}"
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
     return (
