@@ -169,3 +169,13 @@ def test_changed_files_change_the_fingerprint(tmp_path):
 def test_a_grey_image_becomes_rgb():
     assert readers._as_tensor(Image.new("L", (4, 6), 7), None).tolist() == torch.full((3, 6, 4), 7).tolist()
     assert SimpleNamespace(shape=readers._as_tensor(Image.new("RGBA", (4, 6)), 9).shape).shape == (3, 9, 9)
+
+
+def test_mnist1d_is_the_published_set():
+    """4,000 and 1,000 signals of forty numbers, standardised as a whole, ten classes of 500."""
+    source = readers.mnist1d()
+    assert source.pool.x.shape == (4000, 1, 40) and source.test.x.shape == (1000, 1, 40) and source.classes == 10
+    whole = torch.cat([source.pool.x, source.test.x])
+    assert abs(float(whole.mean())) < 1e-3 and float(whole.std()) == pytest.approx(1, abs=1e-3)
+    assert torch.bincount(torch.cat([source.pool.y, source.test.y])).tolist() == [500] * 10
+    assert [round(1024 * v) for v in source.pool.x[0, 0, :3].tolist()] == [-340, -483, -797]

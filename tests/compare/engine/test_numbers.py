@@ -76,3 +76,18 @@ def test_sharpness_is_of_the_tasks_own_loss(record):
 
 def test_a_method_that_chooses_examples_has_a_loss_for_each():
     assert run.train(spec(epochs=2), Run("esam", 0.05, 0))["ascended_share"] == 1.0
+
+
+def test_the_averaged_weights_are_an_exponential_average_over_a_tenth_of_the_steps():
+    settings = spec(epochs=10)
+    record = run.train(settings, Run("base", None, 0))
+    made, data = run.make_trainer(settings, task(0), Run("base", None, 0), 30), task(0)
+    epochs, mean = run.batches(data, 10, 0), None
+    for batch in (batch for _, epoch in zip(range(10), epochs, strict=False) for batch in epoch):
+        made.step(batch)
+        now = {name: value.detach().clone() for name, value in made.model.state_dict().items()}
+        mean = now if mean is None else {name: 2 / 3 * mean[name] + 1 / 3 * now[name] for name in now}  # 1 - 10 / 30
+    made.model.load_state_dict(mean)
+    found = nn.functional.mse_loss(made.model(data.test.x).squeeze(1), data.test.y).detach()
+    assert record["averaged"]["test_mse"] == pytest.approx(float(found), rel=1e-5)
+    assert record["averaged"]["test_mse"] != pytest.approx(record["test_mse"], rel=1e-4)
