@@ -1,5 +1,6 @@
 """What must be as it was after a second pass: weights and generators; and who is kept out meanwhile."""
 
+import gc
 import math
 import random
 
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 import steppe
-from steppe._guards import BACKUPS, Doors, Replay, SavedWeights
+from steppe._doors import Doors
+from steppe._guards import BACKUPS, Replay, SavedWeights
 from steppe._optimizers import Optimizers
 from steppe._randomness import Randomness
 from steppe._state import State, Watch
@@ -174,7 +176,7 @@ def doors_and_keys():
 def test_doors_are_shut_and_open_again():
     model, optimizer, ways = doors_and_keys()
     doors = Doors(model, Optimizers(optimizer))
-    doors.shut()
+    doors.shut(list(model.parameters()))
     for what, way in ways.items():
         with pytest.raises(RuntimeError, match=f"cannot {what} while the weights are perturbed: call restore"):
             way()
@@ -191,6 +193,9 @@ def test_doors_leave_nothing_behind():
     before = [len(h) for h in hooks]
     for _ in range(3):
         sharp.backward(lambda: model(X[:, :2]).sum())
+    assert [len(h) for h in hooks] == [n + 1 for n in before], "hung once"
+    del sharp
+    gc.collect()
     assert [len(h) for h in hooks] == before
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steppe._graphs import Trace, in_our_words
 from steppe._nested import KEEP, cut, mapped, packed_starts, tensors_of
 from steppe._samples import Take, read
 
@@ -38,6 +39,7 @@ class Work:
     backward: Backward | None = None
     pause: Pause = nullcontext  # the context of all micro-batches but the last: their gradients are averaged with it
     scale: Tensor | float = 1.0
+    trace: Trace | None = None  # looks at the graphs, where the function is new
 
     @classmethod
     def of(
@@ -63,12 +65,25 @@ class Work:
         total: Tensor | None = None
         for left, arguments in zip(range(len(self.batches), 0, -1), self.batches, strict=True):
             with self.pause() if left > 1 else nullcontext():
-                loss = self._loss(arguments)
-                self._backward(loss)
+                loss = self._call(arguments)
             value = loss.detach().clone().reshape(())  # a CUDA graph may write its output again
             total = value if total is None else total + value
         assert total is not None
         return total
+
+    def _call(self, arguments: tuple[Any, ...]) -> Tensor:
+        """Forward and backward, once."""
+        with in_our_words():
+            if self.trace is None:
+                loss = self._loss(arguments)
+                self._backward(loss)
+                return loss
+            self.trace.begin()
+            loss = self._loss(arguments)
+            self.trace.end(loss)
+            self._backward(loss)
+            self.trace.after()
+            return loss
 
     def _loss(self, arguments: tuple[Any, ...]) -> Tensor:
         return checked(self.loss_of(*arguments))

@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
 from steppe._algebra import copy_
-from steppe._optimizers import Optimizers
 from steppe._randomness import Randomness
 from steppe._shards import local
 from steppe._state import State, Watch
@@ -106,39 +104,3 @@ def forget_derived() -> None:
     torch.clear_autocast_cache()
     if parametrize._cache_enabled:
         parametrize._cache.clear()
-
-
-class Doors:
-    """Refuses to save or load the model or its optimizers, or to step a wrapper of one, while perturbed."""
-
-    def __init__(self, model: nn.Module, optimizers: Optimizers) -> None:
-        self._register: list[tuple[Callable[[Any], RemovableHandle], str]] = [
-            (model.register_state_dict_pre_hook, "save the model"),
-            (model.register_load_state_dict_pre_hook, "load the model"),
-            *optimizers.doors(),
-        ]
-        self._handles: list[RemovableHandle] = []
-
-    def shut(self) -> None:
-        """Refuse from now on; each handle is noted at once, so that an interruption leaves none behind."""
-        for hook, what in self._register:
-            self._handles += [hook(refusal(what))]
-
-    def open(self) -> None:
-        """Allow it again."""
-        for handle in self._handles:
-            handle.remove()
-
-
-def refusal(what: str) -> Callable[..., None]:
-    """A hook that refuses."""
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise RuntimeError(perturbed_message(what))
-
-    return refuse
-
-
-def perturbed_message(what: str) -> str:
-    """The sentence for anything that must wait until the weights are back."""
-    return f"cannot {what} while the weights are perturbed: call restore() first (or leave the perturbed() block)"

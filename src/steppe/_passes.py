@@ -66,9 +66,10 @@ class Passes:
     def quiet(self, work: Work) -> Pass:
         """A cheap look that leaves no trace."""
         sharp = self._sharp
+        few = enough_samples(f"a look at samples={sharp.ascent.samples!r}")
         with self.no_trace(), self.outside.first() as joined:
             try:
-                with sharp._lookout.one_pass(), sharp.averaging.first_pass():
+                with sharp._lookout.one_pass(), sharp.averaging.first_pass(), few:
                     loss = work.run()
             finally:
                 for module in joined:
@@ -89,7 +90,8 @@ class Passes:
                 return self.plain(work)
             with self.no_trace():
                 rest, whole = work.hardest(share, falls=self._sharp._optimizers.climbing()[0])
-            self.plain(rest)
+            with enough_samples(f"hardest={share!r}"):
+                self.plain(rest)
             return whole
 
     def plain(self, work: Work) -> Tensor:
@@ -172,3 +174,17 @@ class Passes:
         state.back()
         for held in outside:
             held.done()
+
+
+@contextmanager
+def enough_samples(what: str) -> Iterator[None]:
+    """A part of the batch may be too small for batch normalisation: said in the setting's own word."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"{what} leaves one sample, of which batch normalisation cannot take a variance in training; expected two "
+            "samples or more, or a smaller view of the whole batch: Ascent(view=...)"
+        ) from error

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from steppe._algebra import norm
-from steppe._guards import Doors, Replay, SavedWeights, forget_derived
-from steppe._optimizers import Optimizers
-from steppe._parameters import bare
+from steppe._guards import Replay, SavedWeights, forget_derived
 from steppe._rounding import add_, displacement, has_half, survived, warn_if_lost
 from steppe._shards import gather_again
 from steppe.ascent import Grads
@@ -28,18 +26,17 @@ class Perturbation:
     """Saved weights, state, masks and closed doors, from :meth:`enter` to :meth:`leave`."""
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizers, weights: Grads, clean: Grads, replay: Replay | None,
-        backup: str, sharded: bool,
+        self, model: nn.Module, weights: Grads, clean: Grads, replay: Replay | None, backup: str,
+        sharded: bool,
     ) -> None:  # fmt: skip
         self._model, self._sharded, self._weights, self._replay = model, sharded, weights, replay
         self.clean = clean
-        self._saved, self._doors = SavedWeights(weights.values(), backup), Doors(bare(model), optimizers)
+        self._saved = SavedWeights(weights.values(), backup)
         self.length: Tensor | None = None
         self.displacement: Tensor | None = None
 
     def enter(self, eps: Grads, rounding: Rounding, seed: int, step: int) -> None:
         """w becomes w + eps."""
-        self._doors.shut()
         if self._replay is not None:
             self._replay.again()
         add_(self._weights.values(), eps.values(), rounding.mode, seed, step)
@@ -62,7 +59,6 @@ class Perturbation:
         """Weights first, then what could fail; may be called again after an interruption."""
         self._saved.back()
         forget_derived()
-        self._doors.open()
         if self._replay is not None:
             self._replay.done()
         self._gather_again(broken)

@@ -60,6 +60,17 @@ def average_earlier(model: nn.Module, grads: list[Tensor]) -> None:
         average_all(grads, wrapper.process_group)
 
 
+def refuse_uneven(model: nn.Module) -> None:
+    """Refuse DistributedDataParallel's join() of ranks with fewer batches: their counts of steps would drift apart."""
+    wrapper = parallel(model)
+    if wrapper is not None and wrapper._join_config.enable and not wrapper._join_config.throw_on_early_termination:
+        raise RuntimeError(
+            "the model is in join(), where a rank that is out of batches takes no further steps, so that the ranks' "
+            "counts of steps and their decisions drift apart; expected as many batches on every rank, or "
+            "join(throw_on_early_termination=True)"
+        )
+
+
 def refuse_unreduced(model: nn.Module) -> None:
     """Refuse FSDP2 with its gradient sync off, whose gradients are kept where two passes would add up."""
     for module in model.modules():

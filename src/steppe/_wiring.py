@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import Optimizer
 
 from steppe._optimizers import Optimizers
 from steppe._parts import Part
@@ -32,19 +35,55 @@ def check_arguments(model: Any, optimizer: Any, seed: Any) -> Optimizers:
     """Refuse what cannot work, before anything is built; what was given as the optimizer, seen as one."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is a {type(model).__name__}; expected a torch.nn.Module (the model itself, not its parameters)"
+            f"model is a {type(model).__name__}; expected a torch.nn.Module (the model itself, not its parameters) and "
+            "an optimizer that is already built, such as SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))"
         )
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         raise TypeError(
             "model is sharded by FullyShardedDataParallel (FSDP1), whose flat shards hide the norms; expected "
             "fully_shard (FSDP2)"
         )
+    if isinstance(optimizer, type) or (callable(optimizer) and not isinstance(optimizer, Optimizer)):
+        raise TypeError(
+            f"optimizer is {getattr(optimizer, '__name__', optimizer)!r}, which makes one; expected a "
+            "torch.optim.Optimizer that is already built, with its own settings, such as "
+            "torch.optim.SGD(model.parameters(), lr=0.1)"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"seed={seed!r} was given; expected a whole number")
-    return Optimizers(optimizer)
+    found = Optimizers(optimizer)
+    _refuse_second_order(found)
+    return found
 
 
 CORRECTION = "WSAM's correction"
+_SECOND_ORDER = ("adahessian", "sophiah")
+_SETTINGS = (
+    "ascent", "schedule", "combine", "select", "seed", "same_dropout", "sync", "rounding", "backup", "measure", "rho",
+    "k", "alpha", "gamma", "p", "sigma", "decay", "eta", "beta", "samples", "total_steps", "start", "stop",
+)  # fmt: skip
+
+
+def refuse_unknown(settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that nobody has, in the user's words; the recipes hand on what they do not know themselves."""
+    for name in settings:
+        near = difflib.get_close_matches(name, _SETTINGS, n=1)
+        if name in ("lr", "momentum", "weight_decay", "betas"):
+            hint = "it belongs to the optimizer, which is built before: torch.optim.SGD(model.parameters(), lr=0.1)"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(_SETTINGS[:10])}"
+        raise TypeError(f"{name}={settings[name]!r} was given, which is no setting of this method; {hint}")
+
+
+def _refuse_second_order(optimizers: Optimizers) -> None:
+    """AdaHessian and Sophia-H take a Hessian of the gradient's graph, which two passes do not leave."""
+    for inner in (layer for s in optimizers.steppers for layer in s.layers):
+        if getattr(inner, "is_second_order", False) is True or type(inner).__name__.lower() in _SECOND_ORDER:
+            raise TypeError(
+                f"optimizer is a {type(inner).__name__}, which wants loss.backward(create_graph=True) and takes a "
+                "Hessian of that graph; the weights move between the passes, so expected an optimizer that needs "
+                "gradients alone"
+            )
 
 
 def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from steppe._algebra import as_real, cloned, norm
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
+from steppe._doors import Doors, perturbed_message
 from steppe._draft import Draft, Last
-from steppe._guards import BACKUPS, Replay, perturbed_message
+from steppe._graphs import Tracing, in_our_words, refuse_second_order
+from steppe._guards import BACKUPS, Replay
 from steppe._hardest import PerSample
 from steppe._lookout import Lookout, steps_inside
 from steppe._optimizers import Given
@@ -26,10 +28,17 @@ from steppe._rates import check_rates
 from steppe._rounding import ROUNDINGS
 from steppe._selection import Selection
 from steppe._steps import Steps
-from steppe._sync import Averaging, average_earlier, refuse_unreduced
+from steppe._sync import Averaging, average_earlier, refuse_uneven, refuse_unreduced
 from steppe._thin import thin_
 from steppe._tree import renamed
-from steppe._wiring import CORRECTION, check_arguments, check_optimizers, part_or_default, warn_of_fresh_masks
+from steppe._wiring import (
+    CORRECTION,
+    check_arguments,
+    check_optimizers,
+    part_or_default,
+    refuse_unknown,
+    warn_of_fresh_masks,
+)
 from steppe.ahead import Ahead
 from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine, Replace
@@ -111,8 +120,10 @@ class SharpnessAware:
         backup: str = "device",
         measure: bool = False,
         generators: Sequence[Any] = (),
+        **unknown: Any,
     ) -> None:
         self._optimizers = check_arguments(model, optimizer, seed)
+        refuse_unknown(unknown)
         check_choice("rounding", rounding, ROUNDINGS)
         check_choice("backup", backup, BACKUPS)
         self.model, self.optimizer = model, optimizer
@@ -126,7 +137,8 @@ class SharpnessAware:
         self._parameters = Parameters(model, self._optimizers, self.ascent.subset)
         self._selection = Selection(select, self._parameters)
         self._selection.check(model, self.ascent, self.averaging)
-        self._draft, self._passes = Draft(), Passes(self)
+        self._draft, self._passes, self._tracing = Draft(), Passes(self), Tracing()
+        self._doors = Doors(bare(model), self._optimizers)
         self._rounding = Rounding(rounding, measure)
         self._perturbation: Perturbation | None = None
         self._stepping: int | None = None  # the optimizer within whose step we are: its closure may call backward
@@ -167,12 +179,17 @@ class SharpnessAware:
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._refuse_while_perturbed("start another backward")
+        refuse_uneven(self.model)
         self._look_again()
         kind = PerSample if self.ascent.per_sample else Work
         loss_of = self._passes.outside.watched(self._selection.rooted(closure))
         work = kind.of(loss_of, batch, micro_batches, backward, without_sync(self.model))
         look = self._passes.cheaper(work)
         self._drop_abandoned()
+        may_ascend = self._ascends() is not False
+        work.trace = self._tracing.trace(closure, [a for b in work.batches for a in b], self._passes.moved, may_ascend)
+        if look is not None:
+            look.trace = work.trace
         try:
             with self._lookout.backward(self._parameters), self._selection.held(self.step, self.seed, self.memory):
                 if self._ascends() is False and not self.combine.reuses and self.select is None:
@@ -186,6 +203,8 @@ class SharpnessAware:
         finally:
             self._passes.mark = None  # a failed pass must not lend its masks to the next step
         self._lookout.handed(self._parameters)
+        if work.trace is not None and self.last.ascended == may_ascend:
+            self._tracing.done(closure, may_ascend)
         if self._stepping is not None:
             self._keep_handed(self._stepping)
         loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
@@ -218,7 +237,8 @@ class SharpnessAware:
         kept = clean.grads if clean is not None and needs_clean else {}
         direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
         with self._perturbed(direction, kept, scale, None if clean is None else clean.start) as there:
-            loss = self._passes.second(work, again=clean is not None)
+            with in_our_words(perturbed=True):
+                loss = self._passes.second(work, again=clean is not None)
         self._finish(kept)
         return Last(True, (clean or seen) and (clean or seen).loss, loss, there.length, there.displacement)  # type: ignore
 
@@ -250,15 +270,18 @@ class SharpnessAware:
             False: ``.grad`` already holds the gradient to hand on.
 
         Raises:
-            RuntimeError: called twice, or with ``ascent.samples`` or ``hardest``, for :meth:`backward` with a batch.
+            RuntimeError: called twice, with nothing in ``.grad``, or with ``ascent.samples`` or ``hardest``, which are
+                for :meth:`backward` with a batch.
         """
         self._refuse_while_perturbed("ascend again")
+        refuse_uneven(self.model)
         self._look_again()
         if self.select is not None:
             raise RuntimeError(
                 "ascend() cannot switch parameters off in a pass that it does not run: use backward(), or select=None"
             )
-        before = self.ascent.direction.ahead and not self._parameters.have_gradients()
+        empty = not self._parameters.have_gradients()
+        before = self.ascent.direction.ahead and empty
         if before and (self.combine.needs_clean(self.step) or self.schedule.needs_gradient):
             raise RuntimeError(
                 f"ascend() was called before the forward pass, but {self.schedule} with {self.combine} reads the "
@@ -272,6 +295,12 @@ class SharpnessAware:
                 "use backward(loss_of, batch), or an ascent without samples, view, autocast and hardest, and "
                 "sync='global'"
             )
+        if empty and not before:
+            raise RuntimeError(
+                "ascend() found nothing in .grad of the model's parameters; expected it after loss.backward() and "
+                "before zero_grad(), on the very model that was given"
+            )
+        refuse_second_order(e.param.grad for e in self._parameters.entries)
         if not same_step:
             self._steps.begin()
             self._lookout.gradient(self._optimizers.name)
@@ -471,12 +500,11 @@ class SharpnessAware:
         )  # fmt: skip
         thin_(eps.values(), self.ascent.beta, self.seed, self.step)
         self._draft.remember("ascent", memory)
-        there = Perturbation(
-            self.model, self._optimizers, weights, clean, replay, self.backup, self._parameters.sharded
-        )
+        there = Perturbation(self.model, weights, clean, replay, self.backup, self._parameters.sharded)
         self._perturbation = there
         self._rounding.mode, self._rounding.measure = self.rounding, self.measure
         try:
+            self._doors.shut(self._parameters.entries)
             there.enter(eps, self._rounding, self.seed, self.step)
         except BaseException:
             self._close(broken=True)
@@ -493,7 +521,10 @@ class SharpnessAware:
     def _close(self, broken: bool = False) -> None:
         """The perturbation is forgotten last: an interruption in here can be followed by another call."""
         if self._perturbation is not None:
-            self._perturbation.leave(broken)
+            try:
+                self._perturbation.leave(broken)
+            finally:
+                self._doors.open()
             self._perturbation = None
 
     @contextmanager

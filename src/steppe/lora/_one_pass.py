@@ -14,6 +14,7 @@ from steppe._draft import Last
 from steppe._optimizers import Given
 from steppe._parameters import without_sync
 from steppe._steps import Steps, listeners
+from steppe._sync import refuse_uneven
 from steppe._wiring import check_arguments
 from steppe.lora._layers import Layer, find_layers
 
@@ -59,6 +60,7 @@ class OnePass:
         Returns:
             The detached loss at the perturbed weights, 0-dim.
         """
+        refuse_uneven(self.model)
         work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
         self._inside = True
         try:

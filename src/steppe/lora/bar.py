@@ -19,6 +19,7 @@ from steppe._rates import check_rates
 from steppe._rounding import ROUNDINGS
 from steppe._settings import another_method, plain_changes, tell
 from steppe._steps import Steps, listeners
+from steppe._sync import refuse_uneven
 from steppe._wiring import check_arguments
 from steppe.curves import Cosine, Linear
 from steppe.lora._move import Bundle, bundles
@@ -204,6 +205,7 @@ class BAR:
 
     @torch.no_grad()
     def _move(self, which: int) -> None:
+        refuse_uneven(self.model)
         assert self._hearing is not None
         t = self._steps - self._hearing.under_way(which)  # the others' pairs of this round were moved at the same t
         alpha, found = self._alpha(t), self._optimizers.steppers[which].attribute("found_inf")
