@@ -85,7 +85,8 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     settings: dict[str, Any] = {"rho": 0.1}
     settings |= {"total_steps": STEPS} if name in ("aesam", "late_sam") else {}
     more: dict[str, list[dict[str, Any]]] = {
-        "look_sam": [{"k": 3}, {"k": 3, "push": "natural"}], "look_layer_sam": [{"k": 3}], "gsam": [{"alpha": 0.4}],
+        "look_sam": [{"k": 3}, {"k": 3, "push": "natural"}, {"k": 3, "push": "paper"}],
+        "look_layer_sam": [{"k": 3}], "gsam": [{"alpha": 0.4}],
         "msam": [{}, {"decay": 0.8}], "fsam": [{"sigma": 1.0}], "grst": [{}], "rst": [{"p": 0.5}],
     }  # fmt: skip
     return [settings | each for each in more.get(name, [{}])]

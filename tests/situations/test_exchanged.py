@@ -129,7 +129,7 @@ class ByHand:
     def __init__(self, method: str, model: Net, optimizer: torch.optim.Optimizer) -> None:
         self.method, self.model, self.optimizer = method, model, optimizer
         self.kept: dict[nn.Parameter, Tensor] = {}
-        self.t = 0
+        self.t, self.size = 0, 0.0
 
     def mine(self) -> list[nn.Parameter]:
         here = {p for g in self.optimizer.param_groups for p in g["params"]}
@@ -184,12 +184,24 @@ class ByHand:
     def look_sam(self, data: Any) -> dict[nn.Parameter, Tensor]:
         g = self.gradient(data)
         if self.t % 4 == 0:
-            d = self.at(g, data)
-            along = sum(float((d[p] * g[p]).sum()) for p in g) / length(g) ** 2
-            self.kept = {p: d[p] - along * g[p] for p in g}
-            return d
+            return self.refreshed(g, data)
         v = {p: self.kept[p] for p in self.model.parameters() if p in self.kept}  # frozen ones too
         return {p: g[p] + (0.5 * length(g) / length(v) * v[p] if p in v else 0) for p in g}
+
+    def look_sam_guarded(self, data: Any) -> dict[nn.Parameter, Tensor]:
+        g = self.gradient(data)
+        if self.t % 4 == 0:
+            return self.refreshed(g, data)
+        v = {p: self.kept[p] for p in self.model.parameters() if p in self.kept}
+        c = min(length(g) / self.size, 0.5 * length(g) / length(v))
+        c = c if sum(float((v[p] * g[p]).sum()) for p in g if p in v) >= 0 else 0.0
+        return {p: g[p] + (c * v[p] if p in v else 0) for p in g}
+
+    def refreshed(self, g: dict[nn.Parameter, Tensor], data: Any) -> dict[nn.Parameter, Tensor]:
+        d, self.size = self.at(g, data), length(g)
+        along = sum(float((d[p] * g[p]).sum()) for p in g) / self.size**2
+        self.kept = {p: d[p] - along * g[p] for p in g}
+        return d
 
 
 def length(v: dict[nn.Parameter, Tensor]) -> float:
@@ -198,7 +210,7 @@ def length(v: dict[nn.Parameter, Tensor]) -> float:
 
 HAND: dict[str, dict[str, Any]] = {
     "sam": {}, "fsam": {"sigma": 1.0, "decay": 0.9}, "s2_sam": {}, "msam": {"decay": 0.8},
-    "look_sam": {"k": 4, "alpha": 0.5},
+    "look_sam": {"k": 4, "alpha": 0.5, "push": "paper"}, "look_sam_guarded": {"k": 4, "alpha": 0.5},
 }  # fmt: skip
 
 
@@ -208,7 +220,7 @@ def test_equals_the_loop_by_hand(method: str, change: Callable[..., None]) -> No
     """The change falls between a refresh of LookSAM and a step that reuses it."""
     one, other = net(), net()
     base, plain = (torch.optim.SGD(m.parameters(), lr=LR) for m in (one, other))
-    sharp = METHODS[method].recipe(one, base, rho=RHO, **HAND[method])
+    sharp = METHODS[method.removesuffix("_guarded")].recipe(one, base, rho=RHO, **HAND[method])
     hand = ByHand(method, other, plain)
     for t in range(9):
         if t == 5:
