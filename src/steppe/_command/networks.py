@@ -84,31 +84,6 @@ def resnet18(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes))
 
 
-class _GPT(nn.Module):
-    """Tokens, learned positions, pre-norm blocks that see no later token, a score for each token that may come next."""
-
-    def __init__(self, context: int, tokens: int, width: int = 128, depth: int = 2) -> None:
-        super().__init__()
-        self.token = nn.Embedding(tokens, width)
-        self.position = nn.Parameter(0.02 * torch.randn(context, width))
-        block = nn.TransformerEncoderLayer(
-            width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens))
-        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(context), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.token(x) + self.position, mask=self.mask, is_causal=True))
-
-
-def gpt(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A small causal transformer (width 128, 2 blocks) over whole numbers below `classes`: 0.5 M weights."""
-    if len(shape) != 1:
-        raise ValueError(f"model 'gpt' needs sequences of tokens, as lm:FILE gives them, and inputs have shape {shape}")
-    return _GPT(shape[0], classes)
-
-
 class _ViT(nn.Module):
     """Patches, a class token, learned positions, pre-norm transformer blocks."""
 
@@ -137,7 +112,7 @@ def vit(shape: tuple[int, ...], classes: int) -> nn.Module:
     return _ViT(shape, classes)
 
 
-MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "linear": linear, "resnet18": resnet18, "vit": vit, "gpt": gpt}
+MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "linear": linear, "resnet18": resnet18, "vit": vit}
 """Model name -> builder(shape of one example, number of classes)."""
 
 

@@ -270,6 +270,8 @@ def test_settings_that_do_not_go_together(tmp_path, flags, sentence):
 def test_a_network_for_other_inputs_is_refused(tmp_path):
     made = task(write(tmp_path, table()))
     with pytest.raises(ValueError, match="needs images"):
+        models.build("resnet18", made)
+    with pytest.raises(ValueError, match="one answer for a signal, not a series"):
         models.build("cnn", made)
     with pytest.raises(ValueError, match="did you mean 'channel_attention'"):
         models.build("chanel_attention", made)

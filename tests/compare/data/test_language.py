@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from steppe.compare.data import language, models
+from steppe.compare.engine import run
 from steppe.compare.engine.measure import chunks, metrics
-from steppe.compare.engine.run import untrained
+from steppe.compare.engine.plan import Run
 from steppe.compare.engine.spec import resolve
 
 TEXT = "".join(f"{i} sheep went over the bridge, and then {i % 7} more.\n" for i in range(40))
@@ -67,7 +68,7 @@ def test_bits_per_byte_by_hand(tmp_path):
         counts[byte] += 1
     asked = made.test.take(torch.arange(len(made.test))).y.flatten().tolist()
     by_hand = -sum(math.log2(counts[byte] / sum(counts)) for byte in asked) / len(asked)
-    assert untrained(made)["byte frequencies"]["test_bits_per_byte"] == pytest.approx(by_hand, rel=1e-6)
+    assert run.untrained(made)["byte frequencies"]["test_bits_per_byte"] == pytest.approx(by_hand, rel=1e-6)
     assert made.measured[0].name == "bits_per_byte"
 
 
@@ -77,6 +78,13 @@ def test_large_outputs_go_in_small_pieces(tmp_path):
     assert max(len(piece) for piece in chunks(made.train.take(torch.arange(200)))) == 64
     model = models.build("gpt", made)
     assert metrics(model, made.test, made.measured, 256)["bits_per_byte"] > 4
+
+
+def test_a_run_and_its_averaged_weights_have_figures(tmp_path):
+    flags = {"task": f"lm:{write(tmp_path)}", "context": 16, "max_steps": 3, "sharpness_examples": 4, "device": "cpu"}
+    record = run.train(resolve(flags), Run("sam", 0.05, 0))
+    for figures in (record, record["early"], record["averaged"]):
+        assert 0 < figures["test_bits_per_byte"] < 10
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from steppe._command.lookup import nearest
 from steppe._command.networks import MODELS, find
 from steppe.compare.data import transformer
 from steppe.compare.data.examples import Task
-from steppe.compare.data.sequence_models import FORECASTERS
+from steppe.compare.data.sequence_models import FORECASTERS, TOKENS
 from steppe.text.models import Lora
 
 
@@ -16,7 +16,7 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
     """The model `name` for the inputs of `task`.
 
     Args:
-        name: one of `MODELS` or `FORECASTERS`, or a `module:function`, which draw their weights from torch's global
+        name: one of `MODELS`, `FORECASTERS` and `TOKENS`, or a `module:function`, their weights drawn from the global
             generator; or `hf:FOLDER` or `hf:ID`, a pretrained one.
         task: whose inputs and classes the model is for.
         lora: adapters of a pretrained model; None trains all of it.
@@ -30,10 +30,18 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
         return FORECASTERS[name](*shape, *y.shape[1:])
     if name in FORECASTERS and name not in MODELS:
         raise ValueError(f"model {name!r} needs windows of a series, as forecast:FILE gives them; this task has none")
-    if ":" not in name and (name == "gpt") != (task.train.y.dim() == 2 and bool(task.classes)):
+    if name == "cnn" and y.dim() == 3:
+        raise ValueError(
+            "model 'cnn' gives one answer for a signal, not a series; take channel_attention, linear or mlp"
+        )
+    if ":" in name:
+        return find(name)(shape, task.outputs)
+    if name not in (known := [*MODELS, *FORECASTERS, *TOKENS]):
+        raise ValueError(f"unknown model {name!r}; {nearest(name, known)}, or give module:function")
+    if (name in TOKENS) != (y.dim() == 2 and bool(task.classes)):
         raise ValueError(
             f"model {name!r} does not fit this task; sequences of tokens (lm:FILE) go with gpt, and no others"
         )
-    if ":" not in name and name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; {nearest(name, [*MODELS, *FORECASTERS])}, or give module:function")
+    if name in TOKENS:
+        return TOKENS[name](shape, task.outputs)
     return find(name)(shape, task.outputs)

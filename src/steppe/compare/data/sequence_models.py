@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -58,5 +60,34 @@ class _ChannelAttention(_Forecaster):
         return h + self.out(found)
 
 
+class _GPT(nn.Module):
+    """Tokens, learned positions, pre-norm blocks that see no later token, a score for each token that may come next."""
+
+    def __init__(self, context: int, tokens: int, width: int = 128, depth: int = 2) -> None:
+        super().__init__()
+        self.token = nn.Embedding(tokens, width)
+        self.position = nn.Parameter(0.02 * torch.randn(context, width))
+        block = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, tokens))
+        later = torch.ones(context, context, dtype=torch.bool).triu(
+            1
+        )  # a mask of numbers would be averaged with weights
+        self.register_buffer("later", later, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.token(x) + self.position, mask=self.later, is_causal=True))
+
+
+def gpt(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A small causal transformer (width 128, 2 blocks) over whole numbers below `classes`: 0.5 M weights."""
+    return _GPT(shape[0], classes)
+
+
 FORECASTERS: dict[str, type[_Forecaster]] = {"channel_attention": _ChannelAttention, "linear": _Forecaster}
 """Model name -> network(look-back, columns, horizon, targets)."""
+
+TOKENS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {"gpt": gpt}
+"""Model name -> network(shape of one example, number of tokens)."""

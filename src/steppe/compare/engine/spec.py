@@ -93,7 +93,8 @@ class Spec(BaseModel):
     validation: Two | None = Field(None, description="Validation examples; never from the test set.")
     noise: Share = Field(0.0, description="Share of wrong labels, in training and validation alike.")
     model: Annotated[str, Expected("the name of a model")] = Field(
-        "cnn", description="cnn, mlp, resnet18, vit or module:function; for texts hf:FOLDER or hf:ID."
+        "cnn",
+        description="cnn, mlp, linear, resnet18, vit or module:function; for texts hf:FOLDER or hf:ID (docs/data.md).",
     )
     adapt: Literal["lora", "full"] = Field(
         "lora", description="How a pretrained model is trained: lora (with its head) or full."

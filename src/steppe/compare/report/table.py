@@ -85,9 +85,7 @@ def _fit(found: list[Column], rows: Sequence[Row], width: int) -> tuple[list[Col
 
 def _form(words: Words, summary: Mapping[str, Any], form: str, header: str, luxury: int) -> Column:
     """The figures in a form, which space may not suffice for unless the methods are judged by it."""
-    return Column(
-        header, lambda row: words.figure(row.get(form)), ALWAYS if summary["judged"] == form else luxury
-    )
+    return Column(header, lambda row: words.figure(row.get(form)), ALWAYS if summary["judged"] == form else luxury)
 
 
 def render(summary: Mapping[str, Any]) -> RenderableType:
