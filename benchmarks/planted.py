@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Mutant:
         name: what is wrong.
         old: text that stands exactly once in ``src/steppe``; where, is found.
         new: what takes its place.
-        tests: a file of tests and, behind ``-k``, words of the names of those that must notice.
+        tests: a file of tests and, behind ``-k``, words of the names of those that must notice; none: all of it.
     """
 
     name: str
@@ -28,8 +29,8 @@ class Mutant:
 
     @property
     def words(self) -> str:
-        """What picks the tests there."""
-        return self.tests.partition(" -k ")[2]
+        """What picks the tests there: all of the file where nothing is said."""
+        return self.tests.partition(" -k ")[2] or Path(self.file).stem
 
 
 RUN, COST, STUDY = (f"tests/compare/engine/test_{name}.py" for name in ("run", "cost", "study"))
