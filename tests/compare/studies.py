@@ -1,12 +1,22 @@
 """Whole comparisons of a made-up task, as a user starts them."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import pytest
+
+from steppe._command import pool
+from steppe.cli import main
+from steppe.compare.engine import study
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "finished", "provenance"}
@@ -16,22 +26,52 @@ EQUAL = "method variant label rho final early delta gain kept passes sharpness t
 """What must be equal in the rows of two summaries of the same study; the rest are times and what follows from them."""
 
 
-def command(out: Path, *more: str) -> list[str]:
+def words(out: Path, *more: str) -> list[str]:
     """A comparison of 16 runs of a fraction of a second each."""
     fixed = "compare --task tests.compare.tiny:task --methods sam,rst --seeds 3 --rho 0.1,0.2 --tune-seeds 2 --jobs 2"
-    return [sys.executable, "-m", "steppe", *fixed.split(), "--epochs", "40", "--out", str(out), *more]
+    return [*fixed.split(), "--epochs", "16", "--out", str(out), *more]
+
+
+class _Here:
+    """Stands in for the pool of processes: what a worker does, done here, one job after the other."""
+
+    def __init__(self, size: int) -> None:
+        self._waiting: deque[pool.Job] = deque()
+
+    def __enter__(self) -> "_Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def submit(self, job: pool.Job) -> None:
+        self._waiting.append(job)
+
+    def send(self, event: pool.Event) -> None:
+        """How far a job is, which nobody looks at."""
+
+    def events(self) -> Iterator[pool.Event]:
+        while self._waiting:
+            job = self._waiting.popleft()
+            yield pool.Event("begun", job.key)
+            yield pool._do(job, self)
 
 
 def complete(out: Path, *more: str) -> subprocess.CompletedProcess:
-    """The comparison from wherever it is to its end."""
-    return subprocess.run(command(out, *more), capture_output=True, text=True, cwd=ROOT, check=False, timeout=240)
+    """The comparison from wherever it is to its end, in this process."""
+    given, said, aside = words(out, *more), io.StringIO(), io.StringIO()
+    with redirect_stdout(said), redirect_stderr(aside), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "Pool", _Here)
+        code = main(given)
+    return subprocess.CompletedProcess(given, code, said.getvalue(), aside.getvalue())
 
 
 def cut_off(out: Path, runs: int, how: int = signal.SIGKILL, *more: str) -> tuple[int, str]:
     """Start the comparison and send it a signal as soon as `runs` runs are finished: its exit code and stderr."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     # A background job of a script inherits an ignored Ctrl-C; these tests may be one, the user's terminal is not.
-    process = subprocess.Popen(command(out, *more), cwd=ROOT, text=True, preexec_fn=_heed_ctrl_c, **quiet)
+    command = [sys.executable, "-m", "steppe", *words(out, *more)]
+    process = subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=_heed_ctrl_c, **quiet)
     while process.poll() is None and len(finished(out)) < runs:
         time.sleep(0.002)
     if process.poll() is None:

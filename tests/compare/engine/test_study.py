@@ -59,7 +59,8 @@ def test_killed_and_resumed_equals_undisturbed(whole, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
-    code, errors = studies.cut_off(tmp_path, 2, signal.SIGINT, "--seeds", "60")  # too many to be over before the signal
+    many = ("--seeds", "60", "--jobs", "1")  # too many to be over before the signal
+    code, errors = studies.cut_off(tmp_path, 2, signal.SIGINT, *many)
     assert code == 130
     assert errors.splitlines()[-1].startswith("steppe: interrupted") and "the same command" in errors.splitlines()[-1]
     assert len(studies.finished(tmp_path)) >= 2
