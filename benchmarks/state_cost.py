@@ -1,4 +1,4 @@
-"""What beginning both passes of a step from the same state costs, as a share of a pass, in processor time on one thread.
+"""What beginning both passes of a step from the same state costs, in shares of a pass; processor time on one thread.
 
     python benchmarks/state_cost.py
 
@@ -24,11 +24,11 @@ from step_time import minilm
 from torch import nn
 
 import steppe
+from steppe._command.files import write_json
 from steppe._randomness import Randomness
 from steppe._state import SMALL, Watch
 from steppe.bench.measure import provenance
 from steppe.bench.subject import Subject
-from steppe._command.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 TURNS, REPEATS = 9, 20

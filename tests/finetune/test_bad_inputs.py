@@ -110,7 +110,6 @@ BAD = [
     (f"{OK} --set output_dir=x", "use --out"),
     (f"{OK} --optim sdg", "optim = 'sdg' is not what the Trainer takes: invalid choice"),
     (f"{OK} --lr-scheduler-type cosin", "lr_scheduler_type = 'cosin'"),
-    (f"{OK} --load-best-model-at-end", "the Trainer refuses its arguments"),
     (f"{OK} --fsdp full_shard", "the Trainer refuses its arguments: Using fsdp only works in distributed training"),
     (f"{OK} sst2", "unexpected argument 'sst2'; every setting is a flag"),
     (f"{OK} --recipe roberta-large-fewshot", "did you mean 'roberta-large-few-shot'?"),

@@ -150,7 +150,8 @@ def test_lightning_leaves_module_and_strategy_as_they_were_also_after_an_error()
         def training_step(self, batch: Batch, batch_idx: int) -> Any:
             if self.calls.n == 3:  # the second pass of the second batch
                 raise ZeroDivisionError
-            before.update(everything(self.net))
+            if self.calls.n % 2 == 0:  # the look; at w + eps a part of the model is not to be saved either
+                before.update(everything(self.net))
             return super().training_step(batch, batch_idx)
 
     before: dict[str, Tensor] = {}
