@@ -150,16 +150,16 @@ def _follow_update(watch: Watch) -> None:
     """The region of the optimizer's step: base state, weights, memory and schedule change one after the other."""
     before, after = SharpnessAware._before_step, SharpnessAware._after_step
 
-    def begun(sharp: SharpnessAware) -> None:
+    def begun(sharp: SharpnessAware, *args: Any) -> None:
         # Lightning hands the optimizer a closure: there the passes come after this, and the update after them.
         watch.stepping = not watch.board.decisions[watch.clock(sharp)]
         if not watch.stepping:
             watch.enter("update", watch.clock(sharp))
-        before(sharp)
+        before(sharp, *args)
 
-    def done(sharp: SharpnessAware) -> None:
+    def done(sharp: SharpnessAware, *args: Any) -> None:
         t = watch.clock(sharp)
-        after(sharp)
+        after(sharp, *args)
         watch.stepping = False
         watch.leave("update", t)
 

@@ -193,7 +193,7 @@ class Outside:
         me = weakref.ref(self)
 
         def hook(module: nn.Module, args: Any) -> None:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or _transformed():
                 return
             if (it := me()) is not None and id(module) not in it._seen and threading.get_ident() == it._thread:
                 it._meet(module)
@@ -264,3 +264,9 @@ def _about(loss_of: Any) -> Any:
             continue  # empty as yet
     held += loss_of.__defaults__ or ()
     return code, tuple(id(x) for x in held if isinstance(x, (nn.Module, nn.Parameter)))
+
+
+def _transformed() -> bool:
+    """Whether a transform of ``torch.func`` runs, under which a module's tensors are not to be looked at."""
+    peek = getattr(torch._C._functorch, "peek_interpreter_stack", None)
+    return peek is not None and peek() is not None

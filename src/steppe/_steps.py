@@ -19,6 +19,10 @@ from steppe._optimizers import Optimizers, Stepper
 class Listener(Protocol):
     """Who hears of steps."""
 
+    @property
+    def _awaits_step(self) -> bool:
+        """Whether it made a gradient for the step to come, which then is real at a learning rate of zero too."""
+
     def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> Any:
         """Optimizer number ``which`` is about to step; what is returned replaces its arguments (as torch's hooks)."""
 
@@ -108,7 +112,7 @@ class _Ear:
         if self._depth or listener is None:
             return
         self._frame, found = None, self._stepper.attribute("found_inf")
-        if was_rehearsal(self._stepper.optimizer):
+        if not listener._awaits_step and was_rehearsal(self._stepper.optimizer):
             found = True
         listener._after_step(self._which, False if found is None else found)
 

@@ -239,8 +239,10 @@ class SharpnessAware:
         with self._perturbed(direction, kept, scale, None if clean is None else clean.start) as there:
             with in_our_words(perturbed=True):
                 loss = self._passes.second(work, again=clean is not None)
+        length, displacement = there.length, there.displacement
+        del there  # and with it the saved weights, before the combination needs its room
         self._finish(kept)
-        return Last(True, (clean or seen) and (clean or seen).loss, loss, there.length, there.displacement)  # type: ignore
+        return Last(True, (clean or seen) and (clean or seen).loss, loss, length, displacement)  # type: ignore
 
     # The phases
 
@@ -573,6 +575,10 @@ class SharpnessAware:
         self._stepping, scale = which, self._optimizers.steppers[which].attribute("grad_scale")
         self._draft.close(self._parameters, which, scale)
         self._keep_handed(which, 1.0 if scale is None else scale)
+
+    @property
+    def _awaits_step(self) -> bool:
+        return self._draft.decision is not None
 
     def _after_step(self, which: int, skipped: Tensor | bool) -> None:
         self._stepping, later, self._foreseen_later = None, self._foreseen_later, {}

@@ -119,7 +119,7 @@ def test_several_changes_are_one_warning() -> None:
 
 
 def test_words_are_another_method() -> None:
-    with pytest.raises(ValueError, match="combine.push is 'paper' there and 'natural' here"):
+    with pytest.raises(ValueError, match="combine.push is 'guarded' there and 'natural' here"):
         resumed(recipe("look_sam", alpha=0.7), lambda m, o: steppe.LookSAM(m, o, push="natural"))
 
 

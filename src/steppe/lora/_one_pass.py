@@ -124,6 +124,8 @@ class OnePass:
     def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> None:
         pass
 
+    _awaits_step = False  # nothing of a gradient is kept for the step
+
     def _after_step(self, which: int, skipped: Tensor | bool) -> None:
         assert self._steps is not None
         if bool(skipped) or not self._steps.stepped(which)[0]:

@@ -268,6 +268,8 @@ class BAR:
                 )
         return owners
 
+    _awaits_step = False  # nothing of a gradient is kept for the step
+
     def _after_step(self, which: int, skipped: Tensor | bool) -> None:
         assert self._hearing is not None
         if skipped is True or not self._hearing.stepped(which)[0]:

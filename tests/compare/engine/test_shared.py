@@ -69,7 +69,7 @@ def test_two_at_once_make_each_run_once_and_write_the_same_report(tmp_path, made
     shared = settled(tmp_path / "shared")
     assert len(made) == len(set(made)) == 3
     assert "waiting for runs that another process has begun in this folder" in capsys.readouterr().err
-    assert [row["accuracy"] for row in shared.summary["rows"]] == [row["accuracy"] for row in whole.summary["rows"]]
+    assert [row["final"] for row in shared.summary["rows"]] == [row["final"] for row in whole.summary["rows"]]
     assert not list(tmp_path.rglob(".*"))
 
 
