@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -30,100 +30,15 @@ from steppe.compare.data import models, tasks
 from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.data.losses import Loss, each_of, mean_of
 from steppe.compare.engine import measure
+from steppe.compare.engine.curve import Curve, figures, spread
 from steppe.compare.engine.plan import Run
+from steppe.compare.engine.rows import untrained
 from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
-from steppe.compare.judge import Judge
 
 _ORDER_SEED = 0x0DE5
 
 AVERAGED_SHARES = 10
 """The weights' average reaches back over one so manieth of the steps."""
-
-
-@dataclass
-class _Curve:
-    """What is noted at every look, and the weights with the best validation figure so far (ties: the earliest)."""
-
-    task: Task
-    seen: Split  # of the test set
-    epoch: list[float] = field(default_factory=list)
-    train_loss: list[float] = field(default_factory=list)
-    val: list[float] = field(default_factory=list)
-    test: list[float] = field(default_factory=list)
-    best: int = 0  # the look
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def judge(self) -> Judge:
-        return self.task.measured[0].judge
-
-    def look(self, model: nn.Module, epoch: float, train_loss: float) -> None:
-        val = self._judged(model, self.task.val)
-        if not self.val or self.judge.better(val, self.val[self.best]):
-            self.best = len(self.val)
-            self.weights = {name: value.detach().clone() for name, value in _trained(model).items()}
-        self.epoch.append(epoch)
-        self.train_loss.append(train_loss)
-        self.val.append(val)
-        self.test.append(self._judged(model, self.seen))
-
-    def _judged(self, model: nn.Module, split: Split) -> float:
-        (value,) = measure.metrics(model, split, self.task.measured[:1], self.task.outputs).values()
-        return value
-
-    def early(self, model: nn.Module, at_end: dict[str, float]) -> dict[str, Any]:
-        """Early stopping: the epoch with the best validation figure, and the metrics there on the whole test set.
-
-        Args:
-            model: as training left it.
-            at_end: the metrics on the test set of `model` as it is.
-        """
-        found = {"epoch": self.epoch[self.best], f"val_{self.judge.name}": self.val[self.best]}
-        if self.best == len(self.epoch) - 1:
-            return found | at_end
-        model.load_state_dict(self.weights, strict=False)
-        return found | _metrics(model, self.task, "test")
-
-    def as_dict(self) -> dict[str, list[Any]]:
-        figures = {f"val_{self.judge.name}": self.val, f"test_{self.judge.name}": self.test}
-        return {"epoch": self.epoch, "train_loss": self.train_loss} | figures
-
-
-def _metrics(model: nn.Module, task: Task, part: str) -> dict[str, float]:
-    """Every metric of the task on one of its parts, as a record names them."""
-    found = measure.metrics(model, getattr(task, part), task.measured, task.outputs)
-    return {f"{part}_{name}": value for name, value in found.items()}
-
-
-class _Untrained(nn.Module):
-    """A baseline that needs no training."""
-
-    def __init__(self, function: Callable[[Any], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Any) -> Tensor:
-        return self.function(x)
-
-
-def untrained(task: Task) -> dict[str, dict[str, float]]:
-    """The metrics of the task's baselines that need no training, by their names."""
-    models = {name: _Untrained(function) for name, function in task.rows.items()}
-    return {name: _metrics(model, task, "val") | _metrics(model, task, "test") for name, model in models.items()}
-
-
-def check_rows(task: Task) -> None:
-    """Try each of them on two examples, before anything is trained.
-
-    Raises:
-        ValueError: one fails, or what it gives does not fit.
-    """
-    few = _spread(task.val, 2)
-    for name, function in task.rows.items():
-        try:
-            each_of(task.loss, function(few.x), few.y)
-        except Exception as error:
-            raise ValueError(f"row {name!r} of the task fails on two examples: {error}") from error
 
 
 @dataclass
@@ -279,7 +194,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
 class _Fit:
     """What is noted while a run trains: the curve, the examples in all batches, how many steps ascended."""
 
-    curve: _Curve
+    curve: Curve
     balance: measure.Balance | None
     average: AveragedModel | None
     examples: int = 0
@@ -289,7 +204,7 @@ class _Fit:
 def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: Tell) -> _Fit:
     """The training, with a look at the validation part now and then."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
-    curve, balance = _Curve(task, _spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
+    curve, balance = Curve(task, spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
     fit = _Fit(curve, balance, _average(spec, trainer, steps))
     losses: list[Tensor] = []
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
@@ -321,7 +236,7 @@ def _average(spec: Spec, trainer: Trainer, steps: int) -> AveragedModel | None:
 def _averaged(average: AveragedModel | None, task: Task) -> dict[str, float] | None:
     if average is None:
         return None
-    return _metrics(average.module, task, "val") | _metrics(average.module, task, "test")
+    return figures(average.module, task, "val") | figures(average.module, task, "test")
 
 
 def _epochs(steps: int, per_epoch: int) -> float:
@@ -331,9 +246,9 @@ def _epochs(steps: int, per_epoch: int) -> float:
 
 def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> dict[str, Any]:
     model, curve = trainer.whole(), fit.curve
-    seen = _spread(task.train, spec.sharpness_examples or len(task.train))
+    seen = spread(task.train, spec.sharpness_examples or len(task.train))
     sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho, task.loss)
-    val, test = _metrics(model, task, "val"), _metrics(model, task, "test")
+    val, test = figures(model, task, "val"), figures(model, task, "test")
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},
@@ -342,19 +257,6 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
         "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
     } | ({"balancedness": fit.balance.as_dict()} if fit.balance else {})  # fmt: skip
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change: all but the frozen weights."""
-    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
-
-
-def _spread(split: Split, count: int) -> Split:
-    """At most `count` examples, evenly spread: a test folder may be sorted by class."""
-    if len(split) <= count:
-        return split
-    return split.take(torch.linspace(0, len(split) - 1, count, device=split.y.device).long())
 
 
 def _same_everywhere(spec: Spec) -> None:

@@ -15,7 +15,7 @@ from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
-from steppe.compare.engine import cost, run
+from steppe.compare.engine import cost, rows, run
 from steppe.compare.engine.plan import Plan, Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.engine.store import Store
@@ -43,7 +43,7 @@ def check(spec: Spec) -> Plan:
     """
     plan = Plan(spec, spec.hash())
     task = run.load_task(spec, spec.seeds[0])
-    run.check_rows(task)
+    rows.check_rows(task)
     check_shares(len(task.train), spec.batch_size)
     for choice in plan.choices:
         first = Run(choice.text, choice.grid(spec.grids)[0], spec.seeds[0])
