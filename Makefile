@@ -86,4 +86,4 @@ $(STUDY): $(REQUIREMENTS)
 	$(call install,study,$(STUDY))
 
 $(DEV): $(REQUIREMENTS)
-	$(call install,study hosts evaluate oracles dev,$(STUDY) $(DEV))
+	$(call install,study hosts evaluate curvature oracles dev,$(STUDY) $(DEV))

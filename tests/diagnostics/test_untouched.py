@@ -72,6 +72,18 @@ def test_an_inner_stretch_returns_to_where_the_outer_stands():
     assert problems.same(before, state(model, optimizer))
 
 
+def test_no_hook_of_a_method_stays_behind():
+    model, optimizer = prepared()
+    mine = model.register_forward_hook(lambda *_: None)
+    hung = [len(m._state_dict_pre_hooks) for m in model.modules()]
+    with untouched(model, optimizer) as copy:
+        sharp = steppe.SAM(model, copy)
+        sharp.backward(problems.loss_of(model), problems.BATCH)
+        assert [len(m._state_dict_pre_hooks) for m in model.modules()] != hung, "a method hangs none any more"
+    assert [len(m._state_dict_pre_hooks) for m in model.modules()] == hung
+    assert list(model._forward_hooks) == [mine.id]
+
+
 def test_gradients_written_in_place_come_back():
     model, optimizer = prepared()
     before = problems.grads(model)

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._guards import SavedWeights
@@ -22,21 +22,33 @@ from steppe._state import Watch
 def untouched(model: nn.Module, optimizer: Optimizer) -> Iterator[Optimizer]:
     """Lend ``model`` out together with a copy of ``optimizer`` that steps its weights; afterwards all is as before.
 
-    Weights, buffers, plain attributes, ``.grad`` (the same tensors with the same values) and random generators are back
-    bit for bit, also after an error. The optimizer itself, its state and whoever listens to its steps never hear of it.
-    May be nested: the inner one returns to where the outer one stands.
+    The optimizer itself, its state and whoever listens to its steps never hear of it; the rest is :func:`as_before`.
 
     Cost: one copy of weights, gradients and optimizer state.
     """
-    weights = list(dict.fromkeys(chain(model.parameters(), *(g["params"] for g in optimizer.param_groups))))
+    with as_before(model, *(g["params"] for g in optimizer.param_groups)):
+        yield twin(optimizer)
+
+
+@contextmanager
+def as_before(model: nn.Module, *others: Iterable[Tensor]) -> Iterator[None]:
+    """Lend ``model`` out, and further weights; afterwards all is as before.
+
+    Weights, buffers, plain attributes, ``.grad`` (the same tensors with the same values) and random generators are back
+    bit for bit, also after an error, and the hooks that were hung meanwhile are gone. May be nested: the inner one
+    returns to where the outer one stands.
+
+    Cost: one copy of weights and gradients.
+    """
+    weights = list(dict.fromkeys(chain(model.parameters(), *others)))
     saved, grads = SavedWeights(weights), [(w, w.grad) for w in weights]
     values = SavedWeights(g for _, g in grads if g is not None)
     state = Watch(lambda: [bare(model)], lambda: weights).start()
-    generators = Randomness({w.device for w in weights})
+    generators, hooks = Randomness({w.device for w in weights}), list(_hooks(model))
     try:
         for weight in weights:
             weight.grad = None
-        yield twin(optimizer)
+        yield
     finally:
         saved.back()
         state.back()
@@ -45,6 +57,20 @@ def untouched(model: nn.Module, optimizer: Optimizer) -> Iterator[Optimizer]:
         values.back()
         generators.set()
         torch.clear_autocast_cache()
+        for hung, before in hooks:
+            for key in hung.keys() - before:
+                del hung[key]
+
+
+def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], set[int]]]:
+    """The hooks of each module, and the keys of those that hang there now.
+
+    A method hangs some, which go when it does: with the garbage, in the middle of whatever walks through them then.
+    """
+    for module in model.modules():
+        for name, hung in vars(module).items():
+            if "_hooks" in name and isinstance(hung, dict):
+                yield hung, set(hung)
 
 
 def twin(optimizer: Optimizer) -> Optimizer:

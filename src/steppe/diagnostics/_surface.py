@@ -1,0 +1,139 @@
+"""The mean loss over some batches as a function of a model's trained weights: values, gradients, Hessian products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from steppe._algebra import add_scaled_
+from steppe._guards import forget_derived
+from steppe._parameters import bare, names_of
+from steppe._randomness import Randomness
+from steppe._shards import is_sharded
+from steppe._state import Watch
+from steppe.diagnostics._untouched import as_before
+
+LossOf = Callable[[Any], Tensor]
+
+
+class Surface:
+    """The loss that a model is looked at by: the mean over ``batches``, each counting the same.
+
+    The model is in whatever mode it is handed over in. Each pass draws the same random numbers and begins from the
+    same buffers, so that this is one function of the weights, with dropout too.
+
+    Args:
+        model: whose weights that require a gradient are the arguments of the function.
+        loss_of: the scalar loss of a batch, as in ``sharp.backward(loss_of, batch)``.
+        batches: kept as a list; hand in a part of a long loader (``itertools.islice(loader, 8)``).
+
+    Raises:
+        ValueError, TypeError: no batch, nothing trained, or weights that are spread over processes or complex.
+    """
+
+    def __init__(self, model: nn.Module, loss_of: LossOf, batches: Iterable[Any]) -> None:
+        if not isinstance(model, nn.Module) or not callable(loss_of):
+            raise TypeError(
+                f"model={type(model).__name__} and loss_of={loss_of!r} were given; expected a torch.nn.Module and the "
+                "function from a batch to its loss"
+            )
+        self.model, self._loss_of, self.batches = model, loss_of, list(batches)
+        self.named = {name: w for w, name in names_of(model).items() if w.requires_grad}
+        self.weights: list[nn.Parameter] = list(self.named.values())
+        self._check()
+
+    def _check(self) -> None:
+        if not self.batches:
+            raise ValueError("batches gave no batch; expected a list of batches, or a loader, with at least one")
+        if not self.weights:
+            raise ValueError("no parameter of the model requires a gradient; expected some that are trained")
+        for name, weight in self.named.items():
+            if is_sharded(weight) or weight.is_complex():
+                raise ValueError(
+                    f"parameter {name} is {'complex' if weight.is_complex() else 'spread over processes (a DTensor)'}; "
+                    "expected whole real weights: load them into one process to look at them"
+                )
+
+    @property
+    def size(self) -> int:
+        """The number of weights."""
+        return sum(w.numel() for w in self.weights)
+
+    @contextmanager
+    def lent(self) -> Iterator[Surface]:
+        """In the block the weights may be moved; afterwards everything is back bit for bit, also after an error."""
+        with as_before(self.model):
+            self._generators = Randomness({w.device for w in self.weights})
+            self._state = Watch(lambda: [bare(self.model)], lambda: list(self.model.parameters())).start()
+            try:
+                yield self
+            finally:
+                del self._generators, self._state
+
+    @torch.no_grad()
+    def loss(self, batches: Sequence[Any] | None = None) -> float:
+        """The mean loss at the present weights; over other batches, where some are given."""
+        over = self.batches if batches is None else batches
+        forget_derived()
+        return sum(float(self._pass(batch)) for batch in over) / len(over)
+
+    def gradient(self, batches: Sequence[Any] | None = None) -> list[Tensor]:
+        """The gradient of :meth:`loss`, one tensor for each weight."""
+        over = self.batches if batches is None else batches
+        total = [torch.zeros_like(w) for w in self.weights]
+        forget_derived()
+        for batch in over:
+            found = torch.autograd.grad(self._scalar(batch), self.weights, allow_unused=True, materialize_grads=True)
+            add_scaled_(total, found, 1.0 / len(over))
+        return total
+
+    def product(self, vector: Sequence[Tensor]) -> list[Tensor]:
+        """The Hessian of :meth:`loss` times ``vector``, by two backwards through every batch."""
+        total = [torch.zeros_like(w) for w in self.weights]
+        forget_derived()
+        with _differentiable_twice(self.model):
+            for batch in self.batches:
+                add_scaled_(total, self._product(batch, vector), 1.0 / len(self.batches))
+        return total
+
+    def _product(self, batch: Any, vector: Sequence[Tensor]) -> Sequence[Tensor]:
+        loss = self._scalar(batch)
+        grads = torch.autograd.grad(loss, self.weights, create_graph=True, allow_unused=True)
+        bent = [(g, v) for g, v in zip(grads, vector, strict=True) if g is not None and g.requires_grad]
+        if not bent:
+            return [torch.zeros_like(w) for w in self.weights]
+        outputs, along = zip(*bent, strict=True)
+        return torch.autograd.grad(outputs, self.weights, along, allow_unused=True, materialize_grads=True)
+
+    def _scalar(self, batch: Any) -> Tensor:
+        loss = self._pass(batch)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the model's trained weights; expected loss_of to run the very model that "
+                "was given, with its graph"
+            )
+        return loss
+
+    def _pass(self, batch: Any) -> Tensor:
+        self._state.back()
+        self._generators.set()
+        loss = self._loss_of(batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+            raise TypeError(f"loss_of returned {given}; expected the batch's loss, a tensor of one number")
+        return loss.reshape(())
+
+
+@contextmanager
+def _differentiable_twice(model: nn.Module) -> Iterator[None]:
+    """Fused kernels of attention and of cuDNN's recurrent layers have no second derivative: the plain ones are used."""
+    with ExitStack() as changes:
+        changes.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            changes.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield

@@ -1,0 +1,214 @@
+"""The Hessian of a model's own loss: its largest and smallest eigenvalue, its trace and its spectrum, by Lanczos.
+
+Lanczos, quadrature and Hutch++ are those of hessian-eigenthings (``steppe[curvature]``) in float64; the products H v
+are the model's own loss differentiated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe._parts import check_count
+from steppe.diagnostics._surface import LossOf, Surface
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS = 512
+"""Of the grid that the density is given on."""
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """An end of the spectrum.
+
+    Attributes:
+        value: Lanczos' figure, which never lies outside of the spectrum.
+        error: length of the residual: so near is a true eigenvalue.
+    """
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The sum of all eigenvalues.
+
+    Attributes:
+        value: the estimate; exact where there are no more weights than probes.
+        error: its standard error, 0 where it is exact.
+    """
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Density:
+    """The share of eigenvalues near a value, smoothed by Gaussians; its integral is 1.
+
+    Attributes:
+        eigenvalue: the grid. density: there. width: the standard deviation of the Gaussians.
+    """
+
+    eigenvalue: tuple[float, ...]
+    density: tuple[float, ...]
+    width: float
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What :func:`curvature` found.
+
+    Attributes:
+        weights: how many there are: the size of the Hessian.
+        loss: the mean loss at these weights.
+        lambda_max: the largest eigenvalue. lambda_min: the smallest, negative where the loss curves downward.
+        trace: the sum of all; None with ``probes=0``.
+        density: of the spectrum; None with ``runs=0``.
+    """
+
+    weights: int
+    loss: float
+    lambda_max: Eigenvalue
+    lambda_min: Eigenvalue
+    trace: Trace | None
+    density: Density | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and dicts, for JSON."""
+        return asdict(self)
+
+    def plot(self, axes: Axes | None = None, label: str | None = None) -> Axes:
+        """The density by the eigenvalue, on a logarithmic scale. Needs matplotlib (``steppe[study]``)."""
+        axes = new_axes() if axes is None else axes
+        if self.density is not None:
+            (line,) = axes.semilogy(self.density.eigenvalue, self.density.density, label=label, linewidth=1.2)
+            axes.axvline(self.lambda_max.value, color=line.get_color(), linewidth=0.8, linestyle=":")
+        least = 1e-3 / max(self.weights, 2)
+        axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(least, None))
+        if label:
+            axes.legend()
+        return axes
+
+
+def curvature(
+    model: nn.Module,
+    loss_of: LossOf,
+    batches: Iterable[Any],
+    *,
+    steps: int = 60,
+    probes: int = 90,
+    runs: int = 3,
+    seed: int = 0,
+) -> Curvature:
+    """The spectrum of the Hessian of the mean loss over ``batches``, with regard to the weights that are trained.
+
+    Weights, buffers, ``.grad`` and generators are afterwards as before, bit for bit, also after an error.
+
+    Args:
+        model: in the mode in which it is to be looked at (``model.eval()`` for a trained one).
+        loss_of: the scalar loss of a batch.
+        batches: each counts the same.
+        steps: of Lanczos for each end of the spectrum and each run of the quadrature, at most one per weight.
+        probes: products H v for the trace; 0 for none. No fewer than the weights: exact, by unit vectors.
+        runs: of the quadrature for the density, each from a vector of its own; 0 for none.
+        seed: of the random vectors.
+
+    Returns:
+        Both ends with the length of their residuals, the trace with its standard error, and the density.
+
+    Cost: (2 + runs) steps + probes products, each about four passes; memory for ``steps`` vectors in float64.
+
+    Raises:
+        ModuleNotFoundError: hessian-eigenthings is not installed.
+        ValueError, TypeError: nothing to look at, weights in few bits, or an argument out of range.
+    """
+    check_count("steps", steps)
+    check_count("probes", probes, 0)
+    check_count("runs", runs, 0)
+    surface = Surface(model, loss_of, batches)
+    with surface.lent():
+        operator = _operator(surface)
+        steps = min(steps, surface.size)
+        largest, smallest = (_end(operator, which, steps, seed) for which in ("LA", "SA"))
+        trace = _trace(operator, probes, seed) if probes else None
+        density = _density(operator, runs, steps, seed) if runs else None
+        return Curvature(surface.size, surface.loss(), largest, smallest, trace, density)
+
+
+def lambda_max(
+    model: nn.Module, loss_of: LossOf, batches: Iterable[Any], *, steps: int = 20, seed: int = 0
+) -> Eigenvalue:
+    """The largest eigenvalue alone, as :func:`curvature` finds it.
+
+    Cost: ``steps`` products, each about four passes.
+    """
+    check_count("steps", steps)
+    surface = Surface(model, loss_of, batches)
+    with surface.lent():
+        return _end(_operator(surface), "LA", min(steps, surface.size), seed)
+
+
+def new_axes() -> Axes:
+    """Axes of a figure of their own, without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(5.0, 3.5), layout="constrained").add_subplot()
+
+
+def _operator(surface: Surface) -> Any:
+    """The Hessian as hessian-eigenthings takes it: from a flat vector in float64 to another."""
+    for name, weight in surface.named.items():
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"parameter {name} is {str(weight.dtype).removeprefix('torch.')}, whose few bits drown second "
+                "derivatives; expected float32 or float64: look at model.float()"
+            )
+    try:
+        from hessian_eigenthings import LambdaOperator
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"the curvature needs {error.name}, which is not installed; run: pip install 'steppe[curvature]'",
+            name=error.name,
+        ) from error
+    device = surface.weights[0].device
+    device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    sizes = [w.numel() for w in surface.weights]
+
+    def product(flat: Tensor) -> Tensor:
+        parts = zip(flat.split(sizes), surface.weights, strict=True)
+        vector = [part.view(w.shape).to(device=w.device, dtype=w.dtype) for part, w in parts]
+        return torch.cat([h.reshape(-1).to(device=device, dtype=torch.float64) for h in surface.product(vector)])
+
+    return LambdaOperator(product, surface.size, device, torch.float64)
+
+
+def _end(operator: Any, which: str, steps: int, seed: int) -> Eigenvalue:
+    from hessian_eigenthings import lanczos
+
+    found = lanczos(operator, k=1, max_iter=steps, reorthogonalize=True, which=which, seed=seed)
+    return Eigenvalue(float(found.eigenvalues[0]), float(found.residuals[0]))
+
+
+def _trace(operator: Any, probes: int, seed: int) -> Trace:
+    from hessian_eigenthings import trace
+
+    if probes < operator.size:
+        found = trace(operator, num_matvecs=probes, seed=seed)
+        return Trace(found.estimate, found.stderr)
+    units = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
+    return Trace(sum(float(operator.matvec(unit) @ unit) for unit in units), 0.0)
+
+
+def _density(operator: Any, runs: int, steps: int, seed: int) -> Density:
+    from hessian_eigenthings import spectral_density
+
+    found = spectral_density(operator, num_runs=runs, lanczos_steps=steps, num_grid_points=POINTS, seed=seed)
+    return Density(tuple(found.grid.tolist()), tuple(found.density.tolist()), float(found.sigma))
