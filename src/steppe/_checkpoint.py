@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from steppe._algebra import as_real
@@ -12,6 +13,7 @@ from steppe._parts import Part, check_choice, check_count, decode, encode
 from steppe._rounding import ROUNDINGS
 from steppe._settings import Change, changes, plain_changes, tell
 from steppe._shards import laid_out_like
+from steppe._tree import by_parameter
 from steppe._wiring import part_or_default
 from steppe.ascent import Ascent
 from steppe.combine import Combine
@@ -32,13 +34,16 @@ def pack(sharp: SharpnessAware) -> dict[str, Any]:
     switches = {"same_dropout": sharp.same_dropout, "rounding": sharp.rounding}
     if sharp.select is not None:  # only then, so that files of 0.1 and those without a selection are alike
         settings["select"] = encode(sharp.select)
-    return position | switches | settings | {"memory": _merged(_blank(sharp), sharp.memory)}
+    return position | switches | settings | {"memory": _merged(_blank(sharp, torch.detach), sharp.memory)}
 
 
-def _blank(sharp: SharpnessAware) -> dict[str, Any]:
-    """Memory of the shape it will have: a sharded checkpoint is loaded into a state that is there already."""
+def _blank(sharp: SharpnessAware, like: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """Memory of the shape it will have: a sharded checkpoint is loaded into a state that is there already.
+
+    ``like`` makes of a parameter what stands for it.
+    """
     params: dict[str, Tensor] = {
-        e.name: as_real(e.param.detach()) for e in sharp._parameters.entries if e.param.requires_grad
+        e.name: like(as_real(e.param)) for e in sharp._parameters.entries if e.param.requires_grad
     }
     moved = {
         e.name: params[e.name]
@@ -52,6 +57,10 @@ def _blank(sharp: SharpnessAware) -> dict[str, Any]:
         "select": sharp._selection.blank(),
     }
     return {name: blank for name, blank in memory.items() if blank}
+
+
+def _weightless(param: Tensor) -> Tensor:
+    return torch.empty(param.shape, dtype=param.dtype, device="meta")
 
 
 def _merged(blank: Any, memory: Any) -> Any:
@@ -74,7 +83,8 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
     check_count("seed", abs(state["seed"]) if isinstance(state["seed"], int) else state["seed"], 0)
     check_choice("rounding", state["rounding"], ROUNDINGS)
     changed = list(_changes(sharp, state))
-    memory = _on_parameters(_dict(state["memory"]), {e.name: as_real(e.param) for e in sharp._parameters.entries}, [])
+    params, blank = {e.name: as_real(e.param) for e in sharp._parameters.entries}, _blank(sharp, _weightless)
+    memory = {part: _on_parameters(v, blank.get(part), params) for part, v in _dict(state["memory"]).items()}
     sharp._selection.check_memory(memory.get("select", {}))
     sharp.step, sharp.memory = state["step"], memory
     tell(changed)
@@ -99,22 +109,32 @@ def _dict(saved: Any) -> dict[str, Any]:
     return saved
 
 
-_PER_PARAMETER = ("average", "g_v", "previous")
+def _on_parameters(value: Any, blank: Any, params: Mapping[str, Tensor]) -> Any:
+    """A copy of the memory with every tensor on its parameter's device, and spread as that is.
 
-
-def _on_parameters(value: Any, params: Mapping[str, Tensor], path: list[str]) -> Any:
-    """A copy of the memory with every tensor on its parameter's device."""
+    Args:
+        value: nested dicts and tensors.
+        blank: the memory that means the same as none; one without any name that is known here shows by it what it is.
+        params: those that are here.
+    """
     if isinstance(value, dict):
-        return {k: _on_parameters(v, params, [*path, k]) for k, v in value.items()}
+        within = blank if isinstance(blank, dict) else {}
+        if by_parameter(value, params) or by_parameter(within, params):
+            return {name: _on_parameter(name, v, params) for name, v in value.items()}
+        return {k: _on_parameters(v, within.get(k), params) for k, v in value.items()}
+    return value.to(next(iter(params.values())).device, copy=True) if isinstance(value, Tensor) else value
+
+
+def _on_parameter(name: str, value: Any, params: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, Tensor):
         return value
-    if len(path) < 2 or path[-2] not in _PER_PARAMETER:
-        return value.to(next(iter(params.values())).device, copy=True)
-    param, value = params.get(path[-1]), as_real(value)  # 0.1.0 kept complex memory as it was
+    param, value = params.get(name), as_real(value)  # 0.1.0 kept complex memory as it was
+    if param is not None and value.ndim == 0 < param.ndim:  # one number for each parameter
+        return value.to(param.device, copy=True)
     if param is None or param.shape != value.shape:
         has = "no such parameter" if param is None else f"it has shape {tuple(param.shape)} here"
         raise ValueError(
-            f"the state holds memory of shape {tuple(value.shape)} for {path[-1]!r}, but {has}: "
+            f"the state holds memory of shape {tuple(value.shape)} for {name!r}, but {has}: "
             "load it into the model it was saved from"
         )
     return laid_out_like(value, param)

@@ -115,7 +115,7 @@ def _check(sync: Sync, model: nn.Module, ascent: Ascent, schedule: Schedule, com
             f"sync={sync!r} was given with static_graph=True, under which averaging cannot be put off; "
             "expected static_graph=False, or sync='global'"
         )
-    remembers = ascent.direction.ahead or bool(ascent.direction.blank({"w": torch.zeros(1)}))
+    remembers = ascent.direction.ahead or ascent.direction.remembers
     if not isinstance(combine, Replace) or schedule.needs_gradient or remembers:
         raise ValueError(
             f"sync={sync!r} was given with {combine!r}, {schedule!r} and {ascent.direction!r}; expected Replace(), and "

@@ -7,7 +7,7 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 Renames = dict[str, str | None]
 
@@ -46,6 +46,17 @@ class Tree:
         return {"_model": self._model, "_views": [], "_noted": []}
 
 
+def by_parameter(memory: Any, names: Collection[str]) -> bool:
+    """Whether this is a dict with one item for each parameter: told by its keys, whatever it is called.
+
+    Tensors of which one has a parameter's name are all of parameters, also of some that are not here.
+    """
+    if not isinstance(memory, dict) or not memory:
+        return False
+    known = [k in names for k in memory]
+    return all(known) or (any(known) and all(isinstance(v, Tensor) for v in memory.values()))
+
+
 def renamed(memory: Any, names: Renames, known: Collection[str]) -> Any:
     """Memory whose dicts by parameter follow the parameters; of those that are gone nothing is left.
 
@@ -54,8 +65,16 @@ def renamed(memory: Any, names: Renames, known: Collection[str]) -> Any:
         names: old name -> present name, None where the parameter is gone.
         known: all old names, by which a dict by parameter is told.
     """
-    if not isinstance(memory, dict) or not memory:
+    if not isinstance(memory, dict):
         return memory
-    if not all(k in known for k in memory):
+    if not by_parameter(memory, known):
         return {k: renamed(v, names, known) for k, v in memory.items()}
     return {new: v for k, v in memory.items() if (new := names.get(k, k)) is not None}
+
+
+def beside(fresh: Any, old: Any, others: Collection[str]) -> Any:
+    """New memory of some parameters, with what the old one holds of others."""
+    if not isinstance(fresh, dict):
+        return fresh
+    kept = {k: v for k, v in old.items() if k in others} if isinstance(old, dict) else {}
+    return kept | {k: beside(v, old.get(k), others) if isinstance(old, dict) else v for k, v in fresh.items()}

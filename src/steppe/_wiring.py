@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
@@ -15,7 +16,7 @@ from steppe._optimizers import Optimizers
 from steppe._parts import Part
 from steppe._rates import check_rates
 from steppe.ahead import Ahead
-from steppe.ascent import Ascent
+from steppe.ascent import Ascent, Scale
 from steppe.combine import Combine
 from steppe.curves import FollowLR
 
@@ -54,6 +55,27 @@ def check_arguments(model: Any, optimizer: Any, seed: Any) -> Optimizers:
     found = Optimizers(optimizer)
     _refuse_second_order(found)
     return found
+
+
+class HasScale(Protocol):
+    """A GradScaler, of torch or of anybody's."""
+
+    def get_scale(self) -> float:
+        """The loss scale at present."""
+
+
+def scale_of(given: Scale | HasScale) -> Scale:
+    """A loss scale that was given as a number, a 0-dim tensor or a GradScaler."""
+    if isinstance(given, Tensor):
+        return given.detach().reshape(())
+    scale: Any = given.get_scale() if hasattr(given, "get_scale") else given
+    number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
+    if not number or not 0 < scale < math.inf:
+        raise ValueError(
+            f"scale={given!r} was given; expected the loss scale that .grad carries: a finite number above 0, or the "
+            "GradScaler itself; 1 where nothing was scaled or the scale was taken off"
+        )
+    return float(scale)
 
 
 CORRECTION = "WSAM's correction"

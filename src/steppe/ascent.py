@@ -44,6 +44,11 @@ class Direction(Part):
         """The memory that means the same as none: what a sharded checkpoint is loaded into."""
         return {}
 
+    @property
+    def remembers(self) -> bool:
+        """Whether gradients are kept from step to step."""
+        return bool(self.blank({"w": torch.zeros(1)}))
+
 
 @dataclass(frozen=True)
 class Gradient(Direction):
@@ -220,6 +225,11 @@ class Ascent(Part):
     def per_sample(self) -> bool:
         """Whether the loss function must return one loss per sample."""
         return self.hardest is not None
+
+    @property
+    def reads_scale(self) -> bool:
+        """Whether the loss scale that a gradient carries matters: one that is remembered, or not divided by itself."""
+        return self.scope == "paper" or (not self.direction.ahead and self.direction.remembers)
 
     @property
     def apart(self) -> bool:

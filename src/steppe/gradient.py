@@ -30,13 +30,15 @@ from steppe._selection import Selection
 from steppe._steps import Steps
 from steppe._sync import Averaging, average_earlier, refuse_uneven, refuse_unreduced
 from steppe._thin import thin_
-from steppe._tree import renamed
+from steppe._tree import beside, renamed
 from steppe._wiring import (
     CORRECTION,
+    HasScale,
     check_arguments,
     check_optimizers,
     part_or_default,
     refuse_unknown,
+    scale_of,
     warn_of_fresh_masks,
 )
 from steppe.ahead import Ahead
@@ -255,7 +257,7 @@ class SharpnessAware:
         """
         self._passes.mark = self._passes.replay()
 
-    def ascend(self, *, same_step: bool = False, scale: Scale = 1.0) -> bool:
+    def ascend(self, *, same_step: bool = False, scale: Scale | HasScale = 1.0) -> bool:
         """After an ordinary backward: perturb the weights if this step ascends.
 
         Where the direction needs no gradient (:class:`steppe.Momentum`, :class:`steppe.Previous`) it may also be called
@@ -264,8 +266,9 @@ class SharpnessAware:
         Args:
             same_step: this is a further micro-batch of the optimizer step that an earlier ``ascend`` began, with its
                 gradient alone in ``.grad``: the step's decision is kept.
-            scale: the loss scale that ``.grad`` carries (``scaler.get_scale()``); methods that remember or compare
-                gradients, F-SAM and AE-SAM, need it. :meth:`backward` finds it by itself.
+            scale: the loss scale that ``.grad`` carries, a number or the GradScaler itself; 1 after ``unscale_``.
+                Methods that remember or compare gradients, F-SAM and AE-SAM, need it. :meth:`backward` finds it by
+                itself.
 
         Returns:
             True: ``.grad`` was put away and the weights are perturbed; run the same batch again, then :meth:`restore`.
@@ -276,6 +279,7 @@ class SharpnessAware:
                 for :meth:`backward` with a batch.
         """
         self._refuse_while_perturbed("ascend again")
+        scale = scale_of(scale)
         refuse_uneven(self.model)
         self._look_again()
         if self.select is not None:
@@ -309,6 +313,7 @@ class SharpnessAware:
             self._draft = Draft()
         self._draft.radii = None
         grads, ahead, mark = self._passes.taken(), self.ascent.direction.ahead, self._passes.take_mark()
+        self._passes.scale = scale
         direction = self._foreseen() if ahead else grads
         if not (self._decide(grads, scale) and self._moves(direction)):
             self._skip(grads)
@@ -337,13 +342,22 @@ class SharpnessAware:
         self._lookout.handed(self._parameters)
 
     @contextmanager
-    def perturbed(self) -> Iterator[None]:
+    def perturbed(self, *, scale: Scale | HasScale | None = None) -> Iterator[None]:
         """Look at the loss at w + eps, with eps made of the present ``.grad``, whatever the schedule says.
 
         A direction that needs no gradient (:class:`steppe.Momentum`) is taken as it is known.
         Weights, buffers and all that a forward moves are back afterwards; ``.grad`` and the memory are not touched.
+
+        Args:
+            scale: the loss scale that ``.grad`` carries, a number or the GradScaler itself; 1 after ``unscale_``. Where
+                nothing was scaled, and for methods that do not read it, none needs to be given.
+
+        Raises:
+            RuntimeError: something is perturbed already, there is no gradient, or the latest one was made under a loss
+                scale that the method reads (F-SAM's average, the scope "paper") and ``scale`` is not given.
         """
         self._refuse_while_perturbed("enter perturbed()")
+        scale = self._scale_in_grad() if scale is None else scale_of(scale)
         self._look_again()
         if not self._parameters.have_gradients() and not self.ascent.direction.ahead:
             raise RuntimeError(
@@ -356,9 +370,20 @@ class SharpnessAware:
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
             self._parameters.turn(grads)
         memory, self._passes.mark, self._draft.radii = self._draft.memory, None, None
-        with self._passes.no_trace(), self._perturbed(grads, {}, self._passes.scale, None):
+        with self._passes.no_trace(), self._perturbed(grads, {}, scale, None):
             self._draft.memory = memory
             yield
+
+    def _scale_in_grad(self) -> Scale:
+        """The loss scale that ``.grad`` carries, where that cannot be in doubt: the host may have taken it off."""
+        reads = self.ascent.reads_scale or (self.memory.get("ascent") and not self.ascent.direction.ahead)
+        if reads and float(self._passes.scale) != 1:
+            raise RuntimeError(
+                f"perturbed() was entered after a backward under a loss scale of {float(self._passes.scale):g}, which "
+                f"{self.ascent.direction!r} with scope={self.ascent.scope!r} reads; expected the scale that .grad "
+                "carries now: perturbed(scale=scaler) before scaler.unscale_(optimizer), perturbed(scale=1) after it"
+            )
+        return 1.0
 
     # Checkpoints
 
@@ -479,9 +504,7 @@ class SharpnessAware:
         memory = self.memory.get("ascent", {})
         later = self.ascent.direction.after(grads, memory, scale)
         if self._parameters.count > 1:  # the others keep what their own steps left
-            others = {e.name for e in inside if self._parameters.owner(e) != which}
-            old = {key: {n: t for n, t in kept.items() if n in others} for key, kept in memory.items()}
-            later = {key: old.get(key, {}) | fresh for key, fresh in later.items()}
+            later = beside(later, memory, {e.name for e in inside if self._parameters.owner(e) != which})
         self._foreseen_later = later
 
     # There and back

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -225,19 +226,34 @@ def test_displacement_is_of_all_shards() -> None:
 # States that cross, and what is refused
 
 
-def _crossing() -> bool:
+@dataclass(frozen=True)
+class Rolled(steppe.ascent.Direction):
+    """A direction of a user's own, which calls its memory as it likes."""
+
+    def __call__(self, grads, memory, scale=1.0):
+        old = memory.get("velocity", {})
+        new = {k: 0.9 * old[k] + g if k in old else g.clone() for k, g in grads.items()}
+        return {k: v.clone() for k, v in new.items()}, {"velocity": new, "drag": torch.tensor(0.9)}
+
+
+def _sharpen(kind: str, model: nn.Module) -> steppe.SharpnessAware:
+    if kind == "average":
+        return d.sharpen("fsam", model, d.base("fsam", model))  # type: ignore[return-value]
+    return steppe.SharpnessAware(model, torch.optim.SGD(model.parameters(), 0.1), ascent=steppe.Ascent(0.1, Rolled()))
+
+
+def _crossing(kind: str) -> bool:
     """A plain process's state continues in shards, and back again: as if it had never left."""
-    plain = d.network(), "fsam"
-    optimizer = d.base(plain[1], plain[0])
-    alone = d.sharpen(plain[1], plain[0], optimizer)
-    ones = {name: torch.ones_like(p) for name, p in plain[0].named_parameters() if p.requires_grad}
-    alone.memory = {"ascent": {"average": ones}}
+    plain = d.network()
+    alone = _sharpen(kind, plain)
+    ones = {name: torch.ones_like(p) for name, p in plain.named_parameters() if p.requires_grad}
+    alone.memory = {"ascent": {kind: ones}}
     model = d.wrap("FSDP2", d.network())
-    sharp = d.sharpen("fsam", model, d.base("fsam", model))
+    sharp = _sharpen(kind, model)
     sharp.load_state_dict(alone.state_dict())
     sharp.backward(lambda: d.loss_of(model)(next(d.batches(1))))
     alone.load_state_dict(sharp.state_dict())
-    return all(torch.equal(a, ones[n]) for n, a in alone.memory["ascent"]["average"].items())
+    return all(torch.equal(a, ones[n]) for n, a in alone.memory["ascent"][kind].items())
 
 
 def _refused() -> list[str]:
@@ -258,7 +274,7 @@ def _unsynced(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _last_things() -> tuple[bool, list[str], int]:
-    return _crossing(), _refused(), dist.get_world_size()
+    return _crossing("average") and _crossing("velocity"), _refused(), dist.get_world_size()
 
 
 def test_states_cross_and_refusals_say_what_to_do() -> None:
