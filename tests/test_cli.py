@@ -144,7 +144,7 @@ def test_methods_lists_every_method_with_its_cost(capsys):
     assert all(name in shown for name in METHODS)
     assert main(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(METHODS)
+    assert [row["name"] for row in rows] == ["recommended", *METHODS]
     assert all(row["passes"] and row["buffers"] and row["paper"] for row in rows)
 
 

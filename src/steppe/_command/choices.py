@@ -1,4 +1,7 @@
-"""A method as a user names it: `look_sam:k=10,push=natural` -> recipe and settings, checked against its signature."""
+"""A method as a user names it: `look_sam:k=10,push=natural` -> recipe and settings, checked against its signature.
+
+A recipe of the user's own is `mymodule:MySAM` or `my.py:MySAM`, with settings `mymodule:MySAM:k=10`.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._command.lookup import nearest
+from steppe._command.rows import accepts, divided, is_own, row
 from steppe._length import of_this_length
-from steppe.methods import METHODS, Method, get
+from steppe.methods import Method
 from steppe.optim import AMSGrad
 
 _GIVEN_BY_STUDY = ("model", "optimizer", "seed", "total_steps")
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "amsgrad": AMSGrad}
 """What a study calls an optimizer -> what it is."""
+
+_TRUTH = {"True": True, "False": False, "true": True, "false": False}
 
 _LR = inspect.Parameter("lr", inspect.Parameter.KEYWORD_ONLY, annotation="float", default=None)
 
@@ -30,7 +36,7 @@ class Choice:
 
     Args:
         text: canonical form, settings sorted by name; names the method in records and files.
-        name: the registry's name.
+        name: the registry's name, or the reference to the user's recipe.
         settings: arguments of the recipe that the user set, and `lr` of an optimizer that the method brings along.
     """
 
@@ -42,13 +48,13 @@ class Choice:
     def label(self) -> str:
         """What tables call it: the title, and the settings where there are any."""
         shown = ", ".join(f"{key}={value}" for key, value in sorted(self.settings.items()))
-        title = METHODS[self.name].title
+        title = self.method.title
         return f"{title} ({shown})" if shown else title
 
     @property
     def method(self) -> Method:
-        """The registry's row."""
-        return METHODS[self.name]
+        """The method's row."""
+        return row(self.name)
 
     @property
     def lr(self) -> float | None:
@@ -71,13 +77,17 @@ class Choice:
         own = self.method.optimizer
         return own and own(weights, **({} if rate is None else {"lr": rate}))
 
-    def with_the_mean(self, where: str) -> Choice:
+    def with_the_mean(self, where: str, made: Any = None) -> Choice:
         """Itself, where only the mean loss of a batch is at hand.
+
+        Args:
+            where: that is, for the sentence.
+            made: what `build` gave: of a recipe of the user's own it alone tells what it needs.
 
         Raises:
             ValueError: the method needs one loss per example.
         """
-        if self.method.per_sample:
+        if self.method.per_sample or (made is not None and getattr(getattr(made, "ascent", None), "per_sample", False)):
             raise ValueError(
                 f"method {self.text!r} needs a loss for each example, and {where} has their mean only; leave it out, "
                 "or try it with `steppe compare` or a loop of your own"
@@ -93,23 +103,44 @@ class Choice:
         own = self.method.optimizer
         return own is not None and (self.lr is not None or type(own([torch.zeros(1)])) is not OPTIMIZERS[optimizer])
 
-    def grid(self, grids: Mapping[str, Sequence[float]]) -> list[float]:
+    def grid(self, grids: Mapping[str, Sequence[float]]) -> list[float] | list[None]:
         """The values of the tuned setting to try: the study's, radii in this method's units; or the one that is set.
+
+        None where the method has no setting that a study tunes.
 
         Args:
             grids: values by the name of the setting, "rho" and "mu".
         """
         tunes = self.method.tunes
+        if not tunes:
+            return [None]
         if tunes in self.settings:
             return [float(self.settings[tunes])]
         factor = self.method.rho_factor if tunes == "rho" else 1.0
         return [round(value * factor, 10) for value in grids[tunes]]
 
-    def build(self, model: nn.Module, optimizer: Optimizer, *, value: float, seed: int, total_steps: int) -> Any:
-        """The method on `model` and `optimizer`, a SharpnessAware or a BAR, with `value` of the setting it tunes."""
+    def build(self, model: nn.Module, optimizer: Optimizer, *, value: float | None, seed: int, total_steps: int) -> Any:
+        """The method on `model` and `optimizer`, with `value` of the setting it tunes (None: the recipe's own).
+
+        A SharpnessAware, a BAR, or, from a recipe of the user's own, whatever has their `backward`.
+
+        Raises:
+            ValueError: the recipe gives something else.
+        """
         recipe = self.method.recipe
-        settings = {**self.arguments, self.method.tunes: value, "seed": seed}
-        return of_this_length(recipe, total_steps, settings)(model, optimizer)
+        given: dict[str, Any] = {} if value is None else {self.method.tunes: value}
+        given |= self.arguments | self.seeded(seed)
+        made = of_this_length(recipe, total_steps, given)(model, optimizer)
+        if not callable(getattr(made, "backward", None)):
+            raise ValueError(
+                f"its recipe gives a {type(made).__name__}; expected a steppe.SharpnessAware, or an object with "
+                "backward(loss_of, batch)"
+            )
+        return made
+
+    def seeded(self, seed: int) -> dict[str, int]:
+        """The seed as an argument, where the recipe takes one."""
+        return {"seed": seed} if accepts(self.method.recipe, "seed") else {}
 
 
 def split_list(text: str) -> list[str]:
@@ -129,13 +160,13 @@ def parse(text: str) -> Choice:
     Raises:
         ValueError: unknown method, unknown or unreadable setting, or one the method cannot do without.
     """
-    name, colon, rest = text.strip().partition(":")
+    name, rest = divided(text)
     if name == "base":
         raise ValueError("the base always runs; leave 'base' out of the methods")
-    get(name)
-    if colon and not rest:
+    row(name)
+    if rest == "":
         raise ValueError(f"method {text!r} ends in ':'; write name or name:key=value,key=value")
-    settings = dict(_setting(name, pair) for pair in rest.split(",")) if colon else {}
+    settings = dict(_setting(name, pair) for pair in rest.split(",")) if rest else {}
     _check_complete(name, settings)
     canonical = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
     return Choice(f"{name}:{canonical}" if canonical else name, name, settings)
@@ -156,10 +187,15 @@ def parse_all(texts: Sequence[str]) -> list[Choice]:
 
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of the recipe `name` that a user may set."""
-    parameters = inspect.signature(METHODS[name].recipe).parameters
-    own = {key: each for key, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
-    own |= {"lr": _LR} if METHODS[name].optimizer else {}
+    method = row(name)
+    own = {key: each for key, each in inspect.signature(method.recipe).parameters.items() if _named(each)}
+    own = dict(list(own.items())[2:]) if is_own(name) else own
+    own |= {"lr": _LR} if method.optimizer else {}
     return {key: each for key, each in own.items() if key not in _GIVEN_BY_STUDY}
+
+
+def _named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
 
 
 def _setting(name: str, pair: str) -> tuple[str, Any]:
@@ -169,18 +205,36 @@ def _setting(name: str, pair: str) -> tuple[str, Any]:
     known = settings_of(name)
     if key in _GIVEN_BY_STUDY:
         raise ValueError(f"method {name!r}: {key!r} is set by the study itself; leave it out")
-    if key not in known:
-        raise ValueError(f"method {name!r} has no setting {key!r}; {nearest(key, known)}")
-    return key, _value(name, key, text, str(known[key].annotation))
+    if key not in known and not (is_own(name) and accepts(row(name).recipe, key)):
+        hint = nearest(key, known) if known else "it has none"
+        raise ValueError(f"method {name!r} has no setting {key!r}; {hint}")
+    if key not in known or known[key].annotation is inspect.Parameter.empty:
+        return key, _guessed(text)
+    return key, _value(name, key, text, _annotation(known[key]))
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    said = parameter.annotation
+    return said.__name__ if isinstance(said, type) else str(said)
+
+
+def _guessed(text: str) -> Any:
+    """What was typed where nobody says what is wanted: a number or a truth value if it reads as one, else the word."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return _TRUTH.get(text, text)
 
 
 def _value(name: str, key: str, text: str, annotation: str) -> Any:
     """`text` read as the recipe's annotation asks: numbers where numbers are wanted, otherwise the words themselves."""
-    for wanted, read in (("int", int), ("float|Value", float)):
+    for wanted, read in (("bool", _TRUTH.__getitem__), ("int", int), ("float|Value", float)):
         try:
             if re.search(rf"\b({wanted})\b", annotation):
                 return read(text)
-        except ValueError:
+        except (ValueError, KeyError):
             continue
     if "str" in annotation:
         return text
@@ -188,10 +242,12 @@ def _value(name: str, key: str, text: str, annotation: str) -> Any:
 
 
 def _expected(annotation: str) -> str:
+    if annotation == "bool":
+        return "true or false"
     return "a number" if re.search(r"\b(float|Value)\b", annotation) else "a whole number"
 
 
 def _check_complete(name: str, settings: dict[str, Any]) -> None:
     for key, parameter in settings_of(name).items():
-        if parameter.default is parameter.empty and key not in settings and key != METHODS[name].tunes:
+        if parameter.default is parameter.empty and key not in settings and key != row(name).tunes:
             raise ValueError(f"method {name!r} needs {key!r}; write {name}:{key}=...")

@@ -1,12 +1,17 @@
-"""Names a user typed: the nearest known one, and `module:function` references."""
+"""Names a user typed: the nearest known one, and references such as `module:function` and `file.py:function`."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -37,22 +42,58 @@ def _ratio(a: str, b: str) -> float:
 
 
 def named_function(reference: str, what: str) -> Callable[..., Any]:
-    """The function that `module:function` names; modules of the current folder are found too.
+    """The function or class that `module:function` or `file.py:function` names.
 
     Args:
-        reference: as typed by the user.
-        what: "task" or "model", for the messages.
+        reference: as typed by the user; modules of the current folder are found too.
+        what: "task", "model" or "method", for the messages.
+
+    Raises:
+        ValueError: there is no such module, file or function, or importing it fails.
     """
-    module_name, _, function_name = reference.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    place, _, name = reference.rpartition(":")
     try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"{what} {reference!r}: cannot import module {module_name!r} ({error})") from error
-    function = getattr(module, function_name, None)
+        module = _from_file(str(Path(place).expanduser().resolve())) if place.endswith(".py") else _from_name(place)
+    except Exception as error:
+        why = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{what} {reference!r}: cannot import module {place!r} ({why})") from error
+    function = getattr(module, name, None)
     if not callable(function):
         functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        hint = nearest(function_name, functions) if functions else "the module has none"
-        raise ValueError(f"{what} {reference!r}: module {module_name!r} has no function {function_name!r}; {hint}")
+        hint = nearest(name, functions) if functions else "the module has none"
+        raise ValueError(f"{what} {reference!r}: module {place!r} has no function {name!r}; {hint}")
     return function
+
+
+def _from_name(name: str) -> ModuleType:
+    _look_in(os.getcwd())
+    return importlib.import_module(name)
+
+
+@functools.cache
+def _from_file(path: str) -> ModuleType:
+    """The module in a file, under a name that no other module has; what lies beside it can be imported by it."""
+    if not os.path.isfile(path):
+        raise ImportError("there is no such file")
+    name = f"{Path(path).stem}_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    _look_in(os.path.dirname(path))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _look_in(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def module_text(function: Callable[..., Any]) -> bytes:
+    """What is in the file that a function comes from; nothing where there is none."""
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    return Path(file).read_bytes() if file else b""

@@ -13,26 +13,30 @@ from rich.table import Table
 
 from steppe._command.app import app, refusing
 from steppe._command.choices import settings_of
-from steppe.methods import METHODS, card, get
+from steppe._command.rows import RECOMMENDED, row
+from steppe.methods import METHODS
+from steppe.methods._card import write_card
 
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, for its card.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A method (or my.py:MySAM), for its card.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the methods with paper, passes and buffers; or show the card of one."""
     with refusing():
-        get(name or "sam")
+        row(name or "sam")
     if as_json:
-        rows = [_row(each) for each in METHODS] if name is None else _row(name)
+        rows = [_row(each) for each in (RECOMMENDED.name, *METHODS)] if name is None else _row(name)
         typer.echo(json.dumps(rows, indent=1))
     else:
-        Console().print(_table() if name is None else Markdown(card(name)))
+        Console().print(_table() if name is None else Markdown(write_card(row(name))))
 
 
 def _row(name: str) -> dict[str, Any]:
-    method = METHODS[name]
+    method = row(name)
     keys = ("name", "title", "paper", "year", "passes", "buffers", "use")
     return {key: getattr(method, key) for key in keys} | {"settings": list(settings_of(name))}
 
@@ -41,7 +45,7 @@ def _table() -> Table:
     table = Table(box=None, header_style="bold")
     for column in ("name", "passes", "buffers", "paper"):
         table.add_column(column, no_wrap=column in ("name", "paper"))
-    for method in METHODS.values():
+    for method in (RECOMMENDED, *METHODS.values()):
         table.add_row(method.name, method.passes, method.buffers, _short(method.paper, method.year))
     return table
 

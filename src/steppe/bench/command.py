@@ -24,7 +24,7 @@ from steppe.bench.table import table
 @taking(Subject, measure.Settings)
 def bench(
     flags: dict[str, Any],
-    methods: Annotated[str, typer.Option(help="Such as sam,rst; see `steppe methods`.")] = "sam,rst,look_sam:k=5",
+    methods: Annotated[str, typer.Option(help="Such as sam,rst,my.py:MySAM.")] = "sam,rst,look_sam:k=5",
     out: Annotated[str | None, typer.Option(help="JSON file for the figures (results/bench/<model>.json).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:

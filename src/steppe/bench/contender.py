@@ -12,9 +12,7 @@ from torch.optim import Optimizer
 
 from steppe._batch import batch_size
 from steppe._command.choices import Choice
-from steppe._length import lacking
 from steppe.bench.subject import Job
-from steppe.methods import METHODS
 
 STEPS = 1000
 """Length of the training that schedules are made for and shares are taken of."""
@@ -93,10 +91,11 @@ def base(job: Job, optimizer: str) -> Contender:
 
 def ours(job: Job, choice: Choice, optimizer: str) -> Contender:
     """A method of steppe, on the same optimizer or on the one that its paper brings along."""
-    method = METHODS[choice.name]
+    method = choice.method
     loss, weights = Loss(job), _trainable(job)
     bare = choice.own_optimizer(weights) or OPTIMIZERS[optimizer](weights)
-    sharp = method.recipe(job.model, bare, **_settings(choice))
+    sharp = choice.build(job.model, bare, value=None, seed=0, total_steps=STEPS)
+    choice.with_the_mean("the benchmark", sharp)
 
     def step(batch: Any) -> None:
         sharp.backward(loss, batch)
@@ -107,7 +106,7 @@ def ours(job: Job, choice: Choice, optimizer: str) -> Contender:
         choice.label,
         step,
         loss,
-        lambda: sharp.last.ascended,
+        lambda: bool(getattr(getattr(sharp, "last", None), "ascended", False)),
         lambda wanted: _place(sharp, wanted),
         _share(sharp),
         method.buffers,
@@ -116,10 +115,6 @@ def ours(job: Job, choice: Choice, optimizer: str) -> Contender:
 
 def _trainable(job: Job) -> list[Tensor]:
     return [p for p in job.model.parameters() if p.requires_grad]
-
-
-def _settings(choice: Choice) -> dict[str, Any]:
-    return {"seed": 0} | lacking(METHODS[choice.name].recipe, STEPS, choice.arguments) | choice.arguments
 
 
 def _known(sharp: Any) -> bool:

@@ -36,7 +36,7 @@ _NOT_HERE = (
 @taking(Spec, without=_NOT_HERE, spelled=SPELLED, shown=SHOWN)
 def rho(
     flags: dict[str, Any],
-    method: Annotated[str, typer.Argument(help="Such as sam, asam, look_sam:k=10; see `steppe methods`.")] = "sam",
+    method: Annotated[str, typer.Argument(help="sam, look_sam:k=10, my.py:MySAM, ...; see `steppe methods`.")] = "sam",
     seed: Annotated[int, typer.Option(help="Seed of weights, examples and order.")] = 0,
     trial: Annotated[int | None, typer.Option(help="Steps of a trial, 0 for none (a fifth of the training).")] = None,
     after: Annotated[int, typer.Option(help="Steps that the base trains first.")] = 0,
@@ -94,7 +94,7 @@ def prepared(
     total = spec.steps(per_epoch)
     trial = max(1, total // SHARE) if trial is None else trial
     # A run of the method itself, for its own optimizer where it brings one; the search makes the rest anew.
-    trainer = make_trainer(spec, task, Run(choice.text, None, seed), total)
+    trainer = make_trainer(spec, task, Run(choice.text, None, seed), total, bare=True)
     for group in trainer.optimizer.param_groups:
         group["lr"] = group["initial_lr"]  # not the first step of a warm-up
     order = batches(task, spec.batch_size, seed)

@@ -43,7 +43,7 @@ def factory(text: str, seed: int) -> Any:
     if text == BASE:
         return None
     choice = parse(text)
-    return functools.partial(choice.method.recipe, **choice.arguments, seed=seed)
+    return functools.partial(choice.method.recipe, **choice.arguments, **choice.seeded(seed))
 
 
 def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optimizer | None:
@@ -79,6 +79,11 @@ def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Sharpness
         built: SharpnessAware | BAR = of_this_length(made, 1000)(model, optimizer)
     except (ValueError, TypeError) as error:
         raise ValueError(f"method {text!r}: {error}") from error
+    parse(text).with_the_mean("the Trainer", built)
+    if not isinstance(built, (SharpnessAware, BAR)):
+        raise ValueError(
+            f"method {text!r} gives a {type(built).__name__}; the Trainer needs a steppe.SharpnessAware, or a BAR"
+        )
     if isinstance(built, BAR) and built.mu * rate >= 1:
         raise ValueError(
             f"method {text!r}: mu = {built.mu:g} times the learning rate {rate:g} is {built.mu * rate:g}; expected "

@@ -85,7 +85,7 @@ class Settings(BaseModel):
         None, description="Stop after so many looks at the validation without a better one."
     )
     method: Annotated[str, Expected("the name of a method")] = Field(
-        "", description="base, nbar, sam, look_sam:k=5,push=natural, ...; see `steppe methods` (nbar; with --full sam)."
+        "", description="base, nbar, sam, look_sam:k=5, my.py:MySAM, ...; see `steppe methods` (nbar; with --full sam)."
     )
     full: bool = Field(False, description="Train everything, or LoRA (the default).")
     adapter: Name | None = Field(None, description="Folder of a PEFT adapter to train further.")

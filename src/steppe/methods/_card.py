@@ -16,8 +16,9 @@ def write_card(row: Method) -> str:
         "Parameter-sized buffers": row.buffers,
         "Use": row.use,
     }
-    lines = "\n".join(f"- **{key}:** {value}" for key, value in facts.items())
-    call = f"```python\nsteppe.{row.recipe.__name__}{_call(row)}\n```"
+    lines = "\n".join(f"- **{key}:** {value}" for key, value in facts.items() if value)
+    ours = "steppe." if row.recipe.__module__.startswith("steppe.") else ""
+    call = f"```python\n{ours}{row.recipe.__name__}{_call(row)}\n```"
     text = f"# {row.title} (`{row.name}`)\n\n{lines}\n\n{call}\n\n{_as_markdown(inspect.getdoc(row.recipe) or '')}\n"
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from steppe._command.lookup import named_function, nearest
+from steppe._command.lookup import module_text, named_function, nearest
 from steppe.compare.data import columns, corpora, readers, transformer
 from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
@@ -208,7 +207,7 @@ def fingerprint(name: str) -> str:
     kind, _, rest = name.partition(":")
     digest = hashlib.blake2b(digest_size=8)
     if is_function(name):
-        digest.update(_module_text(named_function(name, "task")))
+        digest.update(module_text(named_function(name, "task")))
     elif kind == "text":
         digest.update(corpora.fingerprint(rest))
     elif kind in FILES:
@@ -224,7 +223,7 @@ def model_fingerprint(name: str) -> str | None:
     kind, _, rest = name.partition(":")
     digest = hashlib.blake2b(digest_size=8)
     if is_function(name):
-        digest.update(_module_text(named_function(name, "model")))
+        digest.update(module_text(named_function(name, "model")))
     elif kind == "hf" and Path(rest).is_dir():
         _add_files(digest, Path(rest), lambda path: path.suffix == ".json")
     else:
@@ -238,7 +237,3 @@ def _add_files(digest: Any, folder: Path, read: Callable[[Path], bool]) -> None:
         digest.update(f"{path.relative_to(folder).as_posix()}:{path.stat().st_size};".encode())
         digest.update(corpora.content(path) if read(path) else b"")
 
-
-def _module_text(function: Callable[..., Any]) -> bytes:
-    file = getattr(sys.modules[function.__module__], "__file__", None)
-    return Path(file).read_bytes() if file else b""

@@ -88,9 +88,10 @@ def _blocks(turn: float) -> int:
 def forward(trainer: Trainer, step: int) -> None:
     """Bring the schedule to optimizer step `step`: steps without a gradient count and move no weight."""
     trainer.optimizer.zero_grad()
+    at = trainer.sharp if hasattr(trainer.sharp, "step") else None  # a user's own may have no place in a schedule
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "BAR: none of the")  # as is meant here
-        while trainer.sharp is not None and trainer.sharp.step < step:
+        while at is not None and at.step < step:
             trainer.optimizer.step()
 
 

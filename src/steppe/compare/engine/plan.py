@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from steppe._command.choices import Choice, parse, parse_all
+from steppe._command.rows import divided, fingerprint
 from steppe.compare.analysis.lost import lost
 from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.judge import of_records
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def tunes(self) -> str:
-        """The name of the setting that `value` is of."""
+        """The name of the setting that `value` is of; empty where a method of the user's own has none to tune."""
         return "lr" if self.method == "base" else parse(self.method).method.tunes
 
     @property
@@ -66,13 +67,14 @@ class Run:
     def tuned(self) -> dict[str, Any]:
         """What the record says about settings that the study chose: a radius under `rho`, others by name."""
         chosen: dict[str, Any] = {"rho": self.rho} | ({} if self.lr is None else {"lr": self.lr})
-        if self.tunes == "rho" or (self.method == "base" and self.lr is None):
+        if self.tunes in ("", "rho") or (self.method == "base" and self.lr is None):
             return chosen
         return {self.tunes: self.value, "tunes": self.tunes} | chosen
 
     def id(self, spec_hash: str) -> str:
         """A readable name that ends in a hash of everything that decides the result."""
-        chosen = [] if self.lr is None else [self.lr]
+        chosen: list[Any] = [] if self.lr is None else [self.lr]
+        chosen += [own] if (own := fingerprint(divided(self.method)[0])) else []
         decisive = short_hash([spec_hash, self.method, self.variant, self.value, self.seed, *chosen])
         method = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.method)
         value = "" if self.value is None else f"-{self.tunes}{self.value:g}"

@@ -64,7 +64,7 @@ class Trainer:
 
     def ascended(self) -> bool:
         """Whether the latest step ran a pass at perturbed weights."""
-        return self.sharp is not None and self.sharp.last.ascended
+        return bool(getattr(getattr(self.sharp, "last", None), "ascended", False))  # a user's own may not tell
 
     def step(self, batch: tuple[Any, Tensor]) -> Tensor:
         """One training step, as in anybody's loop; returns the loss before it."""
@@ -80,8 +80,16 @@ class Trainer:
         return ranks.averaged(loss.detach().clone())
 
 
-def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int) -> Trainer:
-    """A fresh model for `run`, its weights drawn from the seed, with all that trains it."""
+def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bool = False) -> Trainer:
+    """A fresh model for `run`, its weights drawn from the seed, with all that trains it.
+
+    Args:
+        spec: the settings.
+        task: what it trains on.
+        run: which method, at which value.
+        total_steps: of the training.
+        bare: without the method itself, on the optimizer that it would have.
+    """
 
     def fresh() -> nn.Module:
         return models.build(spec.model, task, spec.lora(), run.seed).to(spec.device)
@@ -91,7 +99,7 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int) -> Trainer:
     choice = parse(run.method) if run.method != "base" else None
     optimizer = make_optimizer(spec, model, choice, run.lr)
     sharp = None
-    if choice is not None and run.value is not None:
+    if choice is not None and not bare:
         sharp = choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps)
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
     return Trainer(model, optimizer, scheduler, sharp, fresh, task.loss)

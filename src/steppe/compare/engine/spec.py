@@ -74,7 +74,7 @@ class Spec(BaseModel):
         description="digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, module:name.",
     )
     methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1), Expected("a list of method names")] = (
-        Field(list(DEFAULT_METHODS), description="Such as sam,rst,look_sam:k=10,push=natural; see `steppe methods`.")
+        Field(list(DEFAULT_METHODS), description="sam,look_sam:k=5,recommended,my.py:MySAM, ...; see `steppe methods`.")
     )
     seeds: Seeds = Field(list(range(5)), description="How many, or which: 0,1,2.")
     rho: Annotated[Grid, Expected("a list of radii above 0")] = Field(
