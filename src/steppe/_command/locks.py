@@ -82,7 +82,7 @@ def claim(path: Path, what: str) -> Claim | None:
             return Claim(path, None)
         if got and same_file(path, handle):
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(_me(what)).encode(), 0)
+            os.pwrite(handle, json.dumps(whoami(what)).encode(), 0)
             return Claim(path, handle)
         os.close(handle)
         if not got:
@@ -114,7 +114,8 @@ def same_file(path: Path, handle: int) -> bool:
         return False
 
 
-def _me(what: str) -> dict[str, str | int]:
+def whoami(what: str) -> dict[str, str | int]:
+    """This process, as others shall read it."""
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     return {"pid": os.getpid(), "host": socket.gethostname(), "what": what, "since": since}
 

@@ -77,6 +77,60 @@ def _wait(_):
     raise Waits
 
 
+def test_shards_take_over_what_nobody_has_begun(tmp_path, made, monkeypatch):
+    """The second of two comes in the midst of the first one's first run, makes all others and waits for that one."""
+
+    def second():
+        with monkeypatch.context() as patch, pytest.raises(Waits):
+            patch.setattr(time, "sleep", _wait)
+            settled(tmp_path, seeds=2, shard="2/2")
+        assert len(made) == 6
+
+    made.then = second
+    settled(tmp_path, seeds=2, shard="1/2")
+    assert len(made) == len(set(made)) == 6
+    assert "shard" not in json.loads((tmp_path / "spec.json").read_text())
+
+
+def test_the_shares_of_the_shards_are_all_runs_once():
+    plan = study.Plan(resolve({"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 40, "rho": 0.1}), "0")
+    runs = plan.needed({})
+    orders = [list(study.in_turn(runs, (i, 3))) for i in (1, 2, 3)]
+    assert all(sorted(order) == sorted(runs) for order in orders) and study.in_turn(runs, None) is runs
+    own = [[id_ for id_ in order if int(id_[-12:], 16) % 3 == i] for i, order in enumerate(orders)]
+    assert sorted(sum(own, [])) == sorted(runs) and min(map(len, own)) > 20
+    assert all(order[: len(mine)] == mine for order, mine in zip(orders, own, strict=True))
+
+
+@pytest.mark.parametrize("given", ["3/2", "0/2", "1", "a/b", "1/2/3", "01/2"])
+def test_a_shard_that_is_none_is_one_sentence(given):
+    with pytest.raises(ValueError, match=rf"^shard must be i/n with i from 1 to n, such as 2/4, got '{given}'$"):
+        resolve({"shard": given})
+
+
+def test_a_run_that_failed_in_one_process_is_not_tried_in_the_other(tmp_path, monkeypatch, capsys):
+    tried = []
+
+    class Failing(InStep):
+        def events(self):
+            while self._waiting:
+                job = self._waiting.popleft()
+                tried.append(job.key)
+                if len(tried) == 1:
+                    yield study.Event("failed", job.key, "the model is broken")
+                    with monkeypatch.context() as patch, pytest.raises(Waits):  # for the run that this one is at now
+                        patch.setattr(time, "sleep", _wait)
+                        settled(tmp_path)
+                else:
+                    yield study.Event("done", job.key, job.function(*job.arguments))
+
+    monkeypatch.setattr(study, "Pool", lambda size: Failing())
+    outcome = settled(tmp_path)
+    assert len(outcome.failed) == 1 and len(tried) == len(set(tried)) == 3, "no method to be timed"
+    assert capsys.readouterr().err.count("failed: the model is broken (in another process)") == 1
+    assert settled(tmp_path).failed == {} and len(tried) == 5, "the next command tries again, and measures"
+
+
 def test_a_run_whose_maker_has_gone_is_taken_over(tmp_path, made, monkeypatch):
     def gone():
         raise Waits

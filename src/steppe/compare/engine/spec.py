@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 import steppe
 from steppe._command.devices import usable_cores, usable_device
@@ -40,7 +41,9 @@ SCHEMA = 1
 DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam", "gsam", "fsam")
 """What is compared when nothing is named."""
 
-_NOT_IN_RESULT = {"methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel"}
+_NOT_IN_RESULT = {
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel", "shard",
+}  # fmt: skip
 
 _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
@@ -62,6 +65,13 @@ Parts = Annotated[
     list[Positive], Field(min_length=3, max_length=3), Expected("three shares (0.7,0.1,0.2) or three whole numbers")
 ]
 Names = Annotated[list[str], BeforeValidator(listed), Field(min_length=1), Expected("a list of column names")]
+
+
+def _part(value: str) -> str:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", value)
+    if not found or int(found[1]) > int(found[2]):
+        raise ValueError
+    return value
 
 
 class Spec(BaseModel):
@@ -157,6 +167,9 @@ class Spec(BaseModel):
     jobs: Annotated[int, Field(ge=1, le=256), Expected("a whole number from 1 to 256")] | None = Field(
         None, description="Runs side by side (one per core)."
     )
+    shard: Annotated[str, AfterValidator(_part), Expected("i/n with i from 1 to n, such as 2/4")] | None = Field(
+        None, description="2/4: the second of four processes, of any machines, that share the study in one folder."
+    )
     out: Annotated[str, Field(min_length=1), Expected("a folder")] = Field(
         "", description="Folder for results (results/<task>); the same command there resumes."
     )
@@ -198,6 +211,14 @@ class Spec(BaseModel):
         if self.max_steps:
             return self.eval_every or max(1, self.max_steps // 10)
         return (self.eval_every or max(1, self.epochs // 10)) * per_epoch
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Which of how many processes this one is."""
+        if self.shard is None:
+            return None
+        i, _, n = self.shard.partition("/")
+        return int(i), int(n)
 
     @property
     def workers(self) -> int:

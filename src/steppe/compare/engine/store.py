@@ -1,7 +1,8 @@
 """Files of a study: one JSON per finished run, written whole or not at all, and read only if it is of this study.
 
-Several processes may work at one study in one folder: each claims a run before it begins, and a claim ends with the
-process that holds it. The folder shows one study's report; those of other settings stand in ``earlier/``.
+Several processes, of one machine or of many, may work at one study in one folder: each claims a run before it begins,
+and a claim ends with the process that holds it. The folder shows one study's report; those of other settings stand in
+``earlier/``.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from steppe._command import beats
 from steppe._command.files import finite, read_json, remove_left, write_json, writing
-from steppe._command.locks import Claim, claim, one_writer
+from steppe._command.locks import one_writer
 from steppe.compare.engine.spec import SCHEMA
 
 _THEN = "make room or name another --out; finished runs are kept, and the same command goes on from there"
@@ -42,7 +44,7 @@ class Store:
             remove_left(self.folder)
             remove_left(self.runs)
             for left in self.runs.glob(".*.claim"):
-                if held := claim(left, "tidying"):
+                if held := beats.claim(left, "tidying"):
                     held.free()
         except OSError as error:
             why = error.strerror or "no permission"
@@ -65,10 +67,17 @@ class Store:
             write_json(self.runs / f"{id_}.json", whole)
         return whole
 
-    def claim(self, id_: str) -> Claim | None:
+    def claim(self, id_: str) -> beats.Shared | None:
         """The right to make a run, until it is freed or this process ends; None: another process makes it."""
         with writing(self.folder, _THEN):
-            return claim(self.runs / f".{id_}.claim", "steppe compare")
+            return beats.claim(self._claim(id_), "steppe compare")
+
+    def failed(self, id_: str) -> str | None:
+        """Why another process, which is still at this study, failed with a run."""
+        return beats.failed(self._claim(id_))
+
+    def _claim(self, id_: str) -> Path:
+        return self.runs / f".{id_}.claim"
 
     @property
     def place(self) -> Path:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steppe._command.beats import Shared
 from steppe._command.files import read_json, write_json
-from steppe._command.locks import Claim, without_locks
 from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
@@ -85,8 +85,7 @@ class _Session:
         self.failed: dict[str, str] = {}
         self.records: dict[str, dict[str, Any]] = {}
         self.under_way: dict[str, Run] = {}
-        self._held: dict[str, Claim] = {}
-        self._told = False
+        self._held: dict[str, Shared] = {}
         self._load()
 
     def _load(self) -> None:
@@ -126,8 +125,8 @@ class _Session:
                 self._take_in(self.missing())
 
     def _fill(self, pool: Pool | InStep, size: int) -> None:
-        """Claim runs and hand them out until `size` are under way."""
-        for id_, each in self.missing().items():
+        """Claim runs and hand them out until `size` are under way; of several shards each begins with its own."""
+        for id_, each in in_turn(self.missing(), self.plan.spec.part).items():
             if len(self.under_way) >= size:
                 return
             if id_ not in self.under_way and self._claim(id_):
@@ -135,17 +134,18 @@ class _Session:
                 pool.submit(Job(id_, run.train, (self.plan.spec, each)))
 
     def _claim(self, id_: str) -> bool:
-        """Whether the run is ours to make; one that was finished elsewhere since is taken in."""
+        """Whether the run is ours to make; one that was finished elsewhere since, or that failed there, is taken in."""
         held = self.store.claim(id_) if first() else None
-        mine = agree(held is not None)
         if held:
             self._held[id_] = held
-            if not held.locked and not self._told:
-                self._told = True
-                self.progress.say(without_locks(self.store.folder))
-        if mine and not self._take_in([id_]):
-            return True
-        self._free(id_)
+        if agree(held is not None):
+            if not self._take_in([id_]):
+                return True
+            self._free(id_)
+        elif id_ != _COST and (why := agree(self.store.failed(id_) if first() else None)):
+            text = describe(self.missing()[id_])
+            self.failed[id_] = f"{text}: {why}"
+            self.progress.failed(id_, text, f"{why} (in another process)")
         return False
 
     def _free(self, id_: str) -> None:
@@ -169,13 +169,15 @@ class _Session:
         elif event.kind == "failed":
             self.failed[event.key] = f"{text}: {event.value}"
             self.progress.failed(event.key, text, event.value)
+            if event.key in self._held:
+                self._held[event.key].note(str(event.value))  # and hold it: others need not try in vain
         else:
             phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
             self.records[event.key] = self.store.save(event.key, phase, event.value)
             self.progress.done(event.key, text, told(event.value))
+            self._free(event.key)
         if event.kind in ("done", "failed"):
             del self.under_way[event.key]
-            self._free(event.key)
 
     def cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
         """The cost that is kept, or that another process measures, or else is measured here."""
@@ -235,6 +237,14 @@ class _Session:
         return short_hash([self.plan.spec_hash, measured, self.shares()])
 
 
+def in_turn(runs: dict[str, Run], part: tuple[int, int] | None) -> dict[str, Run]:
+    """The runs, those of the i-th of n parts first, then the next part's: whoever is done with its own helps on."""
+    if part is None:
+        return runs
+    i, n = part
+    return {id_: runs[id_] for id_ in sorted(runs, key=lambda id_: (int(id_[-12:], 16) - (i - 1)) % n)}
+
+
 def _kept_cost(session: _Session) -> dict[str, Any] | None:
     kept = agree(read_json(session.store.place / "cost.json"))
     return kept if isinstance(kept, dict) and kept.get("key") == session.cost_key() else None
@@ -243,7 +253,8 @@ def _kept_cost(session: _Session) -> dict[str, Any] | None:
 def shown(plan: Plan) -> dict[str, Any]:
     """The settings as the report shows them, complete, methods in their canonical form."""
     labels = {choice.text: choice.label for choice in plan.choices}
-    return plan.spec.model_dump() | {"methods": list(labels), "labels": labels, "spec_hash": plan.spec_hash}
+    said = plan.spec.model_dump(exclude={"shard"})  # who made which run is not in the result
+    return said | {"methods": list(labels), "labels": labels, "spec_hash": plan.spec_hash}
 
 
 def _outcome(session: _Session, costs: dict[str, Any] | None) -> Outcome:
