@@ -66,7 +66,7 @@ BAD_FLAGS = [
     ("compare --methods sam:rho", "write name:key=value"),
     ("compare --methods look_sam:kk=5", "did you mean 'k'?"),
     ("compare --methods look_sam:k=often", "k = 'often' is not a whole number"),
-    ("compare --methods look_sam:k=0", "method 'look_sam:k=0'"),
+    ("compare --methods look_sam:k=0", "method 'look_sam:k=0': k=0 was given"),
     ("compare --methods look_sam:push=pull", "natural"),
     ("compare --methods rst:p=1.5", "method 'rst:p=1.5'"),
     ("compare --methods rst:p=half", "is not a number"),

@@ -40,9 +40,10 @@ def _run(arguments: Sequence[str]) -> int:
     for commands in _COMMANDS:
         import_module(commands)
     from steppe._command.app import BadInputError, UsageError, app
+    from steppe._command.lookup import at_home
 
     try:
-        return app(list(arguments), prog_name="steppe", standalone_mode=False) or 0
+        return app([at_home(each) for each in arguments], prog_name="steppe", standalone_mode=False) or 0
     except BadInputError as error:
         return _refuse(str(error))
     except UsageError as error:

@@ -42,9 +42,10 @@ def test_a_method_meets_each_baseline_on_its_own_ground():
 
 
 def test_the_interval_is_students_of_the_differences():
-    gain = paired.over(FOUND, "nbar", "base")  # differences 0.1 and 0.2: t(1) = 12.706, s / sqrt(2) = 0.05
-    assert gain["ci95"] == pytest.approx(12.7062 * 0.05, rel=1e-4) and gain["n"] == 2
-    assert gain["p"] == pytest.approx(2 * (0.5 - math.atan(0.15 / 0.05) / math.pi), rel=1e-6)
+    found = {"base": forms([0.5, 0.7, 0.6]), "nbar": forms([0.6, 0.9, 0.9])}
+    gain = paired.over(found, "nbar", "base")  # differences 0.1, 0.2, 0.3: t(2) = 4.303, s / sqrt(3) = 0.0577
+    assert gain["ci95"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-4) and gain["n"] == 3
+    assert gain["p"] == pytest.approx(1 - math.sqrt(12 / 14), rel=1e-6)
 
 
 def test_only_seeds_that_both_have_count():

@@ -47,7 +47,9 @@ def broken_model(shape: tuple, classes: int) -> nn.Module:
 
     class Broken(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("the model is broken")
+            if self.training:
+                raise RuntimeError("the model is broken")
+            return x.flatten(1)[:, :2]
 
     return Broken(2, 2)
 

@@ -206,6 +206,13 @@ def test_the_sentence_says_why(trials, rho, words):
     assert found.rho == rho and words in found.why and found.why.count("\n") == 0
 
 
+@pytest.mark.parametrize(("steps", "told"), [(3, True), (19, True), (20, False)])
+def test_few_steps_come_with_a_caution(steps, told):
+    for trials, *_ in VERDICTS[1:]:
+        why = _verdict(0.1, 0.13, looks(0.9), trials, steps, 0.5).why
+        assert why.endswith("So few steps tell little: take this for a guess, or give trial=20 or more.") == told
+
+
 def test_the_curve_alone_needs_no_trials():
     found = _verdict(0.1, 0.13, looks(0.9), (), 0, 0.5)
     assert found.rho == 0.1 and found.why.startswith("the ascent leaves") and "learned nothing" not in found.why

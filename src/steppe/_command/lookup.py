@@ -97,3 +97,37 @@ def module_text(function: Callable[..., Any]) -> bytes:
     """What is in the file that a function comes from; nothing where there is none."""
     file = getattr(sys.modules.get(function.__module__), "__file__", None)
     return Path(file).read_bytes() if file else b""
+
+
+def called(function: Callable[..., Any], *arguments: Any, what: str, form: str) -> Any:
+    """What the user's function gives; its errors are told in a sentence.
+
+    Args:
+        function: as `named_function` found it.
+        arguments: of the call.
+        what: "model 'mine:net'", for the message.
+        form: what the function should look like, for one that takes other arguments.
+
+    Raises:
+        ValueError: it raised; a ValueError of its own is taken for a sentence already.
+    """
+    try:
+        return function(*arguments)
+    except ValueError:
+        raise
+    except Exception as error:
+        wanted = f"; expected {form}" if isinstance(error, TypeError) else ""
+        raise ValueError(f"{what} failed with {brief(error)}{wanted}") from error
+
+
+def brief(error: Exception) -> str:
+    """An error of somebody else's code in one line, with its kind, as its message alone may say little."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
+
+
+def at_home(text: str) -> str:
+    """What was typed, with the home folder in the place of a `~` that no shell has seen: `images:~/cats`."""
+    kind, tilde, rest = text.partition("~")
+    whole = tilde and rest[:1] in ("", "/", os.sep) and (not kind or kind[-1] in ":=")
+    return kind + os.path.expanduser(tilde + rest) if whole else text

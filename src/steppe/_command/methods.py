@@ -25,7 +25,7 @@ def methods(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the methods with paper, passes and buffers; or show the card of one."""
+    """List the methods with passes, when to take them, and paper; or show the card of one."""
     with refusing():
         row(name or "sam")
     if as_json:
@@ -43,10 +43,10 @@ def _row(name: str) -> dict[str, Any]:
 
 def _table() -> Table:
     table = Table(box=None, header_style="bold")
-    for column in ("name", "passes", "buffers", "paper"):
-        table.add_column(column, no_wrap=column in ("name", "paper"))
+    for column in ("name", "passes", "when", "paper"):
+        table.add_column(column, no_wrap=column == "name")
     for method in (RECOMMENDED, *METHODS.values()):
-        table.add_row(method.name, method.passes, method.buffers, _short(method.paper, method.year))
+        table.add_row(method.name, method.passes, method.use, _short(method.paper, method.year))
     return table
 
 

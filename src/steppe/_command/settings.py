@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from steppe._command.lookup import at_home
+
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
@@ -107,7 +109,8 @@ def read_toml(path: Path, flag: str = "--config") -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {key: at_home(value) if isinstance(value, str) else value for key, value in found.items()}
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}); give the path of a TOML file to {flag}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

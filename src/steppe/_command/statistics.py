@@ -15,6 +15,9 @@ from scipy import stats
 LEVEL = 0.95
 """Coverage of every interval in a comparison."""
 
+LEAST = 3
+"""Values that have an interval: that of two, 12.7 standard errors to either side, says nothing in so many digits."""
+
 _ROUNDING = 1e-9
 """Of differences of accuracies, which are multiples of 1 / (number of test examples)."""
 
@@ -25,9 +28,9 @@ class Estimate:
 
     Attributes:
         mean: the sample mean.
-        ci95: half-width t(n−1) · s / √n; None for a single value, which has no interval.
+        ci95: half-width t(n−1) · s / √n; None below `LEAST` values.
         n: number of values.
-        p: two-sided p-value of "the true mean is 0"; None for a single value.
+        p: two-sided p-value of "the true mean is 0"; None where there is no interval.
     """
 
     mean: float
@@ -47,13 +50,13 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean and 95 % t-interval of independent values; None when there are none."""
+    """Mean and 95 % t-interval of independent values, without interval below `LEAST`; None when there are none."""
     n = len(values)
     if n == 0:
         return None
     mean = math.fsum(values) / n
-    if n == 1:
-        return Estimate(mean, None, 1, None)
+    if n < LEAST:
+        return Estimate(mean, None, n, None)
     error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return Estimate(mean, _t_quantile(n) * error, n, _p_value(mean, error, n))
 
@@ -64,7 +67,7 @@ def difference(values: Sequence[float]) -> Estimate | None:
     Accuracies are counts, so that a few seeds may well differ by the same; that tells nothing of their spread.
     """
     found = estimate(values)
-    if found is None or found.n == 1 or found.mean == 0 or max(values) - min(values) > _ROUNDING:
+    if found is None or found.n < LEAST or found.mean == 0 or max(values) - min(values) > _ROUNDING:
         return found
     return Estimate(found.mean, None, found.n, None)
 

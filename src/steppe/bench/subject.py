@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from steppe._command.devices import usable_device
-from steppe._command.lookup import named_function
+from steppe._command.lookup import called, named_function
 from steppe._command.networks import find
 
 LossOf = Callable[[nn.Module, Any], Tensor]
 HF = "hf:"
+_FORM = "function(shape, classes) -> model, or function(batch_size) -> (model, batch, loss_of)"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -81,8 +82,8 @@ class Subject:
             return self._pretrained(self.model.removeprefix(HF))
         build: Callable[..., Any] = named_function(self.model, "model") if ":" in self.model else find(self.model)
         if len(inspect.signature(build).parameters) == 1:
-            return _whole_job(self.model, build(self.batch_size))
-        model = build(self.shape, self.classes)
+            return _whole_job(self.model, called(build, self.batch_size, what=f"model {self.model!r}", form=_FORM))
+        model = called(build, self.shape, self.classes, what=f"model {self.model!r}", form=_FORM)
         if not isinstance(model, nn.Module):
             raise ValueError(f"model {self.model!r} gave a {type(model).__name__}; expected a torch.nn.Module")
         images = torch.randn(self.batch_size, *self.shape)

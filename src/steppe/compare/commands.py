@@ -34,7 +34,7 @@ def compare(
 def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import progress, ranks
     from steppe.compare.engine import parallel, study
-    from steppe.compare.report.table import table
+    from steppe.compare.report.table import legend, table
 
     errors = Console(stderr=True)
     with refusing():
@@ -53,7 +53,8 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     else:
         console = Console()
         console.print(table(outcome.summary, console.width))
-        console.print(outcome.summary["verdict"], highlight=False, markup=False)
+        console.print(legend(outcome.summary), style="dim", highlight=False, markup=False)
+        console.print(outcome.summary["verdict"], style="bold", highlight=False, markup=False)
         console.print(f"Report: {outcome.report}", highlight=False, markup=False, soft_wrap=True)
     if outcome.failed:
         first = next(iter(outcome.failed.values()))

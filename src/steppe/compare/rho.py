@@ -16,8 +16,9 @@ from rich.table import Table
 from steppe._command.app import app, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
+from steppe.compare.engine import rehearsal
 from steppe.compare.engine.plan import Run
-from steppe.compare.engine.run import batches, load_task, make_trainer
+from steppe.compare.engine.run import batches, fresh, load_task, make_trainer
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 
@@ -90,6 +91,8 @@ def prepared(
         raise ValueError(f"method {choice.text!r}: there is no radius to find, as {why}")
     choice.with_the_mean("the search")
     task = load_task(spec, seed)
+    rehearsal.check_targets(task)
+    rehearsal.check_model(spec.model, fresh(spec, task, seed), task)
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     total = spec.steps(per_epoch)
     trial = max(1, total // SHARE) if trial is None else trial

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Method = str | Ascent | Callable[..., Any]
+FEW = 20
+"""Steps of a trial below which its outcome is told with a caution."""
 COSINE = 0.8
 """Where the linear regime is taken to end: cos(g, g~) of this."""
 
@@ -166,16 +168,21 @@ def _verdict(
     if not good:
         lowest = min(t.rho for t in trials)
         why = f"even rho = {lowest:g} keeps less than {keep:.0%} of what the base learns in {steps} steps."
-        return RhoSearch(lowest, why, linear, curve, trials)
+        return RhoSearch(lowest, why + _caution(steps), linear, curve, trials)
     best = max(good)
     shown = next(t for t in trials if t.rho == best)
     beyond = min((t for t in trials if t.rho > best), key=lambda t: t.rho, default=None)
     why = (
         f"rho = {best:g} is the largest that still learns: {shown.kept:.0%} of what the base learns in {steps} steps"
         + (f", rho = {beyond.rho:g} only {max(beyond.kept, 0):.0%}" if beyond else ", the largest that was tried")
-        + f"; {bend}."
+        + f"; {bend}.{_caution(steps)}"
     )
     return RhoSearch(best, why, linear, curve, trials)
+
+
+def _caution(steps: int) -> str:
+    """What a reader must know of trials that are too short to tell learning from noise."""
+    return "" if steps >= FEW else f" So few steps tell little: take this for a guess, or give trial={FEW} or more."
 
 
 def _linear(curve: tuple[Look, ...]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
-from steppe._parts import Value
+from steppe._parts import Value, check
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Method
@@ -48,6 +48,7 @@ def ESAM(
     Source: arXiv 2110.03141, Algorithm 1. The authors' code (github.com/dydjw9/Efficient_SAM) freezes whole tensors at
     random where the paper draws weights, and takes one sample less.
     """
+    check("gamma", gamma, 0.0, 1.0, "the share of the samples that the second pass is on")
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, beta=beta, hardest=gamma), **common)
 
 

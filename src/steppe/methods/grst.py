@@ -54,6 +54,8 @@ def GRST(
     Source: arXiv 2203.09962; that gamma p is held constant is recalled.
     """
     check("kappa", kappa, 0.0)
+    if gamma_max is not None:
+        check("gamma_max", gamma_max, 0.0)
     chance = probability(p, schedule, p_end, total_steps)
     gamma: Value = Quotient(kappa, chance, gamma_max)
     return SharpnessAware(

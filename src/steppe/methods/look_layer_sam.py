@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
-from steppe._parts import Value, check_choice
+from steppe._parts import Value, check_choice, check_count
 from steppe.ascent import Ascent
 from steppe.combine import Reuse
 from steppe.gradient import SharpnessAware
@@ -44,6 +44,7 @@ def LookLayerSAM(
     Source: arXiv 2203.02714, Algorithm 2, which is ``push="paper"``; "guarded" and "natural" are steppe's.
     """
     check_choice("layerwise", layerwise, ("trust", "paper"))
+    check_count("k", k)
     return SharpnessAware(
         model,
         optimizer,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
-from steppe._parts import Value
+from steppe._parts import Value, check_count
 from steppe.ascent import Ascent
 from steppe.combine import Reuse
 from steppe.gradient import SharpnessAware
@@ -51,6 +51,7 @@ def LookSAM(
 
     Source: arXiv 2203.02714, Algorithm 1, which is ``push="paper"``; "guarded" and "natural" are steppe's.
     """
+    check_count("k", k)
     return SharpnessAware(
         model, optimizer, ascent=Ascent(rho=rho), schedule=Every(k), combine=Reuse(alpha, push), **common
     )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
-from steppe._parts import Value
+from steppe._parts import Value, check_count
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._probability import probability
@@ -63,6 +63,7 @@ def RST(
 
 def draws(p: Value, start_step: int) -> Schedule:
     """Bernoulli(p), silent before ``start_step``."""
+    check_count("start_step", start_step, 0)
     return Bernoulli(p) & Window(start_step) if start_step else Bernoulli(p)
 
 

@@ -95,6 +95,13 @@ def test_a_test_folder_with_a_new_class_is_refused(tmp_path):
         readers.image_folder(tmp_path, None)
 
 
+def test_an_empty_class_folder_is_named(tmp_path):
+    write_images(tmp_path, ["cat", "dog"])
+    (tmp_path / "emu").mkdir()
+    with pytest.raises(ValueError, match="emu has no images; put some there, or remove the folder"):
+        readers.image_folder(tmp_path, None)
+
+
 class _Column(dict):
     @property
     def column_names(self):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from steppe._command.statistics import LEAST
 from steppe.compare.analysis.verdict import best_row
-from steppe.compare.analysis.wording import BASELINES, SYMBOLS, Words, baseline, choices, listing, symbols
+from steppe.compare.analysis.wording import BASELINES, SYMBOLS, Words, baseline, choices, how_many, listing, symbols
 
 Row = Mapping[str, Any]
 Summary = Mapping[str, Any]
-FEW_SEEDS = 3
+FEW_SEEDS = 5
 NEARLY_ALL, LITTLE = 0.8, 0.2
 
 
@@ -103,10 +104,10 @@ def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
 
 def _few_seeds(summary: Summary) -> list[str]:
     count = len(summary["seeds"])
-    if count == 1:
-        return ["One seed: no interval can be given; use five or more."]
-    if 1 < count < FEW_SEEDS:
-        return [f"Only {count} seeds: the intervals are very wide; use five or more."]
+    if 0 < count < LEAST:
+        return [f"{how_many(count, 'seed').capitalize()}: no interval can be given; use five or more."]
+    if LEAST <= count < FEW_SEEDS:
+        return [f"Only {count} seeds: the intervals are wide; use five or more."]
     return []
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe.compare.analysis.wording import Words, baseline, chosen
+from steppe.compare.analysis.wording import Words, baseline, chosen, how_many
 
 Row = Mapping[str, Any]
 MOST_SEEDS = 100
@@ -40,8 +40,9 @@ def best_row(rows: Sequence[Row]) -> Row:
 
 
 def _single(top: Row, against: str, words: Words) -> str:
+    seeds = how_many(top["gain"]["n"], "seed").capitalize()
     return (
-        f"One seed cannot tell: {top['label']} has {words.amount(top['gain'])} {words.over} {against}, "
+        f"{seeds} cannot tell: {top['label']} has {words.amount(top['gain'])} {words.over} {against}, "
         "and another seed may say otherwise."
     )
 

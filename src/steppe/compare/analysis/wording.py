@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steppe._command.statistics import LEAST
 from steppe.compare.judge import Judge, of_records
 
 ABSENT = "–"
@@ -41,6 +42,16 @@ def how_many(count: int, what: str) -> str:
     """`three baselines`."""
     number = NUMBERS[count] if count < len(NUMBERS) else str(count)
     return f"{number} {what}" if count == 1 else f"{number} {what}s"
+
+
+def means(summary: Mapping[str, Any]) -> str:
+    """What figures with and without an interval are: `Mean ± 95 % interval over 5 seeds`."""
+    number = len(summary["seeds"])
+    if number == 1:
+        return "One seed, so no interval"
+    return f"Mean over {number} seeds, too few for an interval" if number < LEAST else (
+        f"Mean ± 95 % interval over {number} seeds"
+    )
 
 
 def signed(value: float, digits: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from steppe._command.lookup import nearest
+from steppe._command.lookup import called, nearest
 from steppe._command.networks import MODELS, find
 from steppe.compare.data import transformer
 from steppe.compare.data.examples import Task
@@ -35,7 +35,7 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
             "model 'cnn' gives one answer for a signal, not a series; take channel_attention, linear or mlp"
         )
     if ":" in name:
-        return find(name)(shape, task.outputs)
+        return _own(name, shape, task.outputs)
     if name not in (known := [*MODELS, *FORECASTERS, *TOKENS]):
         raise ValueError(f"unknown model {name!r}; {nearest(name, known)}, or give module:function")
     if (name in TOKENS) != (y.dim() == 2 and bool(task.classes)):
@@ -45,3 +45,12 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
     if name in TOKENS:
         return TOKENS[name](shape, task.outputs)
     return find(name)(shape, task.outputs)
+
+
+def _own(name: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """What the user's function gives, which is a network or a sentence."""
+    form = "function(shape, outputs) -> torch.nn.Module"
+    made = called(find(name), shape, outputs, what=f"model {name!r}", form=form)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model {name!r} gave {type(made).__name__}; expected a torch.nn.Module")
+    return made

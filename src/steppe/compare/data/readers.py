@@ -114,6 +114,9 @@ def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> 
     if len(classes) < 2:
         raise ValueError(f"{folder} has {len(classes)} class folders; expected at least 2, one subfolder per class")
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
+    empty = sorted(set(found) - {path.parent.name for path, _ in files})
+    if files and empty:
+        raise ValueError(f"{folder / empty[0]} has no images; put some there, or remove the folder")
     if not files:
         raise ValueError(f"{folder} has no images; known endings: {' '.join(sorted(_IMAGE_ENDINGS))}")
     x = torch.stack(_same_size([(path, _read_image(path, size)) for path, _ in files]))

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from steppe._command.lookup import module_text, named_function, nearest
+from steppe._command.lookup import called, module_text, named_function, nearest
 from steppe.compare.data import columns, corpora, readers, transformer
 from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
@@ -159,7 +159,8 @@ def is_function(name: str) -> bool:
 
 def call(name: str, seed: int) -> Task:
     """The task that the user's function returns for `seed`."""
-    task = named_function(name, "task")(seed)
+    form = "function(seed) -> steppe.compare.Task"
+    task = called(named_function(name, "task"), seed, what=f"task {name!r}", form=form)
     if not isinstance(task, Task):
         raise ValueError(f"task {name!r} returned {type(task).__name__}; expected a steppe.compare.Task")
     return task

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,6 +81,11 @@ class Trainer:
         return ranks.averaged(loss.detach().clone())
 
 
+def fresh(spec: Spec, task: Task, seed: int) -> nn.Module:
+    """The model of a run; what it does not draw from the seed itself comes from the global generator."""
+    return models.build(spec.model, task, spec.lora(), seed).to(spec.device)
+
+
 def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bool = False) -> Trainer:
     """A fresh model for `run`, its weights drawn from the seed, with all that trains it.
 
@@ -90,19 +96,16 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
         total_steps: of the training.
         bare: without the method itself, on the optimizer that it would have.
     """
-
-    def fresh() -> nn.Module:
-        return models.build(spec.model, task, spec.lora(), run.seed).to(spec.device)
-
+    blank = partial(fresh, spec, task, run.seed)
     torch.manual_seed(run.seed)
-    model = ranks.spread(fresh(), spec.parallel)
+    model = ranks.spread(blank(), spec.parallel)
     choice = parse(run.method) if run.method != "base" else None
     optimizer = make_optimizer(spec, model, choice, run.lr)
     sharp = None
     if choice is not None and not bare:
         sharp = choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps)
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
-    return Trainer(model, optimizer, scheduler, sharp, fresh, task.loss)
+    return Trainer(model, optimizer, scheduler, sharp, blank, task.loss)
 
 
 _SHAPES: dict[str, Callable[[float], float]] = {

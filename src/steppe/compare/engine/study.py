@@ -15,7 +15,7 @@ from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
-from steppe.compare.engine import cost, rows, run
+from steppe.compare.engine import cost, rehearsal, rows, run
 from steppe.compare.engine.plan import Plan, Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.engine.store import Store
@@ -43,7 +43,9 @@ def check(spec: Spec) -> Plan:
     """
     plan = Plan(spec, spec.hash())
     task = run.load_task(spec, spec.seeds[0])
+    rehearsal.check_targets(task)
     rows.check_rows(task)
+    rehearsal.check_model(spec.model, run.fresh(spec, task, spec.seeds[0]), task)
     check_shares(len(task.train), spec.batch_size)
     for choice in plan.choices:
         first = Run(choice.text, choice.grid(spec.grids)[0], spec.seeds[0])

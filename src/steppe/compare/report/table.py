@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, count, figures, plain, share, times
+from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, figures, means, plain, share, times
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -36,20 +34,21 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     """The columns of the table; the difference to the base is left out where it would repeat the gain."""
     words = Words(summary)
     name, unit = words.judge.title, " %" if words.judge.percent else ""
-    delta = Column(f"− base\n{words.unit}", lambda row: words.gain(row["delta"]), 2)
+    timed = any(row["time_ratio"] for row in summary["rows"])
+    delta = Column(f"− base\n{words.unit}", lambda row: words.gain(row["delta"]), 4)
     return [
         Column("\nmethod", lambda row: broken(row["label"]) + (" †" if row.get("diverged") else "")),
         Column("\nρ", lambda row: chosen(row)),
-        Column(f"{name}\n{unit.strip()}", lambda row: words.figure(row["final"])),
-        _form(words, summary, "early", f"stopped\nearly{unit}", 1),
-        _form(words, summary, "averaged", f"aver-\naged{unit}", 2),
+        _form(words, summary, "final", f"{name}\n{unit.strip()}", 2),
+        _form(words, summary, "early", f"stopped\nearly{unit}", 3),
+        _form(words, summary, "averaged", f"aver-\naged{unit}", 4),
         *([delta] if summary["best_baseline"] != "base" else []),
         Column(f"gain\n{words.unit}", lambda row: words.gain(row["gain"])),
-        Column("\nkept", lambda row: share(row["kept"])),
-        Column("passes\n/step", lambda row: plain(row["passes"])),
-        Column("\ntime", lambda row: times((row["time_ratio"] or {}).get("median"))),
-        Column("\nmemory", lambda row: times(row["memory_ratio"]), 4),
-        Column("sharp-\nness", lambda row: figures((row["sharpness"] or {}).get("mean")), 3),
+        Column("\nkept", lambda row: share(row["kept"]), 2),
+        Column("passes\n/step", lambda row: plain(row["passes"]), 1 if timed else ALWAYS),
+        *([Column("\ntime", lambda row: times((row["time_ratio"] or {}).get("median")))] if timed else []),
+        Column("\nmemory", lambda row: times(row["memory_ratio"]), 6),
+        Column("sharp-\nness", lambda row: figures((row["sharpness"] or {}).get("mean")), 5),
     ]
 
 
@@ -59,7 +58,8 @@ def table(summary: Mapping[str, Any], width: int = 100) -> Table:
     Args:
         summary: what `summarise` returns.
         width: columns of the terminal. Where they do not suffice, first the space between columns goes, then
-            memory, sharpness, the difference to the base, the early-stopped figure (unless it counts here).
+            memory, sharpness, the difference to the base, averaged and early-stopped figures (unless they count here),
+            the share kept and the passes; name, metric, gain and cost stay.
     """
     rows = summary["rows"]
     shown, space = _fit(columns(summary), rows, width)
@@ -88,31 +88,13 @@ def _form(words: Words, summary: Mapping[str, Any], form: str, header: str, luxu
     return Column(header, lambda row: words.figure(row.get(form)), ALWAYS if summary["judged"] == form else luxury)
 
 
-def render(summary: Mapping[str, Any]) -> RenderableType:
-    """The table, a line that explains its columns, the verdict and the notes, fitted to the terminal."""
-    return _Fitted(summary)
-
-
-class _Fitted:
-    def __init__(self, summary: Mapping[str, Any]) -> None:
-        self.summary = summary
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        yield table(self.summary, options.max_width)
-        yield Text(legend(self.summary), style="dim")
-        yield Text("")
-        yield Text(self.summary["verdict"], style="bold")
-        for note in self.summary["notes"]:
-            yield Padding(Text("· " + note), (0, 0, 0, 2))
-
-
 def legend(summary: Mapping[str, Any]) -> str:
     """One line on what the columns mean."""
     form = "" if summary["judged"] == "final" else f", both {FORMS[summary['judged']]}"
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
     return (
-        f"Mean ± 95 % interval over {count(len(summary['seeds']), 'seed')}. "
+        f"{means(summary)}. "
         f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed; kept: share of SAM's gain; "
         f"time and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
     )

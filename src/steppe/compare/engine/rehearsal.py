@@ -1,0 +1,98 @@
+"""What is tried before anything runs: the targets, and the model on two examples. What cannot be, is one sentence."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steppe._command.lookup import brief
+from steppe.compare.data.examples import Task
+from steppe.compare.data.losses import each_of
+from steppe.compare.engine.measure import evaluating
+
+STEPS = 3
+"""Steps of the base that tell how long one takes; the first one warms up."""
+
+
+def check_targets(task: Task) -> None:
+    """Refuse labels that are none.
+
+    Raises:
+        ValueError: labels that are fractions, one-hot, negative or too large, or a part with one class only.
+    """
+    if not task.classes or task.loss != "cross_entropy":
+        return
+    for part in ("train", "val", "test"):
+        labels: Tensor = getattr(task, part).y
+        where = f"the {part} labels of {task.name}"
+        _check_kind(labels, where, task.classes)
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= task.classes:
+            raise ValueError(
+                f"{where} go from {low} to {high}; expected 0 to {task.classes - 1}, as it has {task.classes} classes"
+            )
+        if low == high and task.classes > 1 and len(labels) > 1:
+            raise ValueError(
+                f"{where} are all {low}, which cannot tell one model from another; expected examples of every class"
+            )
+
+
+def _check_kind(labels: Tensor, where: str, classes: int) -> None:
+    if labels.dim() == 2 and labels.shape[1] == classes and bool(((labels == 1).sum(1) == 1).all()):
+        raise ValueError(f"{where} are one-hot, of shape {tuple(labels.shape)}; give y.argmax(1)")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise ValueError(f"{where} are {kind}; expected whole numbers from 0 to {classes - 1}: give y.long()")
+
+
+def check_model(name: str, model: nn.Module, task: Task) -> None:
+    """Refuse a model that cannot read the task's examples, or does not answer them.
+
+    Args:
+        name: of the model, as the user gave it.
+        model: fresh.
+        task: whose first two training examples it gets.
+
+    Raises:
+        ValueError: the forward fails, or gives something else than the loss takes.
+    """
+    few = task.train.take(torch.arange(min(2, len(task.train)), device=task.train.y.device))
+    try:
+        with evaluating(model), torch.no_grad():
+            output = model(few.x)
+    except Exception as error:
+        raise ValueError(f"model {name!r} fails on two examples{_shape(few.x)}: {brief(error)}") from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"model {name!r} gave a {type(output).__name__}; expected one tensor")
+    _check_output(name, output, task)
+    try:
+        each_of(task.loss, output, few.y)
+    except Exception as error:
+        raise ValueError(f"model {name!r}: the loss of its output cannot be taken: {brief(error)}") from error
+
+
+def _check_output(name: str, output: Tensor, task: Task) -> None:
+    """One number for each class; other tasks know by their loss."""
+    if task.classes and task.loss == "cross_entropy" and task.train.y.dim() == 1:
+        given = output.shape[1] if output.dim() == 2 else tuple(output.shape[1:])
+        if given != task.classes:
+            raise ValueError(
+                f"model {name!r} gave {given} numbers for an example; expected {task.classes}, one for each class"
+            )
+
+
+def _shape(x: Any) -> str:
+    return f" of shape {tuple(x.shape[1:])}" if isinstance(x, Tensor) else ""
+
+
+def step_seconds(trainer: Any, batch: Any) -> float:
+    """How long a training step of the base takes here, from a few steps of a trainer that is thrown away after."""
+    taken = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        trainer.step(batch)
+        taken.append(time.perf_counter() - start)
+    return min(taken)
