@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from tests.compare.studies import _Here
 from tests.loops import distributed as d
+
+from steppe.compare.engine import study
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -32,7 +35,8 @@ def run_main(path: Path) -> str:
     """What the example prints."""
     main = runpy.run_path(str(path))["main"]
     main.__globals__.update(SMALLER.get(path.stem, {}))
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "Pool", _Here)  # what a worker of `steppe compare` does is done in this process
         main()
     return said.getvalue()
 

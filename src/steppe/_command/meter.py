@@ -73,13 +73,14 @@ def _wait_for(device: str) -> None:
 
 def weighted(values: Mapping[bool, list[float]], share: float) -> dict[str, float]:
     """Median and quartiles of both kinds of step, weighted by the share of steps that ascend."""
-    found = {kind: _quartiles(seen) for kind, seen in values.items() if seen}
+    found = {kind: quartiles(seen) for kind, seen in values.items() if seen}
     if len(found) == 1:
         return next(iter(found.values()))
     return {name: share * found[True][name] + (1 - share) * found[False][name] for name in ("median", "low", "high")}
 
 
-def _quartiles(values: list[float]) -> dict[str, float]:
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median and quartiles; of one value itself."""
     if len(values) < 2:
         return dict.fromkeys(("median", "low", "high"), values[0])
     low, middle, high = quantiles(values, n=4, method="inclusive")

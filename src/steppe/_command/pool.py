@@ -20,6 +20,10 @@ Tell = Callable[[float], None]
 """Told the share of a run that is done, 0 to 1."""
 
 
+class SaidError(Exception):
+    """A job failed for a reason that its one sentence says whole, with the place: nothing is to be added."""
+
+
 @dataclass(frozen=True)
 class Job:
     """`function(*arguments, tell)` under the name `key`; `tell(share)` reports how far it is."""
@@ -143,6 +147,8 @@ def _do(job: Job, connection: Connection) -> Event:
     try:
         result = job.function(*job.arguments, lambda share: connection.send(Event("moving", job.key, share)))
         return Event("done", job.key, result)
+    except SaidError as error:
+        return Event("failed", job.key, str(error))
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(last.filename)}:{last.lineno}"

@@ -34,6 +34,7 @@ def compare(
 def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import progress, ranks
     from steppe.compare.engine import parallel, study
+    from steppe.compare.engine.script import FirstFailedError
     from steppe.compare.report.table import legend, table
 
     errors = Console(stderr=True)
@@ -43,7 +44,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     try:
         with progress.on(errors) as shown:
             outcome = study.compare(plan, shown)
-    except (DiskError, TakenError) as error:
+    except (DiskError, TakenError, FirstFailedError) as error:
         raise BadInputError(str(error)) from error
     ranks.agree(None)  # nobody leaves while another still needs it
     if not ranks.first():

@@ -28,7 +28,7 @@ SHARE = 5
 
 _NOT_HERE = (
     "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
-    "sharpness_examples", "jobs", "parallel", "out",
+    "sharpness_examples", "jobs", "parallel", "out", "script", "settings",
 )  # fmt: skip
 """Settings of a comparison that the search for a radius has no use for."""
 

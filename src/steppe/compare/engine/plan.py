@@ -134,10 +134,8 @@ class Plan:
         return [replace(each, seed=seed) for seed in self.spec.tune_seeds for each in starts]
 
     def base_runs(self, best: Run) -> list[Run]:
-        """The base and the base given twice the epochs, on every seed, the longer ones first."""
-        return [
-            replace(best, seed=seed, variant=variant) for variant in ("double", "plain") for seed in self.spec.seeds
-        ]
+        """The base, and where it can be had the base given twice the epochs before it, on every seed."""
+        return [replace(best, seed=seed, variant=each) for each in self.spec.variants for seed in self.spec.seeds]
 
     def final_runs(self, best: Run) -> list[Run]:
         """The method at its chosen value on every seed."""
@@ -187,10 +185,10 @@ class Plan:
 
     def total(self) -> int:
         """How many runs there will be in the end, if none fails."""
-        seeds = len(self.spec.seeds)
+        seeds, longer = len(self.spec.seeds), len(self.spec.variants) - 1
         repeated = len(set(self.spec.seeds) & set(self.spec.tune_seeds))
         tried = [self.base_tune_runs(), *(self.tune_runs(choice, self._bases()[0]) for choice in self.choices)]
-        return seeds + sum(len(runs) + seeds - (repeated if runs else 0) for runs in tried)
+        return longer * seeds + sum(len(runs) + seeds - (repeated if runs else 0) for runs in tried)
 
     def records(self, records: Records, failed: Collection[str] = ()) -> list[dict[str, Any]]:
         """The records of this study in a fixed order, once per role: as tune run, as final run."""

@@ -33,6 +33,8 @@ from steppe._command.settings import (
 )  # fmt: skip
 from steppe.compare.data import tasks, transformer
 from steppe.compare.data.options import DataOptions
+from steppe.compare.script import settings as scripts
+from steppe.compare.script.source import fingerprint, load, read_settings
 from steppe.text.models import Lora
 
 SCHEMA = 1
@@ -49,7 +51,7 @@ _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "lora_kind", "max_steps", "metric", "warmup", "sharpness_examples", "test_curve",
     "parts", "stride", "lookback", "horizon", "targets", "time_column", "season", "leave_out",
-    "target", "kind", "context",
+    "target", "kind", "context", "script", "settings",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
@@ -82,6 +84,12 @@ class Spec(BaseModel):
     task: Annotated[str, Expected("the name of a task")] = Field(
         "digits-few",
         description="digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, module:name.",
+    )
+    script: Annotated[str | None, Expected("FILE.py:FUNCTION, such as train.py:train")] = Field(
+        None, description="FILE.py:FUNCTION, training code of your own instead of a task (docs/script.md)."
+    )
+    settings: Annotated[dict[str, Any] | None, BeforeValidator(read_settings), Expected("name=value,name=value")] = (
+        Field(None, description="Arguments of the script: width=64,epochs=20.")
     )
     methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1), Expected("a list of method names")] = (
         Field(list(DEFAULT_METHODS), description="sam,look_sam:k=5,recommended,my.py:MySAM, ...; see `steppe methods`.")
@@ -157,7 +165,7 @@ class Spec(BaseModel):
     )
     stride: Whole | None = Field(None, description="Rows or bytes between two training windows.")
     metric: Annotated[str, Expected("the name of a metric")] | None = Field(
-        None, description="The metric that chooses and judges (the task's first: accuracy, mse)."
+        None, description="The metric that chooses and judges (the task's first); of a script also NAME:lower."
     )
     label_column: Column | None = Field(None, description="Label column of an hf: or text: task.")
     device: Annotated[str, Expected("'auto', 'cpu', 'cuda' or 'cuda:0'")] = Field(
@@ -185,10 +193,20 @@ class Spec(BaseModel):
         plain = {name for name in _LATER if getattr(self, name) == type(self).model_fields[name].default}
         decisive = self.model_dump(exclude=_NOT_IN_RESULT | plain)
         decisive |= {"parallel": self.parallel} if self.parallel else {}
+        if self.script is not None:
+            data = fingerprint(self.script)
+        else:
+            data = tasks.fingerprint(self.task)
         model = tasks.model_fingerprint(self.model)
         decisive |= {"model_files": model} if model else {}
-        decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": tasks.fingerprint(self.task)}
+        decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": data}
         return short_hash(decisive)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Those of the base, the longest first: a script says by its argument `length` whether it can train longer."""
+        longer = self.script is None or load(self.script).takes("length")
+        return ("double", "plain") if longer else ("plain",)
 
     def lora(self) -> Lora | None:
         """The adapters of a pretrained model, None where all of it is trained."""
@@ -261,14 +279,22 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
     _check_keys(given, f"{config}: ")
     given |= {key: value for key, value in flags.items() if value is not None}
     first = _validated(given)
-    tasks.check_name(first.task)
-    tasks.check_options(first.task, given)
-    tasks.check_model(first.task, str(given.get("model", "")))
-    spec = _validated(tasks.recipe_of(first.task, first.adapt) | given)
+    scripts.check(given, first.settings)
+    spec = _validated(_proposed(first, given) | given)
     _check_together(spec, given)
     device = usable_device(spec.device)
     out = spec.out or f"results/{_slug(spec.task)}"
     return spec.model_copy(update={"device": device, "out": out})
+
+
+def _proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the task proposes, once it is known that there can be one; of a script its name."""
+    if first.script is not None:
+        return {"task": f"script:{first.script}"}
+    tasks.check_name(first.task)
+    tasks.check_options(first.task, given)
+    tasks.check_model(first.task, str(given.get("model", "")))
+    return tasks.recipe_of(first.task, first.adapt)
 
 
 def _check_together(spec: Spec, given: Mapping[str, Any]) -> None:

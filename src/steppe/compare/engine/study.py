@@ -15,7 +15,7 @@ from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
-from steppe.compare.engine import cost, rehearsal, rows, run
+from steppe.compare.engine import cost, rehearsal, rows, run, script, turns
 from steppe.compare.engine.plan import Plan, Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.engine.store import Store
@@ -42,6 +42,13 @@ def check(spec: Spec) -> Plan:
         ValueError: one sentence about the first thing that cannot be.
     """
     plan = Plan(spec, spec.hash())
+    (_check_task if spec.script is None else script.check)(plan)
+    Store(Path(spec.out), plan.spec_hash).open()
+    return plan
+
+
+def _check_task(plan: Plan) -> None:
+    spec = plan.spec
     task = run.load_task(spec, spec.seeds[0])
     rehearsal.check_targets(task)
     rows.check_rows(task)
@@ -54,8 +61,6 @@ def check(spec: Spec) -> Plan:
         except (TypeError, ValueError) as error:
             raise ValueError(f"method {choice.text!r}: {error}") from error
         del trainer
-    Store(Path(spec.out), plan.spec_hash).open()
-    return plan
 
 
 def compare(plan: Plan, progress: PlainProgress) -> Outcome:
@@ -133,7 +138,8 @@ class _Session:
                 return
             if id_ not in self.under_way and self._claim(id_):
                 self.under_way[id_] = each
-                pool.submit(Job(id_, run.train, (self.plan.spec, each)))
+                train = run.train if self.plan.spec.script is None else script.train
+                pool.submit(Job(id_, train, (self.plan.spec, each)))
 
     def _claim(self, id_: str) -> bool:
         """Whether the run is ours to make; one that was finished elsewhere since, or that failed there, is taken in."""
@@ -173,6 +179,8 @@ class _Session:
             self.progress.failed(event.key, text, event.value)
             if event.key in self._held:
                 self._held[event.key].note(str(event.value))  # and hold it: others need not try in vain
+            if self.plan.spec.script is not None and not self.records:
+                raise script.FirstFailedError(f"{self.failed[event.key]}; nothing more is run")
         else:
             phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
             self.records[event.key] = self.store.save(event.key, phase, event.value)
@@ -201,7 +209,7 @@ class _Session:
         if not runs:
             return None
         self.progress.say("measuring time and memory, step by step beside the base")
-        pool.submit(Job(_COST, cost.measure, (self.plan.spec, runs, shares)))
+        pool.submit(self._measurement(runs, shares))
         for event in pool.events():
             if event.kind == "failed":
                 self.failed[_COST] = f"measuring the cost: {event.value}"
@@ -214,6 +222,13 @@ class _Session:
                     write_json(self.store.place / "cost.json", measured)
                 return measured
         return None
+
+    def _measurement(self, runs: list[Run], shares: dict[str, float]) -> Job:
+        spec = self.plan.spec
+        if spec.script is None:
+            return Job(_COST, cost.measure, (spec, runs, shares))
+        final = [r for r in self.plan.records(self.records, self.failed) if r["phase"] == "final"]
+        return Job(_COST, turns.measure, (spec, runs, shares, turns.of_runs(final)))
 
     def cost_runs(self) -> list[Run]:
         """One run per method that finished at its chosen value."""
@@ -256,6 +271,7 @@ def shown(plan: Plan) -> dict[str, Any]:
     """The settings as the report shows them, complete, methods in their canonical form."""
     labels = {choice.text: choice.label for choice in plan.choices}
     said = plan.spec.model_dump(exclude={"shard"})  # who made which run is not in the result
+    said = said if plan.spec.script is None else script.shown(said)
     return said | {"methods": list(labels), "labels": labels, "spec_hash": plan.spec_hash}
 
 

@@ -1,0 +1,57 @@
+"""Which settings of a comparison belong to scripts, and what a script must be to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steppe._command.choices import parse_all
+from steppe.compare.data import tasks
+from steppe.compare.data.options import DataOptions
+from steppe.compare.script.results import read_metric
+from steppe.compare.script.source import check_settings, load
+
+UNHEARD = {
+    *DataOptions.__dataclass_fields__, *tasks.TEXT, *tasks.TEXT_ONLY, "max_steps", "eval_every", "sharpness_rho",
+    "parallel",
+}  # fmt: skip
+"""Settings of a comparison that a script has no use for: data, model and training are its own."""
+
+
+def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
+    """Refuse settings that do not go together, before anything is read.
+
+    Args:
+        given: what the user set.
+        settings: of these, the arguments of the script, as they were read.
+
+    Raises:
+        ValueError: one sentence about the first thing that is wrong.
+    """
+    if given.get("script") is None:
+        if settings is not None:
+            raise ValueError("settings are arguments of a script; leave them out, or name one with --script")
+        return
+    script, own = load(str(given["script"])), settings or {}
+    for name in given:
+        if name in UNHEARD:
+            instead = f" (or give the script's own argument with --settings {name}=...)" if script.takes(name) else ""
+            raise ValueError(f"a script brings its own data, model and training; leave {name!r} out{instead}")
+    check_settings(script, own, {"lr": None} if given.get("lr_grid") else {})
+    for flag, argument in (("lr_grid", "lr"), ("device", "device")):
+        if given.get(flag) is not None and not script.takes(argument):
+            raise ValueError(f"{flag} goes to the argument {argument!r}, which {script.where} does not take")
+    if given.get("lr_grid") and "lr" in own:
+        raise ValueError("lr_grid and settings lr=... are both given; give one of them")
+    if given.get("metric") is not None:
+        read_metric(str(given["metric"]))
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Refuse methods that a script cannot be given."""
+    for choice in parse_all(methods):
+        if choice.method.optimizer is not None:
+            raise ValueError(
+                f"method {choice.text!r} brings an optimizer of its own, and a script makes its own; leave it out, "
+                "or make that optimizer in the script and compare sam"
+            )
