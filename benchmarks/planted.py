@@ -37,8 +37,18 @@ RUN, COST, STUDY = (f"tests/compare/engine/test_{name}.py" for name in ("run", "
 SUMMARY, EXAMPLES = "tests/compare/analysis/test_summary.py", "tests/compare/data/test_examples.py"
 PLAN = "tests/compare/engine/test_plan.py"
 RESUME, DATA = "tests/finetune/test_resume.py", "tests/finetune/test_data.py -k decides_which or share_of_the_training"
-BACK = "            generators.set()\n            state.back()"  # at the end of a pass without a trace
+LEFT = """            yield
+        finally:
+            self.looking = False
+"""  # at the end of a pass without a trace
 STOPPED = f"{RUN} -k early_stopping"
+
+
+def raising(there: str) -> str:
+    """The same, where a pass that raises has ``there`` put back in place of what was noted at its start."""
+    broken = f"        except BaseException:\n            before = ({there})\n            raise\n"
+    return LEFT.replace("        finally:\n", f"{broken}        finally:\n")
+
 
 COMPARE = [
     Mutant(
@@ -126,7 +136,8 @@ FINETUNE = [
     ),
     Mutant(
         "--overwrite keeps the old result",
-        "(self.path / RESULT).unlink(missing_ok=True)", "pass", f"{RESUME} -k begun_anew",
+        'self._aside(RESULT, CHECKPOINTS, "adapter", "model")', 'self._aside(CHECKPOINTS, "adapter", "model")',
+        f"{RESUME} -k begun_anew",
     ),
     Mutant(
         "resume accepts changed data",
@@ -161,15 +172,15 @@ HEART = [
     ),
     Mutant(
         "perturbed() leaves buffers moved when it raises",
-        BACK, "            generators.set()\n        state.back()", "tests/test_window.py -k brings_every_buffer_back",
+        LEFT, raising("before[0], self.watch.start(), before[2]"), "tests/test_window.py -k brings_every_buffer_back",
     ),
     Mutant(
         "a look that raises leaves statistics moved",
-        BACK, "            generators.set()\n        state.back()", "tests/test_window.py -k look_that_raises",
+        LEFT, raising("before[0], self.watch.start(), before[2]"), "tests/test_window.py -k look_that_raises",
     ),
     Mutant(
         "a look that raises leaves the generators moved",
-        BACK, "            state.back()\n        generators.set()", "tests/test_window.py -k look_that_raises",
+        LEFT, raising("self.draws(), *before[1:]"), "tests/test_window.py -k look_that_raises",
     ),
     Mutant(
         "a kept average drops parameters without a gradient",
