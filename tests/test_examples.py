@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import runpy
 import subprocess
 import sys
@@ -14,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from tests.compare.studies import _Here
+from tests.compare import studies
+from tests.compare.conftest import PICTURES
 from tests.loops import distributed as d
 
 from steppe.compare.engine import study
+from steppe.compare.report import page
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -36,7 +37,7 @@ def run_main(path: Path) -> str:
     main = runpy.run_path(str(path))["main"]
     main.__globals__.update(SMALLER.get(path.stem, {}))
     with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "Pool", _Here)  # what a worker of `steppe compare` does is done in this process
+        patch.setattr(study, "Pool", studies.Here)  # what a worker of `steppe compare` does is done in this process
         main()
     return said.getvalue()
 
@@ -46,6 +47,7 @@ def test_runs_and_says_something(path: Path, tmp_path: Path, monkeypatch: pytest
     """From another folder, and with no warning that an example run by itself would show."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(FOLDER)  # as when it is run by itself
+    monkeypatch.setattr(page, "_plots", lambda *_: dict.fromkeys(PICTURES, ()))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
         for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
@@ -75,15 +77,6 @@ def test_called_plainly_it_calls_torchrun(path: Path, monkeypatch: pytest.Monkey
         runpy.run_path(str(path), run_name="__main__")
     flags = ["--standalone", "--nproc-per-node", "2"]
     assert calls == [[sys.executable, "-m", "torch.distributed.run", *flags, str(path)]]
-
-
-def test_one_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, FOLDER / "phases.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() and "Warning" not in done.stderr
 
 
 def test_there_are_examples() -> None:

@@ -2,10 +2,11 @@
 
 import errno
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ import pytest
 from steppe._command import files, locks
 from steppe._command.locks import TakenError, claim, holder, one_writer, refuse_taken
 
-HOLDS = "import sys,time; from pathlib import Path; from steppe._command.locks import claim; "
-HOLDS += "held = claim(Path(sys.argv[1]), 'a test'); print('held', flush=True); time.sleep(60)"
+
+def holds(place: Path, say: Connection) -> None:
+    held = claim(place, "a test")
+    say.send(held is not None)
+    time.sleep(60)
 
 
 def test_a_claim_is_had_by_one_and_freed(tmp_path: Path) -> None:
@@ -28,12 +32,14 @@ def test_a_claim_is_had_by_one_and_freed(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_leaves_no_claim(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "held\n"
+    hear, say = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=holds, args=(tmp_path / "run", say), daemon=True)
+    process.start()
+    assert hear.recv()
     assert claim(tmp_path / "run", "here") is None
     assert f"process {process.pid}" in holder(tmp_path / "run")
     process.kill()
-    process.wait()
+    process.join()
     again = claim(tmp_path / "run", "here")
     assert again and f"process {os.getpid()}" in holder(tmp_path / "run")
 

@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -29,16 +27,16 @@ EQUAL = "method variant label rho final early delta gain kept passes sharpness t
 def words(out: Path, *more: str) -> list[str]:
     """A comparison of 16 runs of a fraction of a second each."""
     fixed = "compare --task tests.compare.tiny:task --methods sam,rst --seeds 3 --rho 0.1,0.2 --tune-seeds 2 --jobs 2"
-    return [*fixed.split(), "--epochs", "16", "--out", str(out), *more]
+    return [*fixed.split(), "--epochs", "8", "--out", str(out), *more]
 
 
-class _Here:
+class Here:
     """Stands in for the pool of processes: what a worker does, done here, one job after the other."""
 
     def __init__(self, size: int) -> None:
         self._waiting: deque[pool.Job] = deque()
 
-    def __enter__(self) -> "_Here":
+    def __enter__(self) -> "Here":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,31 +55,35 @@ class _Here:
             yield pool._do(job, self)
 
 
-def complete(out: Path, *more: str) -> subprocess.CompletedProcess:
-    """The comparison from wherever it is to its end, in this process."""
+class _Interrupted(Here):
+    """Ctrl-C when the third job has begun."""
+
+    def events(self) -> Iterator[pool.Event]:
+        for number, event in enumerate(super().events()):
+            if number == 4:
+                raise KeyboardInterrupt
+            yield event
+
+
+def complete(out: Path, *more: str, interrupted: bool = False) -> subprocess.CompletedProcess:
+    """The comparison from wherever it is to its end, in this process, or to a Ctrl-C after two runs."""
     given, said, aside = words(out, *more), io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(aside), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "Pool", _Here)
+        patch.setattr(study, "Pool", _Interrupted if interrupted else Here)
+        patch.setattr(study.cost, "MOST", study.cost.LEAST)
         code = main(given)
     return subprocess.CompletedProcess(given, code, said.getvalue(), aside.getvalue())
 
 
-def cut_off(out: Path, runs: int, how: int = signal.SIGKILL, *more: str) -> tuple[int, str]:
-    """Start the comparison and send it a signal as soon as `runs` runs are finished: its exit code and stderr."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    # A background job of a script inherits an ignored Ctrl-C; these tests may be one, the user's terminal is not.
-    command = [sys.executable, "-m", "steppe", *words(out, *more)]
-    process = subprocess.Popen(command, cwd=ROOT, text=True, preexec_fn=_heed_ctrl_c, **quiet)
+def killed(out: Path, runs: int) -> int:
+    """Start the comparison and kill it as soon as `runs` runs are finished: its exit code."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-m", "steppe", *words(out, "--jobs", "1")], cwd=ROOT, **quiet)
     while process.poll() is None and len(finished(out)) < runs:
         time.sleep(0.002)
     if process.poll() is None:
-        os.kill(process.pid, how)
-    _, errors = process.communicate(timeout=60)
-    return process.returncode, errors
-
-
-def _heed_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+        process.kill()
+    return process.wait(timeout=60)
 
 
 def finished(out: Path) -> dict[str, int]:

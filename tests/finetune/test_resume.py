@@ -1,8 +1,9 @@
 """An interrupted run, killed where it stood, ends as if nobody had interrupted it."""
 
 import json
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.finetune.cases import FEW, Stop, flags, run
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from steppe.cli import main
 from steppe.finetune import measure
@@ -19,6 +20,7 @@ from steppe.finetune.spec import Settings, resolve
 
 STEPS = 12
 TRAINING = FEW | {"max_steps": STEPS, "save_steps": 3, "logging_steps": 3}
+SHORT = TRAINING | {"max_steps": 3}
 
 
 def broken_off(folder: Path, at: int, **more: object) -> None:
@@ -33,7 +35,7 @@ def weights(folder: Path) -> dict[str, object]:
 
 
 CASES = [
-    {"method": "nbar"}, {"method": "sam", "dropout": 0.1}, {"method": "look_sam:k=4,push=natural"},
+    {"method": "nbar"}, {"method": "look_sam:k=4,push=natural", "dropout": 0.1},
     {"kind": "dora", "method": "rst:schedule=linear2"},
     {"method": "sl_sam", "full": True},
 ]  # fmt: skip
@@ -65,18 +67,17 @@ def test_a_language_model_resumes_too(tmp_path: Path) -> None:
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
-KILLED = """
-import os, signal, sys
-from transformers import Trainer
-from steppe.cli import main
-write = Trainer._save_optimizer_and_scheduler
-def dies(trainer, folder):
-    if trainer.state.global_step == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(trainer, folder)
-Trainer._save_optimizer_and_scheduler = dies
-sys.exit(main(sys.argv[2:]))
-"""
+def killed_at(step: int, words: list[str]) -> None:
+    """The command in a process that dies when it has written the weights of a step, and not the rest."""
+    write = Trainer._save_optimizer_and_scheduler
+
+    def dies(trainer: Trainer, folder: str) -> None:
+        if trainer.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(trainer, folder)
+
+    Trainer._save_optimizer_and_scheduler = dies
+    sys.exit(main(words))
 
 
 def test_a_process_killed_while_it_writes_a_checkpoint_resumes_with_its_folder_alone(tmp_path: Path) -> None:
@@ -85,8 +86,10 @@ def test_a_process_killed_while_it_writes_a_checkpoint_resumes_with_its_folder_a
     given = flags(tmp_path / "killed", method="nbar")
     words = ["finetune", *(f"--{key}={value}" for key, value in (given | TRAINING).items())]
     words = [word.replace("_", "-", word.split("=")[0].count("_")) for word in words]
-    done = subprocess.run([sys.executable, "-c", KILLED, "9", *words], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = multiprocessing.get_context("fork").Process(target=killed_at, args=(9, words), daemon=True)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     out = tmp_path / "killed" / "out"
     half = {path.name for path in (out / "checkpoints" / "checkpoint-9").iterdir()}
     assert "adapter_model.safetensors" in half and "trainer_state.json" not in half
@@ -148,36 +151,33 @@ def test_an_evaluation_that_fails_leaves_the_adapter_and_is_made_up_for(
 
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
         patch.setattr(measure, "metrics", fails)
-        run(tmp_path, training=TRAINING, method="nbar")
+        run(tmp_path, training=SHORT, method="nbar")
     before = weights(tmp_path)
     free = {"per_device_eval_batch_size": 1, "eval_accumulation_steps": 1, "dataloader_num_workers": 0}
-    again = run(tmp_path, training=TRAINING | free, method="nbar", resume=True)
-    assert again["resumed_at"] == STEPS and weights(tmp_path) == before
+    again = run(tmp_path, training=SHORT | free, method="nbar", resume=True)
+    assert again["resumed_at"] == 3 and weights(tmp_path) == before
     assert again["settings"]["training"]["per_device_eval_batch_size"] == 1
-    whole = run(tmp_path / "whole", training=TRAINING, method="nbar")
+    whole = run(tmp_path / "whole", training=SHORT, method="nbar")
     assert weights(tmp_path / "whole") == before
     assert again["metrics"] == pytest.approx(whole["metrics"], rel=1e-5)
 
 
 def test_the_evaluations_precision_leaves_what_is_saved_alone(tmp_path: Path) -> None:
     plain, cast = (
-        run(tmp_path / name, training=TRAINING | more, method="nbar")
+        run(tmp_path / name, training=SHORT | more, method="nbar")
         for name, more in (("plain", {}), ("cast", {"bf16_full_eval": True, "use_cpu": True}))
     )
     assert weights(tmp_path / "cast") == weights(tmp_path / "plain")
     assert cast["method"]["balancedness"] == plain["method"]["balancedness"]
 
 
-@pytest.mark.parametrize(
-    ("key", "now"), [("world_size", "4 x 2 processes"), ("n_gpu", "4 x 1 process x 2 devices each")]
-)
-def test_a_batch_that_is_shared_out_otherwise_is_refused(
-    tmp_path: Path, key: str, now: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_that_is_shared_out_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken_off(tmp_path, 8, method="nbar")
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"a batch of 4 x 1 process, now .* {now}: s"):
-        patch.setattr(TrainingArguments, key, property(lambda self: 2))
-        run(tmp_path, training=TRAINING, method="nbar", resume=True)
+    for key, now in (("world_size", "4 x 2 processes"), ("n_gpu", "4 x 1 process x 2 devices each")):
+        said = f"a batch of 4 x 1 process, now .* {now}: s"
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=said):
+            patch.setattr(TrainingArguments, key, property(lambda self: 2))
+            run(tmp_path, training=TRAINING, method="nbar", resume=True)
     assert run(tmp_path, training=TRAINING, method="nbar", resume=True)["resumed_at"] == 6
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.integrations.ranks import as_launched
+from tests.loops import distributed
 from tests.problems import everything, same
 from torch import nn
 
@@ -153,24 +153,15 @@ def train_texts(folder: str, name: str, accumulation: int, **settings: Any) -> d
     return everything(model)
 
 
-def rank(index: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def on_a_rank(folder: str) -> dict[str, dict[str, torch.Tensor]]:
+    as_launched()
     args = {"ddp_backend": "gloo"}
     results = {name: train_texts(f"{folder}/{name}", name, 2, args=args) for name in ("sam", "look_sam")}
-    results["m"] = train_texts(f"{folder}/m", "sam", 2, m_sharpness=True, args=args)
-    torch.save(results, f"{folder}/{index}.pt")
-    torch.distributed.destroy_process_group()
+    return results | {"m": train_texts(f"{folder}/m", "sam", 2, m_sharpness=True, args=args)}
 
 
-@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(rank, (port, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2))
+    first, second = distributed.run(2, on_a_rank, str(tmp_path))
     for name in ("sam", "look_sam", "m"):
         assert same(first[name], second[name]), name
     for name in ("sam", "look_sam"):

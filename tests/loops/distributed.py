@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -77,11 +78,31 @@ def run(world: int, work: Work, *args: Any, timeout: float = 120.0, may_die: boo
     return [value for _, value in answers]
 
 
+def free_port() -> int:
+    """One of this machine for ranks that meet by address, as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _context() -> Any:
-    """Ranks are forked from one process that has imported torch and nothing else of this one."""
+    """Ranks are forks of this process, which has everything imported; with CUDA about, forks of a bare one.
+
+    Autograd's threads for a GPU cannot be forked, and without one there are none.
+    """
+    if not torch.cuda.is_available():
+        return multiprocessing.get_context("fork")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "torch.distributed.checkpoint", "steppe"])
     return context
+
+
+def _forget() -> None:
+    """What earlier tests of the forked process left: the position of a generator, accelerate's idea of the group."""
+    torch.manual_seed(0)
+    if state := sys.modules.get("accelerate.state"):
+        for kind in (state.AcceleratorState, state.GradientState, state.PartialState):
+            kind._reset_state()
 
 
 def _answer(rank: int, pipe: Connection, deadline: float) -> tuple[bool, Any]:
@@ -96,6 +117,7 @@ def _answer(rank: int, pipe: Connection, deadline: float) -> tuple[bool, Any]:
 
 def _rank(work: Work, args: tuple[Any, ...], rank: int, world: int, meet: str, answer: Connection) -> None:
     torch.set_num_threads(1)
+    _forget()
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # works without a network
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))

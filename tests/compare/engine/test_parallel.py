@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
-import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from tests.loops import distributed
 
 from steppe._command import ranks
+from steppe.cli import main
 from steppe.compare.engine import cost, parallel, run
 from steppe.compare.engine.plan import Run
 from steppe.compare.engine.spec import Spec, resolve
@@ -59,18 +61,27 @@ def test_ranks_agree_how_long_they_measure(kind: str) -> None:
     assert distributed.run(2, measured_by_clocks_that_differ, kind) == [4, 4]
 
 
-@pytest.mark.slow
+def as_torchrun_starts_it(words: list[str], port: int, folder: Path) -> tuple[int, str]:
+    """The command on a rank, which joins a group of its own: its exit code, and what it says."""
+    dist.destroy_process_group()
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    tempfile.tempdir = str(folder)
+    cost.BUDGET = 0.1
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(io.StringIO()) as aside:
+        code = main(words)
+    return code, said.getvalue() if code == 0 else aside.getvalue()
+
+
 def test_the_command_on_two_processes(tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "steppe", "compare"]
-    small = "--methods sam --rho 0.1 --seeds 1 --epochs 1 --labelled 100 --model mlp --parallel fsdp".split()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *launch, *small, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "report.html").exists() and done.stdout.count("Report:") == 1, "rank 0 alone speaks"
-    records = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
+    small = "--task tests.compare.tiny:task --methods sam --rho 0.1 --seeds 1 --epochs 1 --parallel fsdp".split()
+    words = ["compare", *small, "--out", str(tmp_path / "out")]
+    (first, said), (second, other) = distributed.run(2, as_torchrun_starts_it, words, distributed.free_port(), tmp_path)
+    assert first == second == 0, said + other
+    out = tmp_path / "out"
+    assert (out / "report.html").exists() and said.count("Report:") == 1 and not other, "rank 0 alone speaks"
+    records = [json.loads(path.read_text()) for path in (out / "runs").glob("*.json")]
     assert sorted(record["method"] for record in records) == ["base", "base", "sam"]
-    assert set(json.loads((tmp_path / "cost.json").read_text())["methods"]) == {"sam"}
+    assert set(json.loads((out / "cost.json").read_text())["methods"]) == {"sam"}
 
 
 def test_without_torchrun_one_sentence_says_how_to_start(monkeypatch: pytest.MonkeyPatch) -> None:

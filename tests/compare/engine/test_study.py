@@ -46,8 +46,7 @@ def test_the_same_command_again_runs_nothing(whole):
 
 def test_killed_and_resumed_equals_undisturbed(whole, tmp_path):
     runs = 5  # benchmarks/kill_compare.py does ten random moments
-    code, _ = studies.cut_off(tmp_path, runs)
-    assert code == -signal.SIGKILL
+    assert studies.killed(tmp_path, runs) == -signal.SIGKILL
     kept = studies.finished(tmp_path)
     assert runs <= len(kept) < 16
     (tmp_path / "runs" / ".half.json.1.tmp").write_text("{")
@@ -59,11 +58,11 @@ def test_killed_and_resumed_equals_undisturbed(whole, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
-    many = ("--seeds", "60", "--jobs", "1")  # too many to be over before the signal
-    code, errors = studies.cut_off(tmp_path, 2, signal.SIGINT, *many)
-    assert code == 130
-    assert errors.splitlines()[-1].startswith("steppe: interrupted") and "the same command" in errors.splitlines()[-1]
-    assert len(studies.finished(tmp_path)) >= 2
+    done = studies.complete(tmp_path, interrupted=True)  # benchmarks/kill_compare.py sends the signal
+    assert done.returncode == 130
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("steppe: interrupted") and "the same command" in last
+    assert len(studies.finished(tmp_path)) == 2
 
 
 def settled(out: Path, **flags):

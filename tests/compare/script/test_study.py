@@ -19,7 +19,7 @@ def compared(out: Path, name: str, *more: str, script: Path = LOOPS) -> tuple[in
     fixed = f"compare --script {script}:{name} --methods sam --seeds 2 --tune-seeds 1 --rho 0.1 --jobs 1 --out {out}"
     said, aside = io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(aside), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "Pool", studies._Here)
+        patch.setattr(study, "Pool", studies.Here)
         code = main([*fixed.split(), *more])
     return code, said.getvalue(), aside.getvalue()
 
