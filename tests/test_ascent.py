@@ -89,7 +89,7 @@ def metric_of(eta):
 
 
 @given(SHAPES, st.integers(0, 50), RADII, st.sampled_from([None, 0.0, 0.01, 1.0]))
-@settings(max_examples=40)
+@settings(max_examples=20)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_every_scope_and_metric(scope, shapes, seed, rho, eta):
     case = Case(shapes, seed, radii=(rho,))
@@ -97,7 +97,7 @@ def test_every_scope_and_metric(scope, shapes, seed, rho, eta):
 
 
 @given(SHAPES, st.integers(0, 50), st.lists(RADII | st.just(0.0), min_size=2, max_size=3))
-@settings(max_examples=40)
+@settings(max_examples=20)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_radii_of_groups(scope, shapes, seed, radii):
     """With different radii the norm stays that of the scope: each tensor has its own group's share of it."""
@@ -106,7 +106,7 @@ def test_radii_of_groups(scope, shapes, seed, radii):
 
 
 @given(SHAPES, st.integers(0, 50), RADII, st.floats(0, 1))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_radius_in_the_norm_of_the_metric(shapes, seed, rho, eta):
     case = Case(shapes, seed, radii=(rho,))
     eps, t = case.eps(Ascent(metric=Adaptive(eta))), case.metric(eta)
@@ -115,7 +115,7 @@ def test_radius_in_the_norm_of_the_metric(shapes, seed, rho, eta):
 
 
 @given(SHAPES, st.integers(0, 50), st.lists(RADII, min_size=2, max_size=3))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_each_group_has_its_own_radius_in_scope_group(shapes, seed, radii):
     case = Case(shapes, seed, radii=radii)
     eps = case.eps(Ascent(scope="group"))

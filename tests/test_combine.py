@@ -42,7 +42,7 @@ def near(got, wanted, rtol=1e-12):
 
 
 @given(SHAPES, st.integers(0, 50), st.floats(0, 5))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_mix(shapes, seed, gamma):
     g, d = drawn(shapes, seed), drawn(shapes, seed + 1)
     near(ascended(Mix(gamma), g, d).grads, (1 - gamma) * flat(g) + gamma * flat(d))
@@ -64,7 +64,7 @@ def test_mix_reads_its_curve():
 
 
 @given(SHAPES, st.integers(0, 50), st.floats(0, 3))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_surrogate_gap(shapes, seed, alpha):
     g, d = drawn(shapes, seed), drawn(shapes, seed + 1)
     x, y = flat(g), flat(d)
@@ -75,7 +75,7 @@ def test_surrogate_gap(shapes, seed, alpha):
 
 
 @given(SHAPES, st.integers(0, 50), st.floats(0, 0.99))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_decoupled(shapes, seed, gamma):
     g, d = drawn(shapes, seed), drawn(shapes, seed + 1)
     out = ascended(Decoupled(gamma), g, d)
@@ -135,7 +135,7 @@ def test_inner_products_are_over_all_tensors(part):
 
 
 @given(SHAPES, st.integers(0, 50), st.floats(0.01, 2), st.sampled_from(["paper", "natural", "guarded"]))
-@settings(max_examples=40)
+@settings(max_examples=20)
 @pytest.mark.parametrize("refresh", [Replace(), Mix(0.3), Mix(1.0), Mix(0.0), SurrogateGap(0.7)], ids=repr)
 def test_reuse_over_two_steps(refresh, shapes, seed, alpha, push):
     g, d, later = (drawn(shapes, seed + i) for i in range(3))
@@ -181,7 +181,7 @@ def test_a_loss_scale_that_has_moved_since_the_refresh_changes_no_push(scale):
 
 
 @given(st.integers(0, 50), st.floats(0.1, 10))
-@settings(max_examples=40)
+@settings(max_examples=20)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_push_that_is_only_rounding_is_no_push(dtype, seed, factor):
     """g~ parallel to g, as on a bowl of equal curvature: alpha ||g|| along noise would be a random direction."""

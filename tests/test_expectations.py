@@ -15,7 +15,7 @@ from steppe.schedule import uniform
 @pytest.mark.parametrize(("p", "kappa"), [(0.5, 1.0), (0.25, 0.6), (0.8, 1.5)])
 def test_mean_gradient_of_grst_over_seeds(p, kappa):
     """E[d] = (1 - kappa) g + kappa g~, with the standard error of the mean of n Bernoulli draws."""
-    n = 600
+    n = 150
     model, optimizer = bowl()
     total, ascents = torch.zeros_like(W), 0
     for seed in range(n):
@@ -38,7 +38,7 @@ def test_mean_gradient_of_grst_over_the_steps_of_a_schedule(schedule):
     model = Tensors(w=W)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     more = {"p_end": 0.8} if schedule == "trigonometric" else {}
-    total, variance, runs = torch.zeros_like(W), 0.0, 12
+    total, variance, runs = torch.zeros_like(W), 0.0, 4
     for seed in range(runs):
         sharp = steppe.GRST(
             model, optimizer, rho=RHO, p=p, kappa=kappa, schedule=schedule, total_steps=steps,
@@ -73,7 +73,7 @@ SHARES = [
 @pytest.mark.parametrize(("schedule", "p"), SHARES)
 def test_mean_share_of_sam_steps(schedule, p):
     """The sum of p(t) is the stated share up to O(1/T), and the draws lie within their binomial error."""
-    steps = 800
+    steps = 200
     p_end = 0.7 if schedule == "trigonometric" else None
     chances = [reference.probability(schedule, t, steps, p, p_end) for t in range(steps)]
     assert abs(np.mean(chances) - share(schedule, p, p_end)) <= 2 / steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -52,34 +53,45 @@ IS_SAM: dict[str, Make] = {
 }
 
 
+# A limit does not depend on the optimizer or the kind of number: two pairs of them stand for all.
+WITH = pytest.mark.parametrize(("base", "dtype"), [("sgd", torch.float64), ("adamw", torch.float32)])
+
+
 def run(base: str, dtype: torch.dtype, make: Make | None, dropout: float = 0.25) -> dict[str, Tensor]:
     model = net(dtype, dropout)
     optimizer = BASES[base](model)
     return train(model, optimizer, make and make(model, optimizer))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("base", BASES)
+@functools.cache
+def base_alone(base: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    return run(base, dtype, None)
+
+
+@functools.cache
+def with_sam(base: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    return run(base, dtype, lambda m, o: steppe.SAM(m, o))
+
+
+@WITH
 @pytest.mark.parametrize("case", IS_BASE)
 def test_is_the_base(case: str, base: str, dtype: torch.dtype) -> None:
-    assert same(run(base, dtype, IS_BASE[case]), run(base, dtype, None))
+    assert same(run(base, dtype, IS_BASE[case]), base_alone(base, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("base", BASES)
+@WITH
 @pytest.mark.parametrize("case", IS_SAM)
 def test_is_sam(case: str, base: str, dtype: torch.dtype) -> None:
     # With a slice of the whole batch, running statistics are those of the one pass that is not a look: compare weights.
-    ours, sam = run(base, dtype, IS_SAM[case]), run(base, dtype, lambda m, o: steppe.SAM(m, o))
+    ours, sam = run(base, dtype, IS_SAM[case]), with_sam(base, dtype)
     if case == "all samples":
         ours, sam = ({k: v for k, v in x.items() if "running" not in k} for x in (ours, sam))
     assert same(ours, sam)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("base", BASES)
+@WITH
 def test_sam_is_not_the_base(base: str, dtype: torch.dtype) -> None:
-    assert not same(run(base, dtype, lambda m, o: steppe.SAM(m, o)), run(base, dtype, None))
+    assert not same(with_sam(base, dtype), base_alone(base, dtype))
 
 
 def test_look_sam_with_no_push_is_the_base_between_its_refreshes() -> None:

@@ -17,7 +17,8 @@ from steppe.methods import METHODS
 STEPS = 8
 Loss = Callable[[], Tensor]
 Built = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
-SINGLE = [name for name, row in METHODS.items() if not row.per_sample and row.tunes == "rho" and name != "sl_sam"]
+# One method for each way to make a step from the whole batch and every tensor.
+SINGLE = ("sam", "grst", "look_sam", "gsam", "wsam", "fsam", "aesam", "msam", "s2_sam")
 
 
 def build(name: str, trainable: bool) -> Built:
@@ -76,8 +77,12 @@ def in_phases(t: int, built: Built, loss: Loss) -> None:
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("step", [plain, clipped, given_up, in_phases], ids=lambda step: step.__name__)
-@pytest.mark.parametrize("name", SINGLE)
+STEPPED = [(name, plain) for name in SINGLE]
+STEPPED += [(name, step) for name in ("look_sam", "wsam", "s2_sam", "fsam") for step in (clipped, given_up)]
+STEPPED += [(name, in_phases) for name in ("sam", "look_sam", "wsam", "fsam")]
+
+
+@pytest.mark.parametrize(("name", "step"), STEPPED, ids=lambda x: getattr(x, "__name__", x))
 def test_the_head_is_the_same(name: str, step: Callable[..., None]) -> None:
     assert torch.equal(head(name, True, step), head(name, False, step))
 

@@ -58,11 +58,10 @@ def optax_path(jax, base, transparent):
     return path
 
 
-@pytest.mark.parametrize("base", ["sgd", "adamw"])
-def test_sam_equals_optax(jax64, base):
+def test_sam_equals_optax(jax64):
     """No eps and no cast on either side, so only rounding is left."""
-    expected = optax_path(jax64, base, transparent=False)
-    assert peers.gap(peers.ours(lambda m, o: steppe.SAM(m, o, rho=peers.RHO), base), expected) <= peers.EXACT
+    expected = optax_path(jax64, "adamw", transparent=False)
+    assert peers.gap(peers.ours(lambda m, o: steppe.SAM(m, o, rho=peers.RHO), "adamw"), expected) <= peers.EXACT
 
 
 def test_sam_equals_optax_in_its_other_mode(jax64):

@@ -52,7 +52,7 @@ def along(eps, g):
 
 
 @given(weights_and_grads(), st.sampled_from([0.01, 0.05, 0.7, 3.0]))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_radius_of_sam(drawn, rho):
     eps = displacement(drawn, steppe.Ascent(rho=rho))
     if length(g for _, g in drawn.values()) == 0:
@@ -62,7 +62,7 @@ def test_radius_of_sam(drawn, rho):
 
 
 @given(weights_and_grads(), st.sampled_from([0.05, 0.7, 3.0]), st.sampled_from([0.01, 0.5]))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_radius_of_asam_in_its_metric(drawn, rho, eta):
     eps = displacement(drawn, steppe.Ascent(rho=rho, metric=steppe.Adaptive(eta=eta)))
     scale = {k: torch.ones_like(w) if k == "bias" else w.abs() + eta for k, (w, _) in drawn.items()}
@@ -76,7 +76,7 @@ def test_radius_of_asam_in_its_metric(drawn, rho, eta):
 
 
 @given(weights_and_grads(), st.sampled_from([0.05, 0.3]))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_radius_of_each_tensor_with_trust(drawn, rho):
     eps = displacement(drawn, steppe.Ascent(rho=rho, scope="trust"))
     for k, (w, g) in drawn.items():
@@ -86,7 +86,7 @@ def test_radius_of_each_tensor_with_trust(drawn, rho):
 
 
 @given(weights_and_grads(), st.sampled_from([0.05, 0.3]), st.sampled_from([0.01, 0.5]))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_radius_of_each_tensor_with_trust_and_a_metric(drawn, rho, eta):
     eps = displacement(drawn, steppe.Ascent(rho=rho, scope="trust", metric=steppe.Adaptive(eta=eta)))
     for k, (w, g) in drawn.items():
@@ -96,7 +96,7 @@ def test_radius_of_each_tensor_with_trust_and_a_metric(drawn, rho, eta):
 
 
 @given(weights_and_grads(), st.sampled_from([0.05, 0.3]))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_radius_of_each_tensor_as_the_paper_has_it(drawn, rho):
     """||eps_l|| = rho ||w_l|| / ||g||, and rho ||g_l|| / ||g|| for a tensor of zeros."""
     eps = displacement(drawn, steppe.Ascent(rho=rho, scope="paper"))
@@ -109,7 +109,7 @@ def test_radius_of_each_tensor_as_the_paper_has_it(drawn, rho):
 
 
 @given(weights_and_grads(), st.sampled_from([0.05, 0.3]))
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_radius_of_each_tensor_with_scope_tensor(drawn, rho):
     eps = displacement(drawn, steppe.Ascent(rho=rho, scope="tensor"))
     for k, (_, g) in drawn.items():

@@ -40,14 +40,14 @@ def _perturbed(model: nn.Module, sharp: Any, closure: Any) -> Tensor:
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", HALF)
-def test_a_thousand_steps_with_learning_rate_zero_leave_every_weight(dtype: torch.dtype, rounding: str) -> None:
+def test_fifty_steps_with_learning_rate_zero_leave_every_weight(dtype: torch.dtype, rounding: str) -> None:
     model, optimizer, sharp, closure = _built(dtype, rho=0.5, rounding=rounding)
     before = [p.detach().clone() for p in model.parameters()]
-    for _ in range(1000):
+    for _ in range(50):
         sharp.backward(closure)
         optimizer.step()
         optimizer.zero_grad()
-    assert sharp.step == 1000
+    assert sharp.step == 50
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
 
 
@@ -71,22 +71,25 @@ def test_the_mean_displacement_is_eps(dtype: torch.dtype, value: float, share: f
 
 
 def test_the_mean_over_steps_is_eps() -> None:
-    """Through SAM: the same weights and gradient at 2,000 steps, each with draws of its own."""
+    """Through SAM: the same weights and gradient at 400 steps, each with draws of its own."""
     model, optimizer, sharp, closure = _built(torch.bfloat16, rho=0.02, rounding="stochastic")
-    start, total, squares, steps = _flat(model).double(), 0.0, 0.0, 2000
+    start, total, steps = _flat(model).double(), 0.0, 400
     closure().backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()]).double()
     eps = 0.02 * gradient / gradient.norm()
     optimizer.zero_grad()
     for _ in range(steps):
-        moved = _perturbed(model, sharp, closure).double() - start
-        total, squares = total + moved, squares + moved**2
+        total = total + _perturbed(model, sharp, closure).double() - start
         optimizer.step()
         optimizer.zero_grad()
-    mean = total / steps
-    error = ((squares / steps - mean**2) / steps).sqrt()
-    # eps itself is kept in bf16: its rounding comes on top. Of 676 weights some lie beyond 4 errors by chance: 0.04.
-    assert ((mean - eps).abs() > 4 * error + eps.abs() / 256 + 1e-9).sum() <= 2
+    mean, near = total / steps, (start + eps).to(torch.bfloat16)
+    low, high = (
+        torch.where((near.double() - start - eps) * sign > 0, torch.nextafter(near, near - sign), near).double()
+        for sign in (1, -1)
+    )
+    error = ((start + eps - low) * (high - start - eps) / steps).sqrt()  # of a draw between two neighbours
+    # eps itself is kept in bf16: its rounding comes on top. Of 676 weights some lie beyond 4 errors by chance.
+    assert ((mean - eps).abs() > 4 * error + eps.abs() / 256 + 1e-9).sum() <= 4
     assert abs(float(mean @ eps / (eps @ eps)) - 1) < 0.02
 
 

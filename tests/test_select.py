@@ -66,7 +66,7 @@ def test_a_projection_by_hand() -> None:
 UNITS = [f"u{i}" for i in range(6)]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     st.dictionaries(st.sampled_from(UNITS), st.floats(0, 3), min_size=1),
     st.lists(st.floats(0.01, 0.9), min_size=6, max_size=6),

@@ -249,7 +249,7 @@ def test_a_run_is_the_same_whether_the_model_was_read_before_it_or_not(folder):
     assert all(first[key] == again[key] for key in ("curve", "test_accuracy", "sharpness", "balancedness"))
 
 
-@pytest.mark.parametrize("method", ["sam", "rst", "look_sam", "sam_adamw", "adasam", "sl_sam"])
+@pytest.mark.parametrize("method", ["look_sam", "sam_adamw", "adasam", "sl_sam"])
 def test_methods_of_the_table_fine_tune_whole_models(folder, method):
     record = train(folder, method, 0.05, adapt="full", max_steps=3)
     assert 0 <= record["test_accuracy"] <= 1 and "balancedness" not in record
@@ -294,7 +294,7 @@ def test_a_study_of_texts_from_settings_to_report(folder, monkeypatch):
     assert len(rows["base", "plain"]["tuning"]) == 2 and rows["base", "double"]["tuning"] == []
     assert 0 < rows["nbar", "plain"]["balancedness"]["mean"] < 1
     page = outcome.report.read_text()
-    assert "Balancedness of the adapters" in page and "ρ, μ and lr" in page
+    assert "ρ, μ and lr" in page
     runs = list((folder / "out" / "runs").glob("*.json"))
     assert len(runs) == Plan(settings, settings.hash()).total()
     assert all(json.loads(path.read_text())["spec_hash"] == settings.hash() for path in runs)

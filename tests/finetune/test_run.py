@@ -79,19 +79,20 @@ def test_a_model_trained_whole_is_saved_whole(tmp_path: Path) -> None:
     assert len(tokenizer_of(str(tmp_path / "out" / "model"))) == 20
 
 
-@pytest.mark.parametrize(
-    "method", ["base", "sam", "nbar", "obar", "look_sam:k=5,push=natural", "adasam:lr=1e-3", "rst"]
-)
+@pytest.mark.parametrize("method", ["obar", "look_sam:k=5,push=natural", "adasam:lr=1e-3", "rst"])
 def test_methods_on_adapters(tmp_path: Path, method: str) -> None:
     result = run(tmp_path, method=method, training={"max_steps": 3})
     expected = {"sam": 2.0, "adasam": 2.0, "look_sam": 4 / 3}.get(method.partition(":")[0])
     assert result["passes_per_step"] == pytest.approx(expected) if expected else 1 <= result["passes_per_step"] <= 2
 
 
-@pytest.mark.parametrize(("method", "passes"), [("base", 1.0), ("nbar", 1.0), ("sam", 2.0), ("look_sam:k=5", 1.2)])
 @pytest.mark.parametrize(
-    "logging", [{"logging_steps": 7}, {"logging_steps": 100}, {"logging_strategy": "no"}],
-    ids=["a tail", "never", "none"],
+    ("method", "passes", "logging"),
+    [
+        ("base", 1.0, {"logging_steps": 7}), ("sam", 2.0, {"logging_strategy": "no"}),
+        *(("look_sam:k=5", 1.2, more) for more in ({"logging_steps": 7}, {"logging_steps": 100})),
+        ("look_sam:k=5", 1.2, {"logging_strategy": "no"}),
+    ],
 )  # fmt: skip
 def test_passes_are_counted_whatever_is_logged(
     tmp_path: Path, method: str, passes: float, logging: dict[str, object]
@@ -140,8 +141,9 @@ def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"dataloader_drop_last": True}, {"label_smoothing_factor": 0.2}, {"prediction_loss_only": True}],
-    ids=["plain", "drop_last", "smoothed", "loss_only"],
+    "more",
+    [{}, {"dataloader_drop_last": True, "label_smoothing_factor": 0.2, "prediction_loss_only": True}],
+    ids=["plain", "arguments that change the Trainer's own loss"],
 )  # fmt: skip
 def test_a_classifier_is_measured_by_the_plain_loss_of_every_test_example(
     tmp_path: Path, more: dict[str, object]
@@ -195,7 +197,7 @@ def test_an_adapter_is_trained_further(tmp_path: Path) -> None:
     assert all(w.requires_grad for name, w in plan.model.named_parameters() if "lora_" in name)
 
 
-@pytest.mark.parametrize(("body", "method"), [("bert", "base"), ("bert", "sam"), ("gpt2", "sam")])
+@pytest.mark.parametrize(("body", "method"), [("bert", "sam"), ("gpt2", "base")])
 def test_an_accumulated_batch_is_the_same_as_one_batch(tmp_path: Path, body: str, method: str) -> None:
     pieces = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     whole, parts = (

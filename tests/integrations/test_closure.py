@@ -12,8 +12,6 @@ import pytest
 import torch
 from tests.integrations.closures import closure_of, loss_of, plain, wrapped
 from tests.loops.shared import (
-    ALL,
-    LOOP_METHODS,
     STEPS,
     batch_of,
     build,
@@ -35,7 +33,11 @@ from steppe.integrations.closure import SharpOptimizer
 # step(closure)
 
 
-@pytest.mark.parametrize("name", ALL)
+# One method for each way to make a step.
+WAYS = ("sam", "grst", "look_sam", "gsam", "wsam", "fsam", "aesam", "msam", "s2_sam")
+
+
+@pytest.mark.parametrize("name", WAYS)
 def test_step_with_a_closure_is_the_plain_loop(name: str) -> None:
     model, optimizer = wrapped(name)
     for t in range(STEPS):
@@ -115,7 +117,7 @@ def test_a_backward_outside_of_the_closure_is_refused() -> None:
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-@pytest.mark.parametrize("name", LOOP_METHODS)
+@pytest.mark.parametrize("name", ["look_sam", "gsam"])
 def test_an_error_in_the_closure(name: str, failing: int) -> None:
     model, optimizer = wrapped(name)
     optimizer.step(closure_of(model, optimizer, 0))
@@ -266,9 +268,8 @@ def test_hooks_of_both_are_called_once() -> None:
 # Checkpoints
 
 
-@pytest.mark.parametrize("at", [3, 6])
-@pytest.mark.parametrize("name", ALL)
-def test_resumed_equals_uninterrupted(name: str, at: int) -> None:
+@pytest.mark.parametrize("name", WAYS)
+def test_resumed_equals_uninterrupted(name: str, at: int = 3) -> None:
     model, optimizer = wrapped(name)
     for t in range(at):
         optimizer.step(closure_of(model, optimizer, t))

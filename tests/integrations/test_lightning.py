@@ -72,10 +72,10 @@ def callback(name: str) -> SharpCallback:
     return SharpCallback(lambda model, optimizer: sharpen(name, model, optimizer))
 
 
-# Every combination for the method that remembers and reuses; two that differ in everything for each of the others.
-WAYS = [(many, kind, what) for many in (1, 4) for kind in ("fp32", "bf16") for what in ("full", "lora")]
+# Every pair of them for the method that remembers and reuses; one way for each of the others.
+WAYS = [(1, "fp32", "full"), (1, "bf16", "lora"), (4, "fp32", "lora"), (4, "bf16", "full")]
 THREE_STEPS = [("look_sam", *way) for way in WAYS]
-THREE_STEPS += [(n, *way) for n in (*LOOP_METHODS, "sl_sam") for way in (WAYS[0], WAYS[-1]) if n != "look_sam"]
+THREE_STEPS += [(n, *WAYS[-1]) for n in (*LOOP_METHODS, "sl_sam") if n != "look_sam"]
 
 
 @pytest.mark.parametrize(("name", "accumulate", "kind", "parameters"), THREE_STEPS)

@@ -113,8 +113,11 @@ def fit(lit: Any, way: str, batches: list[Batch], *others: Callback, **settings:
     return host, sharp
 
 
-@each
-@pytest.mark.parametrize(("accumulate", "kind"), [(1, "fp32"), (4, "fp32"), (1, "bf16")])
+LOOKED = [(way, 1, "fp32") for way in WAYS]
+LOOKED += [(way, *more) for way in ("samples", "previous and g") for more in ((4, "fp32"), (1, "bf16"))]
+
+
+@pytest.mark.parametrize(("way", "accumulate", "kind"), LOOKED)
 def test_lightning_equals_the_loop_by_hand(way: str, accumulate: int, kind: str) -> None:
     batches = micro_batches(4 * accumulate)
     expected, own = by_hand(way, batches, accumulate, kind)

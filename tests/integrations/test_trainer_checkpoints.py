@@ -50,7 +50,7 @@ def equal(a: Any, b: Any) -> bool:
 # Those with draws, with memory, with a base's state of its own and with a selection; and once with adapters.
 @pytest.mark.parametrize(
     ("name", "lora"),
-    [("grst", False), ("look_sam", False), ("look_sam", True), ("adasam", False), ("sl_sam", True)],
+    [("grst", False), ("look_sam", True), ("adasam", False), ("sl_sam", True)],
 )
 def test_resumed_in_the_middle_equals_uninterrupted(name: str, lora: bool, tmp_path: Path) -> None:
     """At step 3: in the middle of an epoch and of a LookSAM cycle of 4, with dropout and shuffled data."""

@@ -179,21 +179,21 @@ def descend(model: Toy, optimizer: torch.optim.Optimizer, sharp: Any, steps: int
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("loss", "rho", "rate"), [(nop, 0.1, 1e-3), (op, 0.2, 1e-3)], ids=["NOP", "OP"])
+@pytest.mark.parametrize(("loss", "rho", "rate"), [(nop, 0.1, 4e-3), (op, 0.2, 4e-3)], ids=["NOP", "OP"])
 def test_more_noise_balances_faster_under_sam_and_not_at_all_without(loss: Any, rho: float, rate: float) -> None:
-    """The paper's toy problems, with ten times its learning rate: time in the flow is what counts."""
+    """The paper's toy problems, with forty times its learning rate: time in the flow is what counts."""
     left = {}
     for noise in (0.0, 1.0, 2.0):
         model = Toy(loss)
         optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-        descend(model, optimizer, steppe.SAM(model, optimizer, rho=rho), 700, noise)
+        descend(model, optimizer, steppe.SAM(model, optimizer, rho=rho), 175, noise)
         left[noise] = abs(float(model.balancedness()))
     assert left[2.0] < left[1.0] < left[0.0]
     assert left[2.0] < 0.8 * left[0.0]
 
     plain = Toy(loss)
     before = float(plain.balancedness())
-    descend(plain, torch.optim.SGD(plain.parameters(), lr=rate), None, 700, 2.0)
+    descend(plain, torch.optim.SGD(plain.parameters(), lr=rate), None, 175, 2.0)
     assert abs(float(plain.balancedness()) - before) < 0.1 * (left[0.0] - left[2.0])
 
 

@@ -18,6 +18,9 @@ import steppe
 from steppe.methods import METHODS
 
 STEPS = 12
+# One method for each way to make a step: replaced, mixed, reused, pulled, added behind it, a remembered direction, by
+# statistic, ahead of the pass by the optimizer's momentum and by its own gradient, by samples, by selected tensors.
+MECHANISMS = ("sam", "grst", "look_sam", "gsam", "wsam", "fsam", "aesam", "msam", "s2_sam", "esam", "sl_sam")
 BASES = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "amsgrad": steppe.optim.AMSGrad}
 
 
@@ -94,6 +97,11 @@ def cases(*skipped: str) -> list[Case]:
         if case.problem == "MLP" and case.method not in skipped:
             found.setdefault(case.method, case)
     return list(found.values())
+
+
+def mechanisms(*names: str) -> list[Case]:
+    """One case for every way to make a step, or for those that are named."""
+    return [case for case in cases() if case.method in (names or MECHANISMS)]
 
 
 def torch_base(case: Case, params: Any, **more: Any) -> Optimizer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.situations.standins import MECHANISMS
 from torch import Tensor, nn
 
 import steppe
@@ -235,11 +236,8 @@ def test_equals_the_loop_by_hand(method: str, change: Callable[..., None]) -> No
         torch.testing.assert_close(a, b, **TIGHT)
 
 
-ROWS = [name for name, row in METHODS.items() if row.tunes == "rho"]
-
-
 @pytest.mark.parametrize("change", [middle, longer, untold], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", MECHANISMS)
 def test_every_method_goes_on_with_what_is_there(name: str, change: Callable[..., None]) -> None:
     """The present parameters are moved, and none is handed the sum of two passes."""
     model, row = net(), METHODS[name]

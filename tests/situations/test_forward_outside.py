@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.problems import BATCH, batches, grads, loss_of, losses_of, net
+from tests.situations.standins import MECHANISMS
 from torch import Tensor, nn
 
 import steppe
@@ -18,7 +19,6 @@ from steppe.methods import METHODS
 X, Y = BATCH
 ce = nn.functional.cross_entropy
 SENTENCES = "computed before the function was called|used up before this backward"
-NAMES = [name for name, row in METHODS.items() if row.tunes == "rho"]
 Backward = Callable[[Tensor], Any] | None
 KEPT: Callable[[Tensor], Any] = lambda loss: loss.backward(retain_graph=True)  # noqa: E731
 
@@ -36,8 +36,10 @@ def built(name: str) -> tuple[nn.Module, Any]:
     return model, sharp
 
 
-@pytest.mark.parametrize("backward", [None, KEPT], ids=["plain", "retain_graph"])
-@pytest.mark.parametrize("name", NAMES)
+CALLED = [(name, None) for name in MECHANISMS] + [(name, KEPT) for name in ("sam", "look_sam", "msam")]
+
+
+@pytest.mark.parametrize(("name", "backward"), CALLED)
 def test_logits_from_outside_are_said_before_any_step_goes_wrong(name: str, backward: Backward) -> None:
     model, sharp = built(name)
     reduction = "none" if sharp.ascent.per_sample else "mean"
@@ -189,7 +191,7 @@ def test_ascend_refuses_a_graph_too() -> None:
 # Nothing to climb along, and too little
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("msam", "s2_sam", "esam", "sl_sam")])
+@pytest.mark.parametrize("name", ("sam", "look_sam", "gsam", "wsam", "fsam", "aesam"))
 def test_ascend_with_nothing_in_grad_says_so(name: str) -> None:
     model, sharp = built(name)
     with warnings.catch_warnings():

@@ -45,7 +45,14 @@ def test_backward(kind):
         agree(model, hand)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# What is state, and how it comes back, is found in one place: the other ways into a pass meet one of each sort.
+SORTS = (
+    "in place", "rebound", "other storage", "deleted", "longer", "large, through data", "frozen", "attribute", "list",
+    "recurrent", "spectral norm",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SORTS)
 def test_phases(kind):
     model, optimizer, sharp, hand = pair(kind)
     for x in batches(3):
@@ -96,7 +103,7 @@ def test_an_optimizer_with_a_closure(kind):
         agree(model, hand)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SORTS)
 def test_a_look_through_perturbed_leaves_no_trace(kind):
     model, _, sharp, _ = pair(kind)
     for x in batches(2):
@@ -107,7 +114,7 @@ def test_a_look_through_perturbed_leaves_no_trace(kind):
         assert far(state(model), before) == 0.0
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "recurrent"])  # its state has a row for each sample
+@pytest.mark.parametrize("kind", [k for k in SORTS if k != "recurrent"])  # its state has a row for each sample
 def test_a_cheap_look_leaves_no_trace(kind):
     """SAM on two samples: its direction is that of a fresh copy, and the one pass over the batch moves the state."""
     model, twin = KINDS[kind](), KINDS[kind]()

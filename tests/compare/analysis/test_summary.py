@@ -271,7 +271,7 @@ def test_twice_the_epochs_cost_twice() -> None:
     assert figures["passes"] == 1.0 and figures["length"] == 2.0 and figures["time_ratio"]["median"] == 2.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.floats(1, 3), st.floats(0.5, 1)), min_size=1, max_size=8, unique=True))
 def test_no_point_of_the_front_is_beaten(points_: list[tuple[float, float]]) -> None:
     runs = plain("base", [0.5, 0.5])
