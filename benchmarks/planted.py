@@ -114,7 +114,8 @@ COMPARE = [
     ),
     Mutant(
         "a run's id does not have its learning rate",
-        "chosen = [] if self.lr is None else [self.lr]", "chosen: list[float] = []", f"{PLAN} -k ids_are_file_names",
+        "chosen: list[Any] = [] if self.lr is None else [self.lr]", "chosen: list[Any] = []",
+        f"{PLAN} -k ids_are_file_names",
     ),
 ]  # fmt: skip
 

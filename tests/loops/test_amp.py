@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +59,9 @@ def scaler_of(scale: float = SCALE, growth: int = NEVER) -> GradScaler:
     return GradScaler("cpu", init_scale=scale, growth_interval=growth)
 
 
+@functools.cache
 def unscaled(name: str, **more: Any) -> Built:
-    """The same steps without a scaler."""
+    """The same steps without a scaler; looked at, and never trained further."""
     built = build(name, F32, **more)
     for t in range(STEPS):
         built[2].backward(loss_of(built[0], name), batch_of(t, F32))
@@ -129,7 +131,10 @@ def test_a_skipped_step_changes_nothing(name: str, bad: tuple[int, ...], set_to_
     assert equal(copies(built[0]), copies(free[0])) and equal(built[1].state_dict(), free[1].state_dict())
 
 
-@pytest.mark.parametrize(("name", "bad"), PASSES)
+FEW = [(name, number) for name, number in PASSES if name in ("replace", "reuse", "ahead of the pass")]
+
+
+@pytest.mark.parametrize(("name", "bad"), FEW)
 def test_infinity_in_a_single_gradient_skips_the_step_too(name: str, bad: int) -> None:
     built, scaler, passes = build(name, F32), scaler_of(), 0
     parameter = built[0].get_parameter("ln.bias")
@@ -177,7 +182,7 @@ def test_a_fused_optimizer_that_skips_by_itself(name: str, unscale: bool, kind: 
     assert equal(copies(built[0]), copies(free[0])) and built[2].step == STEPS
 
 
-@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("name", ["replace", "reuse", "surrogate gap", "decoupled", "remembered direction"])
 def test_accumulation_with_a_scaler(name: str) -> None:
     """Micro-batches exactly, at another scale at each step."""
     results = []

@@ -193,7 +193,7 @@ def test_more_noise_balances_faster_under_sam_and_not_at_all_without(loss: Any, 
 
     plain = Toy(loss)
     before = float(plain.balancedness())
-    descend(plain, torch.optim.SGD(plain.parameters(), lr=rate), None, 175, 2.0)
+    descend(plain, torch.optim.SGD(plain.parameters(), lr=rate / 4), None, 700, 2.0)
     assert abs(float(plain.balancedness()) - before) < 0.1 * (left[0.0] - left[2.0])
 
 
