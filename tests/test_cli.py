@@ -1,4 +1,5 @@
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -155,9 +156,11 @@ def test_a_methods_card(capsys):
     assert {"rho", "k", "alpha", "push"} <= set(json.loads(capsys.readouterr().out)["settings"])
 
 
-def test_python_m_steppe():
-    done = subprocess.run([sys.executable, "-m", "steppe", "--version"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"steppe {steppe.__version__}\n")
+def test_python_m_steppe(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["steppe", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("steppe", run_name="__main__")
+    assert (end.value.code or 0, capsys.readouterr().out) == (0, f"steppe {steppe.__version__}\n")
 
 
 def test_without_the_extra_one_sentence_says_what_to_install():

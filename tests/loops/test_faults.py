@@ -345,14 +345,15 @@ def traced(name: str, built: Built, at: int = 0) -> list[Place]:
     """The lines that steppe executes in one backward; ``KeyboardInterrupt`` at number ``at``, counted from 1."""
     places: list[Place] = []
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(HOME):
-            return None
+    def line(frame: FrameType, event: str, _: Any) -> Any:
         if event == "line":
-            places.append((Path(frame.f_code.co_filename).name, frame.f_lineno))
+            places.append((frame.f_code.co_filename, frame.f_lineno))
             if len(places) == at:
                 raise KeyboardInterrupt
-        return trace
+        return line
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        return line if frame.f_code.co_filename.startswith(HOME) else None
 
     earlier = sys.gettrace()
     sys.settrace(trace)
