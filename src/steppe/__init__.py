@@ -19,6 +19,7 @@ from steppe import curves, diagnostics, lora, methods, optim, schedule, views
 from steppe.ahead import Momentum, Previous
 from steppe.ascent import Adaptive, Ascent, Friendly, Gradient, Identity
 from steppe.combine import Combine, Combined, Decoupled, Mix, Replace, Reuse, SurrogateGap
+from steppe.diagnostics.probe import Probe
 from steppe.diagnostics.rho import RhoSearch, find_rho
 from steppe.gradient import SharpnessAware
 from steppe.lora.bar import BAR
@@ -54,7 +55,7 @@ __all__ = [
     "AESAM", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA", "Combine",
     "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM", "Gradient",
     "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Mix", "Momentum", "NBAR", "OBAR",
-    "Previous", "RST", "Replace", "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select",
+    "Previous", "Probe", "RST", "Replace", "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select",
     "SharpnessAware", "Sparse", "SurrogateGap", "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho",
     "lora", "methods", "optim", "recommended", "schedule", "views",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from steppe._parts import check, check_count
 from steppe._wiring import check_arguments, refuse_per_sample
 from steppe.ascent import Ascent
 from steppe.diagnostics._curve import Look, measure
+from steppe.diagnostics._picture import new_axes
 from steppe.diagnostics._trials import Bench, Trial, climb
 from steppe.diagnostics._untouched import same_order, untouched
 from steppe.gradient import SharpnessAware
@@ -59,10 +60,7 @@ class RhoSearch:
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Cosine, rise over prediction, and what the trials kept, over rho. Needs matplotlib (``steppe[study]``)."""
-        if axes is None:
-            from matplotlib.figure import Figure
-
-            axes = Figure(figsize=(5.0, 3.5), layout="constrained").add_subplot()
+        axes = new_axes() if axes is None else axes
         radii = [look.rho for look in self.curve]
         axes.plot(radii, [look.cosine for look in self.curve], label="cos(g, g~)")
         axes.plot(radii, [min(look.rise / look.predicted, 2.0) for look in self.curve], label="rise / predicted")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from steppe._parts import check, check_count
 from steppe._samples import Take, read
 from steppe.ascent import Ascent, Gradient
+from steppe.diagnostics._picture import new_axes
 from steppe.diagnostics._surface import LossOf, Surface
-from steppe.diagnostics.curvature import new_axes
 from steppe.gradient import SharpnessAware
 
 if TYPE_CHECKING:

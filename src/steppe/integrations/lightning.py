@@ -24,6 +24,7 @@ from steppe._length import of_this_length
 from steppe._wiring import refuse_per_sample
 from steppe.gradient import SharpnessAware
 from steppe.integrations._lightning import Whole, held_metrics, host_scaled, loss_in, replaced
+from steppe.integrations._probing import Probing
 from steppe.lora.bar import BAR
 
 try:  # One package under two names.
@@ -155,6 +156,54 @@ class SharpCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a state for the fit that is about to start."""
         self._loaded = state_dict
+
+
+class ProbeCallback(Callback):
+    """A :class:`steppe.Probe` beside a :class:`SharpCallback`, which logs what it notes with the Trainer's loggers.
+
+        sharp = SharpCallback(steppe.SAM, rho=0.05)
+        trainer = L.Trainer(..., callbacks=[sharp, ProbeCallback(sharp, every=100)])
+
+    Args:
+        callback: the one that gives the gradient; it stands before this one.
+        settings: of :class:`steppe.Probe`: ``every``, ``loss_of``, ``batches``, ``lanczos``, ``prefix``.
+
+    Attributes:
+        probe: of the present (or latest) fit; None before its first step.
+    """
+
+    def __init__(self, callback: SharpCallback, **settings: Any) -> None:
+        self._trainer: Trainer | None = None
+        self._probing = Probing(lambda: callback.sharp, self._write, settings)
+
+    @property
+    def probe(self) -> Any:
+        """The probe, with its records."""
+        return self._probing.probe
+
+    def _write(self, shown: dict[str, float]) -> None:
+        if self._trainer is not None:
+            for logger in self._trainer.loggers:
+                logger.log_metrics(shown, step=self._trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin to watch, where the step is to be recorded."""
+        self._trainer = trainer
+        self._probing.begin()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Note what the step's gradient has shown."""
+        self._probing.end()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the method as it was."""
+        self._probing.drop()
+        self._trainer = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the method as it was."""
+        self._probing.drop()
+        self._trainer = None
 
 
 def _refuse(module: LightningModule) -> None:

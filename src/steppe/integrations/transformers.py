@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from steppe.gradient import SharpnessAware
 from steppe.integrations import _trainer
+from steppe.integrations._probing import Probing
 from steppe.integrations._trainer import Factory, NoFurther, Passes, Tally
 from steppe.lora.bar import BAR
 
@@ -145,3 +146,38 @@ class SharpTrainer(SharpTrainerMixin, Trainer):
 
     SharpTrainer(model, args, train_dataset=data, sharp=functools.partial(steppe.SAM, rho=0.05)).train()
     """
+
+
+class ProbeCallback(TrainerCallback):
+    """A :class:`steppe.Probe` in a :class:`SharpTrainer`, which logs what it notes wherever the Trainer logs.
+
+        trainer = SharpTrainer(model, args, train_dataset=data, sharp=functools.partial(steppe.SAM, rho=0.05))
+        trainer.add_callback(ProbeCallback(trainer, every=100))      # report_to="tensorboard" shows probe/cosine, ...
+
+    Args:
+        trainer: the very one that it is added to.
+        settings: of :class:`steppe.Probe`: ``every``, ``loss_of``, ``batches``, ``lanczos``, ``prefix``.
+
+    Attributes:
+        probe: of the present (or latest) training; None before its first step.
+    """
+
+    def __init__(self, trainer: SharpTrainerMixin, **settings: Any) -> None:
+        self._probing = Probing(lambda: trainer.sharp, trainer.log, settings)
+
+    @property
+    def probe(self) -> Any:
+        """The probe, with its records."""
+        return self._probing.probe
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Begin to watch, where the step is to be recorded."""
+        self._probing.begin()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Note what the step's gradient has shown."""
+        self._probing.end()
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the method as it was."""
+        self._probing.drop()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._parts import check_count
+from steppe.diagnostics._picture import new_axes
 from steppe.diagnostics._surface import LossOf, Surface
 
 if TYPE_CHECKING:
@@ -154,13 +155,6 @@ def lambda_max(
     surface = Surface(model, loss_of, batches)
     with surface.lent():
         return _end(_operator(surface), "LA", min(steps, surface.size), seed)
-
-
-def new_axes() -> Axes:
-    """Axes of a figure of their own, without a window."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(5.0, 3.5), layout="constrained").add_subplot()
 
 
 def _operator(surface: Surface) -> Any:
