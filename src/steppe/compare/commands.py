@@ -35,6 +35,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import progress, ranks
     from steppe.compare.engine import parallel, study
     from steppe.compare.engine.script import FirstFailedError
+    from steppe.compare.report import also
     from steppe.compare.report.table import legend, table
 
     errors = Console(stderr=True)
@@ -55,6 +56,8 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
         console = Console()
         console.print(table(outcome.summary, console.width))
         console.print(legend(outcome.summary), style="dim", highlight=False, markup=False)
+        if outcome.summary.get("also"):
+            console.print(also.table(outcome.summary))
         console.print(outcome.summary["verdict"], style="bold", highlight=False, markup=False)
         console.print(f"Report: {outcome.report}", highlight=False, markup=False, soft_wrap=True)
     if outcome.failed:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
-from steppe.compare.analysis import frontier, lost, scripted
+from steppe.compare.analysis import also, frontier, lost, scripted
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
 from steppe.compare.analysis.notes import notes
 from steppe.compare.analysis.verdict import verdict
@@ -71,6 +71,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         "spec": dict(spec),
     }
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
+    summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
     hints = scripted.notes(known, cost) if spec.get("script") else []
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
 

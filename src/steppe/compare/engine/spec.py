@@ -32,6 +32,7 @@ from steppe._command.settings import (
     words,
 )  # fmt: skip
 from steppe.compare.data import tasks, transformer
+from steppe.compare.data.also import ALSO
 from steppe.compare.data.options import DataOptions
 from steppe.compare.script import settings as scripts
 from steppe.compare.script.source import fingerprint, load, read_settings
@@ -51,7 +52,7 @@ _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "lora_kind", "max_steps", "metric", "warmup", "sharpness_examples", "test_curve",
     "parts", "stride", "lookback", "horizon", "targets", "time_column", "season", "leave_out",
-    "target", "kind", "context", "script", "settings",
+    "target", "kind", "context", "script", "settings", "also",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
@@ -74,6 +75,12 @@ def _part(value: str) -> str:
     if not found or int(found[1]) > int(found[2]):
         raise ValueError
     return value
+
+
+def _known(names: list[str]) -> list[str]:
+    if not set(names) <= set(ALSO):
+        raise ValueError
+    return [name for name in ALSO if name in names]
 
 
 class Spec(BaseModel):
@@ -167,6 +174,13 @@ class Spec(BaseModel):
     metric: Annotated[str, Expected("the name of a metric")] | None = Field(
         None, description="The metric that chooses and judges (the task's first); of a script also NAME:lower."
     )
+    also: (
+        Annotated[
+            list[str], BeforeValidator(listed), Field(min_length=1), AfterValidator(_known),
+            Expected("calibration, quantized or noise, or several of them"),
+        ]
+        | None
+    ) = Field(None, description="Measured on the final weights too: calibration,quantized,noise (docs/also.md).")
     label_column: Column | None = Field(None, description="Label column of an hf: or text: task.")
     device: Annotated[str, Expected("'auto', 'cpu', 'cuda' or 'cuda:0'")] = Field(
         "auto", description="auto, cpu, cuda or cuda:0."

@@ -15,6 +15,7 @@ from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
+from steppe.compare.data import also
 from steppe.compare.engine import cost, rehearsal, rows, run, script, turns
 from steppe.compare.engine.plan import Plan, Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
@@ -50,6 +51,7 @@ def check(spec: Spec) -> Plan:
 def _check_task(plan: Plan) -> None:
     spec = plan.spec
     task = run.load_task(spec, spec.seeds[0])
+    also.check(task, spec.also or [])
     rehearsal.check_targets(task)
     rows.check_rows(task)
     rehearsal.check_model(spec.model, run.fresh(spec, task, spec.seeds[0]), task)

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from steppe._command.files import write_text
 from steppe.compare.analysis import wording
 from steppe.compare.analysis.groups import Record, finite, group, tuned
-from steppe.compare.report import panels
+from steppe.compare.report import also, panels
 from steppe.compare.report.raw import sheets
 from steppe.compare.report.scatter import named_points, scatter
 from steppe.methods import METHODS
@@ -65,6 +65,7 @@ def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[st
         words=wording.Words(summary),
         plots=_plots(summary, records),
         sheets=sheets(_sorted(records), cost),
+        also=also.cells(summary) if summary.get("also") else None,
         **_facts(summary, records),
     )
 

@@ -13,7 +13,7 @@ from steppe.compare.script.source import check_settings, load
 
 UNHEARD = {
     *DataOptions.__dataclass_fields__, *tasks.TEXT, *tasks.TEXT_ONLY, "max_steps", "eval_every", "sharpness_rho",
-    "parallel",
+    "parallel", "also",
 }  # fmt: skip
 """Settings of a comparison that a script has no use for: data, model and training are its own."""
 
@@ -33,6 +33,11 @@ def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
             raise ValueError("settings are arguments of a script; leave them out, or name one with --script")
         return
     script, own = load(str(given["script"])), settings or {}
+    if "also" in given:
+        raise ValueError(
+            "also is measured on a model and its data, and a script has both of its own; leave it out, and give such "
+            "figures by name beside the others: {'accuracy': ..., 'ece': ...}"
+        )
     for name in given:
         if name in UNHEARD:
             instead = f" (or give the script's own argument with --settings {name}=...)" if script.takes(name) else ""
