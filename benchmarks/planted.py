@@ -168,7 +168,7 @@ HEART = [
     ),
     Mutant(
         "perturbed() leaves what its direction remembers",
-        "            self._draft.memory = memory\n            yield", "            yield",
+        "self.climb.there(grads, {}, scale, None, Draft())", "self.climb.there(grads, {}, scale, None, self.draft)",
         "tests/test_window.py -k perturbed_leaves_nothing",
     ),
     Mutant(
@@ -193,8 +193,8 @@ HEART = [
     ),
     Mutant(
         "ESAM draws the same weights at every step",
-        "thin_(eps.values(), self.ascent.beta, self.seed, self.step)",
-        "thin_(eps.values(), self.ascent.beta, self.seed, 0)", "tests/test_thin.py -k subset_of_its_own",
+        "thin_(eps.values(), now.ascent.beta, now.seed, now.step)",
+        "thin_(eps.values(), now.ascent.beta, now.seed, 0)", "tests/test_thin.py -k subset_of_its_own",
     ),
 ]  # fmt: skip
 

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import steppe
+from steppe._gradients import Gradients, aligned
 from steppe._optimizers import Optimizers
-from steppe._parameters import Parameters, aligned, bare, names_of
+from steppe._parameters import Parameters, bare, names_of
 
 
 def sgd(params, **options):
@@ -198,57 +199,57 @@ def filled(value=1.0):
     model = pair()
     for p in model.parameters():
         p.grad = torch.full_like(p, value)
-    return model, Parameters(model, Optimizers(sgd(model.parameters())), "all")
+    return model, Gradients(Parameters(model, Optimizers(sgd(model.parameters())), "all"))
 
 
 def test_take_takes_all_and_give_gives_back():
-    model, parameters = filled()
+    model, gradients = filled()
     own = {k: p.grad for k, p in model.named_parameters()}
-    grads = parameters.take()
+    grads = gradients.take()
     assert list(grads) == NAMES and all(grads[k] is own[k] for k in NAMES)
-    assert not parameters.have_gradients() and all(p.grad is None for p in model.parameters())
-    parameters.give({k: g for k, g in grads.items() if k != "head.bias"})
+    assert not gradients.there() and all(p.grad is None for p in model.parameters())
+    gradients.give({k: g for k, g in grads.items() if k != "head.bias"})
     assert model["head"].bias.grad is None and model["head"].weight.grad is own["head.weight"]
 
 
 def test_take_leaves_out_what_has_no_gradient():
-    model, parameters = filled()
+    model, gradients = filled()
     model["body"].weight.grad = None
-    assert list(parameters.take()) == NAMES[1:]
+    assert list(gradients.take()) == NAMES[1:]
 
 
 def test_a_frozen_parameter_keeps_what_it_has():
     """Also when it is frozen after the start; a leftover gradient is the user's."""
-    model, parameters = filled()
+    model, gradients = filled()
     model["body"].weight.requires_grad_(False)
     left = model["body"].weight.grad
-    assert list(parameters.take()) == NAMES[1:]
-    assert model["body"].weight.grad is left and not parameters.have_gradients()
+    assert list(gradients.take()) == NAMES[1:]
+    assert model["body"].weight.grad is left and not gradients.there()
 
 
 def test_a_view_is_copied_because_its_buffer_is_somebody_elses():
-    model, parameters = filled()
+    model, gradients = filled()
     flat = torch.zeros(6)
     model["body"].weight.grad, model["body"].bias.grad = flat[:4].view(2, 2), flat[4:]
-    grads = parameters.take()
+    grads = gradients.take()
     flat.fill_(7.0)
     assert not grads["body.weight"].any() and not grads["body.bias"].any()
 
 
 def test_gradients_outside_the_optimizer_are_kept_apart():
     model = pair()
-    parameters = Parameters(model, Optimizers(sgd(model["head"].parameters())), "all")
+    gradients = Gradients(Parameters(model, Optimizers(sgd(model["head"].parameters())), "all"))
     for p in model.parameters():
         p.grad = torch.ones_like(p)
-    assert len(parameters.handed()) == 2
-    assert list(parameters.take()) == ["head.weight", "head.bias"]
-    assert all(p.grad is None for p in model.parameters()) and not parameters.have_gradients()
-    parameters.give_others()
+    assert len(gradients.handed()) == 2
+    assert list(gradients.take()) == ["head.weight", "head.bias"]
+    assert all(p.grad is None for p in model.parameters()) and not gradients.there()
+    gradients.give_others()
     assert [k for k, p in model.named_parameters() if p.grad is not None] == ["body.weight", "body.bias"]
-    assert not parameters.have_gradients(), "the optimizer's step would take none"
-    parameters.take()
-    parameters.drop_others()
-    parameters.give_others()
+    assert not gradients.there(), "the optimizer's step would take none"
+    gradients.take()
+    gradients.drop_others()
+    gradients.give_others()
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -262,21 +263,21 @@ def test_parameters_of_a_group_may_be_exchanged_for_as_many_others():
 
 
 def test_aside_copies_a_view_too():
-    model, parameters = filled(2.0)
+    model, gradients = filled(2.0)
     flat = torch.full((4,), 2.0)
     model["body"].weight.grad = flat.view(2, 2)
-    with parameters.aside():
+    with gradients.aside():
         flat.fill_(7.0)
         model["body"].weight.grad = torch.ones(2, 2)
     assert model["body"].weight.grad.unique().tolist() == [3.0]
 
 
 def test_aside_adds_what_was_there_in_its_own_tensor():
-    model, parameters = filled(2.0)
+    model, gradients = filled(2.0)
     model["head"].bias.grad = None
     own = model["body"].weight.grad
-    with parameters.aside():
-        assert not parameters.have_gradients()
+    with gradients.aside():
+        assert not gradients.there()
         model["body"].weight.grad, model["head"].bias.grad = torch.full((2, 2), 0.5), torch.ones(1)
     assert model["body"].weight.grad is own and own.unique().tolist() == [2.5]
     assert model["body"].bias.grad.tolist() == [2.0, 2.0] and model["head"].bias.grad.tolist() == [1.0]
@@ -284,10 +285,10 @@ def test_aside_adds_what_was_there_in_its_own_tensor():
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_aside_leaves_everything_as_it_was_on_an_error(error):
-    model, parameters = filled(2.0)
+    model, gradients = filled(2.0)
     model["head"].bias.grad = None
     own = {k: p.grad for k, p in model.named_parameters()}
-    with pytest.raises(error), parameters.aside():
+    with pytest.raises(error), gradients.aside():
         for p in model.parameters():
             p.grad = torch.full_like(p, 9.0)
         raise error

@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 from steppe import SharpnessAware
+from steppe._climb import Climb
+from steppe._present import Now
 
 STEPS = 13  # per run; the checkpoints are those of steps 3, 6, 9, 12
 EVERY = 3
@@ -67,7 +69,7 @@ class Watch:
     def __init__(self, board: Board, kill: Kill | None = None, count: bool = False) -> None:
         self.board, self._kill, self._count = board, kill, count
         self._calls, self.stepping = 0, False
-        self.clock: Callable[[SharpnessAware], int] = lambda sharp: sharp.step
+        self.clock: Callable[[SharpnessAware | Now], int] = lambda what: what.step
 
     def loaded(self, step: int) -> None:
         self.board.now[2] = step
@@ -130,20 +132,20 @@ def _follow_backward(watch: Watch) -> None:
 
 def _follow_perturbation(watch: Watch) -> None:
     """The region in which the weights are, or begin or cease to be, perturbed."""
-    perturbs, closes = SharpnessAware._perturb, SharpnessAware._close
+    rises, closes = Climb.up, Climb.close
 
-    def opened(sharp: SharpnessAware, *args: Any) -> Any:
-        there = perturbs(sharp, *args)
-        watch.enter("ascent", watch.clock(sharp))
+    def opened(climb: Climb, *args: Any) -> Any:
+        there = rises(climb, *args)
+        watch.enter("ascent", watch.clock(climb._present.now))
         return there
 
-    def closed(sharp: SharpnessAware, *args: Any) -> None:
-        perturbed = sharp._perturbation is not None
-        closes(sharp, *args)
+    def closed(climb: Climb, *args: Any, **kwargs: Any) -> None:
+        perturbed = climb.perturbation is not None
+        closes(climb, *args, **kwargs)
         if perturbed:
-            watch.leave("ascent", watch.clock(sharp))
+            watch.leave("ascent", watch.clock(climb._present.now))
 
-    SharpnessAware._perturb, SharpnessAware._close = opened, closed
+    Climb.up, Climb.close = opened, closed
 
 
 def _follow_update(watch: Watch) -> None:

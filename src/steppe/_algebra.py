@@ -8,14 +8,16 @@ first tensor. Elementwise functions work on what lies in this process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from steppe._shards import local, summed
+from steppe._shards import all_here, local, summed
 
 Tensors = Sequence[Tensor]
 _HALF = (torch.float16, torch.bfloat16)
+_DTYPE, _DEVICE = attrgetter("dtype"), attrgetter("device")
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def norm_each(tensors: Tensors) -> list[Tensor]:
     """Euclidean norm of each tensor by itself."""
     norms = _norms_here(local(tensors))
-    if not any(hasattr(t, "placements") for t in tensors):
+    if all_here(tensors):
         return norms
     return [s.sqrt() for s in summed([n.square() for n in norms], tensors)]
 
@@ -57,6 +59,8 @@ def inner(a: Tensors, b: Tensors) -> Tensor:
 def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0, NaN or so small that the quotient overflows."""
     quotient = numerator / denominator
+    if not isinstance(numerator, Tensor):  # nothing else makes it NaN or inf
+        return quotient.nan_to_num_(0.0, 0.0, 0.0)
     return torch.where((denominator > 0) & ~quotient.isinf(), quotient, torch.zeros_like(quotient))
 
 
@@ -84,7 +88,7 @@ def add_scaled_(tensors: Iterable[Tensor], others: Iterable[Tensor], factor: Ten
         return
     if not isinstance(factor, Tensor):
         torch._foreach_add_(here, there, alpha=factor)
-    elif all(y.device == factor.device for y in there):
+    elif set(map(_DEVICE, there)) == {factor.device}:
         torch._foreach_add_(here, torch._foreach_mul(there, factor))
     else:
         torch._foreach_add_(here, [y * factor.to(y.device) for y in there])
@@ -92,13 +96,26 @@ def add_scaled_(tensors: Iterable[Tensor], others: Iterable[Tensor], factor: Ten
 
 def copy_(to: Tensors, source: Tensors) -> None:
     """``x_i <- y_i``, in one call for each device and dtype; queued where a CUDA device is at one end."""
+    for xs, ys in alike(to, source):
+        copy_alike_(xs, ys)
+
+
+def copy_alike_(to: list[Tensor], source: list[Tensor]) -> None:
+    """The same for tensors of one device and dtype on each side."""
+    if to:
+        torch._foreach_copy_(to, source, non_blocking=to[0].is_cuda or source[0].is_cuda)
+
+
+def alike(a: Tensors, b: Tensors) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Pairs of lists in parts, each of one device and dtype in its first list."""
+    if len(set(map(_DTYPE, a))) <= 1 and len(set(map(_DEVICE, a))) <= 1:
+        return [(list(a), list(b))]
     parts: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-    for x, y in zip(to, source, strict=True):
+    for x, y in zip(a, b, strict=True):
         xs, ys = parts.setdefault((x.device, x.dtype), ([], []))
         xs.append(x)
         ys.append(y)
-    for xs, ys in parts.values():
-        torch._foreach_copy_(xs, ys, non_blocking=xs[0].is_cuda or ys[0].is_cuda)
+    return list(parts.values())
 
 
 def cloned(tensors: Tensors) -> list[Tensor]:
@@ -109,21 +126,25 @@ def cloned(tensors: Tensors) -> list[Tensor]:
 
 
 def _norms_here(tensors: list[Tensor]) -> list[Tensor]:
-    alike = {kind: [t for t in tensors if t.dtype == kind] for kind in {t.dtype for t in tensors}}
-    norms = {kind: iter(torch._foreach_norm(same, 2, dtype=wide(kind))) for kind, same in alike.items()}
+    kinds = set(map(_DTYPE, tensors))
+    if len(kinds) == 1:
+        return list(torch._foreach_norm(tensors, 2, dtype=wide(kinds.pop())))
+    norms = {kind: iter(_norms_here([t for t in tensors if t.dtype == kind])) for kind in kinds}
     return [next(norms[t.dtype]) for t in tensors]
 
 
 def _gathered(scalars: list[Tensor]) -> Tensor:
-    device = scalars[0].device
-    dtype = torch.float64 if any(s.dtype == torch.float64 for s in scalars) else scalars[0].dtype
+    device, kinds = scalars[0].device, set(map(_DTYPE, scalars))
+    if len(kinds) == 1 and len(set(map(_DEVICE, scalars))) == 1:
+        return torch.stack(scalars)
+    dtype = torch.float64 if torch.float64 in kinds else scalars[0].dtype
     return torch.stack([s.to(device=device, dtype=dtype) for s in scalars])
 
 
 def _by_device(tensors: list[Tensor], factor: Tensor | float) -> list[tuple[list[Tensor], Tensor | float]]:
     if not tensors:
         return []
-    if not isinstance(factor, Tensor) or all(t.device == factor.device for t in tensors):
+    devices = set(map(_DEVICE, tensors))
+    if not isinstance(factor, Tensor) or devices == {factor.device}:
         return [(tensors, factor)]
-    devices = {t.device for t in tensors}
     return [([t for t in tensors if t.device == d], factor.to(d)) for d in devices]

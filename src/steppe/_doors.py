@@ -6,9 +6,9 @@ import weakref
 from typing import Any
 
 from torch import nn
-from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
+from steppe._compiled import untraced
 from steppe._optimizers import Optimizers
 
 
@@ -27,7 +27,7 @@ class Doors:
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove, self._handles).atexit = False
 
-    @_disable_dynamo
+    @untraced
     def shut(self, parameters: Any) -> None:
         """Refuse from now on.
 

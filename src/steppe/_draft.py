@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steppe._algebra import as_real, norm, ratio, scale_
-from steppe._parameters import Parameters
+from steppe._gradients import Gradients
 from steppe._shards import local
 from steppe.combine import Combined, Grads
 
@@ -47,7 +47,6 @@ class Draft:
     correction: Grads = field(default_factory=dict)
     handed: dict[int, Tensor] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
-    radii: dict[str, float] | None = None
 
     def remember(self, part: str, memory: dict[str, Any]) -> None:
         """Memory that ``part`` will have after this step."""
@@ -61,42 +60,44 @@ class Draft:
             earlier = self.correction.get(name)
             self.correction[name] = tensor if earlier is None else earlier.add_(tensor)
 
-    def note_handed(self, parameters: Parameters) -> None:
+    def note_handed(self, gradients: Gradients) -> None:
         """Measure the gradient that each optimizer is given, if a correction has to stay in proportion to it."""
         if self.correction:
-            self.handed = {i: norm(parameters.handed(i)) for i in range(parameters.count)}
+            self.handed = {i: norm(gradients.handed(i)) for i in range(gradients.parameters.count)}
             self.closed = set()
 
-    def shrink(self, parameters: Parameters, which: int) -> None:
+    def shrink(self, gradients: Gradients, which: int) -> None:
         """Clipping, unscaling or zeroing since :meth:`note_handed` scaled the gradient: scale the correction alike."""
         if self.correction and which in self.handed:
-            factor = ratio(norm(parameters.handed(which)), self.handed[which])
-            for here in local(self._correction_of(parameters, which).values()):
+            factor = ratio(norm(gradients.handed(which)), self.handed[which])
+            for here in local(self._correction_of(gradients, which).values()):
                 # Zero, not c * 0, for an abandoned step, which may hold inf or NaN.
                 here.copy_(torch.where(factor.to(here.device) > 0, here * factor.to(here.device), 0.0))
 
-    def close(self, parameters: Parameters, which: int, unscaled_later: Tensor | None) -> None:
+    def close(self, gradients: Gradients, which: int, unscaled_later: Tensor | None) -> None:
         """At an optimizer's step, once: the correction in proportion to the gradient that the step takes.
 
         Args:
-            parameters: those with the gradients.
+            gradients: as they are handed.
             which: the number of the optimizer.
             unscaled_later: the loss scale that a fused optimizer takes off inside its step.
         """
         if which in self.closed or not self.correction:
             return
         self.closed.add(which)
-        self.shrink(parameters, which)
+        self.shrink(gradients, which)
         if unscaled_later is not None:
-            scale_(self._correction_of(parameters, which).values(), 1 / unscaled_later.reshape(()))
+            scale_(self._correction_of(gradients, which).values(), 1 / unscaled_later.reshape(()))
 
     @torch.no_grad()
-    def correct(self, parameters: Parameters, which: int) -> None:
+    def correct(self, gradients: Gradients, which: int) -> None:
         """After an optimizer's step: w <- w - lr * correction, with each group's present learning rate."""
+        parameters = gradients.parameters
         for entry in parameters.entries if self.correction else ():
             if entry.name in self.correction and parameters.owner(entry) == which:
                 as_real(entry.param).sub_(self.correction[entry.name] * parameters.group_of(entry)["lr"])
 
-    def _correction_of(self, parameters: Parameters, which: int) -> Grads:
+    def _correction_of(self, gradients: Gradients, which: int) -> Grads:
+        parameters = gradients.parameters
         mine = (e.name for e in parameters.entries if e.name in self.correction and parameters.owner(e) == which)
         return {name: self.correction[name] for name in mine}

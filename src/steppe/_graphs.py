@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
+from steppe._compiled import untraced
 from steppe._nested import children
 
 OUTSIDE = (
@@ -72,12 +72,12 @@ class Trace:
         for tensor in _tensors([*_free(function), *arguments]):
             self._seen |= _nodes(tensor.grad_fn)
 
-    @_disable_dynamo
+    @untraced
     def begin(self) -> None:
         """A call begins."""
         self._before = self._gradients()
 
-    @_disable_dynamo
+    @untraced
     def end(self, loss: Any) -> None:
         """The call has returned; its backward has not begun.
 
@@ -94,7 +94,7 @@ class Trace:
             raise RuntimeError(OUTSIDE)
         self._seen |= here
 
-    @_disable_dynamo
+    @untraced
     def after(self) -> None:
         """The backward is over."""
         refuse_second_order(p.grad for p in self._moved)
@@ -115,14 +115,14 @@ class Tracing:
     def __init__(self) -> None:
         self._known: set[Any] = set()
 
-    @_disable_dynamo
+    @untraced
     def trace(
         self, function: Any, arguments: Iterable[Any], moved: Callable[[], list[Tensor]], ascends: bool
     ) -> Trace | None:
         """The trace of a function that has not been looked at yet."""
         return None if (_code(function), ascends) in self._known else Trace(function, arguments, moved())
 
-    @_disable_dynamo
+    @untraced
     def done(self, function: Any, ascended: bool) -> None:
         """It has passed."""
         self._known.add((_code(function), ascended))

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.nn.utils import parametrize
 
-from steppe._algebra import copy_
+from steppe._algebra import alike, copy_alike_
+from steppe._compiled import untraced
 from steppe._randomness import Randomness
 from steppe._shards import local
 from steppe._state import State, Watch
@@ -30,19 +30,20 @@ class SavedWeights:
 
     @torch.no_grad()
     def __init__(self, weights: Iterable[Tensor], backup: str = "device") -> None:
-        self._weights = local(weights)
-        self.copies = [_room_for(w, backup) for w in self._weights]
-        copy_(self.copies, self._weights)
+        here = local(weights)
+        self.copies = [torch.empty_like(w) for w in here] if backup == "device" else [_on_host(w) for w in here]
+        self._parts = alike(here, self.copies)
+        for there, copies in self._parts:
+            copy_alike_(copies, there)
 
     @torch.no_grad()
     def back(self) -> None:
         """Copy back; by copy and never by subtraction, so that no rounding and no inf or NaN stays."""
-        copy_(self._weights, self.copies)
+        for weights, copies in self._parts:
+            copy_alike_(weights, copies)
 
 
-def _room_for(weight: Tensor, backup: str) -> Tensor:
-    if backup == "device":
-        return torch.empty_like(weight)
+def _on_host(weight: Tensor) -> Tensor:
     return torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)
 
 
@@ -57,19 +58,19 @@ class Replay:
     A step that is compiled as a whole breaks its graph here: what a module holds is nothing to trace.
     """
 
-    @_disable_dynamo
+    @untraced
     def __init__(self, watch: Watch, draws: Callable[[], Randomness], begun: bool = True) -> None:
-        self._watch, self._draws, self._unmarked = watch, draws, not begun
+        self._watch, self._unmarked = watch, not begun
         self._before = draws()
         self._start = watch.start() if begun else None
         self._after: Randomness | None = None
         self._left: State | None = None
         self.also: list[Any] = []  # states of modules outside the model
 
-    @_disable_dynamo
+    @untraced
     def again(self) -> None:
         """Begin the second pass."""
-        self._after, start = self._draws(), self._start
+        self._after, start = self._before.now(), self._start
         if start is not None:
             start.look()
         self._left, self._start = self._watch.now(), None
@@ -77,9 +78,9 @@ class Replay:
             start.back()
         for module in self.also:
             module.again()
-        self._before.set()
+        self._before.set(self._after)
 
-    @_disable_dynamo
+    @untraced
     def done(self) -> None:
         """End the second pass: generators and state are as they were after the first."""
         if self._after is not None:

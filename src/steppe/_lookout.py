@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters
 
 PATIENCE = 50
@@ -37,7 +38,7 @@ class Lookout:
     def backward(self, parameters: Parameters) -> Iterator[None]:
         """The passes of one ``backward``, in which no optimizer of these parameters may step."""
         self.within = True
-        self._hooked = [e.param for e in parameters.entries if e.param._post_accumulate_grad_hooks]
+        self._hooked = [p for p in parameters.all if p._post_accumulate_grad_hooks]
         handle = _refuse_steps_of(self._hooked) if self._hooked else None
         try:
             yield
@@ -61,7 +62,12 @@ class Lookout:
         """A step was heard."""
         self._waiting = -1
 
-    def gradient(self, optimizer: str) -> None:
+    @property
+    def waits(self) -> bool:
+        """Whether no step was heard so far."""
+        return self._waiting >= 0
+
+    def gradient(self, optimizers: Optimizers) -> None:
         """A new gradient is made, where none was."""
         if self._waiting < 0:
             return
@@ -69,10 +75,10 @@ class Lookout:
         if self._waiting == PATIENCE:
             self._waiting = -1
             warnings.warn(
-                f"{PATIENCE} gradients were made and no step of the {optimizer} given was heard, so every one of them "
-                "was that of step 0; expected step() of the very optimizer (all of them, if there are several) that "
-                "the method was built with",
-                stacklevel=4,
+                f"{PATIENCE} gradients were made and no step of the {optimizers.name} given was heard, so every one of "
+                "them was that of step 0; expected step() of the very optimizer (all of them, if there are several) "
+                "that the method was built with",
+                stacklevel=5,
             )
 
     # Optimizers that are not known

@@ -41,8 +41,10 @@ class Stepper:
 
     def state_of(self, param: Tensor) -> dict[str, Any]:
         """Its own state of a parameter, or a wrapper's."""
-        states = (getattr(layer, "state", {}).get(param) for layer in self.layers[::-1])
-        return next((dict(s) for s in states if s), {})
+        for layer in self.layers[::-1]:
+            if found := getattr(layer, "state", {}).get(param):
+                return dict(found)
+        return {}
 
     def climbs(self, group: dict[str, Any]) -> bool:
         """Whether it goes up the gradient it is given: ``maximize`` in the group, or of the class; twice is down."""

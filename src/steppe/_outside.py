@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from steppe._parameters import Parameters, bare, layers
+from steppe._gradients import Gradients
+from steppe._parameters import bare, layers
 from steppe._state import State, Watch
 
 FRESH = 3
@@ -60,18 +61,17 @@ class Outside:
 
     Args:
         model: as it was given, with its wrappers.
-        parameters: are told of leaves.
+        gradients: are told of leaves.
         trained: the model's parameters that are no state.
     """
 
-    def __init__(self, model: nn.Module, parameters: Parameters, trained: Callable[[], list[Tensor]]) -> None:
-        self._model, self._parameters, self._trained = model, parameters, trained
+    def __init__(self, model: nn.Module, gradients: Gradients, trained: Callable[[], list[Tensor]]) -> None:
+        self._model, self._gradients, self._trained = model, gradients, trained
         self._known: list[weakref.ref[nn.Module]] = []
         self._watch = Watch(self.modules, self._no_state)
         self._graphs: set[Any] = set()
         self._fresh = FRESH
         self._first = self._warned = self._doubt = False
-        self._about: Any = None
         self._count = 0  # of parameters outside, in the latest first pass
         self._joined: list[Held] = []
         self._met: dict[int, nn.Module] = {}  # kept while a pass runs, so that no id comes back
@@ -92,16 +92,15 @@ class Outside:
 
     def watched(self, loss_of: Callable[..., Any]) -> Callable[..., Any]:
         """``loss_of``, whose graph is looked at in passes that another one follows."""
-        if not callable(loss_of) or self._parameters.sharded:
+        if not callable(loss_of) or self._gradients.parameters.sharded:
             return loss_of
-        self._about = _about(loss_of)
 
         def watched(*arguments: Any) -> Any:
             if not self._first:
                 return loss_of(*arguments)
             before = _COUNT() if _COUNT is not None else 0
             loss = loss_of(*arguments)
-            self._look(loss, _COUNT() - before if _COUNT is not None else None)
+            self._look(loss, _COUNT() - before if _COUNT is not None else None, loss_of)
             return loss
 
         return watched
@@ -153,7 +152,7 @@ class Outside:
                 "passes that steppe does not run itself its .grad is the sum of both passes; pass one module that "
                 f"owns all, such as nn.ModuleList([model, {type(there[0]).__name__.lower()}]), as the model, or use "
                 "backward()",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _close(self) -> None:
@@ -162,22 +161,23 @@ class Outside:
             module.done()
         self._joined = []
 
-    def _look(self, loss: Any, size: int | None) -> None:
+    def _look(self, loss: Any, size: int | None, loss_of: Callable[..., Any]) -> None:
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
-        if size is None or (size, self._about) not in self._graphs:
+        about = _about(loss_of)
+        if size is None or (size, about) not in self._graphs:
             self._fresh = FRESH
         elif not self._fresh and not self._doubt:
             return
         if len(self._graphs) >= MOST:
             self._graphs.clear()
-        self._graphs.add((size, self._about))
-        if self._parameters.meet(_leaves(loss.grad_fn)):
+        self._graphs.add((size, about))
+        if self._gradients.meet(_leaves(loss.grad_fn)):
             self._fresh = FRESH
 
     def _missed(self) -> bool:
         """Whether a known parameter is gone, or the pass did not reach it: another may have taken its place."""
-        there = [p for p in self._parameters.outside() if isinstance(p, nn.Parameter)]
+        there = [p for p in self._gradients.outside() if isinstance(p, nn.Parameter)]
         fewer, self._count = len(there) < self._count, len(there)
         return fewer or any(p.grad is None for p in there)
 
@@ -213,7 +213,7 @@ class Outside:
             return
         self._met[id(root)] = root
         if self._first:
-            self._parameters.meet(self._leaves(root))
+            self._gradients.meet(self._leaves(root))
         known = any(ref() is root for ref in self._known)
         if known or not any(m.training for m in inner):
             return
@@ -223,19 +223,19 @@ class Outside:
             self._known.append(weakref.ref(root))
 
     def _no_state(self) -> list[Tensor]:
-        return self._trained() + self._parameters.outside()
+        return self._trained() + self._gradients.outside()
 
     def _leaves(self, module: nn.Module) -> list[Tensor]:
-        own = {id(e.param) for e in self._parameters.entries}
+        own = {id(e.param) for e in self._gradients.parameters.entries}
         return [p for p in module.parameters() if p.requires_grad and id(p) not in own]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies look anew: what is known is of these very modules."""
-        return {"_model": self._model, "_parameters": self._parameters, "_trained": self._trained}
+        return {"_model": self._model, "_gradients": self._gradients, "_trained": self._trained}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As when it was made."""
-        self.__init__(state["_model"], state["_parameters"], state["_trained"])  # type: ignore[misc]
+        self.__init__(state["_model"], state["_gradients"], state["_trained"])  # type: ignore[misc]
 
 
 def _leaves(root: Any) -> list[Tensor]:

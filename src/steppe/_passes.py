@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 
 from steppe._batch import Work
+from steppe._compiled import untraced
+from steppe._gradients import Gradients
 from steppe._guards import Replay, forget_derived
 from steppe._hardest import PerSample
+from steppe._lookout import Lookout
 from steppe._outside import Held, Outside
 from steppe._parameters import bare
+from steppe._present import Present
 from steppe._randomness import Randomness
 from steppe._state import State, Watch
+from steppe._sync import Averaging
 from steppe.ascent import Grads, Scale
 
-if TYPE_CHECKING:
-    from steppe.gradient import SharpnessAware
+_DEVICE = attrgetter("device")
 
 
 @dataclass(frozen=True)
@@ -35,47 +39,54 @@ class Pass:
 
 
 class Passes:
-    """Runs passes over a model; a host that runs the first one itself has left a ``mark`` before it."""
+    """Runs passes over a model; a host that runs the first one itself has left a ``mark`` before it.
 
-    def __init__(self, sharp: SharpnessAware) -> None:
-        self._sharp = sharp
+    Args:
+        model: as it was given, with its wrappers.
+        gradients: where a pass leaves them. present: what the step is made with.
+        averaging: between processes. lookout: watches the optimizers.
+    """
+
+    def __init__(
+        self, model: nn.Module, gradients: Gradients, present: Present, averaging: Averaging, lookout: Lookout
+    ) -> None:
+        self._model, self._gradients, self._present = bare(model), gradients, present
+        self._averaging, self._lookout = averaging, lookout
         self.mark: Replay | None = None
         self.looking = False
         self.scale: Scale = 1.0
         self.watch = Watch(self.roots, self.moved, self.sharded)
         self._silent: set[str] = set()
-        self.outside = Outside(sharp.model, sharp._parameters, self.moved)
+        self.outside = Outside(model, gradients, self.moved)
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
         start = None if ascends is False else self.take_mark() or self.replay()
-        sharp = self._sharp
-        with sharp._lookout.one_pass(), sharp.averaging.first_pass() if ascends else nullcontext():
+        with self._lookout.one_pass(), self._averaging.first_pass() if ascends else nullcontext():
             if start is None:
                 loss = work.run()
             else:
                 with self.outside.first() as joined:
                     loss = work.run()
                 start.also += joined
-        grads = sharp._arrived(self.taken())
+        grads = self._arrived(self.taken())
         if ascends:
-            sharp.averaging.average(grads.values())
+            self._averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale, start)
 
     def quiet(self, work: Work) -> Pass:
         """A cheap look that leaves no trace."""
-        sharp = self._sharp
-        few = enough_samples(f"a look at samples={sharp.ascent.samples!r}")
+        few = enough_samples(f"a look at samples={self._present.now.ascent.samples!r}")
         with self.no_trace(), self.outside.first() as joined:
             try:
-                with sharp._lookout.one_pass(), sharp.averaging.first_pass(), few:
+                with self._lookout.one_pass(), self._averaging.first_pass(), few:
                     loss = work.run()
             finally:
                 for module in joined:
                     module.done()
-            grads = sharp._arrived(sharp._parameters.take(sharp._reads_all))
-            sharp.averaging.average(grads.values())
+            grads = self._arrived(self._gradients.take(self._present.reads_all))
+            self._averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
 
@@ -84,31 +95,31 @@ class Passes:
 
         ``again``: state has moved in a pass over the batch before.
         """
-        share = self._sharp.ascent.hardest
+        share = self._present.now.ascent.hardest
         with self.outside.second() if again else nullcontext():
             if share is None or share == 1 or not isinstance(work, PerSample):
                 return self.plain(work)
             with self.no_trace():
-                rest, whole = work.hardest(share, falls=self._sharp._optimizers.climbing()[0])
+                rest, whole = work.hardest(share, falls=self._gradients.parameters.optimizers.climbing()[0])
             with enough_samples(f"hardest={share!r}"):
                 self.plain(rest)
             return whole
 
     def plain(self, work: Work) -> Tensor:
         """A pass that leaves its gradients where they are."""
-        with self._sharp._lookout.one_pass():
+        with self._lookout.one_pass():
             return work.run()
 
     def cheaper(self, work: Work) -> Work | None:
         """What a look of its own is over, where the ascent has one."""
-        ascent = self._sharp.ascent
+        ascent = self._present.now.ascent
         if not ascent.apart:
             return None
         sliced = ascent.samples is not None or ascent.view is not None
         few = work.first(ascent.samples, ascent.view) if sliced else work
         if ascent.autocast is None:
             return few
-        device = self._sharp._parameters.entries[0].param.device.type
+        device = self._gradients.parameters.all[0].device.type
         return few.under(lambda: torch.autocast(device, ascent.autocast))
 
     def take_mark(self) -> Replay | None:
@@ -118,10 +129,20 @@ class Passes:
 
     def taken(self) -> Grads:
         """The gradients of a pass over the whole batch, taken out of ``.grad``; notes which parameters had none."""
-        sharp = self._sharp
-        grads = sharp._parameters.take(sharp._reads_all)
-        missing = sharp.select is None and len(grads) < len(sharp._radii())
-        self._silent = sharp._radii().keys() - grads.keys() if missing else set()
+        present = self._present
+        grads = self._gradients.take(present.reads_all)
+        radii = present.moved().radii
+        missing = present.now.select is None and len(grads) < len(radii)
+        self._silent = radii.keys() - grads.keys() if missing else set()
+        return grads
+
+    def _arrived(self, grads: Grads) -> Grads:
+        """The gradients of a pass that was run here; refuses a pass that brought none."""
+        if not grads and not self._gradients.have_others and self._present.now.select is None:
+            raise RuntimeError(
+                "no gradient arrived at the model's parameters; expected a function whose loss depends on the very "
+                f"{type(self._model).__name__} that was given, not on a copy of it or on a detached output"
+            )
         return grads
 
     def replay(self, begun: bool = True) -> Replay:
@@ -132,25 +153,23 @@ class Passes:
 
     def draws(self) -> Randomness:
         """Where the generators stand."""
-        sharp = self._sharp
-        devices = {e.param.device for e in sharp._parameters.entries} if sharp.same_dropout else ()
-        return Randomness(devices, sharp.generators, sharp.same_dropout)
+        now = self._present.now
+        devices = set(map(_DEVICE, self._gradients.parameters.all)) if now.same_dropout else ()
+        return Randomness(devices, now.generators, now.same_dropout)
 
     # What the watch asks
 
     def roots(self) -> list[nn.Module]:
         """The modules whose state a pass may move."""
-        return [bare(self._sharp.model)]
+        return [self._model]
 
     def moved(self) -> list[Tensor]:
         """The parameters that the second pass sees elsewhere on purpose; all others are state."""
-        radii = self._sharp._radii()
-        entries = self._sharp._parameters.entries
-        return [e.param for e in entries if e.name in radii and e.name not in self._silent and e.param.requires_grad]
+        return self._present.trained(self._silent)
 
     def sharded(self) -> bool:
         """Whether parameters are spread over processes."""
-        return self._sharp._parameters.sharded
+        return self._gradients.parameters.sharded
 
     @contextmanager
     def no_trace(self) -> Iterator[None]:
@@ -164,11 +183,15 @@ class Passes:
             forget_derived()  # what a pass without a graph, or with one that is used up, has computed
             self._there(*before)
 
-    @_disable_dynamo
+    def __getstate__(self) -> dict[str, Any]:
+        """A mark is of these very generators."""
+        return vars(self) | {"mark": None}
+
+    @untraced
     def _here(self) -> tuple[Randomness, State, list[Held]]:
         return self.draws(), self.watch.start(), self.outside.held()
 
-    @_disable_dynamo
+    @untraced
     def _there(self, generators: Randomness, state: State, outside: list[Held]) -> None:
         generators.set()
         state.back()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from steppe._algebra import norm
@@ -13,42 +11,41 @@ from steppe._shards import gather_again
 from steppe.ascent import Grads
 
 
-@dataclass
 class Rounding:
-    """How eps is added, and whether its length is measured; a warning for few bits is given once."""
+    """Whether eps is lost in weights of few bits: looked at once, when it is rounded to nearest."""
 
-    mode: str
-    measure: bool
-    warned: bool = False
+    watched = False
+
+    def watch(self, weights: list[Tensor], copies: list[Tensor], eps: list[Tensor], mode: str) -> None:
+        """Warn if more than half of it is; called at w + eps."""
+        if mode == "nearest" and not self.watched and has_half(weights):
+            self.watched = True
+            warn_if_lost(survived(weights, copies, eps))
 
 
 class Perturbation:
-    """Saved weights, state, masks and closed doors, from :meth:`enter` to :meth:`leave`."""
+    """Saved weights, state and masks, from :meth:`enter` to :meth:`leave`."""
 
     def __init__(
-        self, model: nn.Module, weights: Grads, clean: Grads, replay: Replay | None, backup: str,
-        sharded: bool,
-    ) -> None:  # fmt: skip
+        self, model: nn.Module, weights: list[Tensor], clean: Grads, replay: Replay | None, backup: str, sharded: bool
+    ) -> None:
         self._model, self._sharded, self._weights, self._replay = model, sharded, weights, replay
         self.clean = clean
-        self._saved = SavedWeights(weights.values(), backup)
+        self._saved = SavedWeights(weights, backup)
         self.length: Tensor | None = None
         self.displacement: Tensor | None = None
 
-    def enter(self, eps: Grads, rounding: Rounding, seed: int, step: int) -> None:
+    def enter(self, eps: list[Tensor], watch: Rounding, mode: str, measure: bool, seed: int, step: int) -> None:
         """w becomes w + eps."""
         if self._replay is not None:
             self._replay.again()
-        add_(self._weights.values(), eps.values(), rounding.mode, seed, step)
+        add_(self._weights, eps, mode, seed, step)
         self._gather_again()
         forget_derived()  # an autocast around the whole step would go on with casts of the old weights
-        watch = rounding.mode == "nearest" and not rounding.warned and has_half(self._weights.values())
-        if rounding.measure or watch:
-            self.length = norm(list(eps.values()))
-            self.displacement = displacement(self._weights.values(), self._saved.copies)
-        if watch:
-            rounding.warned = True
-            warn_if_lost(survived(self._weights.values(), self._saved.copies, eps.values()))
+        if measure or (mode == "nearest" and not watch.watched and has_half(self._weights)):
+            self.length = norm(eps)
+            self.displacement = displacement(self._weights, self._saved.copies)
+        watch.watch(self._weights, self._saved.copies, eps, mode)
 
     @property
     def copies(self) -> list[Tensor]:

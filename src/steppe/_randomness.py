@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-Put = Callable[[], Any]
+
+class Source(NamedTuple):
+    """A generator: how to read where it stands, how to bring it back, and whether two readings are of one place."""
+
+    read: Callable[[], Any]
+    put: Callable[[Any], Any]
+    same: Callable[[Any, Any], bool]
 
 
 class Randomness:
@@ -22,16 +30,27 @@ class Randomness:
     """
 
     def __init__(self, devices: Iterable[torch.device], named: Sequence[Any] = (), shared: bool = True) -> None:
-        self._puts: list[Put] = [_keep(generator) for generator in named]
+        self._sources = [_source(generator) for generator in named]
         if shared:
-            self._puts += [_keep(random), _keep_numpy(), *(_keep_device(d) for d in devices if _has_generator(d))]
-            cpu = torch.get_rng_state()
-            self._puts.append(lambda: torch.set_rng_state(cpu))
+            own = (_of_device(d) for d in devices if _has_generator(d))
+            self._sources += [_source(random), *_numpy(), *own, _CPU]
+        self._at = [source.read() for source in self._sources]
 
-    def set(self) -> None:
-        """Make the generators continue from here."""
-        for put in self._puts:
-            put()
+    def now(self) -> Randomness:
+        """Where the same generators stand now."""
+        new = object.__new__(Randomness)
+        new._sources, new._at = self._sources, [source.read() for source in self._sources]
+        return new
+
+    def set(self, there: Randomness | None = None) -> None:
+        """Make the generators continue from here.
+
+        ``there``: where they are known to stand, so that those that have not moved can be left alone.
+        """
+        others = self._at if there is None else there._at
+        for source, at, other in zip(self._sources, self._at, others, strict=True):
+            if there is None or not source.same(at, other):
+                source.put(at)
 
 
 def check_generators(generators: Any) -> tuple[Any, ...]:
@@ -40,7 +59,7 @@ def check_generators(generators: Any) -> tuple[Any, ...]:
         raise TypeError(f"generators={generators!r} was given; expected a list of {_EXPECTED}")
     for generator in generators:
         try:
-            _keep(generator)
+            _source(generator).read()
         except (AttributeError, NotImplementedError, TypeError):
             raise TypeError(
                 f"generators holds {generator!r}; expected {_EXPECTED}, whose state can be put back (the global ones "
@@ -52,31 +71,97 @@ def check_generators(generators: Any) -> tuple[Any, ...]:
 _EXPECTED = "torch.Generator, numpy.random.Generator, numpy.random.RandomState or random.Random objects"
 
 
-def _keep(generator: Any) -> Put:
-    """Where a generator stands, as the call that brings it back; kinds are told apart by what they can do."""
+def _source(generator: Any) -> Source:
+    """A generator of any kind; kinds are told apart by what they can do."""
     if isinstance(generator, torch.Generator):
-        at = generator.get_state()
-        return lambda: generator.set_state(at)
+        return Source(generator.get_state, generator.set_state, torch.equal)
     if generator is random or isinstance(generator, random.Random):
-        here = generator.getstate()
-        return lambda: generator.setstate(here)
+        return Source(generator.getstate, generator.setstate, _same_place)
     if hasattr(generator, "bit_generator"):  # numpy.random.Generator, without importing NumPy
-        bits, state = generator.bit_generator, generator.bit_generator.state
-        return lambda: setattr(bits, "state", state)
-    old = generator.get_state(legacy=False)  # numpy.random.RandomState
-    return lambda: generator.set_state(old)
+        bits = generator.bit_generator
+        return Source(lambda: bits.state, lambda state: setattr(bits, "state", state), _never)
+    return Source(  # numpy.random.RandomState
+        functools.partial(generator.get_state, legacy=False), generator.set_state, _same_words
+    )
 
 
-def _keep_numpy() -> Put:
+def _same_place(a: Any, b: Any) -> bool:
+    """Of Python's: the place within a block of numbers, the block's first ones and the kept normal variate.
+
+    Drawing moves the place, or makes a new block; so does a seed.
+    """
+    if type(a) is not tuple or len(a) != 3 or type(a[1]) is not tuple or len(a[1]) != _BLOCK:
+        return False  # a class of the user's own
+    words, others = a[1], b[1]
+    return bool(words[-1] == others[-1] and a[2] == b[2] and words[:_FIRST] == others[:_FIRST])
+
+
+_BLOCK, _FIRST = 625, 9  # Mersenne Twister's numbers and the place; so many tell a block
+
+
+def _same_words(a: Any, b: Any) -> bool:
+    """The same of NumPy's."""
+    if a.get("bit_generator") != "MT19937":
+        return False
+    if a is b:
+        return True
+    one, other = a["state"], b["state"]
+    normal = a.get("has_gauss") == b.get("has_gauss") and a.get("gauss") == b.get("gauss")
+    return bool(normal and one["pos"] == other["pos"] and one["key"].tobytes() == other["key"].tobytes())
+
+
+def _never(a: Any, b: Any) -> bool:
+    return False
+
+
+def _numpy() -> list[Source]:
     numpy = sys.modules.get("numpy.random")
-    return (lambda: None) if numpy is None else _keep(numpy.mtrand._rand)
+    if numpy is None:
+        return []
+    twister = _TWISTERS.setdefault("global", _Twister(numpy.mtrand._rand))
+    return [Source(twister.read, twister.put, _same_words)]
 
 
-def _keep_device(device: torch.device) -> Put:
+class _Twister:
+    """NumPy's global generator, whose state takes longer to read than all others together: read when it has moved.
+
+    The words in its memory, whose address is public, tell that. They tell nothing of a normal variate that is kept for
+    the next call; but none appears without new words.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self._generator, self._words, self._known = generator, b"", dict[str, Any]()
+
+    def read(self) -> dict[str, Any]:
+        """The state, not to be written on."""
+        words = self._here()
+        if not words or words != self._words or self._known["has_gauss"]:
+            self._words, self._known = words, self._generator.get_state(legacy=False)
+        return self._known
+
+    def put(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        if not _same_words(state, self.read()):
+            self._generator.set_state(state)
+            self._words = b""
+
+    def _here(self) -> bytes:
+        bits: Any = getattr(self._generator, "_bit_generator", None)
+        if type(bits).__name__ != "MT19937":
+            return b""
+        return ctypes.string_at(bits.ctypes.state_address, 4 * _BLOCK)
+
+
+_TWISTERS: dict[str, _Twister] = {}
+
+
+def _of_device(device: torch.device) -> Source:
     module = torch.get_device_module(device)
-    state = module.get_rng_state(device)
-    return lambda: module.set_rng_state(state, device)
+    return Source(lambda: module.get_rng_state(device), lambda state: module.set_rng_state(state, device), torch.equal)
 
 
 def _has_generator(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "get_rng_state")
+
+
+_CPU = Source(torch.get_rng_state, torch.set_rng_state, torch.equal)

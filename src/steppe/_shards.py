@@ -19,14 +19,27 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
+_PLAIN = frozenset((Tensor, nn.Parameter))
+
+
+def all_here(tensors: Iterable[Tensor]) -> bool:
+    """Whether none of them is a DTensor."""
+    return _PLAIN.issuperset(map(type, tensors)) or not any(hasattr(t, "placements") for t in tensors)
+
+
 def local(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The pieces that lie in this process, sharing storage with the tensors."""
+    tensors = list(tensors)
+    if _PLAIN.issuperset(map(type, tensors)):
+        return tensors
     return [_piece(t) if hasattr(t, "placements") else t for t in tensors]
 
 
 def summed(values: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Per-tensor sums over the local pieces (0-dim), made sums over the whole tensors."""
     where: dict[tuple[Any, tuple[int, ...]], list[int]] = {}
+    if all_here(tensors):
+        return values
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor) and _split_dims(tensor):
             where.setdefault((tensor.device_mesh, _split_dims(tensor)), []).append(i)  # type: ignore[attr-defined]

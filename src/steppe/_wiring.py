@@ -6,7 +6,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
@@ -19,6 +19,10 @@ from steppe.ahead import Ahead
 from steppe.ascent import Ascent, Scale
 from steppe.combine import Combine
 from steppe.curves import FollowLR
+
+if TYPE_CHECKING:
+    from steppe._present import Now
+    from steppe._sync import Averaging
 
 P = TypeVar("P", bound=Part)
 
@@ -125,13 +129,48 @@ def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine) -
         )
 
 
+def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, marked: bool) -> None:
+    """Refuse an ``ascend()`` that asks for something of a pass that the host runs, or that comes at the wrong time.
+
+    Args:
+        now: the parts.
+        averaging: between processes.
+        model: whose masks may be drawn again.
+        empty: nothing is in ``.grad``.
+        marked: ``mark()`` was called before the pass.
+    """
+    ascent, before = now.ascent, now.ascent.direction.ahead and empty
+    if now.select is not None:
+        raise RuntimeError(
+            "ascend() cannot switch parameters off in a pass that it does not run: use backward(), or select=None"
+        )
+    if before and (now.combine.needs_clean(now.step) or now.schedule.needs_gradient):
+        raise RuntimeError(
+            f"ascend() was called before the forward pass, but {now.schedule} with {now.combine} reads the "
+            "gradient at the weights; call it after the ordinary backward"
+        )
+    if not marked and now.same_dropout and not before:
+        warn_of_fresh_masks(model)
+    if ascent.apart or ascent.per_sample or averaging.puts_off:
+        raise RuntimeError(
+            "ascend() cannot slice a batch, cast or put off the averaging of a pass that it does not run: "
+            "use backward(loss_of, batch), or an ascent without samples, view, autocast and hardest, and "
+            "sync='global'"
+        )
+    if empty and not before:
+        raise RuntimeError(
+            "ascend() found nothing in .grad of the model's parameters; expected it after loss.backward() and "
+            "before zero_grad(), on the very model that was given"
+        )
+
+
 def warn_of_fresh_masks(model: nn.Module) -> None:
     """Say once that the masks of a pass that was not marked cannot be repeated."""
     if any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in model.modules()):
         warnings.warn(
             "ascend() without mark(): the second pass draws fresh dropout masks; call sharp.mark() before the first "
             "forward, or construct with same_dropout=False",
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

@@ -44,6 +44,11 @@ class Ahead(Direction):
         """
         raise NotImplementedError
 
+    @property
+    def follows(self) -> bool:
+        """Whether anything is kept of the gradients that the steps take."""
+        return True
+
     def after(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> Memory:
         """The memory to keep of the gradient that a real step takes; ``scale``: the loss scale that it carries."""
         return {}
@@ -84,13 +89,19 @@ class Momentum(Ahead):
         if self.decay is not None:
             found = _copies(memory.get("average", {}), params)
         else:
-            kept = {k: _momentum(optimizer, p) for k, p in params.items()}
+            states = optimizer.state
+            kept = {k: _momentum(states, p) for k, p in params.items()}
             found = _copies({k: as_real(m) for k, m in kept.items() if m is not None}, params)
             if not found and params and step > 0:
                 raise ValueError(_no_momentum(optimizer))
         if self.sign < 0:
             scale_(found.values(), self.sign)
         return found
+
+    @property
+    def follows(self) -> bool:
+        """Whether the average is kept here."""
+        return self.decay is not None
 
     def after(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> Memory:
         """The moved average, if it is kept here."""
@@ -151,8 +162,8 @@ def _copies(tensors: Grads, params: Grads) -> Grads:
     return {k: t.to(device=p.device, dtype=p.dtype, copy=True) for k, (t, p) in found.items()}
 
 
-def _momentum(optimizer: Any, param: Tensor) -> Tensor | None:
-    state: Any = optimizer.state.get(param, {})
+def _momentum(states: Any, param: Tensor) -> Tensor | None:
+    state: Any = states.get(param, {})
     found = next((state[name] for name in BUFFERS if isinstance(state.get(name), Tensor)), None)
     counts = found is not None and (found.is_floating_point() or found.is_complex())
     return found if counts and found.shape == param.shape else None  # type: ignore[union-attr]

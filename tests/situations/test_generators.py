@@ -38,12 +38,40 @@ def kinds():
         "numpy, normal": (lambda: float(np.random.normal()), []),
         "torch": (lambda: float(torch.rand(())), []),
         "python": (random.random, []),
+        "python, a whole block": (lambda: sum(random.getrandbits(32) for _ in range(624)) / 2**42, []),
+        "python, seeded anew": (reseeded, []),
+        "numpy, a whole block": (lambda: sum(np.random.bytes(4 * 624)) / 2**19, []),
         "own torch": (lambda: float(torch.rand((), generator=own)), [own]),
         "own numpy": (lambda: float(new.beta(0.4, 0.4)), [new]),
         "own old numpy": (lambda: float(old.normal()), [old]),
         "own python": (lambda: python.gauss(0, 1), [python]),
         "several": (lambda: python.random() + float(new.random()) + float(np.random.random()), [python, new]),
     }
+
+
+def reseeded():
+    """A draw that ends where every seeded generator begins: at the same place of another block."""
+    drawn = random.random()
+    random.seed(drawn)
+    return drawn
+
+
+def test_draws_of_the_second_pass_alone_are_taken_back():
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    model = nn.Linear(4, 1).double()
+    sharp, calls = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1)), []
+
+    def loss():
+        calls.append(0)
+        if len(calls) == 2:
+            torch.rand(3), random.random(), np.random.normal()
+        return model(X).square().mean()
+
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    sharp.backward(loss)
+    drawn = float(torch.rand(())), random.random(), float(np.random.normal())
+    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    assert len(calls) == 2 and drawn == (float(torch.rand(())), random.random(), float(np.random.normal()))
 
 
 def plain(name, count):

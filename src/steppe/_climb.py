@@ -1,0 +1,108 @@
+"""The weights at w + eps and back again, one perturbation at a time; meanwhile nobody saves, loads or steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from steppe._algebra import as_real, cloned
+from steppe._doors import Doors
+from steppe._draft import Draft
+from steppe._gradients import Gradients
+from steppe._guards import Replay
+from steppe._parameters import Parameters, bare
+from steppe._perturbation import Perturbation, Rounding
+from steppe._present import Present
+from steppe._thin import thin_
+from steppe.ascent import Grads, Scale
+
+
+class Climb:
+    """Makes eps of a direction and adds it, and takes it away again, whatever happens in between.
+
+    Attributes:
+        perturbation: that is there; None: the weights are the user's.
+    """
+
+    def __init__(self, model: nn.Module, gradients: Gradients, present: Present) -> None:
+        self._model, self._gradients, self._present = model, gradients, present
+        self._parameters: Parameters = gradients.parameters
+        self._doors = Doors(bare(model), self._parameters.optimizers)
+        self._rounding = Rounding()
+        self.perturbation: Perturbation | None = None
+
+    @contextmanager
+    def there(
+        self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None, draft: Draft
+    ) -> Iterator[Perturbation]:
+        """Within it the weights are at w + eps."""
+        with self.closing():
+            yield self.up(direction, clean, scale, replay, draft)
+
+    @torch.no_grad()
+    def up(self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None, draft: Draft) -> Perturbation:
+        """Move the weights to w + eps.
+
+        Args:
+            direction: which the ascent makes eps of; it is emptied unless it is ``clean``.
+            clean: the gradient at w that is kept meanwhile.
+            scale: the loss scale that ``direction`` carries.
+            replay: makes the pass there begin where the first began.
+            draft: is told what the direction remembers.
+        """
+        self._gradients.drop_others()
+        weights, eps = self._eps(direction, clean, scale, draft)
+        now = self._present.now
+        there = Perturbation(self._model, weights, clean, replay, now.backup, self._parameters.sharded)
+        self.perturbation = there
+        try:
+            self._doors.shut(self._parameters.entries)
+            there.enter(eps, self._rounding, now.rounding, now.measure, now.seed, now.step)
+        except BaseException:
+            self.close(broken=True)
+            raise
+        if clean is not direction:
+            direction.clear()  # frees the buffer for the second pass
+        return there
+
+    def _eps(self, direction: Grads, clean: Grads, scale: Scale, draft: Draft) -> tuple[list[Tensor], list[Tensor]]:
+        now, moved = self._present.now, self._present.moved()
+        names, rho, groups, handed = moved.names, moved.radii, moved.groups, dict(direction)
+        if list(direction) != names:
+            names = [n for n in names if n in direction]
+            rho, groups = {n: rho[n] for n in names}, {n: groups[n] for n in names}
+            handed = {n: direction[n] for n in names}
+        if clean is direction:  # the ascent writes on what it is handed
+            handed = dict(zip(handed, cloned(list(handed.values())), strict=True))
+        weights = moved.params if names is moved.names else {n: moved.params[n] for n in names}
+        if any(map(Tensor.is_complex, weights.values())):
+            weights = {n: as_real(w) for n, w in weights.items()}
+        eps, memory = now.ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale)
+        thin_(eps.values(), now.ascent.beta, now.seed, now.step)
+        draft.remember("ascent", memory)
+        return list(weights.values()), list(eps.values())
+
+    def close(self, broken: bool = False) -> None:
+        """The perturbation is forgotten last: an interruption in here can be followed by another call."""
+        if self.perturbation is not None:
+            try:
+                self.perturbation.leave(broken)
+            finally:
+                self._doors.open()
+            self.perturbation = None
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Closed at the end, also when Ctrl-C falls into the closing itself."""
+        broken = True
+        try:
+            try:
+                yield
+                broken = False
+            finally:
+                self.close(broken)
+        finally:
+            self.close(broken)

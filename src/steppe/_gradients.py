@@ -1,0 +1,201 @@
+"""Gradients moved about: out of ``.grad`` and into it, put aside, and those that no optimizer of the method takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steppe._algebra import as_real
+from steppe._optimizers import Stepper
+from steppe._parameters import Entry, Parameters
+
+Kept = tuple[Tensor, Tensor]
+
+
+class Gradients:
+    """The gradients of all parameters, by name; what is taken out of ``.grad`` belongs to who took it.
+
+    Attributes:
+        parameters: whose they are.
+        have_others: whether the latest pass brought gradients of the model's parameters that the optimizer lacks.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.have_others = False
+        self._others: list[Kept] = []
+        self._outside: list[weakref.ref[Tensor]] = []
+        self._aside: list[Kept] | None = None
+
+    def take(self, dense: bool = True) -> dict[str, Tensor]:
+        """Take every gradient away from its parameter; those of parameters that the optimizer lacks are kept apart.
+
+        A complex one is handed out as pairs of real numbers, and with ``dense`` a sparse one in full, so that no part
+        meets anything else. That of a group that climbs (``maximize``) is turned round until :meth:`give`: every part
+        sees a descent.
+        """
+        own, rest = self.parameters.owned, self.parameters.rest
+        grads = {n: g for n, p in own if (g := p.grad) is not None and p.requires_grad}
+        others = [(p, g) for _, p in rest if (g := p.grad) is not None and p.requires_grad]
+        outside = self._outside_gradients()
+        self.clear()
+        self._others = [(p, _own(g)) for p, g in others]
+        self.have_others = bool(self._others)
+        self._others += outside
+        if any(g.layout is not torch.strided or g._is_view() or g.is_complex() for g in grads.values()):
+            _refuse_sparse(grads, self.parameters.entries, self.parameters.perturbable)
+            grads = {n: as_real(_full(_own(g)) if dense else _own(g)) for n, g in grads.items()}
+        self.turn(grads)
+        return grads
+
+    def drop_others(self) -> None:
+        """Another pass will bring the others' gradients."""
+        self._others = []
+
+    def give_others(self) -> None:
+        """Leave the latest pass's gradients where the optimizer does not look: they are no part of the method."""
+        others, self._others = self._others, []
+        for param, grad in others:
+            param.grad = grad
+
+    def meet(self, leaves: Iterable[Tensor]) -> bool:
+        """Note trainable tensors that a loss depends on: those outside the model are others too, within :meth:`aside`.
+
+        Returns:
+            Whether there were any that were not known.
+        """
+        known = {id(e.param) for e in self.parameters.entries} | {id(p) for p in self.outside()}
+        new = {id(p): p for p in leaves if id(p) not in known}.values()
+        self._outside += map(weakref.ref, new)
+        if self._aside is not None:
+            self._aside += [(p, p.grad) for p in new if p.grad is not None]
+            for p in new:
+                p.grad = None
+        return bool(new)
+
+    def outside(self) -> list[Tensor]:
+        """The known leaves that are not the model's."""
+        found = [p for ref in self._outside if (p := ref()) is not None]
+        if len(found) < len(self._outside):
+            self._outside = [weakref.ref(p) for p in found]
+        return found
+
+    def _outside_gradients(self) -> list[Kept]:
+        # Elsewhere than in `aside` nobody knows what was there before the pass.
+        there = self.outside() if self._aside is not None else ()
+        kept = [(p, p.grad) for p in there if p.requires_grad and p.grad is not None]
+        for p, _ in kept:
+            p.grad = None
+        return [(p, _own(g)) for p, g in kept]
+
+    def give(self, grads: dict[str, Tensor]) -> None:
+        """Set the gradients; parameters without one keep what they have."""
+        self.turn(grads)
+        for name, param in self.parameters.owned:
+            grad = grads.get(name)
+            if grad is not None:
+                param.grad = torch.view_as_complex(grad) if param.is_complex() and not grad.is_complex() else grad
+
+    def turn(self, grads: dict[str, Tensor]) -> None:
+        """Turn round, in place, the gradients of groups that climb: to a descent's view of them, and back."""
+        climbing = self.parameters.optimizers.climbing()
+        if any(climbing):
+            mine = (e.name for e in self.parameters.entries if e.group is not None and climbing[e.group])
+            for grad in (grads[name] for name in mine if name in grads):
+                grad.neg_()
+
+    def seen_by(self, which: int, entries: list[Entry]) -> dict[str, Tensor]:
+        """The gradients that one optimizer's step takes, as a descent has them; not to be written on."""
+        stepper = self.parameters.optimizers.steppers[which]
+        grads = {e.name: as_real(e.param.grad) for e in entries if e.param.grad is not None}
+        up = [Stepper(stepper.optimizer).climbs(g) for g in self.parameters.optimizers.param_groups]
+        for entry in entries if any(up) else ():
+            # A wrapper that climbs has turned them round by now.
+            if entry.group is not None and up[entry.group]:
+                grads[entry.name] = -grads[entry.name]
+        return grads
+
+    def clear(self) -> None:
+        """Set every ``.grad`` to None."""
+        for param in self.parameters.all:
+            if param.requires_grad:
+                param.grad = None
+
+    def there(self) -> bool:
+        """Whether any gradient is there that the optimizer's step would take."""
+        return any(p.grad is not None and p.requires_grad for _, p in self.parameters.owned)
+
+    def handed(self, which: int | None = None) -> list[Tensor]:
+        """The gradients that the optimizer's step would take, of one optimizer or of all."""
+        owner = self.parameters.owner
+        mine = (e for e in self.parameters.entries if e.group is not None and which in (None, owner(e)))
+        return [_full(e.param.grad) for e in mine if e.param.requires_grad and e.param.grad is not None]
+
+    @contextmanager
+    def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:
+        """Put the gradients that are there aside, and add them to the new ones; on an error leave them as they were.
+
+        ``average`` is given those put aside before they are added.
+        """
+        earlier = [(p, _own(g)) for p in self.parameters.all if (g := p.grad) is not None and p.requires_grad]
+        if earlier:
+            self.clear()
+        self._aside = outside = []
+        outside += self._outside_gradients()
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            for param in self.outside():
+                param.grad = None
+            for param, grad in [*earlier, *outside]:
+                param.grad = grad
+            raise
+        finally:
+            self._aside = None
+        if earlier:
+            average([g for _, g in earlier])
+        for param, grad in [*earlier, *outside]:
+            param.grad = grad if param.grad is None else _sum(grad, param.grad)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is outside the model is not copied with it."""
+        return vars(self) | {"_outside": [], "_aside": None}
+
+
+def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both with the same names in the same order; a gradient missing in one pass is zero there."""
+    for one, other in ((clean, perturbed), (perturbed, clean)):
+        one.update({k: torch.zeros_like(g) for k, g in other.items() if k not in one})
+    return clean, {k: perturbed[k] for k in clean}
+
+
+def _own(grad: Tensor) -> Tensor:
+    # A view is a slice of somebody's flat buffer (DDP's buckets), which the next pass would overwrite.
+    return grad.clone() if grad._is_view() else grad
+
+
+def _refuse_sparse(grads: dict[str, Tensor], entries: list[Entry], perturbable: Callable[[Entry], bool]) -> None:
+    sparse = {name for name, grad in grads.items() if grad.layout is not torch.strided}
+    for entry in entries if sparse else ():
+        if entry.name in sparse and perturbable(entry):
+            raise ValueError(
+                f"{entry.name} has a sparse gradient, whose perturbation is not defined here: use sparse=False, or do "
+                "not perturb it: perturb=False in its group, or an optimizer of its own"
+            )
+
+
+def _full(grad: Tensor) -> Tensor:
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
+def _sum(grad: Tensor, new: Tensor) -> Tensor:
+    """The sum, in the storage of ``grad`` where both are of one layout."""
+    if grad.layout is new.layout:
+        return grad.add_(new)
+    return new + grad if new.layout is torch.strided else grad + new

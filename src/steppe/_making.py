@@ -1,0 +1,295 @@
+"""How a step's gradient is made: the passes, the way to w + eps and back, and what is handed on; one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from steppe._algebra import as_real, norm
+from steppe._batch import Work
+from steppe._climb import Climb
+from steppe._draft import Draft, Last
+from steppe._gradients import Gradients, aligned
+from steppe._graphs import Tracing, in_our_words, refuse_second_order
+from steppe._lookout import Lookout, steps_inside
+from steppe._parameters import Parameters, parallel
+from steppe._passes import Passes
+from steppe._present import Now, Present
+from steppe._rates import check_rates
+from steppe._selection import Selection
+from steppe._sync import Averaging, average_earlier, refuse_unreduced
+from steppe._tree import renamed
+from steppe._wiring import CORRECTION, check_phases
+from steppe.ascent import Grads, Scale
+from steppe.combine import Replace
+
+
+class Making:
+    """Makes the gradient of each step of what the parts at hand say, and keeps the step under construction.
+
+    Args:
+        model: as it was given, with its wrappers.
+        parameters: the model's. selection: which of them a step is about. averaging: between processes.
+
+    Attributes:
+        draft: the step under construction.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Parameters, selection: Selection, averaging: Averaging) -> None:
+        self._model, self._parameters, self._selection = model, parameters, selection
+        self._optimizers = parameters.optimizers
+        self._gradients, self._present = Gradients(parameters), Present(parameters, averaging)
+        self._averaging, self._alone = averaging, parallel(model) is None
+        self.draft, self.lookout, self._tracing = Draft(), Lookout(), Tracing()
+        self.passes = Passes(model, self._gradients, self._present, averaging, self.lookout)
+        self.climb = Climb(model, self._gradients, self._present)
+        self._stepping: int | None = None  # the optimizer within whose step we are: its closure may call backward
+        self._foreseen_later: dict[str, Any] = {}  # what a direction will remember when that step was a real one
+
+    # What a call of the user's finds
+
+    def look_again(self, now: Now) -> dict[str, Any]:
+        """The memory, which follows parameters that were renamed, and starts anew for those that were exchanged."""
+        before, memory = self._parameters.entries, now.memory
+        if names := self._parameters.look_again():
+            known = {e.name for e in before}
+            memory, self.draft.memory = (self._follow(m, names, known, now) for m in (memory, self.draft.memory))
+            self.draft.correction = renamed(self.draft.correction, names, known)
+        self._present.begin(now if memory is now.memory else now._replace(memory=memory))
+        return memory
+
+    def _follow(self, memory: dict[str, Any], names: Any, known: set[str], now: Now) -> dict[str, Any]:
+        memory = renamed(memory, names, known)
+        if "combine" in memory:
+            memory["combine"] = now.combine.after_change(memory["combine"])
+        return memory
+
+    def _drop_abandoned(self, begun: bool) -> None:
+        """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step.
+
+        ``begun``: the optimizers have stepped since, or one of them.
+        """
+        if begun and not self.lookout.waits:
+            self.draft = Draft()
+            return
+        here = self._gradients.there()
+        if not here:
+            self.lookout.gradient(self._optimizers)
+        waits = self._present.now.schedule.needs_gradient
+        if begun or not here or (waits and not float(norm(self._gradients.handed()))):
+            self.draft = Draft()
+        elif self.draft.correction:
+            for which in range(self._parameters.count):
+                self.draft.shrink(self._gradients, which)
+
+    # A gradient in one call
+
+    def backward(self, closure: Any, work: Work, begin: Callable[[], bool]) -> Last:
+        """Add the gradient to ``.grad``: plainly, where that is known to be all.
+
+        Args:
+            closure: as it was given.
+            work: what is to be run of it.
+            begin: new gradients are made; whether the round before had begun to step.
+        """
+        now, look = self._present.now, self.passes.cheaper(work)
+        self._drop_abandoned(begin())
+        may_ascend = self._present.ascends(self.draft) is not False
+        arguments = [a for batch in work.batches for a in batch]
+        work.trace = self._tracing.trace(closure, arguments, self.passes.moved, may_ascend)
+        if look is not None:
+            look.trace = work.trace
+        try:
+            with self.lookout.backward(self._parameters), self._selection.held(now.step, now.seed, now.memory):
+                if may_ascend or now.combine.reuses or now.select is not None:
+                    last = self._beside_earlier(work, look)
+                else:
+                    last = Last(False, self.passes.plain(work))
+        finally:
+            self.passes.mark = None  # a failed pass must not lend its masks to the next step
+        self.lookout.handed(self._parameters)
+        if work.trace is not None and last.ascended == may_ascend:
+            self._tracing.done(closure, may_ascend)
+        if self._stepping is not None:
+            self._keep_handed(self._stepping)
+        return last
+
+    def _beside_earlier(self, work: Work, look: Work | None) -> Last:
+        """:meth:`_gradient`, added to what earlier micro-batches left."""
+        if self._parameters.sharded:
+            refuse_unreduced(self._model)
+        with self._gradients.aside(lambda earlier: average_earlier(self._model, earlier)):
+            last = self._gradient(work, look)
+        self.draft.note_handed(self._gradients)
+        return last
+
+    def _gradient(self, work: Work, cheap: Work | None) -> Last:
+        """One step in at most three passes, each only where a part needs it; the gradient to hand on is in ``.grad``.
+
+        ``seen`` is what the schedule and the direction learn from (a cheap look, or the clean pass itself), ``clean``
+        the whole batch at w, and the last the whole batch at w + eps.
+        """
+        present, draft = self._present, self.draft
+        ascends, needs_clean = present.ascends(draft), present.needs_clean
+        ahead = present.now.ascent.direction.ahead
+        foreseen = present.foreseen() if ahead and ascends is not False else {}
+        seen = clean = None
+        if ascends is not False and cheap is not None:
+            seen = self.passes.quiet(cheap)
+        elif ascends is not True or not foreseen or needs_clean:
+            seen = clean = self.passes.first(work, ascends)
+        if seen is not None:
+            draft.remember("select", self._selection.look(seen.grads, seen.scale))
+            decided = present.decide(draft, seen.grads, seen.scale)
+            ascends = decided and present.moves(foreseen if ahead else seen.grads)
+        if clean is None and (needs_clean or not ascends):
+            clean = self.passes.first(work, ascends)
+        if not ascends:
+            assert clean is not None
+            self._skip(clean.grads)
+            return Last(False, clean.loss)
+        kept = clean.grads if clean is not None and needs_clean else {}
+        direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
+        start = None if clean is None else clean.start
+        with self.climb.there(direction, kept, scale, start, draft) as there, in_our_words(perturbed=True):
+            loss = self.passes.second(work, again=clean is not None)
+        length, displacement = there.length, there.displacement
+        del there  # and with it the saved weights, before the combination needs its room
+        self._finish(kept)
+        return Last(True, (clean or seen) and (clean or seen).loss, loss, length, displacement)  # type: ignore
+
+    @torch.no_grad()
+    def _skip(self, grads: Grads) -> None:
+        """Hand on what ``combine`` makes of the gradient at w alone."""
+        now = self._present.now
+        self._gradients.give(now.combine.skipped(now.step, grads, now.known("combine")))
+        self._gradients.give_others()
+
+    @torch.no_grad()
+    def _finish(self, clean: Grads) -> None:
+        """Hand on what ``combine`` makes of the clean gradient and the perturbed one in ``.grad``."""
+        now = self._present.now
+        if type(now.combine) is Replace and self._alone:
+            return  # it lies there already
+        perturbed = self._gradients.take(self._present.reads_all)
+        if clean:
+            clean, perturbed = aligned(clean, perturbed)
+        out = now.combine.ascended(now.step, clean, perturbed, now.known("combine"))
+        self.draft.keep(out)
+        self._gradients.give(out.grads)
+        self._gradients.give_others()
+
+    # The phases, where a host runs the passes
+
+    def ascend(self, scale: Scale, same_step: bool, begin: Callable[[], bool]) -> Last:
+        """After an ordinary backward, or before it: perturb the weights if this step ascends."""
+        present, empty = self._present, not self._gradients.there()
+        ahead = present.now.ascent.direction.ahead
+        check_phases(present.now, self._averaging, self._model, empty, self.passes.mark is not None)
+        refuse_second_order(p.grad for p in self._parameters.all)
+        if not same_step:
+            begin()
+            self.lookout.gradient(self._optimizers)
+            self.draft = Draft()
+        grads, mark = self.passes.taken(), self.passes.take_mark()
+        self.passes.scale = scale
+        direction = present.foreseen() if ahead else grads
+        if not (present.decide(self.draft, grads, scale) and present.moves(direction)):
+            self._skip(grads)
+            self.lookout.handed(self._parameters)
+            return Last(False)
+        clean, before = grads if present.needs_clean else {}, ahead and empty
+        replay = None if before else mark or self.passes.replay(False)
+        there = self.climb.up(direction, clean, scale, replay, self.draft)
+        if not before:
+            self.passes.outside.open_phase()
+        return Last(True, None, None, there.length, there.displacement)
+
+    def restore(self) -> None:
+        """The weights back, and the combined gradient in ``.grad``."""
+        if self.climb.perturbation is None:
+            raise RuntimeError(
+                "restore() was called but nothing is perturbed: call it once, after ascend() returned True"
+            )
+        clean = self.climb.perturbation.clean
+        with self.climb.closing():
+            pass
+        self.passes.outside.close_phase()
+        self._finish(clean)
+        self.draft.note_handed(self._gradients)
+        self.lookout.handed(self._parameters)
+
+    @contextmanager
+    def perturbed(self, scale: Scale) -> Iterator[None]:
+        """The weights at w + eps, whatever the schedule says, and nothing kept of it."""
+        ahead, self.passes.mark = self._present.now.ascent.direction.ahead, None
+        if not self._gradients.there() and not ahead:
+            raise RuntimeError(
+                "perturbed() found no gradient to climb along: call backward first, and look before zero_grad()"
+            )
+        if ahead:
+            grads = self._present.foreseen()
+        else:
+            there = ((e.name, e.param.grad) for e in self._parameters.entries)
+            grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
+            self._gradients.turn(grads)
+        with self.passes.no_trace(), self.climb.there(grads, {}, scale, None, Draft()):
+            yield
+
+    def scale_in_grad(self) -> Scale:
+        """The loss scale that ``.grad`` carries, where that cannot be in doubt: the host may have taken it off."""
+        ascent, scale = self._present.now.ascent, self.passes.scale
+        kept = self._present.now.known("ascent") and not ascent.direction.ahead
+        if (ascent.reads_scale or kept) and float(scale) != 1:
+            raise RuntimeError(
+                f"perturbed() was entered after a backward under a loss scale of {float(scale):g}, which "
+                f"{ascent.direction!r} with scope={ascent.scope!r} reads; expected the scale that .grad "
+                "carries now: perturbed(scale=scaler) before scaler.unscale_(optimizer), perturbed(scale=1) after it"
+            )
+        return 1.0
+
+    # The optimizers' steps
+
+    def before_step(self, which: int, again: bool) -> None:
+        """An optimizer is about to step, ``again`` in a round: a step of the method's own, or of nobody's."""
+        if self.lookout.within:
+            raise RuntimeError(steps_inside(self._optimizers.steppers[which].name))
+        if again:
+            self.draft = Draft()
+        if self.draft.correction:
+            check_rates(self._optimizers, CORRECTION, exact=True)
+        self._stepping, scale = which, self._optimizers.steppers[which].attribute("grad_scale")
+        self.draft.close(self._gradients, which, scale)
+        self._keep_handed(which, 1.0 if scale is None else scale)
+
+    def _keep_handed(self, which: int, scale: Scale = 1.0) -> None:
+        """Let the direction remember the gradient that an optimizer's step is about to take."""
+        if self._present.now.ascent.direction.ahead and self.draft.decision is not None:
+            self._foreseen_later = self._present.after(self._gradients, which, scale)
+
+    def after_step(
+        self, which: int, memory: dict[str, Any], skipped: bool, stepped: Callable[[int], tuple[bool, bool]]
+    ) -> tuple[dict[str, Any], bool]:
+        """It has stepped, or skipped; ``stepped`` tells whether it was the first of its round, and the last.
+
+        Returns:
+            The memory from now on, and whether a step of the method is done.
+        """
+        self._stepping, later, self._foreseen_later = None, self._foreseen_later, {}
+        if skipped:
+            self.draft = self.draft if self._parameters.count > 1 else Draft()
+            return memory, False
+        draft, (first, last) = self.draft, stepped(which)
+        self.draft = Draft() if last else draft
+        # A host that hands the optimizer a closure made this draft during the step.
+        draft.close(self._gradients, which, None)
+        draft.correct(self._gradients, which)
+        memory = memory | {"ascent": later} if later else memory
+        if first:
+            self.lookout.heard()
+            memory = memory | self._selection.learned(draft.memory, memory)
+        return memory, first

@@ -1,0 +1,132 @@
+"""The present step: what it is made with, how far each parameter goes, and whether it ascends at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steppe._algebra import norm
+from steppe._draft import Draft
+from steppe._gradients import Gradients
+from steppe._parameters import Moved, Parameters
+from steppe._sync import Averaging
+from steppe._tree import beside
+from steppe.ahead import Ahead
+from steppe.ascent import Ascent, Grads, Scale
+from steppe.combine import Combine, Replace
+from steppe.schedule import Schedule
+from steppe.select import Select
+
+
+class Now(NamedTuple):
+    """Parts, settings and position, as they are when the user calls: any of them may be exchanged between two calls."""
+
+    ascent: Ascent
+    schedule: Schedule
+    combine: Combine
+    select: Select | None
+    step: int
+    seed: int
+    memory: dict[str, Any]
+    same_dropout: bool
+    generators: Sequence[Any]
+    rounding: str
+    backup: str
+    measure: bool
+
+    def known(self, part: str) -> dict[str, Any]:
+        """What a part remembers of the last real step."""
+        found: dict[str, Any] = self.memory.get(part, {})
+        return found
+
+
+class Present:
+    """What follows of it: radii, decision, and the direction that is known before any pass.
+
+    Args:
+        parameters: whose radii. averaging: whether ranks have directions of their own.
+    """
+
+    now: Now
+
+    def __init__(self, parameters: Parameters, averaging: Averaging) -> None:
+        self.parameters, self._averaging = parameters, averaging
+        self._moved: Moved | None = None
+
+    def begin(self, now: Now) -> None:
+        """A call of the user's."""
+        self.now, self._moved = now, None
+
+    def moved(self) -> Moved:
+        """What the ascent may move and how far; a group's rho may be another at each call."""
+        if self._moved is None:
+            ascent, step = self.now.ascent, self.now.step
+            groups = self.parameters.optimizers.param_groups
+            self._moved = self.parameters.moved(
+                tuple(ascent.radius(step, g) if g.get("perturb", True) else None for g in groups)
+            )
+        return self._moved
+
+    def ascends(self, draft: Draft) -> bool | None:
+        """Whether this step ascends; None: that waits for a gradient."""
+        return None if self.now.schedule.needs_gradient else self.decide(draft, {}, 1.0)
+
+    def decide(self, draft: Draft, grads: Grads, scale: Scale) -> bool:
+        """The schedule's decision, one for each step, and whether any radius is above zero."""
+        if draft.decision is None:
+            now = self.now
+            draft.decision, memory = now.schedule.decide(
+                now.step, now.seed, lambda: (norm(list(grads.values())) / scale) ** 2, now.known("schedule")
+            )
+            draft.remember("schedule", memory)
+        return draft.decision and self.moved().any
+
+    def moves(self, direction: Grads) -> bool:
+        """Whether a direction has anything to perturb (ranks with directions of their own must agree on their passes).
+
+        A loss that does not depend on what is perturbed has a gradient, and no perturbation.
+        """
+        return bool(direction) and (self._averaging.puts_off or any(name in direction for name in self.moved().radii))
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether the combination reads the gradient at the weights."""
+        return self.now.combine.needs_clean(self.now.step)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether gradients of parameters that are not perturbed are reckoned with, and not only handed on."""
+        alone = isinstance(self.now.combine, Replace) and not self.now.schedule.needs_gradient
+        return not alone or self.now.select is not None or self._averaging.puts_off
+
+    @torch.no_grad()
+    def foreseen(self) -> Grads:
+        """The direction that needs no gradient of this step; empty where nothing is known yet."""
+        direction, parameters = self.now.ascent.direction, self.parameters
+        assert isinstance(direction, Ahead)
+        moved: Grads = {n: p for n, p in self.moved().params.items() if p.requires_grad}
+        return direction.vector(moved, parameters.optimizers, self.now.known("ascent"), self.now.step)
+
+    @torch.no_grad()
+    def after(self, gradients: Gradients, which: int, scale: Scale) -> dict[str, Any]:
+        """What such a direction will remember of the gradient that optimizer number ``which`` is about to take."""
+        direction, parameters, memory = self.now.ascent.direction, self.parameters, self.now.known("ascent")
+        assert isinstance(direction, Ahead)
+        if not direction.follows:
+            return {}
+        inside = [e for e in parameters.entries if parameters.perturbable(e)]
+        mine = [e for e in inside if parameters.owner(e) == which and e.param.grad is not None]
+        later = direction.after(gradients.seen_by(which, mine), memory, scale)
+        if parameters.count > 1:  # the others keep what their own steps left
+            later = beside(later, memory, {e.name for e in inside if parameters.owner(e) != which})
+        return later
+
+    def trained(self, silent: set[str]) -> list[Tensor]:
+        """The parameters that a second pass sees elsewhere on purpose; all others are state.
+
+        ``silent``: those without a gradient.
+        """
+        return [p for n, p in self.moved().params.items() if p.requires_grad and n not in silent]
