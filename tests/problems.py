@@ -33,9 +33,34 @@ class Net(nn.Module):
         return self.last(h + self.rare(h) if rare else h)
 
 
-def net(dtype: torch.dtype = torch.float64, dropout: float = 0.25, seed: int = 0) -> Net:
+class Adapted(nn.Module):
+    """A frozen linear layer with LoRA factors away from zero, laid out as PEFT's layers are."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.base_layer = nn.Linear(into, out).requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(into, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, out, bias=False)})
+        self.scaling = {"default": 2.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = self.lora_B["default"](self.lora_A["default"](x))
+        return self.base_layer(x) + self.scaling["default"] * change
+
+
+class LoraNet(Net):
+    """The same with adapters on two of its layers."""
+
+    def __init__(self, dropout: float = 0.25) -> None:
+        super().__init__(dropout)
+        self.first, self.last = Adapted(5, 7), Adapted(7, 3)  # type: ignore[assignment]
+
+
+def net(
+    dtype: torch.dtype = torch.float64, dropout: float = 0.25, seed: int = 0, lora: bool = False
+) -> Net:
     torch.manual_seed(seed)
-    return Net(dropout).to(dtype)
+    return (LoraNet if lora else Net)(dropout).to(dtype)
 
 
 def batches(

@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 COMPOSED = "composed"
 # BAR acts on the weights of adapters: its own resume is in tests/lora.
-NAMES = [*(name for name, row in steppe.methods.METHODS.items() if row.tunes == "rho"), COMPOSED]
+NAMES = [*(name for name, row in steppe.methods.METHODS.items() if not row.lora), COMPOSED]
 
 
 def build(name: str, settings: dict[str, Any] | None = None) -> Built:

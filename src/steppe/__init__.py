@@ -45,6 +45,7 @@ from steppe.methods.sam import SAM
 from steppe.methods.sam_on import SAMON
 from steppe.methods.sl_sam import SLSAM
 from steppe.methods.wsam import WSAM
+from steppe.protocol import Method, Needs
 from steppe.recommended import recommended
 from steppe.schedule import AboveNorm, Always, Bernoulli, Every, Schedule, Window
 from steppe.select import Select, Sparse
@@ -54,8 +55,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AESAM", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA", "Combine",
     "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM", "Gradient",
-    "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Mix", "Momentum", "NBAR", "OBAR",
-    "Previous", "Probe", "RST", "Replace", "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select",
-    "SharpnessAware", "Sparse", "SurrogateGap", "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho",
-    "lora", "methods", "optim", "recommended", "schedule", "views",
+    "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix", "Momentum", "NBAR",
+    "Needs", "OBAR", "Previous", "Probe", "RST", "Replace", "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM",
+    "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "WSAM", "Window", "__version__", "curves",
+    "diagnostics", "find_rho", "lora", "methods", "optim", "recommended", "schedule", "views",
 ]  # fmt: skip

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from steppe._parts import check_count
+
 
 def lacking(
     recipe: Callable[..., Any], total_steps: int | Callable[[], Any], settings: Mapping[str, Any] | None = None
@@ -38,8 +40,19 @@ def of_this_length(
 
     def build(model: Any, optimizer: Any) -> Any:
         made = recipe(model, optimizer, **known | given)
-        if given and hasattr(made, "hosts_length"):
+        if given and hasattr(made, "hosts_length"):  # what is no method is refused by the host
             made.hosts_length = True
         return made
 
     return build
+
+
+def check_length(schedule: str, total_steps: int | None) -> None:
+    """Refuse a schedule over the whole training whose length nobody gave."""
+    if total_steps is not None:
+        check_count("total_steps", total_steps)
+    elif schedule != "constant":
+        raise ValueError(
+            f"schedule={schedule!r} needs total_steps, the number of optimizer steps of the whole training; give it, "
+            "or schedule='constant'"
+        )

@@ -173,11 +173,3 @@ def warn_of_fresh_masks(model: nn.Module) -> None:
             stacklevel=5,
         )
 
-
-def refuse_per_sample(sharp: Any, host: str) -> None:
-    """Refuse a method that needs one loss per sample where the host has only their mean."""
-    if getattr(getattr(sharp, "ascent", None), "per_sample", False):
-        raise ValueError(
-            f"hardest={sharp.ascent.hardest!r} (ESAM) was given, but {host} has the mean loss only, not one per "
-            "sample; expected a method without it: write a loop of your own with sharp.backward(loss_of, batch)"
-        )

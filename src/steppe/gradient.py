@@ -29,6 +29,7 @@ from steppe._sync import Averaging, refuse_uneven
 from steppe._wiring import HasScale, check_arguments, check_optimizers, part_or_default, refuse_unknown, scale_of
 from steppe.ascent import Ascent, Scale
 from steppe.combine import Combine, Replace
+from steppe.protocol import Needs
 from steppe.schedule import Always, Schedule
 from steppe.select import Select
 
@@ -299,6 +300,17 @@ class SharpnessAware:
     def select(self) -> Select | None:
         """The part that says which parameters a step is about; None: all of them."""
         return self._selection.select
+
+    @property
+    def needs(self) -> Needs:
+        """What it needs of a host whose loop is not the user's own."""
+        return Needs(
+            passes=True,
+            look=self.ascent.apart,
+            ahead=self.ascent.direction.ahead,
+            per_sample=self.ascent.per_sample,
+            parts=self.select is not None,
+        )
 
     @property
     def looking(self) -> bool:

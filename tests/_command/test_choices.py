@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests.problems import Adapted
 
 from steppe._command.choices import parse, parse_all, split_list
 from steppe.methods import METHODS
@@ -35,9 +36,9 @@ def test_the_grid_is_in_the_methods_units_unless_rho_is_set():
     assert parse("sam:rho=0.3").grid({"rho": [0.1, 0.2]}) == [0.3]
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("sam_on", "nbar", "obar")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "sam_on"])
 def test_every_method_can_be_chosen_and_built(name):
-    model = torch.nn.Linear(3, 2)
+    model = Adapted(3, 2) if METHODS[name].lora else torch.nn.Linear(3, 2)
     own = METHODS[name].optimizer
     optimizer = own(model.parameters()) if own else torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sharp = parse(name).build(model, optimizer, value=0.1, seed=3, total_steps=10)
@@ -47,7 +48,7 @@ def test_every_method_can_be_chosen_and_built(name):
 def test_total_steps_reaches_the_schedules_that_need_it():
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert parse("rst:schedule=linear2").build(model, optimizer, value=0.1, seed=0, total_steps=10)
+    assert parse("rst:p=0.2,schedule=linear2").build(model, optimizer, value=0.1, seed=0, total_steps=10)
 
 
 def test_each_method_once():

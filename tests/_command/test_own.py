@@ -126,7 +126,7 @@ def test_a_file_that_fails_is_said_so(tmp_path):
 
 def test_a_recipe_that_gives_nothing_is_refused_before_anything_runs(file, tmp_path):
     ended = studies.complete(tmp_path / "out", "--methods", f"{file}:nothing")
-    assert ended.returncode == 2 and "its recipe gives a NoneType; expected a steppe.SharpnessAware" in ended.stderr
+    assert ended.returncode == 2 and "its recipe gives a NoneType; expected a steppe.Method" in ended.stderr
 
 
 def test_a_whole_comparison_with_own_methods(file, tmp_path):
@@ -184,9 +184,9 @@ def test_bench_rho_and_finetune_take_them(file, tmp_path, capsys):
     training = {"learning_rate": 0.1, "weight_decay": 0.0}
     for name in ("recommended", f"{file}:Half:rho=0.1"):
         assert isinstance(finetuned.rehearse(finetuned.check(name), net(), training), steppe.SharpnessAware)
-    with pytest.raises(ValueError, match="gives a ByHand; the Trainer needs a steppe.SharpnessAware"):
+    with pytest.raises(ValueError, match="its recipe gives a ByHand; expected a steppe object"):
         finetuned.rehearse(f"{file}:ByHand", net(), training)
-    with pytest.raises(ValueError, match="needs a loss for each example, and the Trainer has their mean only"):
+    with pytest.raises(ValueError, match="needs one loss per sample .*the Trainer has the mean loss only"):
         finetuned.rehearse(f"{file}:hardest", net(), training)
 
 

@@ -54,6 +54,16 @@ def test_shares_and_passes_of_methods(text, share, kinds, passes):
     assert one.passes == passes
 
 
+@pytest.mark.parametrize("text", ["nbar", "flat_lora", "bi_lora:rank=1"])
+def test_methods_of_lora_take_the_one_pass_of_the_base(text):
+    job = Subject("tests.bench.tiny:lora", 8).make()
+    one = ours(job, parse(text), "sgd")
+    assert (one.share, one.kinds) == (0.0, (False,))
+    one.place(False)
+    one.take(job.batch)
+    assert one.passes == {False: 1.0}
+
+
 def test_random_shares_are_near_their_chance_and_placed_exactly():
     job, one = method("rst:p=0.3")
     assert one.share == pytest.approx(0.3, abs=0.05)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from tests.problems import Adapted
 from torch import Tensor, nn
 
 
@@ -13,6 +14,11 @@ def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
 def job(batch_size: int) -> tuple[nn.Module, Any, Any]:
     batch = {"x": torch.randn(batch_size, 6), "y": torch.randn(batch_size), "name": "tiny"}
     return nn.Linear(6, 1), batch, lambda model, b: (model(b["x"])[:, 0] - b["y"]).square().mean()
+
+
+def lora(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    batch = {"x": torch.randn(batch_size, 6), "y": torch.randn(batch_size), "name": "tiny"}
+    return Adapted(6, 1), batch, lambda model, b: (model(b["x"])[:, 0] - b["y"]).square().mean()
 
 
 def wide(batch_size: int) -> tuple[nn.Module, Any, Any]:

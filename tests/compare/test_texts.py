@@ -96,6 +96,7 @@ def test_a_grid_of_many_is_spread_over_the_usual_range():
         ("--task text:{data} --model hf:{model} --max-length 99", "max_length 99"),
         ("--task text:{data} --model hf:{model} --momentum 0.5", "leave it out with 'adamw'"),
         ("--task text:{data} --model hf:{model} --adapt full --methods nbar", "method 'nbar'"),
+        ("--task text:{data} --model hf:{model} --adapt full --methods flat_lora", "the model holds no LoRA layer"),
         ("--epochs 3 --max-steps 9", "epochs and max_steps are both given"),
         ("--lr 0.1 --lr-grid 0.1,0.2", "lr and lr_grid are both given"),
         ("--lr-grid 0.1,0", "lr_grid must be a list of learning rates above 0"),
@@ -226,9 +227,16 @@ def test_bar_is_trained_in_one_pass_and_the_probe_follows_the_pairs(folder):
     assert balance["share"] != train(folder, "obar", 2.0, lr=0.05)["balancedness"]["share"]
 
 
+@pytest.mark.parametrize(("method", "tunes", "value"), [("flat_lora", "sigma", 0.5), ("bi_lora", "rho", 0.1)])
+def test_the_other_methods_of_lora_by_name(folder, method, tunes, value):
+    record = train(folder, method, value, lr=0.05)
+    assert record["passes_per_step"] == 1.0 and record.get("tunes", "rho") == tunes and record[tunes] == value
+    assert record["curve"] != train(folder, "base", None, lr=0.05)["curve"]
+
+
 def test_no_mu_is_the_base_and_no_radius_too(folder):
     base = train(folder, "base", None)
-    for method in ("nbar:mu=0", "sam:rho=0"):
+    for method in ("nbar:mu=0", "sam:rho=0", "flat_lora:sigma=0", "bi_lora:rho=0"):
         record = train(folder, method, 0.0)
         assert (record["curve"], record["balancedness"]) == (base["curve"], base["balancedness"])
 

@@ -45,7 +45,10 @@ def both_speak(given: list[list[str]]) -> list[tuple[int, str, str]]:
     return said
 
 
-CASES = {"bert": "sam:rho=0.1", "gpt2": "nbar:mu=1"}
+CASES = {
+    "bert": "sam:rho=0.1", "gpt2": "nbar:mu=1", "roberta": "flat_lora:sigma=0.3",
+    "llama": "bi_lora:rho=1,rule=sgd,lr=0.5",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

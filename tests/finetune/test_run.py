@@ -79,11 +79,16 @@ def test_a_model_trained_whole_is_saved_whole(tmp_path: Path) -> None:
     assert len(tokenizer_of(str(tmp_path / "out" / "model"))) == 20
 
 
-@pytest.mark.parametrize("method", ["obar", "look_sam:k=5,push=natural", "adasam:lr=1e-3", "rst"])
+@pytest.mark.parametrize(
+    "method", ["obar", "flat_lora", "bi_lora", "look_sam:k=5,push=natural", "adasam:lr=1e-3", "rst"]
+)
 def test_methods_on_adapters(tmp_path: Path, method: str) -> None:
     result = run(tmp_path, method=method, training={"max_steps": 3})
     expected = {"sam": 2.0, "adasam": 2.0, "look_sam": 4 / 3}.get(method.partition(":")[0])
     assert result["passes_per_step"] == pytest.approx(expected) if expected else 1 <= result["passes_per_step"] <= 2
+    of_factors = method in ("obar", "flat_lora", "bi_lora")
+    assert result["method"]["pairs"] == (2 if of_factors else None)
+    assert ("LoRA-" in result["method"]["label"]) is not of_factors
 
 
 @pytest.mark.parametrize(

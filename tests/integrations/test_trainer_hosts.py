@@ -17,7 +17,8 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
 from tests.integrations import tiny_models as tiny  # noqa: E402
-from tests.integrations.trainers import arguments, factory  # noqa: E402
+from tests.integrations.trainers import Seeds, arguments, factory  # noqa: E402
+from tests.situations.standins import Chained  # noqa: E402
 
 import steppe  # noqa: E402
 from steppe.integrations.transformers import SharpTrainer, SharpTrainerMixin  # noqa: E402
@@ -30,9 +31,9 @@ def simple(folder: Path, sharp: Any, **settings: Any) -> SharpTrainer:
 
 
 def test_total_steps_come_from_the_trainer(tmp_path: Path) -> None:
-    trainer = simple(tmp_path, functools.partial(steppe.RST, rho=0.1, schedule="linear2"), max_steps=4)
+    trainer = simple(tmp_path, functools.partial(steppe.RST, rho=0.1, p=0.2, schedule="linear2"), max_steps=4)
     trainer.train()
-    assert trainer.sharp.schedule.p == steppe.curves.Linear(0.5, 0.5, 4)
+    assert trainer.sharp.schedule.p == steppe.curves.Linear(0.2, 0.8, 4)
     trainer = simple(tmp_path, functools.partial(steppe.AESAM, total_steps=9))
     trainer.train()
     assert trainer.sharp.schedule.total_steps == 9
@@ -47,6 +48,29 @@ def test_the_optimizer_is_the_one_that_really_steps(tmp_path: Path) -> None:
     first = trainer.sharp
     trainer.train()
     assert trainer.sharp is not first and trainer.sharp.step == 3
+
+
+@pytest.mark.parametrize("recipe", [functools.partial(steppe.LookSAM, k=2, rho=0.1), steppe.S2SAM])
+def test_optimizers_chained_in_one_train_as_one_of_all(recipe: Any, tmp_path: Path) -> None:
+    """Their steps are heard beneath; what the chain saves and loads is its own."""
+
+    def trained(chained: bool) -> Any:
+        model = tiny.classifier()
+        here = [p for n, p in model.named_parameters() if "query" in n]
+        there = [p for n, p in model.named_parameters() if "query" not in n]
+        sgd = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+        made = Chained(sgd(here), sgd(there)) if chained else sgd([{"params": here}, {"params": there}])
+        settings = arguments(tmp_path, max_grad_norm=0.0, max_steps=4, save_strategy="no")
+        trainer = SharpTrainer(
+            model, settings, train_dataset=tiny.sentences(8), sharp=recipe, optimizers=(made, None), callbacks=[Seeds()]
+        )
+        trainer.train()
+        return trainer
+
+    one, chain = trained(False), trained(True)
+    assert type(chain.sharp.optimizer) is Chained and chain.sharp.step == one.sharp.step == 4
+    for (name, a), b in zip(one.model.named_parameters(), chain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def test_an_accumulated_batch_that_is_broken_off_is_dropped(tmp_path: Path) -> None:
@@ -73,8 +97,8 @@ def other_optimizer(model: nn.Module, optimizer: Any) -> steppe.SharpnessAware:
     ("sharp", "message"),
     [
         (0.05, r"sharp is a float; expected a function \(model, optimizer\)"),
-        (other_optimizer, r"the very optimizer that it was given \(.*optimizers="),
-        (lambda model, optimizer: None, "sharp returned None; expected a SharpnessAware"),
+        (other_optimizer, "on another optimizer; expected the very one that it was given .*optimizers="),
+        (lambda model, optimizer: None, "sharp returned a NoneType; expected a steppe object"),
         (factory("adasam"), "AdaSAM was given AdamW; expected steppe.optim.AMSGrad"),
     ],
 )

@@ -61,7 +61,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"more": 1}, "not the state of a steppe.BAR"),
     ({"step": -1}, "step=-1"),
     ({"step": 1.5}, "step=1.5"),
-    ({"pairs": ["first.default"]}, "is of 1 pairs, this BAR has 2"),
+    ({"pairs": ["first.default"]}, "is of 1 pairs, the model has 2"),
     ({"pairs": ["second.default", "first.default"]}, "is of 2 pairs"),
     ({"rule": "sam"}, "expected one of 'nbar', 'obar'"),
     ({"mu": -1}, "mu=-1"),

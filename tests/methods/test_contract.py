@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -14,15 +15,15 @@ from tests.trajectory_cases import CASES
 from torch import nn
 
 import steppe
-from steppe.methods import METHODS, Method, card, get
+from steppe.methods import METHODS, Row, card, get
 
 ROOT = Path(__file__).parent.parent.parent
 GOOD = [(name, i) for name, row in METHODS.items() for i in range(len(row.good))]
 BAD = [(name, i) for name, row in METHODS.items() for i in range(len(row.bad))]
 
 
-def build(row: Method, settings: dict[str, Any], model: nn.Module | None = None) -> Any:
-    model = net() if model is None else model
+def build(row: Row, settings: dict[str, Any], model: nn.Module | None = None) -> Any:
+    model = net(lora=row.lora) if model is None else model
     make = row.optimizer or (lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9))
     optimizer = make(model.parameters())
     return model, optimizer, row.recipe(model, optimizer, **settings)
@@ -61,7 +62,7 @@ def test_the_loss_scale_does_not_change_the_direction(name: str) -> None:
         pytest.skip("SL-SAM's probabilities follow gradient norms in the loss's unit")
     results = []
     for scale in (1.0, 1024.0):
-        model = net(dropout=0)
+        model = net(dropout=0, lora=METHODS[name].lora)
         make = METHODS[name].optimizer or (lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9))
         optimizer = make(model.parameters())
         sharp = METHODS[name].recipe(model, optimizer, **dict(METHODS[name].good[0]))
@@ -84,10 +85,20 @@ def test_the_state_is_plain_data(name: str, tmp_path: Path) -> None:
     state = sharp.state_dict()
     torch.save(state, tmp_path / "s.pt")
     loaded = torch.load(tmp_path / "s.pt", weights_only=True)
-    settings = {k: v for k, v in loaded.items() if k != "memory"}
-    assert json.loads(json.dumps(settings)) == {k: v for k, v in state.items() if k != "memory"}
+    tensors = ("memory", "auxiliary", "ascent") if METHODS[name].lora else ("memory",)  # "ascent": Bi-LoRA's Adam
+    settings = {k: v for k, v in loaded.items() if k not in tensors}
+    assert json.loads(json.dumps(settings)) == {k: v for k, v in state.items() if k not in tensors}
     sharp.load_state_dict(loaded)
-    assert repr(sharp).startswith(("SharpnessAware(", "BAR("))
+    assert repr(sharp).startswith(f"{type(sharp).__name__}(")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_is_one(name: str) -> None:
+    """What hosts ask for is there, and is true: only those that run passes of their own may ascend."""
+    model, optimizer, sharp = build(METHODS[name], dict(METHODS[name].good[0]))
+    assert isinstance(sharp, steppe.Method) and sharp.optimizer is optimizer and sharp.hosts_length is False
+    assert sharp.needs.passes is not METHODS[name].lora and sharp.needs.per_sample is METHODS[name].per_sample
+    assert hasattr(sharp, "ascend") is sharp.needs.passes
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -124,7 +135,7 @@ def test_the_weights_are_exact_after_an_error_in_any_pass(name: str) -> None:
 def test_each_method_has_file_row_export_card_and_tests(name: str) -> None:
     row = get(name)
     module = inspect.getmodule(row.recipe)
-    assert module is not None and row.recipe.__module__.startswith("steppe.methods.")
+    assert module is not None and row.recipe.__module__.startswith(("steppe.methods.", "steppe.lora."))
     assert getattr(steppe, row.recipe.__name__) is row.recipe
     text = card(name)
     for fact in (row.title, row.passes, row.buffers, row.paper.split(",")[0], "**Args**", "**Cost:**", "**Source:**"):
@@ -133,13 +144,15 @@ def test_each_method_has_file_row_export_card_and_tests(name: str) -> None:
         assert f"\n- `{parameter}`: " in text, f"the card of {name} does not describe {parameter}"
     assert row.title.lower() in (ROOT / "CHANGELOG.md").read_text().lower()
     assert row.good and row.bad and str(row.year) and row.use
-    if row.tunes == "rho":  # BAR acts on the weights: its reference is in tests/lora
+    if not row.lora:  # the references of LoRA's methods are in tests/lora
         assert name in {case.method for case in CASES}, f"{name} has no reference trajectory"
 
 
 def test_each_file_of_methods_is_in_the_registry() -> None:
     files = {p.stem for p in (ROOT / "src" / "steppe" / "methods").glob("[a-z]*.py")}
-    assert files == {inspect.getmodule(row.recipe).__name__.rsplit(".", 1)[1] for row in METHODS.values()}  # type: ignore[union-attr]
+    rows = {name: vars(importlib.import_module(f"steppe.methods.{name}")) for name in files}
+    listed = {name for name, held in rows.items() if any(row in held.values() for row in METHODS.values())}
+    assert listed == files
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
@@ -154,7 +167,7 @@ COUNTED = [
     ("sl_sam", {}, 2.0),
     ("look_sam", {"k": 5}, 1.2),
     ("look_layer_sam", {"k": 10}, 1.1), ("late_sam", {"start": 15}, 1.25), ("sam", {"samples": 2}, 1.25),
-    *((name, dict(METHODS[name].good[0]), 1.0) for name in ("nbar", "obar")),
+    *((name, dict(row.good[0]), 1.0) for name, row in METHODS.items() if row.lora),
     ("msam", {}, 1.0), ("s2_sam", {}, 1.0),
     ("esam", {}, 1 + 1 / 3 + 0.5), ("esam", {"gamma": 1.0}, 2.0), ("esam", {"gamma": 0.25}, 1 + 1 / 3 + 0.25),
 ]  # fmt: skip

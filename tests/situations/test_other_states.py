@@ -17,7 +17,7 @@ from steppe import curves
 from steppe.methods import METHODS
 
 Make = Callable[[nn.Module, torch.optim.Optimizer], Any]
-NAMES = [name for name, row in METHODS.items() if row.tunes == "rho"]
+NAMES = [name for name, row in METHODS.items() if not row.lora]
 
 
 def build(make: Make, name: str = "sam") -> tuple[nn.Module, torch.optim.Optimizer, Any]:

@@ -18,8 +18,9 @@ from torch.optim import Optimizer
 from steppe._command.lookup import nearest
 from steppe._command.rows import accepts, divided, is_own, row
 from steppe._length import of_this_length
-from steppe.methods import Method
+from steppe.methods import Row
 from steppe.optim import AMSGrad
+from steppe.protocol import needs_of
 
 _GIVEN_BY_STUDY = ("model", "optimizer", "seed", "total_steps")
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "amsgrad": AMSGrad}
@@ -52,7 +53,7 @@ class Choice:
         return f"{title} ({shown})" if shown else title
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Row:
         """The method's row."""
         return row(self.name)
 
@@ -87,7 +88,7 @@ class Choice:
         Raises:
             ValueError: the method needs one loss per example.
         """
-        if self.method.per_sample or (made is not None and getattr(getattr(made, "ascent", None), "per_sample", False)):
+        if self.method.per_sample or needs_of(made).per_sample:
             raise ValueError(
                 f"method {self.text!r} needs a loss for each example, and {where} has their mean only; leave it out, "
                 "or try it with `steppe compare` or a loop of your own"
@@ -109,7 +110,7 @@ class Choice:
         None where the method has no setting that a study tunes.
 
         Args:
-            grids: values by the name of the setting, "rho" and "mu".
+            grids: values by the name of the setting, "rho", "mu" and "sigma".
         """
         tunes = self.method.tunes
         if not tunes:
@@ -122,7 +123,7 @@ class Choice:
     def build(self, model: nn.Module, optimizer: Optimizer, *, value: float | None, seed: int, total_steps: int) -> Any:
         """The method on `model` and `optimizer`, with `value` of the setting it tunes (None: the recipe's own).
 
-        A SharpnessAware, a BAR, or, from a recipe of the user's own, whatever has their `backward`.
+        A steppe.Method, or, from a recipe of the user's own, whatever has its `backward`.
 
         Raises:
             ValueError: the recipe gives something else.
@@ -133,7 +134,7 @@ class Choice:
         made = of_this_length(recipe, total_steps, given)(model, optimizer)
         if not callable(getattr(made, "backward", None)):
             raise ValueError(
-                f"its recipe gives a {type(made).__name__}; expected a steppe.SharpnessAware, or an object with "
+                f"its recipe gives a {type(made).__name__}; expected a steppe.Method, or an object with "
                 "backward(loss_of, batch)"
             )
         return made

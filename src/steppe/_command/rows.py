@@ -10,14 +10,14 @@ from typing import Any
 
 from steppe import recommended
 from steppe._command.lookup import module_text, named_function
-from steppe.methods import METHODS, Method, get
+from steppe.methods import METHODS, Row, get
 
-RECOMMENDED = Method(
+RECOMMENDED = Row(
     "recommended", "Recommended", recommended, "RST (Zhao, Zhang, Hu), arXiv 2203.09962, on few samples", 2022,
     "1 + p samples/batch", "1", "the default to begin with, in any loop that has the batch at hand",
 )  # fmt: skip
 
-_TUNED = ("rho", "mu")
+_TUNED = ("rho", "mu", "sigma")
 
 
 def is_own(name: str) -> bool:
@@ -34,7 +34,7 @@ def divided(text: str) -> tuple[str, str | None]:
     return name, rest if colon else None
 
 
-def row(name: str) -> Method:
+def row(name: str) -> Row:
     """The row of a method.
 
     Raises:
@@ -46,17 +46,17 @@ def row(name: str) -> Method:
 
 
 @functools.cache
-def _own(reference: str) -> Method:
+def _own(reference: str) -> Row:
     recipe = named_function(reference, "method")
     names = _arguments(recipe)
     if len(names) < 2:
         raise ValueError(
             f"method {reference!r} takes ({', '.join(names)}); expected a function or a class of "
-            "(model, optimizer, **settings) that gives a steppe.SharpnessAware"
+            "(model, optimizer, **settings) that gives a steppe.Method"
         )
     tunes = next((name for name in _TUNED if name in names[2:]), "")
     title = str(getattr(recipe, "__name__", reference.rpartition(":")[2]))
-    return Method(reference, title, recipe, "", 0, "", "", "", tunes=tunes)
+    return Row(reference, title, recipe, "", 0, "", "", "", tunes=tunes)
 
 
 def _arguments(recipe: Callable[..., Any]) -> list[str]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from steppe._batch import batch_size
 from steppe._command.choices import Choice
 from steppe.bench.subject import Job
+from steppe.protocol import needs_of
 
 STEPS = 1000
 """Length of the training that schedules are made for and shares are taken of."""
@@ -118,7 +119,7 @@ def _trainable(job: Job) -> list[Tensor]:
 
 
 def _known(sharp: Any) -> bool:
-    return hasattr(sharp, "schedule") and not sharp.schedule.needs_gradient
+    return hasattr(sharp, "schedule") and needs_of(sharp).passes and not sharp.schedule.needs_gradient
 
 
 def _decides(sharp: Any, t: int) -> bool:
@@ -127,7 +128,7 @@ def _decides(sharp: Any, t: int) -> bool:
 
 
 def _share(sharp: Any) -> float | None:
-    if not hasattr(sharp, "schedule"):
+    if not needs_of(sharp).passes:
         return 0.0
     return sum(_decides(sharp, t) for t in range(STEPS)) / STEPS if _known(sharp) else None
 

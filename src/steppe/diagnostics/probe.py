@@ -70,7 +70,7 @@ class Probe:
         lanczos: int = 20,
         prefix: str = "probe/",
     ) -> None:
-        if not isinstance(sharp, SharpnessAware):
+        if not hasattr(sharp, "ascent"):
             raise TypeError(
                 f"a {type(sharp).__name__} was given; expected a SharpnessAware, which has a perturbation to look at"
             )

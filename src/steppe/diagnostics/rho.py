@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from steppe._length import lacking
 from steppe._optimizers import Optimizers
 from steppe._parts import check, check_count
-from steppe._wiring import check_arguments, refuse_per_sample
+from steppe._wiring import check_arguments
 from steppe.ascent import Ascent
 from steppe.diagnostics._curve import Look, measure
 from steppe.diagnostics._picture import new_axes
 from steppe.diagnostics._trials import Bench, Trial, climb
 from steppe.diagnostics._untouched import same_order, untouched
 from steppe.gradient import SharpnessAware
+from steppe.protocol import checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -204,8 +205,8 @@ def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[...,
         from steppe.methods import get  # here: the methods are built on the same core, and may come to use this
 
         row = get(method)
-        if row.tunes != "rho":
-            raise ValueError(f"method {method!r} has no radius to find; it is tuned by {row.tunes!r}")
+        if row.lora:
+            raise ValueError(f"method {method!r} has no radius to find by ascents: it acts on LoRA's factors alone")
         recipe = partial(row.recipe, **lacking(row.recipe, steps, settings) | settings)
     elif callable(method):
         recipe = partial(method, **settings)
@@ -215,10 +216,12 @@ def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[...,
 
 
 def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, rho: float) -> SharpnessAware:
-    sharp = recipe(model, optimizer, rho=rho)
-    if not isinstance(sharp, SharpnessAware):
-        raise TypeError(f"the recipe returned {type(sharp).__name__}; expected a SharpnessAware, which has a radius")
-    refuse_per_sample(sharp, "the search")
+    sharp: SharpnessAware = checked(recipe(model, optimizer, rho=rho), "the recipe returned", "the search")
+    if not hasattr(sharp, "ascent"):
+        raise TypeError(
+            f"the recipe returned a {type(sharp).__name__}, which does not perturb the model's own weights; expected a "
+            "SharpnessAware, which has a radius"
+        )
     return sharp
 
 

@@ -11,9 +11,7 @@ from torch.optim import Optimizer
 
 from steppe._command.choices import parse
 from steppe._length import of_this_length
-from steppe.gradient import SharpnessAware
-from steppe.lora import BAR
-from steppe.methods.bar import NBAR, OBAR
+from steppe.protocol import Method, checked
 
 BASE = "base"
 
@@ -32,11 +30,16 @@ def label(text: str, full: bool) -> str:
     if text == BASE:
         return "full fine-tuning" if full else "LoRA"
     choice = parse(text)
-    return choice.label if full or choice.method.recipe in (NBAR, OBAR) else f"LoRA-{choice.label}"
+    return choice.label if full or choice.method.lora else f"LoRA-{choice.label}"
+
+
+def on_factors(text: str) -> bool:
+    """Whether it acts on LoRA's factors alone."""
+    return text != BASE and parse(text).method.lora
 
 
 def factory(text: str, seed: int) -> Any:
-    """``(model, optimizer, total_steps) -> SharpnessAware | BAR``; None for the base.
+    """``(model, optimizer, total_steps) -> steppe.Method``; None for the base.
 
     What is not set is the recipe's own (rho, mu); random decisions follow ``seed``.
     """
@@ -59,7 +62,7 @@ def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optim
     return made
 
 
-def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> SharpnessAware | BAR | None:
+def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Method | None:
     """Build the method once on an optimizer that nobody uses, so that what does not fit is refused before training.
 
     Returns:
@@ -76,23 +79,19 @@ def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Sharpness
         [weight for weight in model.parameters() if weight.requires_grad], lr=rate
     )
     try:
-        built: SharpnessAware | BAR = of_this_length(made, 1000)(model, optimizer)
+        built: Method = checked(of_this_length(made, 1000)(model, optimizer), "its recipe gives", "the Trainer")
     except (ValueError, TypeError) as error:
         raise ValueError(f"method {text!r}: {error}") from error
-    parse(text).with_the_mean("the Trainer", built)
-    if not isinstance(built, (SharpnessAware, BAR)):
+    most = built.needs.rate_below
+    if most is not None and rate >= most:
         raise ValueError(
-            f"method {text!r} gives a {type(built).__name__}; the Trainer needs a steppe.SharpnessAware, or a BAR"
-        )
-    if isinstance(built, BAR) and built.mu * rate >= 1:
-        raise ValueError(
-            f"method {text!r}: mu = {built.mu:g} times the learning rate {rate:g} is {built.mu * rate:g}; expected "
-            "less than 1, for BAR multiplies a factor by 1 less that: lower mu or the learning rate"
+            f"method {text!r} needs a learning rate below {most:g}, got {rate:g}: BAR multiplies a factor by "
+            "1 - mu * rate, which is to stay above 0; lower mu or the learning rate"
         )
     return built
 
 
-def fit_processes(text: str, built: SharpnessAware | BAR | None, arguments: Any) -> None:
+def fit_processes(text: str, built: Method | None, arguments: Any) -> None:
     """Let several processes expect no gradient of what a method leaves out of a step.
 
     The Trainer has them wait for every gradient where activations are checkpointed, unless it is told otherwise.
@@ -105,7 +104,7 @@ def fit_processes(text: str, built: SharpnessAware | BAR | None, arguments: Any)
     Raises:
         ValueError: they were told to wait, or the checkpointing is the reentrant one.
     """
-    if arguments.world_size == 1 or not isinstance(built, SharpnessAware) or built.select is None:
+    if arguments.world_size == 1 or built is None or not built.needs.parts:
         return
     why = f"method {text!r} trains a part of the weights in each step, and several processes "
     if arguments.ddp_find_unused_parameters is False:

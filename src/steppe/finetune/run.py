@@ -24,7 +24,6 @@ from steppe.finetune.folder import CHECKPOINTS, Folder, writing
 from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
 from steppe.finetune.spec import Settings
 from steppe.finetune.watch import Noting, Patience, Quiet, Watch, warning, why_diverged
-from steppe.lora import BAR
 from steppe.text.adapters import with_adapter
 from steppe.text.models import causal, classifier, quiet
 from steppe.text.tokens import Collator
@@ -37,8 +36,8 @@ class Plan:
     Attributes:
         settings: complete. found: the examples. tokens: what the Trainer gets of them.
         model: as training begins. tokenizer: its own. arguments: the Trainer's ``TrainingArguments``.
-        pairs: how many BAR found; None for other methods. folder: to write to. fresh: False: resume there.
-        overwrite: an earlier run there may go.
+        pairs: of factors that the method acts on; None for those that are not about LoRA. folder: to write to.
+        fresh: False: resume there. overwrite: an earlier run there may go.
     """
 
     settings: Settings
@@ -88,7 +87,7 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
     _check_finite(model, settings)
     tokens = data.tokens(settings, found, model, tokenizer)
     built = method.rehearse(settings.method, model, settings.training)
-    pairs = len(built) if isinstance(built, BAR) else None
+    pairs = len(measure.balancedness(model)) if method.on_factors(settings.method) else None
     arguments = _arguments(settings, folder)
     method.fit_processes(settings.method, built, arguments)
     if resume:

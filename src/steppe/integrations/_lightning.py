@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
-from steppe.gradient import SharpnessAware
+from steppe.protocol import Method
 
 
 class NoLossError(Exception):
@@ -32,7 +32,7 @@ class Whole:
 
     def __init__(
         self,
-        sharp: SharpnessAware,
+        sharp: Any,
         module: nn.Module,
         step: Callable[..., Any],
         backward: Callable[..., None],
@@ -96,6 +96,17 @@ def host_scaled(trainer: Any, loss: Tensor) -> Tensor:
     loss = loss / trainer.accumulate_grad_batches
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return loss if scaler is None else scaler.scale(loss)
+
+
+def once(sharp: Method, trainer: Any, plain: Callable[..., None]) -> Callable[..., None]:
+    """``backward`` for a method of one pass, whose forward Lightning has run: it knows the loss without its scale."""
+
+    def backward(scaled: Tensor, *args: Any, **kwargs: Any) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        sharp.backward(lambda: scaled / scale, backward=lambda loss: plain(loss * scale, *args, **kwargs))
+
+    return backward
 
 
 @contextmanager

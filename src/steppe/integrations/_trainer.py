@@ -16,13 +16,11 @@ from torch import Tensor, nn
 
 from steppe._length import of_this_length
 from steppe._nested import tensors_of
-from steppe._wiring import refuse_per_sample
-from steppe.gradient import SharpnessAware
-from steppe.lora.bar import BAR
+from steppe.protocol import Method, checked
 
 FILE, WRITTEN_LAST = "sharpness_aware.pt", "trainer_state.json"
 
-Factory = Callable[..., SharpnessAware | BAR]
+Factory = Callable[..., Method]
 
 
 class Passes:
@@ -101,12 +99,10 @@ class Tally:
         self._sums[name] = self._sums.get(name, 0.0) + value
         self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def note(self, sharp: SharpnessAware | BAR, passes: float, weight: float) -> None:
+    def note(self, sharp: Method, passes: float, weight: float) -> None:
         """Take down the latest backward, which was ``weight`` of an optimizer step."""
         self.add("passes_per_step", passes * weight, weight)
-        if isinstance(sharp, BAR):
-            return
-        if sharp.last.surrogate_gap is not None and not sharp.ascent.apart:  # else of two different batches
+        if sharp.last.surrogate_gap is not None and not sharp.needs.look:  # else of two different batches
             self.add("surrogate_gap", sharp.last.surrogate_gap, weight)
         if sharp.last.perturbation_norm is not None:
             self.add("perturbation_norm", sharp.last.perturbation_norm * weight, weight)
@@ -120,7 +116,7 @@ class Tally:
         return {name: float(total) / self._weights[name] for name, total in self._sums.items()}
 
 
-def build(factory: Factory, trainer: Any) -> SharpnessAware | BAR:
+def build(factory: Factory, trainer: Any) -> Method:
     """Call the factory with the model in training and the optimizer that really steps."""
     if trainer.optimizer is None:
         raise RuntimeError("there is no optimizer yet: train() makes it, and sharp after it")
@@ -129,13 +125,14 @@ def build(factory: Factory, trainer: Any) -> SharpnessAware | BAR:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     model = trainer.model if isinstance(trainer.model_wrapped, nn.DataParallel) else trainer.model_wrapped
-    made = of_this_length(factory, lambda: trainer.state.max_steps)(model, optimizer)
-    if not isinstance(made, (SharpnessAware, BAR)) or made.optimizer is not optimizer:
+    made: Method = checked(
+        of_this_length(factory, lambda: trainer.state.max_steps)(model, optimizer), "sharp returned", "the Trainer"
+    )
+    if made.optimizer is not optimizer:
         raise TypeError(
-            f"sharp returned {made!r}; expected a SharpnessAware on the very optimizer that it was given "
-            "(to choose that one, use the Trainer's optimizers=(optimizer, None))"
+            f"sharp returned a {type(made).__name__} on another optimizer; expected the very one that it was given (to "
+            "choose that one, use the Trainer's optimizers=(optimizer, None))"
         )
-    refuse_per_sample(made, "the Trainer")
     return made
 
 
@@ -143,7 +140,7 @@ def check_factory(sharp: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(sharp):
         raise TypeError(
-            f"sharp is a {type(sharp).__name__}; expected a function (model, optimizer) -> SharpnessAware such as "
+            f"sharp is a {type(sharp).__name__}; expected a function (model, optimizer) -> steppe.Method such as "
             "functools.partial(steppe.SAM, rho=0.05), because the Trainer makes its optimizer later"
         )
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from steppe._wiring import refuse_per_sample
-from steppe.gradient import SharpnessAware
+from steppe.protocol import checked
 
 
 class SharpOptimizer(Optimizer):
@@ -44,9 +43,9 @@ class SharpOptimizer(Optimizer):
         tensor([[0.7150, 0.6200]])
     """
 
-    def __init__(self, sharp: SharpnessAware) -> None:
+    def __init__(self, sharp: Any) -> None:
+        self.sharp = checked(sharp, "SharpOptimizer was given", "SharpOptimizer")
         _check(sharp)
-        self.sharp = sharp
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._cleared = False
         self._accumulates = False  # a wrapper inside withheld the latest step, and keeps its gradients for a later one
@@ -120,7 +119,7 @@ class SharpOptimizer(Optimizer):
             Whether a second pass is of use; one that is run in vain changes nothing.
         """
         self._waiting = []
-        if not self.sharp.ascend():
+        if not self.sharp.needs.passes or not self.sharp.ascend():
             self._waiting = self._gradients()
             self._clear()
         return not self._waiting
@@ -224,12 +223,6 @@ class SharpOptimizer(Optimizer):
 
 
 def _check(sharp: Any) -> None:
-    if not isinstance(sharp, SharpnessAware):
-        raise TypeError(
-            f"SharpOptimizer was given a {type(sharp).__name__}; expected a steppe object, such as "
-            "SharpOptimizer(steppe.SAM(model, optimizer))"
-        )
-    refuse_per_sample(sharp, "SharpOptimizer")
     for optimizer in sharp.optimizer if isinstance(sharp.optimizer, (list, tuple)) else (sharp.optimizer,):
         _check_closure(optimizer)
 

@@ -21,11 +21,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from steppe._length import of_this_length
-from steppe._wiring import refuse_per_sample
-from steppe.gradient import SharpnessAware
-from steppe.integrations._lightning import Whole, held_metrics, host_scaled, loss_in, replaced
+from steppe.integrations._lightning import Whole, held_metrics, host_scaled, loss_in, once, replaced
 from steppe.integrations._probing import Probing
-from steppe.lora.bar import BAR
+from steppe.protocol import Method, checked
 
 try:  # One package under two names.
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -46,12 +44,12 @@ class SharpCallback(Callback):
         settings: further arguments of the recipe; ``total_steps``, where it takes one, is the Trainer's unless set.
 
     Attributes:
-        sharp: the :class:`steppe.SharpnessAware` (or BAR) of the present (or latest) fit.
+        sharp: the :class:`steppe.Method` of the present (or latest) fit.
     """
 
-    sharp: SharpnessAware | BAR
+    sharp: Method
 
-    def __init__(self, recipe: Callable[..., SharpnessAware | BAR], **settings: Any) -> None:
+    def __init__(self, recipe: Callable[..., Method], **settings: Any) -> None:
         self.recipe, self.settings = recipe, settings
         self._loaded: dict[str, Any] | None = None
         self._arguments: Any = None  # of the training_step whose backward is still to come,
@@ -66,25 +64,26 @@ class SharpCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the method on the fit's own optimizer, and bring back its state."""
         build = of_this_length(self.recipe, lambda: trainer.estimated_stepping_batches, self.settings)
-        self.sharp = build(trainer.strategy.model, trainer.optimizers[0])
-        if isinstance(self.sharp, SharpnessAware):
+        self.sharp = checked(build(trainer.strategy.model, trainer.optimizers[0]), "the recipe returned", "Lightning")
+        needs = self.sharp.needs
+        if needs.passes:
             _refuse(pl_module)
-            refuse_per_sample(self.sharp, "Lightning")
         if self._loaded is not None:
             self.sharp.load_state_dict(self._loaded)
         elif trainer.ckpt_path is not None:
             warnings.warn(f"no state of SharpCallback in {trainer.ckpt_path}: it starts at its step 0", stacklevel=2)
-        if isinstance(self.sharp, BAR):
-            return  # it acts in the optimizer's step; Lightning's own pass is the only one
         step, backward = pl_module.training_step, pl_module.backward
-        if self.sharp.ascent.apart or self.sharp.ascent.direction.ahead:
+        if not needs.passes:  # Lightning's own pass is the only one
+            self._changes.enter_context(replaced(pl_module, backward=once(self.sharp, trainer, backward)))
+            return
+        if needs.look or needs.ahead:
             self._run_whole(trainer, pl_module, self.sharp)
             return
         again = functools.partial(self._second_loss, trainer, pl_module, step)
         methods = {"training_step": self._watched(step), "backward": self._twice(trainer, backward, again)}
         self._changes.enter_context(replaced(pl_module, **methods))
 
-    def _run_whole(self, trainer: Trainer, pl_module: LightningModule, sharp: SharpnessAware) -> None:
+    def _run_whole(self, trainer: Trainer, pl_module: LightningModule, sharp: Method) -> None:
         strategy: Any = trainer.strategy
         self._whole = Whole(
             sharp, pl_module, strategy.training_step, pl_module.backward, functools.partial(host_scaled, trainer)
@@ -104,8 +103,7 @@ class SharpCallback(Callback):
         def training_step(*args: Any, **kwargs: Any) -> Any:
             # New containers: what this step pops from its batch must be there in the second pass.
             self._arguments = tree_map(lambda leaf: leaf, (args, kwargs))
-            if isinstance(self.sharp, SharpnessAware):
-                self.sharp.mark()
+            self.sharp.mark()  # type: ignore[attr-defined]
             output = step(*args, **kwargs)
             self._first = loss_in(output)
             return output

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from steppe.gradient import SharpnessAware
 from steppe.integrations import _trainer
 from steppe.integrations._probing import Probing
 from steppe.integrations._trainer import Factory, NoFurther, Passes, Tally
-from steppe.lora.bar import BAR
+from steppe.protocol import Method
 
 
 class SharpTrainerMixin(NoFurther):
@@ -29,7 +28,7 @@ class SharpTrainerMixin(NoFurther):
     ``passes`` counts over the whole training.
 
     Args:
-        sharp: ``(model, optimizer) -> SharpnessAware`` or ``BAR``, called at the start of training, when the Trainer
+        sharp: ``(model, optimizer) -> steppe.Method``, any recipe, called at the start of training, when the Trainer
             has made its optimizer. If it takes a ``total_steps`` that is not set, it is given the Trainer's number of
             steps.
         m_sharpness: False: one perturbation for all micro-batches of an accumulated batch, as if it came in one piece.
@@ -56,7 +55,7 @@ class SharpTrainerMixin(NoFurther):
         self._forget()
 
     def _forget(self) -> None:
-        self._sharp: SharpnessAware | BAR | None = None
+        self._sharp: Method | None = None
         self._held: list[Any] = []
         self._tally, self._whole = Tally(), Tally()
 
@@ -66,7 +65,7 @@ class SharpTrainerMixin(NoFurther):
         return self._whole.total("passes_per_step")
 
     @property
-    def sharp(self) -> SharpnessAware | BAR:
+    def sharp(self) -> Method:
         """The sharpness-aware gradient of the present training, or of the latest."""
         if self._sharp is None:
             self._sharp = _trainer.build(self._factory, self)

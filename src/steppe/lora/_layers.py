@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,15 @@ class Layer:
     def factors(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """A (r x n), B (m x r) and s of every active adapter: the merged weight is W + sum of s B A."""
         held: Any = self.module
-        active = getattr(held, "active_adapters", held.lora_A)
-        for name in active:
+        for name in active(held):
             if name in held.lora_A:
                 yield held.lora_A[name].weight, held.lora_B[name].weight, float(held.scaling[name])
 
-    @property
-    def in_use(self) -> bool:
-        """Whether the adapters take part at present (a reference model is the base alone)."""
-        return not getattr(self.module, "disable_adapters", False)
+    def in_use(self, stepped: Set[Tensor]) -> bool:
+        """Whether adapters that an optimizer steps take part at present (a reference model's do not)."""
+        if getattr(self.module, "disable_adapters", False) or getattr(self.module, "merged", False):
+            return False
+        return any(a in stepped or b in stepped for a, b, _ in self.factors())
 
     @property
     def weight(self) -> Tensor:
@@ -48,6 +48,54 @@ class Layer:
         """(m, n): outputs and inputs."""
         a, b, _ = next(self.factors())
         return b.shape[0], a.shape[1]
+
+
+class Adapters:
+    """The adapted layers of a model, of every kind, and where they hang: whether any of it has changed since.
+
+    Args:
+        model: looked through once; what is asked later costs a few look-ups for each adapted layer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        root = bare(model)
+        children = [(m, name, child) for m in root.modules() for name, child in m._modules.items() if child is not None]
+        self._places = [place for place in [(root, "", root), *children] if _factors(place[2]) is not None]
+
+    def marks(self) -> list[Any]:
+        """Of every layer: whether it is in its place, its adapters, and those that are active."""
+        return [
+            (not name or parent._modules.get(name) is module, tuple(_factors(module) or ()), tuple(active(module)))
+            for parent, name, module in self._places
+        ]
+
+    def refuse_merged(self, stepped: Callable[[], Set[Tensor]]) -> None:
+        """Refuse to train factors that are merged into their base.
+
+        Args:
+            stepped: finds the parameters of the optimizer.
+        """
+        for _, name, module in self._places:
+            if getattr(module, "merged", False) and not stepped().isdisjoint(module.parameters()):
+                raise RuntimeError(
+                    f"the adapters of LoRA layer {name} are merged into its base, where they get no gradient; call "
+                    "unmerge_adapter() before training goes on"
+                )
+
+
+def _factors(module: nn.Module) -> Any:
+    """A module's factors A by the name of the adapter; None where it is no adapted layer."""
+    for name in ("lora_A", "lora_embedding_A"):
+        found = getattr(module, name, None)
+        if isinstance(found, (nn.ModuleDict, nn.ParameterDict)) and len(found):
+            return found
+    return None
+
+
+def active(module: Any) -> Iterable[str]:
+    """The names of the adapters that take part; all of them, where the layer knows no other state."""
+    found: Iterable[str] | None = getattr(module, "active_adapters", None)
+    return (_factors(module) or ()) if found is None else found
 
 
 def find_layers(model: nn.Module, stepped: Set[Tensor]) -> tuple[Layer, ...]:

@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steppe._batch import NOTHING, Backward, LossOf, Work
-from steppe._draft import Last
+from steppe._length import check_length
 from steppe._optimizers import Given
-from steppe._parameters import without_sync
-from steppe._parts import check, check_choice, check_count
+from steppe._parts import check, check_choice
 from steppe._rates import check_rates
 from steppe._rounding import ROUNDINGS
-from steppe._settings import another_method, plain_changes, tell
-from steppe._steps import Steps, listeners
+from steppe._steps import listeners
 from steppe._sync import refuse_uneven
-from steppe._wiring import check_arguments
 from steppe.curves import Cosine, Linear
 from steppe.lora._move import Bundle, bundles
+from steppe.lora._one_pass import OnePass
 from steppe.lora.balance import balancedness
 from steppe.lora.pairs import Pair, Rule, find_pairs
+from steppe.protocol import Needs
 
-RULES, SCHEDULES, FORMAT = ("nbar", "obar"), ("linear", "cosine", "constant"), 1
-_SETTINGS = ("rule", "mu", "schedule", "total_steps", "seed", "rounding")
+RULES, SCHEDULES = ("nbar", "obar"), ("linear", "cosine", "constant")
 
 
-class BAR:
+class BAR(OnePass):
     """Balancedness-aware regularisation of factor pairs, as a pre-hook of the optimizer's step.
 
     Once for each pair (x, y), after the backward and before the optimizer's own step, with a = alpha_t eta_t, eta_t
@@ -77,8 +74,11 @@ class BAR:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> bar = steppe.BAR(model, optimizer, mu=1.0, schedule="constant", pairs={"0.weight": "1.weight"})
         >>> bar
-        BAR(rule='nbar', mu=1.0, schedule='constant', total_steps=None, pairs=1, step=0)
+        BAR(rule='nbar', mu=1.0, schedule='constant', total_steps=None, seed=0, pairs=1, step=0)
     """
+
+    FORMAT, PIECES = 1, ("pairs", "pairs")
+    SETTINGS = ("rule", "mu", "schedule", "total_steps", "seed", "rounding")
 
     rule: str
     mu: float
@@ -86,7 +86,6 @@ class BAR:
     total_steps: int | None
     seed: int
     rounding: str
-    hosts_length = False  # whether the host that runs the training gave total_steps
 
     def __init__(
         self,
@@ -101,72 +100,41 @@ class BAR:
         seed: int = 0,
         rounding: str = "stochastic",
     ) -> None:
-        self._optimizers = check_arguments(model, optimizer, seed)
-        self._set(
-            {"rule": rule, "mu": mu, "schedule": schedule, "total_steps": total_steps, "seed": seed,
-             "rounding": rounding}
-        )  # fmt: skip
-        self.model, self.optimizer = model, optimizer
-        check_rates(self._optimizers, "BAR's move")
-        self.pairs: tuple[Pair, ...] = find_pairs(model, pairs, self._optimizers.params())
-        self._owners()
-        self.last = Last(False)
-        self._steps = 0
-        self._skipped: Tensor | None = None  # of them, those that a fused optimizer skipped by itself
+        self._rule = list(pairs) if isinstance(pairs, Iterator) else pairs
+        self._skipped: Tensor | None = None  # of the steps counted, those that a fused optimizer skipped by itself
         self._warned = False
-        self._bundles: tuple[Any, list[tuple[int, Bundle]]] = (None, [])
+        given = (rule, mu, schedule, total_steps, seed, rounding)
+        super().__init__(model, optimizer, dict(zip(self.SETTINGS, given, strict=True)))
         self._take_over()
-        self._hearing: Steps | None = Steps(self, self._optimizers, keep=True)
+        self._listen()
 
-    # As an object that loops treat like any method's
+    def _find(self) -> None:
+        check_rates(self._optimizers, "BAR's move")
+        pairs = find_pairs(self.model, self._rule, self._optimizers.params())
+        self._owners(pairs)
+        self.pairs: tuple[Pair, ...] = pairs
+        self._bundles: tuple[Any, list[tuple[int, Bundle]]] | None = None
 
-    def backward(
-        self,
-        closure: LossOf,
-        batch: Any = NOTHING,
-        *,
-        micro_batches: Sequence[Any] | None = None,
-        backward: Backward | None = None,
-    ) -> Tensor:
-        """One plain pass: the same as ``loss.backward()``, for loops that call every method alike.
+    def _names(self) -> list[str]:
+        return [pair.name for pair in self.pairs]
 
-        Args:
-            closure: computes the scalar loss.
-            batch: handed to ``closure``, if given.
-            micro_batches: the batch in pieces, whose losses add up.
-            backward: the host's own backward, such as ``lambda loss: scaler.scale(loss).backward()``.
-
-        Returns:
-            The detached loss, 0-dim.
-        """
-        work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
-        loss = work.run()
-        self.last = Last(False, loss)
-        return loss
+    @property
+    def needs(self) -> Needs:  # type: ignore[override]
+        """A learning rate that leaves a = alpha * lr below 1."""
+        return Needs(rate_below=1 / self.mu if self.mu else None)
 
     @property
     def step(self) -> int:
         """Real optimizer steps so far (reads the device if a fused optimizer skipped steps by itself)."""
-        return self._steps - (0 if self._skipped is None else int(self._skipped))
+        return self._count - (0 if self._skipped is None else int(self._skipped))
 
     def balancedness(self) -> dict[str, float]:
         """B = 1/2 (||x||^2 - ||y||^2) of every pair by its name (reads the device)."""
         return dict(zip((p.name for p in self.pairs), balancedness(self.pairs).tolist(), strict=True))
 
-    def remove(self) -> None:
-        """Leave the optimizer: from now on its steps are its own."""
-        if self._hearing is not None:
-            self._hearing.remove()
-        self._hearing = None
-
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of it together with its model and optimizer."""
-        return self.__dict__ | {"_hearing": self._hearing is not None, "_bundles": (None, [])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy is tied to its own optimizer, whose copy has lost all hooks."""
-        self.__dict__.update(state)
-        self._hearing = Steps(self, self._optimizers, keep=True) if state["_hearing"] else None
+        return super().__getstate__() | {"_bundles": None}
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -174,14 +142,10 @@ class BAR:
     def __bool__(self) -> bool:
         return True
 
-    def __repr__(self) -> str:
-        """The settings, how many pairs, and the position."""
-        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _SETTINGS[:4])
-        return f"BAR({shown}, pairs={len(self)}, step={self.step})"
-
     # The move
 
     def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> Any:
+        super()._before_step(which, args, kwargs)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._move(which)
@@ -206,8 +170,8 @@ class BAR:
     @torch.no_grad()
     def _move(self, which: int) -> None:
         refuse_uneven(self.model)
-        assert self._hearing is not None
-        t = self._steps - self._hearing.under_way(which)  # the others' pairs of this round were moved at the same t
+        assert self._steps is not None
+        t = self._count - self._steps.under_way(which)  # the others' pairs of this round were moved at the same t
         alpha, found = self._alpha(t), self._optimizers.steppers[which].attribute("found_inf")
         mine = [bundle for owner, bundle in self._grouped() if owner == which]
         moving = [b for b in (bundle.with_gradients() for bundle in mine) if b is not None]
@@ -245,37 +209,30 @@ class BAR:
         return self.mu * (left if self.schedule == "linear" else (1 - torch.cos(math.pi * left)) / 2)
 
     def _grouped(self) -> list[tuple[int, Bundle]]:
-        """The pairs in bundles, made anew when groups were added, exchanged by a load, or the model was moved."""
-        groups, first = self._optimizers.param_groups, self.pairs[0].x[0]
-        now = (tuple((id(g), len(g["params"])) for g in groups), first.device, first.dtype)
-        if self._bundles[0] != now:
-            owners = self._owners()
-            self._bundles = (now, [(owners[id(b.x[0])], b) for b in bundles(self.pairs, groups)])
+        """The pairs in bundles, made anew when they were found anew or the model was moved."""
+        first = self.pairs[0].x[0]
+        now = (first.device, first.dtype)
+        if self._bundles is None or self._bundles[0] != now:
+            owners, made = self._owners(self.pairs), bundles(self.pairs, self._optimizers.param_groups)
+            self._bundles = (now, [(owners[b.x[0]], b) for b in made])
         return self._bundles[1]
 
-    def _owners(self) -> dict[int, int]:
-        """Which of the optimizers steps a parameter, by its id; a pair whose sides are in two is refused."""
-        owners = {
-            id(p): i
-            for i, group in zip(self._optimizers.owners(), self._optimizers.param_groups, strict=True)
-            for p in group["params"]
-        }
-        for pair in self.pairs:
-            if len({owners[id(t)] for t in (*pair.x, *pair.y)}) > 1:
+    def _owners(self, pairs: tuple[Pair, ...]) -> dict[Tensor, int]:
+        """Which of the optimizers steps a parameter; a pair whose sides are in two is refused."""
+        groups = zip(self._optimizers.owners(), self._optimizers.param_groups, strict=True)
+        owners = {p: i for i, group in groups for p in group["params"]}
+        for pair in pairs:
+            if len({owners[t] for t in (*pair.x, *pair.y)}) > 1:
                 raise ValueError(
                     f"the sides of pair {pair.name!r} are in two of the optimizers given, so that one may step without "
                     "the other; expected both sides in one of them"
                 )
         return owners
 
-    _awaits_step = False  # nothing of a gradient is kept for the step
-
     def _after_step(self, which: int, skipped: Tensor | bool) -> None:
-        assert self._hearing is not None
-        if skipped is True or not self._hearing.stepped(which)[0]:
-            return
-        self._steps += 1
-        if isinstance(skipped, Tensor):
+        before = self._count
+        super()._after_step(which, skipped is True)
+        if isinstance(skipped, Tensor) and self._count > before:  # it waits on the device until somebody asks
             none = (skipped != 0).reshape(()).to(torch.int64)
             self._skipped = none if self._skipped is None else self._skipped + none
 
@@ -288,56 +245,14 @@ class BAR:
             elif theirs & mine:
                 raise ValueError("another BAR balances some of these pairs already: call its remove() first")
 
-    # Checkpoints
+    def _take(self, state: dict[str, Any]) -> None:
+        super()._take(state)
+        self._skipped = None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Settings, step and the pairs' names: plain numbers and strings."""
-        settings = {name: getattr(self, name) for name in _SETTINGS}
-        return {"format": FORMAT, "step": self.step, "pairs": [p.name for p in self.pairs]} | settings
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
-
-        Settings are those of this object; where one is not the state's, one warning names it with both values. A
-        ``total_steps`` that the host gave follows the training's new length without a word.
-
-        Raises:
-            ValueError: the state is of another rule or kind, or of other pairs; nothing is changed then.
-        """
-        keys = {"format", "step", "pairs", *_SETTINGS}
-        if not isinstance(state, dict) or set(state) != keys or state["format"] != FORMAT:
-            raise ValueError("this is not the state of a steppe.BAR (format 1): pass what its state_dict() returned")
-        check_count("step", state["step"], 0)
-        names = [p.name for p in self.pairs]
-        if list(state["pairs"]) != names:
-            raise ValueError(
-                f"the state is of {len(state['pairs'])} pairs, this BAR has {len(names)} or others of them: load it "
-                "into the model it was saved from"
-            )
-        _check_settings(state)
-        if state["rule"] != self.rule:
-            raise another_method("rule", state["rule"], self.rule)
-        self._steps, self._skipped = state["step"], None
-        own = [name for name in _SETTINGS if not (self.hosts_length and name == "total_steps")]
-        tell(plain_changes(state, vars(self), own))
-
-    def _set(self, settings: dict[str, Any]) -> None:
-        """Check all settings, then take them."""
-        _check_settings(settings)
-        for name, value in settings.items():
-            setattr(self, name, value)
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that do not fit."""
-    check_choice("rule", settings["rule"], RULES)
-    check_choice("schedule", settings["schedule"], SCHEDULES)
-    check_choice("rounding", settings["rounding"], ROUNDINGS)
-    check("mu", settings["mu"], 0.0)
-    if settings["total_steps"] is not None:
-        check_count("total_steps", settings["total_steps"])
-    elif settings["schedule"] != "constant":
-        raise ValueError(
-            f"schedule={settings['schedule']!r} needs total_steps, the optimizer steps of the whole training; "
-            "give it, or schedule='constant'"
-        )
+    @staticmethod
+    def _check(settings: Mapping[str, Any]) -> None:
+        check_choice("rule", settings["rule"], RULES)
+        check_choice("schedule", settings["schedule"], SCHEDULES)
+        check_choice("rounding", settings["rounding"], ROUNDINGS)
+        check("mu", settings["mu"], 0.0)
+        check_length(settings["schedule"], settings["total_steps"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,16 +19,14 @@ from steppe._parameters import parallel
 from steppe._parts import check, check_choice, check_count
 from steppe._rates import check_rates
 from steppe._rounding import generator
-from steppe._settings import another_method, plain_changes, tell
 from steppe._sync import average_all
-from steppe.lora._layers import Layer
-from steppe.lora._one_pass import OnePass, checked_state
+from steppe.lora._in_forward import InForward
+from steppe.lora._layers import Layer, active
 
 RULES = ("adam", "sgd")
-_SETTINGS = ("rho", "lr", "rank", "rule", "seed")
 
 
-class BiLoRA(OnePass):
+class BiLoRA(InForward):
     """An auxiliary LoRA as the perturbation: it ascends on the gradient that the main one descends on.
 
     With main factors (A_1, B_1), which the optimizer trains, and auxiliary ones (A_2, B_2) of every LoRA layer:
@@ -58,7 +57,9 @@ class BiLoRA(OnePass):
         seed: of A_2's start, uniform as LoRA's A; B_2 starts at 0 [recalled].
 
     With a GradScaler call :meth:`backward` with ``backward=lambda loss: scaler.scale(loss).backward()``: it knows the
-    scale of the auxiliary gradients, which the scaler does not unscale. DistributedDataParallel: averaged over ranks.
+    scale of the auxiliary gradients, which the scaler does not unscale. A division within that function is taken back
+    too (``accelerator.backward`` while accumulating): the auxiliary gradients are then sums over the micro-batches, not
+    means, which rule="adam" does not notice. DistributedDataParallel: averaged over ranks.
 
     Cost: 1 pass, with two thin products more per layer; buffers of the auxiliary factors (three times with "adam").
 
@@ -67,6 +68,16 @@ class BiLoRA(OnePass):
 
     Source: Liu et al., ICLR 2026, arXiv 2508.19564, equations 7 to 10 and Algorithm 1.
     """
+
+    FORMAT = "BiLoRA 1"
+    SETTINGS = ("rho", "lr", "rank", "rule", "seed")
+    HOOKS = ("_add",)
+
+    rho: float
+    lr: float | None
+    rank: int | None
+    rule: str
+    seed: int
 
     def __init__(
         self,
@@ -79,16 +90,21 @@ class BiLoRA(OnePass):
         rule: str = "adam",
         seed: int = 0,
     ) -> None:
-        _check({"rho": rho, "lr": lr, "rank": rank, "rule": rule})
-        super().__init__(model, optimizer, seed)
-        if lr is None:
+        self._of: list[Any] = []
+        super().__init__(model, optimizer, {"rho": rho, "lr": lr, "rank": rank, "rule": rule, "seed": seed})
+
+    def _fit(self, layers: tuple[Layer, ...]) -> None:
+        if self.lr is None:
             check_rates(self._optimizers, "the auxiliary factors' ascent (lr=None)")
-        self.rho, self.lr, self.rank, self.rule = rho, lr, rank, rule
-        self.auxiliary = [_start(layer, rank, seed) for layer in self.layers]
-        self._ascent = self._make_ascent()
-        self._listen()
-        for index, layer in enumerate(self.layers):
-            self._handles.append(layer.base.register_forward_hook(self._weakly(index, BiLoRA._add)))
+        here = [(layer.name, layer.base, tuple(active(layer.module))) for layer in layers]
+        if not self._of:
+            self._of, self.auxiliary = here, [_start(layer, self.rank, self.seed) for layer in layers]
+            self._ascent = self._make_ascent()
+        elif here != self._of:
+            raise RuntimeError(
+                "adapters were added, removed or switched since this BiLoRA was built, so that its auxiliary factors "
+                "climb beside others; expected the same ones, or a new BiLoRA, which takes the place of this one"
+            )
 
     @torch.no_grad()
     def perturbation_norm(self) -> Tensor:
@@ -102,23 +118,10 @@ class BiLoRA(OnePass):
             e.name: [a.detach().clone(), b.detach().clone()]
             for e, (a, b) in zip(self.layers, self.auxiliary, strict=True)
         }
-        own = {"step": self.step, "layers": [*factors], "auxiliary": factors, "ascent": self._ascent.state_dict()}
-        return {"format": "BiLoRA 1"} | own | self._settings()
+        return super().state_dict() | {"auxiliary": factors, "ascent": self._ascent.state_dict()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
-
-        Settings are those of this object; where one is not the state's, one warning names it with both values.
-
-        Raises:
-            ValueError: the state is of another kind, of other layers or of another rank; nothing is changed then.
-        """
-        checked_state(state, "BiLoRA", {"auxiliary", "ascent", *_SETTINGS}, self.layers)
-        check_count("step", state["step"], 0)
-        _check(state)
-        if state["rule"] != self.rule:
-            raise another_method("rule", state["rule"], self.rule)
+    def _take(self, state: dict[str, Any]) -> None:
         saved = [state["auxiliary"][layer.name] for layer in self.layers]
         for layer, (a, b), (mine, own) in zip(self.layers, saved, self.auxiliary, strict=True):
             if a.shape != mine.shape or b.shape != own.shape:
@@ -130,11 +133,7 @@ class BiLoRA(OnePass):
             mine.copy_(a)
             own.copy_(b)
         self._ascent.load_state_dict(state["ascent"])
-        self.step = state["step"]
-        tell(plain_changes(state, self._settings(), _SETTINGS))
-
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _SETTINGS}
+        super()._take(state)
 
     # The ascent
 
@@ -156,7 +155,7 @@ class BiLoRA(OnePass):
         factors = [p for pair in self.auxiliary for p in pair]
         for p in factors:
             p.grad = None
-        loss = work.run()
+        loss = super()._pass(work)
         if work.backward is not None:
             scale_([p.grad for p in factors if p.grad is not None], 1 / work.scale)
         for p, grad in zip(factors, earlier, strict=True):
@@ -201,6 +200,15 @@ class BiLoRA(OnePass):
         up = {id(p) for g, climbs in climbing if climbs for p in g["params"]}
         return {layer.name: any(id(t) in up for a, b, _ in layer.factors() for t in (a, b)) for layer in self.layers}
 
+    @staticmethod
+    def _check(settings: Mapping[str, Any]) -> None:
+        check("rho", settings["rho"], 0.0)
+        if settings["lr"] is not None:
+            check("lr", settings["lr"], 0.0)
+        if settings["rank"] is not None:
+            check_count("rank", settings["rank"])
+        check_choice("rule", settings["rule"], RULES)
+
     def _make_ascent(self) -> Optimizer:
         groups = [{"params": list(pair), "lr": 0.0} for pair in self.auxiliary]
         if self.rule == "sgd":
@@ -214,18 +222,9 @@ def _begun(layer: Layer) -> bool:
 
 
 def _start(layer: Layer, rank: int | None, seed: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A_2 and B_2 in fp32: the one random, the other 0, so that training begins at the model as it is."""
+    """A_2 and B_2 in fp32 at least: the one random, the other 0, so that training begins at the model as it is."""
     first = next(layer.factors())[0]
     (m, n), r = layer.shape, rank or first.shape[0]
-    a = torch.empty(r, n, device=first.device)
+    a = torch.empty(r, n, device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
     a.uniform_(-1 / math.sqrt(n), 1 / math.sqrt(n), generator=generator(a.device, f"bi_lora:{layer.name}", seed, 0))
-    return nn.Parameter(a), nn.Parameter(torch.zeros(m, r, device=first.device))
-
-
-def _check(settings: dict[str, Any]) -> None:
-    check("rho", settings["rho"], 0.0)
-    if settings["lr"] is not None:
-        check("lr", settings["lr"], 0.0)
-    if settings["rank"] is not None:
-        check_count("rank", settings["rank"])
-    check_choice("rule", settings["rule"], RULES)
+    return nn.Parameter(a), nn.Parameter(a.new_zeros(m, r))

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from steppe._length import check_length
 from steppe._optimizers import Given
-from steppe._parts import check, check_choice, check_count
+from steppe._parts import check, check_choice
 from steppe._rounding import generator
-from steppe._settings import plain_changes, tell
 from steppe.curves import Cosine
+from steppe.lora._in_forward import InForward
 from steppe.lora._layers import Layer
-from steppe.lora._one_pass import OnePass, checked_state
 
 SCHEDULES = ("cosine", "constant")
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-class FlatLoRA(OnePass):
+class FlatLoRA(InForward):
     """Random weight perturbation of the merged weights, in the one pass of each step.
 
     For every LoRA layer with frozen W (m x n) and merged weight W' = W + s B A, at optimizer step t:
@@ -57,6 +58,15 @@ class FlatLoRA(OnePass):
     Source: Li et al., ICML 2025, arXiv 2409.14396, equations 6 and 7.
     """
 
+    FORMAT = "FlatLoRA 1"
+    SETTINGS = ("sigma", "total_steps", "schedule", "seed")
+    HOOKS = ("_enter", "_leave")
+
+    sigma: float
+    total_steps: int | None
+    schedule: str
+    seed: int
+
     def __init__(
         self,
         model: nn.Module,
@@ -67,18 +77,13 @@ class FlatLoRA(OnePass):
         schedule: str = "cosine",
         seed: int = 0,
     ) -> None:
-        settings = _checked({"sigma": sigma, "total_steps": total_steps, "schedule": schedule, "seed": seed})
-        super().__init__(model, optimizer, seed)
-        self._set(settings)
-        for layer in self.layers:
-            _check_base(layer)
         self._saving: dict[int, saved_tensors_hooks] = {}
-        self._listen()
-        for index, layer in enumerate(self.layers):
-            self._handles += [
-                layer.base.register_forward_pre_hook(self._weakly(index, FlatLoRA._enter)),
-                layer.base.register_forward_hook(self._weakly(index, FlatLoRA._leave), always_call=True),
-            ]
+        settings = {"sigma": sigma, "total_steps": total_steps, "schedule": schedule, "seed": seed}
+        super().__init__(model, optimizer, settings)
+
+    def _fit(self, layers: tuple[Layer, ...]) -> None:
+        for layer in layers:
+            _check_base(layer)
 
     @property
     def strength(self) -> float:
@@ -92,35 +97,11 @@ class FlatLoRA(OnePass):
         weight = self.layers[layer].weight
         return self._noise(layer, self.step, self._deviations(layer)) if self.strength else torch.zeros_like(weight)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Settings, step and the layers' names: plain numbers and strings."""
-        names = [each.name for each in self.layers]
-        return {"format": "FlatLoRA 1", "step": self.step, "layers": names} | self._settings()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state_dict` was taken: bit for bit, where the settings are the same.
-
-        Settings are those of this object; where one is not the state's, one warning names it with both values.
-
-        Raises:
-            ValueError: the state is of another kind or of other layers; nothing is changed then.
-        """
-        checked_state(state, "FlatLoRA", set(self._settings()), self.layers)
-        check_count("step", state["step"], 0)
-        settings = self._settings()
-        _checked({key: state[key] for key in settings})
-        self.step = state["step"]
-        own = [key for key in settings if not (self.hosts_length and key == "total_steps")]
-        tell(plain_changes(state, settings, own))
-
-    def _settings(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in ("sigma", "total_steps", "schedule", "seed")}
-
-    def _set(self, settings: dict[str, Any]) -> None:
-        self.sigma: float = settings["sigma"]
-        self.total_steps: int | None = settings["total_steps"]
-        self.schedule: str = settings["schedule"]
-        self.seed = settings["seed"]
+    @staticmethod
+    def _check(settings: Mapping[str, Any]) -> None:
+        check("sigma", settings["sigma"], 0.0)
+        check_choice("schedule", settings["schedule"], SCHEDULES)
+        check_length(settings["schedule"], settings["total_steps"])
 
     # The noise
 
@@ -212,16 +193,3 @@ def _check_base(layer: Layer) -> None:
         raise ValueError(
             f"the base weight of LoRA layer {layer.name} is trained; expected it frozen, as PEFT leaves it"
         )
-
-
-def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    check("sigma", settings["sigma"], 0.0)
-    check_choice("schedule", settings["schedule"], SCHEDULES)
-    if settings["total_steps"] is not None:
-        check_count("total_steps", settings["total_steps"])
-    elif settings["schedule"] == "cosine":
-        raise ValueError(
-            "schedule='cosine' needs total_steps, the optimizer steps of the whole training; give it, or "
-            "schedule='constant'"
-        )
-    return settings

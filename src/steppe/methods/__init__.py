@@ -9,7 +9,9 @@ from steppe.methods import (
     aesam,
     asam,
     bar,
+    bi_lora,
     esam,
+    flat_lora,
     fsam,
     gnp,
     grst,
@@ -27,19 +29,19 @@ from steppe.methods import (
     wsam,
 )
 from steppe.methods._card import write_card
-from steppe.methods._row import Method
+from steppe.methods._row import Row
 
 _ROWS = (
     sam.ROW, sam.ROW_ADAMW, asam.ROW, layer_sam.ROW, rst.ROW, grst.ROW, gnp.ROW, look_sam.ROW, look_layer_sam.ROW,
     adasam.ROW, gsam.ROW, fsam.ROW, wsam.ROW, aesam.ROW, sam_on.ROW, late_sam.ROW, sl_sam.ROW, msam.ROW, s2_sam.ROW,
-    esam.ROW, bar.ROW, bar.ROW_OBAR,
+    esam.ROW, bar.ROW, bar.ROW_OBAR, flat_lora.ROW, bi_lora.ROW,
 )  # fmt: skip
-METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+METHODS: dict[str, Row] = {row.name: row for row in _ROWS}
 
-__all__ = ["METHODS", "Method", "card", "get"]
+__all__ = ["METHODS", "Row", "card", "get"]
 
 
-def get(name: str) -> Method:
+def get(name: str) -> Row:
     """The row of a method by its name.
 
     Raises:

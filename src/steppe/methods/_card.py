@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 
-from steppe.methods._row import Method
+from steppe.methods._row import Row
 
 
-def write_card(row: Method) -> str:
+def write_card(row: Row) -> str:
     """The card in Markdown, arguments as a list, arXiv numbers as links."""
     facts = {
         "Paper": row.paper,
@@ -23,7 +23,7 @@ def write_card(row: Method) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
-def _call(row: Method) -> str:
+def _call(row: Row) -> str:
     parameters = list(inspect.signature(row.recipe).parameters.values())[2:]
     named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
     shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in named]
@@ -33,8 +33,8 @@ def _call(row: Method) -> str:
 def _as_markdown(doc: str) -> str:
     """A Google-style docstring with its blocks as lists, so that a renderer keeps one argument to a line."""
     doc = doc.replace("``", "`")
-    doc = re.sub(r":(?:func|class):`(steppe\.[\w.]+)`", r"`\1`", doc)
+    doc = re.sub(r":(?:func|class|meth):`([\w.]+)`", r"`\1`", doc)
     doc = re.sub(r"^(Args|Raises):$", r"**\1**\n", doc, flags=re.M)
-    doc = re.sub(r"^    (\w+): ", r"- `\1`: ", doc, flags=re.M)
+    doc = re.sub(r"^    (\w+(?:, \w+)*): ", r"- `\1`: ", doc, flags=re.M)
     doc = re.sub(r"^        (?=\S)", "  ", doc, flags=re.M)
     return re.sub(r"^(Cost|Source):", r"**\1:**", doc, flags=re.M)

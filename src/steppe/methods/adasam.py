@@ -10,7 +10,7 @@ from steppe._optimizers import Given, real
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 from steppe.optim import AMSGrad
 
 
@@ -39,7 +39,7 @@ def AdaSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: A
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="adasam",
     title="AdaSAM",
     recipe=AdaSAM,

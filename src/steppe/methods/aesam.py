@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import Method
+from steppe.methods._row import Row
 from steppe.schedule import AboveNorm
 
 
@@ -48,7 +48,7 @@ def AESAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), schedule=schedule, **common)
 
 
-ROW = Method(
+ROW = Row(
     name="aesam",
     title="AE-SAM",
     recipe=AESAM,

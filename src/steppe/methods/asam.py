@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Adaptive, Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def ASAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, eta: float = 0.01, **common: Any) -> SharpnessAware:
@@ -34,7 +34,7 @@ def ASAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, eta: float = 0
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, metric=Adaptive(eta)), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="asam",
     title="ASAM",
     recipe=ASAM,

@@ -9,7 +9,7 @@ from torch import nn
 
 from steppe._optimizers import Given
 from steppe.lora.bar import BAR
-from steppe.methods._row import Method
+from steppe.methods._row import Row
 
 
 def NBAR(
@@ -73,9 +73,7 @@ def OBAR(
     return BAR(model, optimizer, rule="obar", mu=mu, schedule=schedule, total_steps=total_steps, pairs=pairs, seed=seed)
 
 
-_PAIRS = {"rare.weight": "last.weight"}
-
-ROW = Method(
+ROW = Row(
     name="nbar",
     title="nBAR",
     recipe=NBAR,
@@ -84,21 +82,17 @@ ROW = Method(
     passes="1",
     buffers="0",
     use="LoRA: SAM's regularisation of the factors at the base's price",
-    good=(
-        {"pairs": _PAIRS, "total_steps": 20},
-        {"pairs": _PAIRS, "schedule": "constant", "mu": 2.0},
-        {"pairs": _PAIRS, "schedule": "cosine", "total_steps": 5},
-    ),
+    good=({"total_steps": 20}, {"schedule": "constant", "mu": 2.0}, {"schedule": "cosine", "total_steps": 5}),
     bad=(
         {},
-        {"total_steps": 20},
-        {"pairs": _PAIRS},
-        {"pairs": _PAIRS, "total_steps": 0},
-        {"pairs": _PAIRS, "total_steps": 20, "mu": -1},
-        {"pairs": _PAIRS, "total_steps": 20, "schedule": "step"},
+        {"total_steps": 0},
+        {"total_steps": 20, "mu": -1},
+        {"total_steps": 20, "schedule": "step"},
         {"pairs": {"first.weight": "nowhere"}, "total_steps": 20},
+        {"pairs": "query_key", "total_steps": 20},
     ),
     tunes="mu",
+    lora=True,
 )
 
 ROW_OBAR = replace(

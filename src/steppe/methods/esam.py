@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value, check
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def ESAM(
@@ -52,7 +52,7 @@ def ESAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, beta=beta, hardest=gamma), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="esam",
     title="ESAM",
     recipe=ESAM,

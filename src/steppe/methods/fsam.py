@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent, Friendly
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def FSAM(
@@ -36,7 +36,7 @@ def FSAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, direction=Friendly(sigma, decay)), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="fsam",
     title="F-SAM",
     recipe=FSAM,

@@ -11,7 +11,7 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Mix
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def GNP(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any) -> SharpnessAware:
@@ -33,7 +33,7 @@ def GNP(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: Value =
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), combine=Mix(gamma), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="gnp",
     title="GNP",
     recipe=GNP,

@@ -13,7 +13,7 @@ from steppe.combine import Mix
 from steppe.curves import Quotient
 from steppe.gradient import SharpnessAware
 from steppe.methods._probability import probability
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 from steppe.methods.rst import draws
 
 
@@ -63,7 +63,7 @@ def GRST(
     )
 
 
-ROW = Method(
+ROW = Row(
     name="grst",
     title="G-RST",
     recipe=GRST,

@@ -12,7 +12,7 @@ from steppe.ascent import Ascent
 from steppe.combine import SurrogateGap
 from steppe.curves import FollowLR
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def GSAM(
@@ -35,7 +35,7 @@ def GSAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), combine=SurrogateGap(alpha), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="gsam",
     title="GSAM",
     recipe=GSAM,

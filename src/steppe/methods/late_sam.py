@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import Method
+from steppe.methods._row import Row
 from steppe.schedule import Window
 
 
@@ -49,7 +49,7 @@ def LateSAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), schedule=Window(start, stop), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="late_sam",
     title="Late-phase SAM",
     recipe=LateSAM,

@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value, check_choice
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def LayerSAM(
@@ -37,7 +37,7 @@ def LayerSAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, scope=layerwise), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="layer_sam",
     title="LayerSAM",
     recipe=LayerSAM,

@@ -11,7 +11,7 @@ from steppe._parts import Value, check_choice, check_count
 from steppe.ascent import Ascent
 from steppe.combine import Reuse
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 from steppe.schedule import Every
 
 
@@ -55,7 +55,7 @@ def LookLayerSAM(
     )
 
 
-ROW = Method(
+ROW = Row(
     name="look_layer_sam",
     title="Look-LayerSAM",
     recipe=LookLayerSAM,

@@ -11,7 +11,7 @@ from steppe._parts import Value, check_count
 from steppe.ascent import Ascent
 from steppe.combine import Reuse
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 from steppe.schedule import Every
 
 
@@ -57,7 +57,7 @@ def LookSAM(
     )
 
 
-ROW = Method(
+ROW = Row(
     name="look_sam",
     title="LookSAM",
     recipe=LookSAM,

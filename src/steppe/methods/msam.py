@@ -11,7 +11,7 @@ from steppe._parts import Value
 from steppe.ahead import Momentum
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def MSAM(
@@ -48,7 +48,7 @@ def MSAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, direction=Momentum(sign, decay)), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="msam",
     title="MSAM",
     recipe=MSAM,

@@ -11,7 +11,7 @@ from steppe._parts import Value, check_count
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._probability import probability
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 from steppe.schedule import Bernoulli, Schedule, Window
 
 
@@ -31,10 +31,10 @@ def RST(
     """SAM on a random share of the steps: X_t ~ Bernoulli(p(t)); d = g~ where X_t = 1, else d = g.
 
     Schedules over T = ``total_steps`` [mean share of SAM steps]: ``constant`` p [p]; ``piecewise1`` 0 while t <= pT,
-    then 1
-    [1-p]; ``piecewise2`` 1 while t <= pT, then 0 [p]; ``piecewise3`` p while t <= T/2, then 1-p [1/2]; ``linear1``
-    rising,
-    mean p [p]; ``linear2`` from p to 1-p [1/2]; ``trigonometric`` half a cosine from p to ``p_end`` [(p + p_end)/2].
+    then 1 [1-p]; ``piecewise2`` 1 while t <= pT, then 0 [p]; ``piecewise3`` p while t <= T/2, then 1-p [1/2];
+    ``linear1`` rising, mean p [p]; ``linear2`` from p to 1-p [1/2]; ``trigonometric`` half a cosine from p to ``p_end``
+    [(p + p_end)/2]. At the default p = 1/2 three of them, ``piecewise3``, ``linear2`` and ``trigonometric`` without a
+    ``p_end``, are constant, and a warning says so.
 
     Args:
         model: the model whose loss is minimised.
@@ -67,7 +67,7 @@ def draws(p: Value, start_step: int) -> Schedule:
     return Bernoulli(p) & Window(start_step) if start_step else Bernoulli(p)
 
 
-ROW = Method(
+ROW = Row(
     name="rst",
     title="RST",
     recipe=RST,

@@ -11,7 +11,7 @@ from steppe._parts import Value
 from steppe.ahead import Previous
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def S2SAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
@@ -34,7 +34,7 @@ def S2SAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: An
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, direction=Previous()), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="s2_sam",
     title="S2-SAM",
     recipe=S2SAM,

@@ -11,7 +11,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def SAM(
@@ -23,7 +23,9 @@ def SAM(
         model: the model whose loss is minimised.
         optimizer: any base optimizer; with AdamW this is what many tables call "AdaSAM" (see :func:`steppe.AdaSAM`).
         rho: rho, Euclidean radius over all perturbed parameters; 0.05 in the paper, 0.01 to 0.2 usual, >= 0.
-        samples: ascend on the first ``samples`` of each batch only (cost 1 + samples/batch); None is the paper.
+        samples: ascend on the first ``samples`` of each batch only (cost 1 + samples/batch); None is the paper. A
+            quarter of the batch is Bahri et al.'s (ACL 2022, arXiv 2110.08529, who credit Brock et al. 2021); K-SAM
+            (arXiv 2210.12864) chooses the samples by their loss.
         common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed, none between steps.
@@ -33,7 +35,7 @@ def SAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, samples=samples), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="sam",
     title="SAM",
     recipe=SAM,
@@ -46,7 +48,7 @@ ROW = Method(
     bad=(*BAD_RHO, {"samples": 0}, {"samples": 1.5}),
 )
 
-ROW_ADAMW = Method(
+ROW_ADAMW = Row(
     name="sam_adamw",
     title="SAM (AdamW)",
     recipe=SAM,

@@ -10,7 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def SAMON(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, **common: Any) -> SharpnessAware:
@@ -33,7 +33,7 @@ def SAMON(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, **common: Any
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, subset="norm"), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="sam_on",
     title="SAM-ON",
     recipe=SAMON,

@@ -11,7 +11,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 from steppe.select import Sparse
 
 
@@ -60,7 +60,7 @@ def SLSAM(
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), select=select, **common)
 
 
-ROW = Method(
+ROW = Row(
     name="sl_sam",
     title="SL-SAM",
     recipe=SLSAM,

@@ -11,7 +11,7 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Decoupled
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Method
+from steppe.methods._row import BAD_RHO, Row
 
 
 def WSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any) -> SharpnessAware:
@@ -35,7 +35,7 @@ def WSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float 
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), combine=Decoupled(gamma), **common)
 
 
-ROW = Method(
+ROW = Row(
     name="wsam",
     title="WSAM",
     recipe=WSAM,

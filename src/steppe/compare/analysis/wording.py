@@ -163,7 +163,7 @@ def share(kept: Mapping[str, Any] | None) -> str:
     return ABSENT if not kept else f"{100 * kept['share']:.0f} %".replace("-", MINUS)
 
 
-SYMBOLS = {"rho": "ρ", "mu": "μ", "lr": "lr"}
+SYMBOLS = {"rho": "ρ", "mu": "μ", "sigma": "σ", "lr": "lr"}
 """What is chosen on validation data -> how it is written."""
 
 

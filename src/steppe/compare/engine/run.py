@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import steppe
 from steppe._command import ranks
 from steppe._command.choices import OPTIMIZERS, Choice, parse
 from steppe._command.pool import Tell
@@ -35,6 +34,7 @@ from steppe.compare.engine.curve import Curve, figures, spread
 from steppe.compare.engine.plan import Run
 from steppe.compare.engine.rows import untrained
 from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
+from steppe.protocol import needs_of
 
 _ORDER_SEED = 0x0DE5
 
@@ -44,7 +44,7 @@ AVERAGED_SHARES = 10
 
 @dataclass
 class Trainer:
-    """Model, optimizer, schedule and, unless this is the base, the sharpness-aware gradient (or BAR, a hook)."""
+    """Model, optimizer, schedule and, unless this is the base, the sharpness-aware gradient."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -60,7 +60,7 @@ class Trainer:
     def loss_of(self, batch: tuple[Any, Tensor]) -> Tensor:
         """Mean loss of one batch; the one of each example where the method chooses among them."""
         x, y = batch
-        each = isinstance(self.sharp, steppe.SharpnessAware) and self.sharp.ascent.per_sample
+        each = needs_of(self.sharp).per_sample
         return (each_of if each else mean_of)(self.loss, self.model(x), y)
 
     def ascended(self) -> bool:

@@ -57,7 +57,8 @@ _LATER = {
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
 _MU = (0.5, 1.0, 0.2, 2.0, 0.1, 5.0)
-"""The most usual mu first: a grid of n takes n of them, so that every method has as many tuning runs."""
+_SIGMA = (0.05, 0.1, 0.15, 0.2, 0.02, 0.5)
+"""The most usual values first: a grid of n takes n of them, so that every method has as many tuning runs."""
 
 
 SPELLED = {"text_column": ("--text-column", "--text"), "label_column": ("--label-column", "--label")}
@@ -231,8 +232,9 @@ class Spec(BaseModel):
 
     @property
     def grids(self) -> dict[str, list[float]]:
-        """The values to choose from by the name of the setting: rho, and mu for the methods that have no radius."""
-        return {"rho": self.rho, "mu": self.mu or _usual_mu(len(self.rho))}
+        """The values to choose from by the name of the setting: rho; mu or sigma for methods that have no radius."""
+        count = len(self.rho)
+        return {"rho": self.rho, "mu": self.mu or _usual(_MU, count), "sigma": _usual(_SIGMA, count)}
 
     def steps(self, per_epoch: int) -> int:
         """Optimizer steps of a run of the base, where `per_epoch` make an epoch."""
@@ -267,10 +269,10 @@ SHOWN = {name: _shown(Spec.model_fields[name].default) for name in tasks.TEXT}
 """Defaults as --help shows them where the task has its say."""
 
 
-def _usual_mu(count: int) -> list[float]:
-    if count <= len(_MU):
-        return sorted(_MU[:count])
-    low, high = min(_MU), max(_MU)
+def _usual(values: tuple[float, ...], count: int) -> list[float]:
+    if count <= len(values):
+        return sorted(values[:count])
+    low, high = min(values), max(values)
     return [round(low * (high / low) ** (i / (count - 1)), 4) for i in range(count)]
 
 

@@ -25,7 +25,7 @@ from steppe.compare.engine.spec import Spec
 from steppe.compare.script.results import Looks
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import load
-from steppe.gradient import SharpnessAware
+from steppe.protocol import needs_of
 
 Record = Mapping[str, Any]
 BASE = "base"
@@ -121,7 +121,7 @@ class Contender:
     def forward(self, step: int) -> None:
         """Bring the schedule to a step of the training, without a training."""
         sharp = self.sharpen.sharp
-        if isinstance(sharp, SharpnessAware):
+        if needs_of(sharp).passes:
             sharp.step = max(sharp.step, step)
 
     def leave(self) -> None:

@@ -16,6 +16,7 @@ from steppe._batch import NOTHING, batch_size
 from steppe._nested import tensors_of
 from steppe.compare.script.source import ScriptError
 from steppe.gradient import SharpnessAware
+from steppe.protocol import needs_of
 
 Build = Callable[[Any, Any, Any], Any]
 """(model, optimizer, total_steps or None) -> a method on them."""
@@ -67,7 +68,7 @@ class Sharpen:
         sharp = self._build(model, optimizer, total_steps)
         self.model, self.sharp, self.total_steps = model, sharp, total_steps
         sharp.__dict__["backward"] = self._counting(sharp, sharp.backward)
-        if isinstance(sharp, SharpnessAware):
+        if needs_of(sharp).passes and hasattr(sharp, "ascend"):
             sharp.__dict__["ascend"] = self._climbing(sharp, sharp.ascend)
         return sharp
 
@@ -128,7 +129,7 @@ class Sharpen:
         """
         if self.sharp is None:
             raise ScriptError("sharpen was never called; expected sharp = sharpen(model, optimizer)")
-        if not self.calls and (isinstance(self.sharp, SharpnessAware) or not self.steps):
+        if not self.calls and (needs_of(self.sharp).passes or not self.steps):
             raise ScriptError(f"no backward went through what sharpen gave, so no method had an effect; {_INSTEAD}")
         if not self.steps:
             raise ScriptError(
