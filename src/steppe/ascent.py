@@ -148,7 +148,8 @@ class Ascent(Part):
         subset: ``"all"`` parameters, ``"norm"`` scales and shifts of normalisation layers (torch's own, and classes
             with the word "Norm" in their name that own no matrix), or a function ``(name, parameter) -> bool``.
         samples: look at only the first ``samples`` of each batch for v (a whole number, or a fraction in (0, 1));
-            needs ``backward(loss_of, batch)``. Cost 1 + samples/batch passes instead of 2.
+            needs ``backward(loss_of, batch)``. Cost 1 + samples/batch passes instead of 2. After Bahri et al. (arXiv
+            2110.08529).
         view: a cheaper view of the batch, or of its samples, for v: :class:`steppe.views.Resolution` (smaller images),
             :class:`steppe.views.Length` (shorter sequences), or any function from a batch to a batch.
         autocast: ``torch.bfloat16`` or ``torch.float16``: the pass for v runs under autocast of the weights' device.

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.finetune.cases import dialogues, sentences
@@ -46,11 +47,39 @@ def test_recipes_run_in_small(name: str, tmp_path: Path) -> None:
     given = {"model": path, "data": data, "out": str(tmp_path / "out"), "max_length": tiny.LENGTH}
     if body == "opt":
         given["targets"] = "q_proj,v_proj"
-    result = finetune(resolve(given, {"max_steps": 2, "bf16": "false"}, name))
+    result = finetune(resolve(given, {"max_steps": 2, "bf16": "false", "fp16": "false"}, name))
     asked = recipe(name)
     assert result["steps"] == 2 and result["settings"]["method"].startswith(asked["method"].partition(":")[0])
     assert result["settings"]["training"]["learning_rate"] == asked["training"]["learning_rate"]
     assert result["method"]["pairs"] == (None if asked.get("full") else 1 if body == "gpt2" else 2)
+
+
+PAPERS = [
+    ("opt-1.3b-few-shot", {"examples": 1000, "per_class": None},
+     {"per_device_train_batch_size": (2, 4, 8), "learning_rate": (1e-5, 1e-4, 5e-4), "fp16": (True,)}),
+    ("roberta-large-few-shot", {"per_class": 512, "examples": None},
+     {"max_steps": (1000,), "per_device_train_batch_size": (16,), "learning_rate": (1e-4, 3e-4, 5e-4)}),
+    ("roberta-large-glue", {"r": 8}, {"weight_decay": (0.0,), "warmup_steps": (0.06,)}),
+    ("gpt2-medium-webnlg", {"r": 4, "alpha": 32.0},
+     {"num_train_epochs": (5,), "per_device_train_batch_size": (8,), "label_smoothing_factor": (0.1,)}),
+    ("roberta-glue-sl-sam", {"max_length": 512},
+     {"num_train_epochs": (30,), "per_device_train_batch_size": (16,), "learning_rate": (1e-5,)}),
+    ("llama-3.2-3b-platypus", {}, {"num_train_epochs": (1,), "per_device_train_batch_size": (2,), "bf16": (True,)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "own", "training"), PAPERS, ids=[name for name, *_ in PAPERS])
+def test_recipes_are_the_papers(name: str, own: dict[str, Any], training: dict[str, tuple[Any, ...]]) -> None:
+    """What the papers say, or one of the values that they search over; a comment in the file names what is ours."""
+    settings = resolve({} if "data" in recipe(name) else {"data": "mine.jsonl"}, name=name)
+    assert {key: getattr(settings, key) for key in own} == own
+    assert all(settings.training[key] in values for key, values in training.items())
+
+
+def test_recipes_say_where_they_part_from_the_papers() -> None:
+    assert "by prompts, without" in about("roberta-large-few-shot")["note"]
+    assert "weight decay 0.1 but for CoLA" in about("roberta-large-glue")["note"]
+    assert "with a head" in about("opt-1.3b-few-shot")["note"]
 
 
 def test_a_recipe_of_ones_own(

@@ -36,7 +36,7 @@ def weights(folder: Path) -> dict[str, object]:
 
 CASES = [
     {"method": "nbar"}, {"method": "look_sam:k=4,push=natural", "dropout": 0.1},
-    {"kind": "dora", "method": "rst:schedule=linear2"},
+    {"kind": "dora", "method": "rst:p=0.2,schedule=linear2"},
     {"method": "sl_sam", "full": True},
 ]  # fmt: skip
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
-from steppe._parts import Value, check, check_choice, check_count
+from steppe._length import check_length
+from steppe._parts import Value, check, check_choice
 from steppe.curves import Cosine, Linear, Piecewise
 
 Make = Callable[[float, float, int], Value]
@@ -40,10 +42,11 @@ def probability(p: float, schedule: str, p_end: float | None, total_steps: int |
             f"p_end={p_end!r} was given with schedule={schedule!r}; expected none, as only "
             "'trigonometric' has an end: leave it out"
         )
-    if schedule != "constant":
-        if total_steps is None:
-            raise ValueError(
-                f"schedule={schedule!r} needs total_steps, the number of optimizer steps of the whole training"
-            )
-        check_count("total_steps", total_steps)
+    check_length(schedule, total_steps)
+    if p == end == 0.5 and schedule in ("piecewise3", "linear2", "trigonometric"):
+        warnings.warn(
+            f"schedule={schedule!r} from p = 0.5 to 1 - p is constant, the same as schedule='constant'; give another p"
+            + (" or p_end" if schedule == "trigonometric" else ""),
+            stacklevel=3,
+        )
     return SCHEDULES[schedule](p, end, total_steps or 1)
