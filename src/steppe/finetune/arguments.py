@@ -21,7 +21,7 @@ _OURS = {
 }  # fmt: skip
 SHORT = {
     "epochs": "num_train_epochs", "lr": "learning_rate", "batch_size": "per_device_train_batch_size",
-    "lr_schedule": "lr_scheduler_type", "warmup": "warmup_steps",
+    "lr_schedule": "lr_scheduler_type", "warmup": "warmup_steps", "log": "report_to",
 }  # fmt: skip
 """What `steppe compare` calls an argument -> what the Trainer does."""
 _ABOVE_ZERO = (

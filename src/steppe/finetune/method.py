@@ -38,15 +38,28 @@ def on_factors(text: str) -> bool:
     return text != BASE and parse(text).method.lora
 
 
-def factory(text: str, seed: int) -> Any:
+def factory(text: str, seed: int, measure: bool = False) -> Any:
     """``(model, optimizer, total_steps) -> steppe.Method``; None for the base.
 
-    What is not set is the recipe's own (rho, mu); random decisions follow ``seed``.
+    What is not set is the recipe's own (rho, mu); random decisions follow ``seed``. With ``measure``, the length of the
+    perturbation is known after every step, for a log.
     """
     if text == BASE:
         return None
     choice = parse(text)
-    return functools.partial(choice.method.recipe, **choice.arguments, **choice.seeded(seed))
+    made = functools.partial(choice.method.recipe, **choice.arguments, **choice.seeded(seed))
+    return _measuring(made) if measure else made
+
+
+def _measuring(recipe: Any) -> Any:
+    @functools.wraps(recipe)
+    def build(*args: Any, **settings: Any) -> Any:
+        built = recipe(*args, **settings)
+        if isinstance(built, SharpnessAware):
+            built.measure = True
+        return built
+
+    return build
 
 
 def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optimizer | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from steppe._command import ranks
+from steppe._command import ranks, trackers
 from steppe._command.saved import trained_in
 from steppe.finetune import data, measure, method
 from steppe.finetune.data import Examples, Tokens
@@ -139,6 +139,7 @@ def _arguments(settings: Settings, folder: Folder) -> Any:
     from transformers import TrainingArguments
 
     pinned = {"dataloader_pin_memory": torch.cuda.is_available()}  # or torch warns at every loader
+    trackers.offline(settings.training.get("report_to", "none"), folder.path)
 
     try:
         made = TrainingArguments(
@@ -243,7 +244,7 @@ def make_trainer(plan: Plan, watch: Watch) -> Any:
     from steppe.integrations.transformers import SharpTrainer
 
     settings, own = plan.settings, method.optimizer_of(plan.settings.method, plan.model, plan.settings.training)
-    sharp = method.factory(settings.method, settings.seed)
+    sharp = method.factory(settings.method, settings.seed, measure=bool(plan.arguments.report_to))
     collator: Any = DataCollatorWithPadding(plan.tokenizer)
     if settings.language:
         flash = "flash" in str(plan.model.config._attn_implementation)

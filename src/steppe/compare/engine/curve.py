@@ -23,8 +23,19 @@ class Curve:
     train_loss: list[float] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
+    ascents: dict[str, list[float | None]] = field(default_factory=dict)
     best: int = 0  # the look
     weights: dict[str, Tensor] = field(default_factory=dict)
+    _since: dict[str, list[Any]] = field(default_factory=dict)  # the latest look
+
+    def step(self, sharp: Any) -> None:
+        """Take down what the ascent of the latest step found, where there was one; nothing waits for a device."""
+        if sharp is None or not sharp.last.ascended:
+            return
+        apart = getattr(getattr(sharp, "ascent", None), "apart", False)
+        for name in ("perturbation_norm",) if apart else ("surrogate_gap", "perturbation_norm"):  # gap of one batch
+            if (value := getattr(sharp.last, name, None)) is not None:
+                self._since.setdefault(name, []).append(value)
 
     @property
     def judge(self) -> Judge:
@@ -37,6 +48,11 @@ class Curve:
         if not self.val or self.judge.better(val, self.val[self.best]):
             self.best = len(self.val)
             self.weights = {name: value.detach().clone() for name, value in trained(model).items()}
+        for name in {*self.ascents, *self._since}:
+            found = self._since.get(name, [])
+            before = self.ascents.setdefault(name, [None] * len(self.epoch))
+            before.append(sum(float(each) for each in found) / len(found) if found else None)
+        self._since = {}
         self.epoch.append(epoch)
         self.train_loss.append(train_loss)
         self.val.append(val)
@@ -62,7 +78,7 @@ class Curve:
     def as_dict(self) -> dict[str, list[Any]]:
         """For a record."""
         found = {f"val_{self.judge.name}": self.val, f"test_{self.judge.name}": self.test}
-        return {"epoch": self.epoch, "train_loss": self.train_loss} | found
+        return {"epoch": self.epoch, "train_loss": self.train_loss} | found | dict(sorted(self.ascents.items()))
 
 
 def figures(model: nn.Module, task: Task, part: str) -> dict[str, float]:
