@@ -28,7 +28,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare finetune test lint types docs loops studies kills mutants costs claims clean
+.PHONY: help compare finetune test lint types docs loops studies kills machines mutants costs claims clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ studies: $(STUDY) ## the studies behind docs/claims.md, about twenty minutes; AR
 kills: $(DEV) ## kill a comparison ten times and training loops 200 times, and compare with undisturbed ones
 	$(BIN)/python benchmarks/kill_compare.py
 	$(BIN)/python benchmarks/kill_training.py
+
+machines: $(DEV) ## one study on a Dask cluster, through submitit and in two shards, with kills: equal to this machine's
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/many_machines.py $(ARGS)
 
 mutants: $(DEV) ## plant bugs in a copy of the source and see the tests notice each; words of their names in ARGS="..."
 	$(BIN)/python benchmarks/mutants.py $(ARGS)

@@ -51,9 +51,11 @@ def pieces(data: bytes) -> Iterator[bytes]:
             piece = b""
 
 
-def wandb(place: Path) -> dict[str, list[tuple[int, float]]]:
+def wandb_(place: Path) -> dict[str, list[tuple[int, float]]]:
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # as at the end of a process: its service writes what it still holds
     (file,) = (place / "wandb").glob("offline-run-*/*.wandb")
     found: dict[str, list[tuple[int, float]]] = {}
     for data in pieces(file.read_bytes()):
@@ -82,7 +84,7 @@ def trackio(place: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-READ = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "trackio": trackio}
+READ = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb_, "trackio": trackio}
 
 
 @pytest.mark.parametrize("name", READ)

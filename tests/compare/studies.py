@@ -52,7 +52,7 @@ class Here:
         while self._waiting:
             job = self._waiting.popleft()
             yield pool.Event("begun", job.key)
-            yield pool._do(job, self)
+            yield pool.attempt(job, self.send)
 
 
 class _Interrupted(Here):

@@ -1,5 +1,9 @@
 """Made-up tasks that train in a blink."""
 
+import os
+import signal
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -52,6 +56,18 @@ def broken_model(shape: tuple, classes: int) -> nn.Module:
             return x.flatten(1)[:, :2]
 
     return Broken(2, 2)
+
+
+def mortal_model(shape: tuple, classes: int) -> nn.Module:
+    """Whoever builds it first and is not the process whose id stands in the file `dies` is killed."""
+    flag = Path("dies")
+    try:
+        if flag.read_text() != str(os.getpid()):
+            flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+    except FileNotFoundError:
+        pass
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
 
 
 def bad_recipe(seed: int) -> Task:

@@ -140,12 +140,18 @@ def _serve(connection: Connection) -> None:
             job: Job = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(_do(job, connection))
+        connection.send(attempt(job, connection.send))
 
 
-def _do(job: Job, connection: Connection) -> Event:
+def attempt(job: Job, send: Callable[[Event], Any]) -> Event:
+    """Do a job here, and say what came of it: done, or failed and why.
+
+    Args:
+        job: what to do.
+        send: told how far it is.
+    """
     try:
-        result = job.function(*job.arguments, lambda share: connection.send(Event("moving", job.key, share)))
+        result = job.function(*job.arguments, lambda share: send(Event("moving", job.key, share)))
         return Event("done", job.key, result)
     except SaidError as error:
         return Event("failed", job.key, str(error))

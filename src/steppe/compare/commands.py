@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,20 +34,22 @@ def compare(
 
 def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import progress, ranks
-    from steppe.compare.engine import parallel, study
+    from steppe.compare.engine import executors, parallel, study
     from steppe.compare.engine.script import FirstFailedError
     from steppe.compare.report import also
     from steppe.compare.report.table import legend, table
 
     errors = Console(stderr=True)
-    with refusing():
-        plan = study.check(parallel.begin(resolve(flags, config)))
-    errors.quiet = not ranks.first()
-    try:
-        with progress.on(errors) as shown:
-            outcome = study.compare(plan, shown)
-    except (DiskError, TakenError, FirstFailedError) as error:
-        raise BadInputError(str(error)) from error
+    with ExitStack() as closing:
+        with refusing():
+            spec, engine = closing.enter_context(executors.opened(parallel.begin(resolve(flags, config))))
+            plan = study.check(spec)
+        errors.quiet = not ranks.first()
+        try:
+            with progress.on(errors) as shown:
+                outcome = study.compare(plan, shown, engine)
+        except (DiskError, TakenError, FirstFailedError, executors.ExecutorError) as error:
+            raise BadInputError(str(error)) from error
     ranks.agree(None)  # nobody leaves while another still needs it
     if not ranks.first():
         return

@@ -55,7 +55,7 @@ def _measuring(recipe: Any) -> Any:
     @functools.wraps(recipe)
     def build(*args: Any, **settings: Any) -> Any:
         built = recipe(*args, **settings)
-        if isinstance(built, SharpnessAware):
+        if hasattr(built, "measure"):
             built.measure = True
         return built
 

@@ -30,11 +30,12 @@ class Curve:
 
     def step(self, sharp: Any) -> None:
         """Take down what the ascent of the latest step found, where there was one; nothing waits for a device."""
-        if sharp is None or not sharp.last.ascended:
+        last = getattr(sharp, "last", None)  # a user's own method may not tell
+        if not getattr(last, "ascended", False):
             return
         apart = getattr(getattr(sharp, "ascent", None), "apart", False)
         for name in ("perturbation_norm",) if apart else ("surrogate_gap", "perturbation_norm"):  # gap of one batch
-            if (value := getattr(sharp.last, name, None)) is not None:
+            if (value := getattr(last, name, None)) is not None:
                 self._since.setdefault(name, []).append(value)
 
     @property

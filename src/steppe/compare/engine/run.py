@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from steppe._command import ranks
 from steppe._command.choices import OPTIMIZERS, Choice, parse
+from steppe._command.devices import take_share
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
 from steppe.compare.analysis import lost
@@ -104,6 +105,8 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
     sharp = None
     if choice is not None and not bare:
         sharp = choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps)
+        if hasattr(sharp, "measure"):
+            sharp.measure = bool(spec.log)  # which reads the weights, and changes nothing
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
     return Trainer(model, optimizer, scheduler, sharp, blank, task.loss)
 
@@ -225,6 +228,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
             fit.average.update_parameters(trainer.model)
         fit.examples += len(batch[1]) // ranks.ranks()
         fit.ascents += trainer.ascended()
+        curve.step(trainer.sharp)
         if step % spec.every(per_epoch) == 0 or step == steps:
             epoch = _epochs(step, per_epoch)
             fit.curve.look(trainer.whole(), epoch, float(torch.stack(losses).mean()))
@@ -274,6 +278,8 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
 
 def _same_everywhere(spec: Spec) -> None:
     """On a GPU, the algorithms that give the same result every time."""
+    if spec.parallel is None:
+        take_share(spec.device)
     if spec.device != "cpu":
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)

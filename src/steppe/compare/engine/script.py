@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from steppe._command.choices import Choice, parse
+from steppe._command.devices import take_share
 from steppe._command.pool import SaidError, Tell
 from steppe._command.provenance import made_with
 from steppe._length import lacking
@@ -50,6 +51,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
         SaidError: the script failed, or does not do what is expected; says where.
     """
     script, start = load(str(spec.script)), time.perf_counter()
+    take_share(spec.device)
     sharpen = Sharpen(builder(spec, run), tell)
     looks = Looks(script, sharpen, spec.metric)
     with _printed(spec, run):

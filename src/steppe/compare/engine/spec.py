@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 import steppe
-from steppe._command.devices import usable_cores, usable_device
+from steppe._command.devices import gpus, usable_cores, usable_device
 from steppe._command.lookup import nearest
 from steppe._command.settings import (
     AtLeastZero,
@@ -45,7 +45,8 @@ DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam", "gsam"
 """What is compared when nothing is named."""
 
 _NOT_IN_RESULT = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel", "shard",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel", "shard", "on",
+    "log",
 }  # fmt: skip
 
 _LATER = {
@@ -190,8 +191,14 @@ class Spec(BaseModel):
     jobs: Annotated[int, Field(ge=1, le=256), Expected("a whole number from 1 to 256")] | None = Field(
         None, description="Runs side by side (one per core)."
     )
+    on: Annotated[str, Field(min_length=1), Expected("local, dask:ADDRESS or slurm:partition=...,gpus=1")] = Field(
+        "local", description="Where runs are made: local, dask:ADDRESS, slurm[:partition=...,gpus=1]."
+    )
     shard: Annotated[str, AfterValidator(_part), Expected("i/n with i from 1 to n, such as 2/4")] | None = Field(
         None, description="2/4: the second of four processes, of any machines, that share the study in one folder."
+    )
+    log: Annotated[list[str], BeforeValidator(listed), Expected("a list of trackers")] = Field(
+        [], description="Trackers that get every run: tensorboard, wandb, mlflow, trackio; offline, in the folder."
     )
     out: Annotated[str, Field(min_length=1), Expected("a folder")] = Field(
         "", description="Folder for results (results/<task>); the same command there resumes."
@@ -256,9 +263,9 @@ class Spec(BaseModel):
 
     @property
     def workers(self) -> int:
-        """How many runs go side by side: one per core, at most four on one GPU."""
+        """How many runs go side by side: one per core, at most four on each GPU."""
         cores = usable_cores()
-        return self.jobs or (cores if self.device == "cpu" else min(4, cores))
+        return self.jobs or (cores if self.device == "cpu" else min(4 * gpus(self.device), cores))
 
 
 def _shown(default: Any) -> str:
@@ -298,7 +305,7 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
     scripts.check(given, first.settings)
     spec = _validated(_proposed(first, given) | given)
     _check_together(spec, given)
-    device = usable_device(spec.device)
+    device = usable_device(spec.device) if spec.on == "local" else spec.device
     out = spec.out or f"results/{_slug(spec.task)}"
     return spec.model_copy(update={"device": device, "out": out})
 

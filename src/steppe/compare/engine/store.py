@@ -46,6 +46,8 @@ class Store:
             for left in self.runs.glob(".*.claim"):
                 if held := beats.claim(left, "tidying"):
                     held.free()
+            for left in self.runs.glob(".*.share"):
+                left.unlink(missing_ok=True)  # those who are at it write again
         except OSError as error:
             why = error.strerror or "no permission"
             raise ValueError(f"cannot write to {self.folder} ({why}); name another folder with --out") from error

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from steppe._command.beats import Shared
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, check_shares, first
+from steppe._command.trackers import Log
+from steppe._command.trackers import check as check_trackers
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
 from steppe.compare.data import also
 from steppe.compare.engine import cost, rehearsal, rows, run, script, turns
+from steppe.compare.engine.executors import Engine
+from steppe.compare.engine.flights import Flights
+from steppe.compare.engine.logged import logged
 from steppe.compare.engine.plan import Plan, Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.engine.store import Store
@@ -42,8 +50,9 @@ def check(spec: Spec) -> Plan:
     Raises:
         ValueError: one sentence about the first thing that cannot be.
     """
+    check_trackers(spec.log)
     plan = Plan(spec, spec.hash())
-    (_check_task if spec.script is None else script.check)(plan)
+    (_check_task if spec.script is None else script.check)(Plan(_as_here(spec), plan.spec_hash))
     Store(Path(spec.out), plan.spec_hash).open()
     return plan
 
@@ -65,12 +74,18 @@ def _check_task(plan: Plan) -> None:
         del trainer
 
 
-def compare(plan: Plan, progress: PlainProgress) -> Outcome:
+def _as_here(spec: Spec) -> Spec:
+    """The settings for a machine that only checks: the one that starts a study on others may have no GPU."""
+    return spec if torch.cuda.is_available() else spec.model_copy(update={"device": "cpu"})
+
+
+def compare(plan: Plan, progress: PlainProgress, engine: Engine | None = None) -> Outcome:
     """Run the study of `plan` to its end. Every finished run is kept at once, so a study may be cut off anywhere.
 
     Args:
         plan: from `check`.
         progress: told what happens.
+        engine: makes the runs; None: processes of this machine.
     """
     spec = plan.spec
     store = Store(Path(spec.out), plan.spec_hash)
@@ -79,11 +94,26 @@ def compare(plan: Plan, progress: PlainProgress) -> Outcome:
     session = _Session(plan, store, progress)
     costs = _kept_cost(session)
     if costs is None or session.missing():
-        size = min(spec.workers, max(1, len(session.missing()))) if spec.parallel is None else 1
-        with session, Pool(size) if spec.parallel is None else InStep() as pool:
+        with session, _workers(session, engine) as (pool, size):
             session.finish_runs(pool, size)
             costs = session.cost(pool)
     return _outcome(session, costs)
+
+
+_Workers = Pool | InStep | Flights
+
+
+@contextmanager
+def _workers(session: _Session, engine: Engine | None) -> Iterator[tuple[_Workers, Callable[[], int]]]:
+    """Who makes the runs, and how many at a time by now."""
+    plan = session.plan
+    if engine is not None:
+        with Flights(engine, plan, session.progress.say) as flights:
+            yield flights, engine.size
+        return
+    size = min(plan.spec.workers, max(1, len(session.missing()))) if plan.spec.parallel is None else 1
+    with Pool(size) if plan.spec.parallel is None else InStep() as pool:
+        yield pool, lambda: size
 
 
 class _Session:
@@ -95,6 +125,7 @@ class _Session:
         self.records: dict[str, dict[str, Any]] = {}
         self.under_way: dict[str, Run] = {}
         self._held: dict[str, Shared] = {}
+        self._log = Log(plan.spec.log if first() else (), store.folder, progress.say)
         self._load()
 
     def _load(self) -> None:
@@ -114,8 +145,8 @@ class _Session:
         needed = self.plan.needed(self.records, self.failed)
         return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
 
-    def finish_runs(self, pool: Pool | InStep, size: int) -> None:
-        """Run what is missing, `size` at a time; what becomes known meanwhile (a method's chosen rho) joins in.
+    def finish_runs(self, pool: _Workers, size: Callable[[], int]) -> None:
+        """Run what is missing, `size()` at a time; what becomes known meanwhile (a method's chosen rho) joins in.
 
         Runs that another process has claimed are waited for, and taken over if it ends without them.
         """
@@ -133,10 +164,11 @@ class _Session:
                 time.sleep(_LOOK)
                 self._take_in(self.missing())
 
-    def _fill(self, pool: Pool | InStep, size: int) -> None:
-        """Claim runs and hand them out until `size` are under way; of several shards each begins with its own."""
+    def _fill(self, pool: _Workers, size: Callable[[], int]) -> None:
+        """Claim runs and hand them out until `size()` are under way; of several shards each begins with its own."""
+        room = size()
         for id_, each in in_turn(self.missing(), self.plan.spec.part).items():
-            if len(self.under_way) >= size:
+            if len(self.under_way) >= room:
                 return
             if id_ not in self.under_way and self._claim(id_):
                 self.under_way[id_] = each
@@ -186,12 +218,17 @@ class _Session:
         else:
             phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
             self.records[event.key] = self.store.save(event.key, phase, event.value)
+            self.log(event.key)
             self.progress.done(event.key, text, told(event.value))
             self._free(event.key)
         if event.kind in ("done", "failed"):
             del self.under_way[event.key]
 
-    def cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
+    def log(self, id_: str) -> None:
+        """Give a run to the trackers, unless they have it."""
+        self._log.write(id_, lambda: logged(id_, self.records[id_], self.plan.spec_hash))
+
+    def cost(self, pool: _Workers) -> dict[str, Any] | None:
         """The cost that is kept, or that another process measures, or else is measured here."""
         waiting = False
         while (kept := _kept_cost(self)) is None:
@@ -205,7 +242,7 @@ class _Session:
             time.sleep(_LOOK)
         return kept
 
-    def finish_cost(self, pool: Pool | InStep) -> dict[str, Any] | None:
+    def finish_cost(self, pool: _Workers) -> dict[str, Any] | None:
         """Measure the cost of every method that has a chosen value, in one worker while the others idle."""
         runs, shares = self.cost_runs(), self.shares()
         if not runs:
@@ -272,12 +309,14 @@ def _kept_cost(session: _Session) -> dict[str, Any] | None:
 def shown(plan: Plan) -> dict[str, Any]:
     """The settings as the report shows them, complete, methods in their canonical form."""
     labels = {choice.text: choice.label for choice in plan.choices}
-    said = plan.spec.model_dump(exclude={"shard"})  # who made which run is not in the result
+    said = plan.spec.model_dump(exclude={"shard", "on", "log"})  # who made which run is not in the result
     said = said if plan.spec.script is None else script.shown(said)
     return said | {"methods": list(labels), "labels": labels, "spec_hash": plan.spec_hash}
 
 
 def _outcome(session: _Session, costs: dict[str, Any] | None) -> Outcome:
+    for id_ in session.records:
+        session.log(id_)
     records = session.plan.records(session.records, session.failed)
     result = summary.summarise(records, costs, shown(session.plan))
     with session.store.showing():
