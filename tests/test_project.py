@@ -52,7 +52,7 @@ def test_import_is_quiet_needs_torch_only_and_leaves_the_random_generators_alone
 FLOORS = (
     "", "_command", "text", "compare.judge", "compare.data", "compare.analysis", "compare.report", "compare.script",
     "compare.engine",
-    "compare", "finetune", "evaluate", "bench", "study", "cli", "__main__",
+    "compare", "finetune", "evaluate", "bench", "look", "study", "cli", "__main__",
 )  # fmt: skip
 """Rooms of the package from the ground up; the first is the core: whatever has no name here."""
 

@@ -12,9 +12,12 @@ BAD_INPUT, INTERRUPTED = 2, 130
 _COMMANDS = (
     "steppe.compare.commands", "steppe._command.methods", "steppe.bench.command", "steppe.evaluate.commands",
     "steppe.finetune.commands", "steppe.finetune.answering", "steppe.compare.rho",
+    "steppe.look.command",
 )  # fmt: skip
 """Each adds its own to the one app, in the order in which --help lists them."""
-_EXTRAS = {"finetune": "study,finetune", "predict": "study,finetune", "evaluate": "study,evaluate"}
+_EXTRAS = {
+    "finetune": "study,finetune", "predict": "study,finetune", "evaluate": "study,evaluate", "look": "study,curvature",
+}  # fmt: skip
 """What a command needs beside the extra `study`."""
 
 

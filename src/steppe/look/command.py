@@ -1,0 +1,124 @@
+"""`steppe look`: flags in, a table, one JSON and a picture for each part out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from steppe import diagnostics
+from steppe._command.app import BadInputError, app, refusing
+from steppe._command.files import DiskError, finite, write_json, writing
+from steppe._command.flags import given, help_of, taking
+from steppe._command.provenance import made_with
+from steppe.look.pictures import draw
+from steppe.look.request import Request
+from steppe.look.subjects import Subject, Subjects, find
+
+SCHEMA = 1
+_THEN = "make room or name another --out"
+
+
+@app.command()
+@taking(Request, without=("what",))
+def look(
+    flags: dict[str, Any],
+    what: Annotated[str, typer.Argument(help=help_of(Request, "what"))],
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON and pictures (results/look/<what>).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
+) -> None:
+    """Look at how the loss lies around trained weights: Hessian, sharpness, a plane, balance of LoRA's pairs."""
+    with refusing():
+        request = Request(what, **given(flags, Request))
+        folder = _folder(out, what)
+        subjects = find(request, lambda text: typer.echo(text, err=True))
+        found = {each.name: _measured(each, request) for each in subjects.each}
+        plane = _plane(subjects, request) if "plane" in request.parts else None
+    record = _record(request, subjects, found, plane)
+    try:
+        with writing(folder, _THEN):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "look.json", record)
+        paths = draw(found, plane, folder)
+    except DiskError as error:
+        raise BadInputError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    Console().print(_table(found))
+    typer.echo(f"Written: {folder / 'look.json'}" + "".join(f", {path.name}" for path in paths))
+
+
+def _folder(out: Path | None, what: str) -> Path:
+    slug = re.sub(r"[^\w.-]+", "-", what).strip("-.") or "model"
+    folder = out or Path("results", "look", slug)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file; name a folder")
+    return folder
+
+
+def _measured(subject: Subject, request: Request) -> dict[str, Any]:
+    """What was found of one model, by part (the plane apart)."""
+    about, found = (subject.model, subject.loss_of, subject.batches), dict[str, Any]()
+    if "curvature" in request.parts:
+        found["curvature"] = diagnostics.curvature(
+            *about, steps=request.steps, probes=request.probes, runs=request.runs, seed=request.draw_seed
+        )
+    if "sharpness" in request.parts:
+        found["sharpness"] = diagnostics.m_sharpness(
+            *about, request.radii, m=request.m, climbs=request.climbs, draws=request.draws, seed=request.draw_seed
+        )
+    if "balance" in request.parts and any("lora_" in name for name, _ in subject.model.named_parameters()):
+        found["balance"] = diagnostics.balance(subject.model)
+    return found
+
+
+def _plane(subjects: Subjects, request: Request) -> diagnostics.Plane:
+    last = subjects.each[-1]
+    return diagnostics.loss_plane(
+        last.model, last.loss_of, last.batches, subjects.base, points=request.points, seed=request.draw_seed
+    )
+
+
+def _record(request: Request, subjects: Subjects, found: dict[str, dict[str, Any]], plane: Any) -> dict[str, Any]:
+    device = next(subjects.each[0].model.parameters()).device
+    whole: dict[str, Any] = finite({
+        "schema": SCHEMA, "kind": "look", "settings": request.settings(),
+        "models": {name: {part: each.as_dict() for part, each in parts.items()} for name, parts in found.items()},
+        "plane": plane and plane.as_dict(), "provenance": made_with(str(device)),
+    })  # fmt: skip
+    return whole
+
+
+def _table(found: dict[str, dict[str, Any]]) -> Table:
+    """A row for each figure, a column for each model."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("")
+    for name in found:
+        table.add_column(name, justify="right")
+    rows = [_rows(parts) for parts in found.values()]
+    for key in dict.fromkeys(key for each in rows for key in each):
+        table.add_row(key, *(each.get(key, "") for each in rows))
+    return table
+
+
+def _rows(parts: dict[str, Any]) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    if (found := parts.get("curvature")) is not None:
+        rows["loss"] = f"{found.loss:.4g}"
+        for name, end in (("largest eigenvalue", found.lambda_max), ("smallest eigenvalue", found.lambda_min)):
+            rows[name] = f"{end.value:.4g} ± {end.error:.1g}"
+        rows["trace"] = f"{found.trace.value:.4g} ± {found.trace.error:.1g}"
+    if (found := parts.get("sharpness")) is not None:
+        for rise in found.rises:
+            rows[f"rise at rho {rise.rho:g}, worst of {found.m}"] = f"{rise.worst:.3g}"
+            rows[f"rise at rho {rise.rho:g}, on average"] = f"{rise.average:.3g}"
+    if (found := parts.get("balance")) is not None:
+        spread = [abs(pair.relative) for pair in found.pairs]
+        rows["imbalance of the pairs, 0 to 1, mean"] = f"{sum(spread) / len(spread):.3g}"
+    return rows

@@ -1,0 +1,118 @@
+"""The runs of a comparison, trained again: a study keeps figures, and a run depends on settings and seed alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from steppe._command.choices import parse
+from steppe._command.files import read_json
+from steppe.compare.data.examples import Split, Task
+from steppe.compare.data.losses import mean_of
+from steppe.compare.engine import measure, run
+from steppe.compare.engine.plan import Plan, Run, describe
+from steppe.compare.engine.spec import Spec, steps_per_epoch
+from steppe.compare.engine.store import Store
+from steppe.compare.judge import of_records
+from steppe.look.request import Request
+from steppe.look.subjects import Say, Subject, Subjects
+
+
+def of_study(folder: Path, request: Request, say: Say) -> Subjects:
+    """Base and method of one seed, trained again and found to be what the study has on record.
+
+    Raises:
+        ValueError: nothing finished there, no such method or seed, or data and code are not what they were.
+    """
+    plan = _plan(folder)
+    records = _records(folder, plan)
+    base, chosen = _chosen(plan, records, request)
+    task = run.load_task(plan.spec, base.seed)
+    spread = _spread(task, request)
+    subjects = [_subject(plan, records, each, task, spread, say) for each in (base, chosen)]
+    return Subjects(tuple(subjects), dict(subjects[0].model.state_dict()))
+
+
+def _plan(folder: Path) -> Plan:
+    kept = dict(read_json(folder / "spec.json"))
+    hash_, fields = kept.get("spec_hash"), {name: kept[name] for name in Spec.model_fields if name in kept}
+    spec = Spec(**fields | {"out": str(folder)})
+    if spec.hash() != hash_:
+        raise ValueError(
+            f"{folder}: data or code are not those of the study any more, so that its runs cannot be trained again; "
+            "run steppe compare anew, or look at a model of your own by module:function"
+        )
+    return Plan(spec, spec.hash())
+
+
+def _records(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+    store, records = Store(folder, plan.spec_hash), dict[str, dict[str, Any]]()
+    for _ in range(3):  # which runs there are depends on those that chose
+        records = store.load(plan.needed(records))
+    return records
+
+
+def _chosen(plan: Plan, records: dict[str, dict[str, Any]], request: Request) -> tuple[Run, Run]:
+    """The base's run and the method's, both finished."""
+    final = {id_: each for id_, each in plan.needed(records).items() if id_ in records}
+    final = {id_: each for id_, each in final.items() if id_ not in plan.tuning(records) or _kept(plan, each, records)}
+    seed = plan.spec.seeds[0] if request.seed is None else request.seed
+    here = [each for each in final.values() if each.seed == seed and each.variant == "plain"]
+    base = next((each for each in here if each.method == "base"), None)
+    methods = [each for each in here if each.method != "base"]
+    if request.method is not None:
+        wanted = parse(request.method).text
+        methods = [each for each in methods if each.method == wanted]
+    if base is None or not methods:
+        had = sorted({each.method for each in final.values()} - {"base"})
+        seeds = sorted({each.seed for each in final.values()})
+        raise ValueError(
+            f"the study has no finished run of {request.method or 'a method'} and the base with seed {seed}; it has "
+            f"{', '.join(had) or 'no method'} with seeds {', '.join(map(str, seeds)) or 'none'}"
+        )
+    judge = of_records(records.values())
+    best = max(methods, key=lambda each: judge.rank(judge.of(records[plan.id(each)], "val")))
+    return base, best
+
+
+def _kept(plan: Plan, each: Run, records: dict[str, dict[str, Any]]) -> bool:
+    """Whether a run that helped to choose is one of the final runs too."""
+    return any(r["phase"] == "final" and r["run_id"] == plan.id(each) for r in plan.records(records))
+
+
+def _subject(
+    plan: Plan, records: dict[str, dict[str, Any]], each: Run, task: Task, spread: list[Split], say: Say
+) -> Subject:
+    record = records[plan.id(each)]
+    say(f"training {describe(each)} again ({record['seconds']:.0f} s the first time)")
+    model = _trained(plan.spec, each, task)
+    judge = of_records([record])
+    found = measure.metrics(model, task.val, task.measured[:1], task.outputs)[judge.name]
+    if found != judge.of(record, "val"):
+        raise ValueError(
+            f"{describe(each)}: trained again its validation {judge.name} is {found:.6g} and not "
+            f"{judge.of(record, 'val')}; look with the kind of machine and the versions that it was made with"
+        )
+    return Subject(each.label, model.eval(), lambda part: mean_of(task.loss, model(part.x), part.y), list(spread))
+
+
+def _trained(spec: Spec, each: Run, task: Task) -> nn.Module:
+    per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
+    steps = each.steps(spec, per_epoch)
+    trainer = run.make_trainer(spec, task, each, steps)
+    stream = itertools.chain.from_iterable(run.batches(task, spec.batch_size, each.seed))
+    for batch in itertools.islice(stream, steps):
+        trainer.step(batch)
+    return trainer.whole()
+
+
+def _spread(task: Task, request: Request) -> list[Split]:
+    """Training examples evenly spread, in batches of one size."""
+    count = min(len(task.train), request.examples)
+    size = min(request.batch, count)
+    index = torch.linspace(0, len(task.train) - 1, count - count % size, device=task.train.y.device).long()
+    return [task.train.take(part) for part in index.split(size)]

@@ -1,0 +1,41 @@
+"""The pictures of a look: one file for each part, every model in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steppe._command.files import DiskError, disk_sentence
+
+
+def draw(found: Mapping[str, Mapping[str, Any]], plane: Any, folder: Path) -> list[Path]:
+    """Write ``<part>.png`` for each part that was measured.
+
+    Args:
+        found: model -> part -> what :mod:`steppe.diagnostics` found.
+        plane: of the loss, or None.
+        folder: to write to; it is there.
+
+    Raises:
+        DiskError: a file cannot be written.
+    """
+    parts = list(dict.fromkeys(part for each in found.values() for part in each))
+    paths = [_together(part, found, folder / f"{part}.png") for part in parts]
+    return paths if plane is None else [*paths, _save(plane.plot(), folder / "plane.png")]
+
+
+def _together(part: str, found: Mapping[str, Mapping[str, Any]], path: Path) -> Path:
+    axes = None
+    for name, each in found.items():
+        if part in each:
+            axes = each[part].plot(axes, label=name)
+    return _save(axes, path)
+
+
+def _save(axes: Any, path: Path) -> Path:
+    try:
+        axes.figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise DiskError(disk_sentence(path, error.strerror or str(error), "make room or name another --out")) from error
+    return path

@@ -1,0 +1,119 @@
+"""`steppe look` on a comparison, a fine-tuning and a function of one's own; what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.compare import studies
+
+from steppe.cli import main
+
+pytest.importorskip("hessian_eigenthings")
+
+QUICK = ["--steps", "3", "--probes", "3", "--runs", "1", "--points", "3", "--radii", "0.05,0.1", "--draws", "2"]
+
+
+def look(capsys: pytest.CaptureFixture, *words: str) -> tuple[int, str, str]:
+    code = main(["look", *words])
+    told = capsys.readouterr()
+    return code, told.out, told.err
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "look.json").read_text())
+
+
+def pictures(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.png") if path.stat().st_size > 5000}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    assert studies.complete(out).returncode == 0
+    return out
+
+
+def test_a_comparisons_base_and_best_method(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    code, out, err = look(capsys, str(study), "--out", str(tmp_path), *QUICK)
+    assert code == 0, err
+    found = record(tmp_path)
+    base, method = found["models"]
+    assert base == "base" and method in ("SAM", "RST, p = 0.5", "RST")
+    assert all(parts.keys() == {"curvature", "sharpness"} for parts in found["models"].values())
+    assert [point["name"] for point in found["plane"]["points"]] == ["base", "middle", "model"]
+    assert found["plane"]["points"][0]["loss"] == pytest.approx(found["models"]["base"]["curvature"]["loss"], rel=1e-5)
+    assert found["plane"]["points"][2]["loss"] == pytest.approx(found["models"][method]["curvature"]["loss"], rel=1e-5)
+    assert pictures(tmp_path) == {"curvature.png", "sharpness.png", "plane.png"}
+    assert err.count("again") == 2 and "largest eigenvalue" in out
+
+
+def test_another_method_and_seed(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = (str(study), "--out", str(tmp_path), "--method", "rst", "--seed", "1", "--parts", "sharpness", "--json")
+    code, out, err = look(capsys, *words)
+    assert code == 0, err
+    assert [name.split(",")[0] for name in json.loads(out)["models"]] == ["base", "RST"]
+    assert "seed 1" in err and json.loads(out) == record(tmp_path)
+
+
+def test_a_run_that_the_study_lacks(study: Path, capsys: pytest.CaptureFixture) -> None:
+    code, _, err = look(capsys, str(study), "--method", "asam")
+    assert code == 2
+    assert "has no finished run of asam and the base with seed 0; it has rst, sam with seeds 0, 1, 2" in err
+
+
+def test_a_run_that_comes_out_otherwise(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steppe.look import compared
+
+    monkeypatch.setattr(compared.measure, "metrics", lambda *_: {"accuracy": 0.123})
+    code, _, err = look(capsys, str(study), "--out", str(tmp_path))
+    assert code == 2 and "trained again its validation accuracy is 0.123 and not" in err
+
+
+def test_a_study_of_other_settings_than_its_hash(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    kept = json.loads((study / "spec.json").read_text())
+    (tmp_path / "spec.json").write_text(json.dumps(kept | {"lr": 0.123}))
+    code, _, err = look(capsys, str(tmp_path))
+    assert code == 2 and "data or code are not those of the study any more" in err
+
+
+def test_a_fine_tuning_with_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("peft")
+    from tests.finetune import cases
+
+    cases.run(tmp_path, method="base")
+    code, _, err = look(
+        capsys, str(tmp_path / "out"), "--out", str(tmp_path / "look"), "--examples", "8", "--batch", "4", *QUICK
+    )
+    assert code == 0, err
+    (parts,) = record(tmp_path / "look")["models"].values()
+    assert parts.keys() == {"curvature", "sharpness", "balance"}
+    assert all(pair["x"] > 0 for pair in parts["balance"]["pairs"])
+    assert pictures(tmp_path / "look") == {"curvature.png", "sharpness.png", "plane.png", "balance.png"}
+
+
+def test_a_function_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    code, _, err = look(capsys, "tests.look.mine:subject", "--out", str(tmp_path), "--parts", "plane", "--points", "3")
+    assert code == 0, err
+    assert len(record(tmp_path)["plane"]["points"]) == 3 and pictures(tmp_path) == {"plane.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nowhere"], "nowhere is neither the folder of a comparison (spec.json) nor of a fine-tuning (result.json)"),
+        (["tests.look.mine:only_a_model"], "returned Sequential; expected (model, loss_of, batches)"),
+        (["tests.look.mine:subjekt"], "has no function 'subjekt'; did you mean 'subject'?"),
+        (["tests.look.mine:subject", "--seed", "1"], "--method and --seed choose a run of a comparison"),
+        (["tests.look.mine:subject", "--parts", "curve"], "parts='curve' was given; expected one of 'curvature'"),
+        (["tests.look.mine:subject", "--radii", "0"], "radii=0.0 was given"),
+        (["tests.look.mine:subject", "--examples", "0"], "examples=0 was given; expected a whole number of at least 1"),
+        (["tests.look.mine:subject", "--out", __file__], "is a file; name a folder"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_refused(words: list[str], sentence: str, capsys: pytest.CaptureFixture) -> None:
+    code, out, err = look(capsys, *words)
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert sentence in err
