@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 # Stamps say which extras are installed; they grow old when pyproject.toml or constraints.txt change.
 STUDY := $(VENV)/.installed-study
 DEV := $(VENV)/.installed-dev
+SITE := $(VENV)/.installed-docs
 REQUIREMENTS := pyproject.toml constraints.txt
 
 # One set-up at a time; the lock goes with the process that holds it, however that one ends.
@@ -28,7 +29,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare finetune test lint types docs loops studies kills machines mutants costs claims clean
+.PHONY: help compare finetune test lint types docs loops studies kills machines mutants costs claims site clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -81,12 +82,18 @@ docs: $(DEV) ## write docs/methods.md, docs/claims.md and the tables of README a
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/claims.py
 
+site: $(SITE) ## build the documentation as a site, strictly: every link, nothing from other hosts; build/site/html
+	@$(BIN)/python docs/web.py
+
 clean: ## remove .venv, caches and builds (results stay)
 	rm -rf $(VENV) $(VENV).lock build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STUDY): $(REQUIREMENTS)
 	$(call install,study,$(STUDY))
+
+$(SITE): $(REQUIREMENTS)
+	$(call install,study docs,$(STUDY) $(SITE))
 
 $(DEV): $(REQUIREMENTS)
 	$(call install,study hosts evaluate curvature oracles dev,$(STUDY) $(DEV))
