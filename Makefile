@@ -78,7 +78,7 @@ claims: $(DEV) ## measure what papers claim and write docs/claims.md; FASHION=FO
 	$(if $(FASHION),OMP_NUM_THREADS=1 $(BIN)/python benchmarks/large_batch.py --fashion $(FASHION))
 	$(BIN)/python docs/claims.py
 
-docs: $(DEV) ## write docs/methods.md, docs/claims.md and the tables of README and docs/loops from the registry and the results
+docs: $(DEV) ## write docs/methods.md, docs/claims.md and the table of docs/loops from the registry and the results
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/claims.py
 

@@ -1,4 +1,4 @@
-"""Write the tables of docs/choosing.md and README.md from benchmarks/results/front.json (`python docs/choosing.py`)."""
+"""Write the tables of docs/choosing.md from benchmarks/results/front.json (`python docs/choosing.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET, README = ROOT / "docs" / "choosing.md", ROOT / "README.md"
+TARGET = ROOT / "docs" / "choosing.md"
 RESULTS = ROOT / "benchmarks" / "results" / "front.json"
 PUSHES = ROOT / "benchmarks" / "results" / "look_sam_default.json"
 ARMS = {
@@ -17,7 +17,6 @@ ARMS = {
     "few-1-quarter": "the same, every 4th (recommended)", "msam": "MSAM", "msam-half": "MSAM, every 2nd step",
 }  # fmt: skip
 TIMED = {**ARMS, "look-sam": "LookSAM, k = 5, natural push"}
-IN_README = ("sam", "look-sam", "few-1", "few-1-quarter", "msam")
 TASKS = {
     "digits-few": "digits-few, CNN", "fashion-1k": "Fashion-MNIST 1,000, MLP",
     "fashion-10k-noisy": "Fashion-MNIST 10,000, 20 % wrong, MLP",
@@ -48,12 +47,12 @@ def _gain(row: dict[str, Any] | None, task: dict[str, Any]) -> str:
     return f"{row['gain']['mean']:+.2f} ± {row['gain']['ci95']:.2f}"
 
 
-def times(record: dict[str, Any], arms: dict[str, str] = TIMED) -> str:
+def times(record: dict[str, Any]) -> str:
     """Processor time of a step beside the base's, the longest step last."""
-    lines = ["| task | base's step | " + " | ".join(arms.values()) + " |", "|" + " --- |" * (len(arms) + 2)]
+    lines = ["| task | base's step | " + " | ".join(TIMED.values()) + " |", "|" + " --- |" * (len(TIMED) + 2)]
     titles = TASKS | {"fashion-1k, CNN": "Fashion-MNIST, CNN (time only)"}
     for task, found in sorted(record["times"].items(), key=lambda item: item[1]["base"]["base_ms"]):
-        ratios = [f"{found[arm]['median']:.2f}" for arm in arms]
+        ratios = [f"{found[arm]['median']:.2f}" for arm in TIMED]
         lines.append(f"| {titles[task]} | {found['base']['base_ms']:.1f} ms | " + " | ".join(ratios) + " |")
     return "\n".join(lines)
 
@@ -88,8 +87,7 @@ def pages(record: dict[str, Any]) -> dict[Path, str]:
     """What each page should hold."""
     found = json.loads(PUSHES.read_text())
     mine = {"gains": gains(record), "times": times(record), "pushes": pushes(found)}
-    costs = {"costs": times(record, {arm: TIMED[arm] for arm in IN_README})}
-    return {TARGET: page(TARGET.read_text(), mine), README: page(README.read_text(), costs)}
+    return {TARGET: page(TARGET.read_text(), mine)}
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Write what follows from registry and tests: docs/methods.md, the tables of README.md and docs/loops (`make docs`)."""
+"""Write what follows from registry and tests: docs/methods.md and the table of docs/loops (`make docs`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table() -> str:
     """One line per method."""
     head = "| method | in Python | passes a step | buffers | when | paper |\n| --- | --- | --- | --- | --- | --- |"
     rows = [
-        f"| [{row.title}](docs/methods.md#{row.name}) | `steppe.{row.recipe.__name__}` | {row.passes} | {row.buffers} "
+        f"| [{row.title}](#{row.name}) | `steppe.{row.recipe.__name__}` | {row.passes} | {row.buffers} "
         f"| {row.use} | {_link(row.paper)} |"
         for row in METHODS.values()
     ]
@@ -29,14 +29,14 @@ def table() -> str:
 
 
 def page() -> str:
-    """All cards, one after the other."""
+    """The table, and all cards one after the other."""
     intro = (
         "# Methods\n\nWritten from the registry and docstrings by `make docs`; `steppe methods NAME` prints one card. "
         "A pass is a forward and a backward; a buffer is one tensor for each perturbed parameter, held while weights "
         "are perturbed unless it says otherwise.\n"
     )
     cards = [f'<a id="{name}"></a>\n\n' + card(name).replace("# ", "## ", 1) for name in METHODS]
-    return "\n".join([intro, *cards])
+    return "\n".join([intro, table(), "", *cards])
 
 
 def loops() -> str:
@@ -66,10 +66,9 @@ def _link(paper: str) -> str:
 
 def main() -> int:
     """Write, or with --check only say what is out of date."""
-    readme, of_loops = ROOT / "README.md", ROOT / "docs" / "loops" / "README.md"
+    of_loops = ROOT / "docs" / "loops" / "README.md"
     targets = {
         ROOT / "docs" / "methods.md": page(),
-        readme: marked(readme, "methods", table()),
         of_loops: marked(of_loops, "loops", loops()),
     }
     old = [str(p.relative_to(ROOT)) for p, text in targets.items() if not p.exists() or p.read_text() != text]

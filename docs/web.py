@@ -26,6 +26,7 @@ SITE, PLACE = ROOT / "docs" / "web", ROOT / "build" / "site"
 PAGES = ("docs/*.md", "docs/loops/*.md", "CHANGELOG.md", "CONTRIBUTING.md")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", "": "text"}
+OTHERS = "  # pages that have no place above are listed here by docs/web.py"
 SHOWN = ("sam", "few-1", "few-1-half", "few-1-quarter", "msam")
 
 
@@ -227,6 +228,19 @@ def read(path: Path) -> Page:
     return page
 
 
+def others(source: Path, config: str) -> str:
+    """A chapter of the menu with the pages of docs that it does not name."""
+    pages = sorted(str(path.relative_to(source)) for path in (source / "docs").rglob("*.md"))
+    rows = [f'    {{ {json.dumps(title(source / page))} = "{page}" }},' for page in pages if f'"{page}"' not in config]
+    return "\n".join(['  { "More" = [', *rows, "  ] },"]) if rows else ""
+
+
+def title(page: Path) -> str:
+    """A page's first heading, without marks."""
+    found = re.search(r"^# (.+)$", page.read_text(), re.MULTILINE)
+    return found[1].replace("`", "") if found else page.stem
+
+
 def build(place: Path) -> list[str]:
     """The site in ``place / "html"``; what is wrong with it.
 
@@ -238,6 +252,7 @@ def build(place: Path) -> list[str]:
     lay_out(place / "source")
     config = (SITE / "zensical.toml").read_text().replace('"../../src"', json.dumps(str(ROOT / "src")))
     config = config.replace('"roles.py"', json.dumps(str(SITE / "roles.py")))
+    config = config.replace(OTHERS, others(place / "source", config))
     (place / "zensical.toml").write_text(config)
     done = subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=place, check=False)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""docs/choosing.md and README.md show what benchmarks/results holds."""
+"""docs/choosing.md shows what benchmarks/results holds."""
 
 from __future__ import annotations
 
@@ -28,19 +28,31 @@ def shown(value, digits=1):
     return f"{value['mean']:.{digits}f} ± {value['ci95']:.{digits}f}".replace("-", "−")
 
 
-def test_the_readmes_sentences_are_those_of_the_files() -> None:
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_the_sentences_are_those_of_the_files() -> None:
+    page = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
     study = kept("study_fashion_noisy")
     noisy = {row["label"]: row for row in study["rows"]}["SAM"]["gain"]
     tuned = {row["arm"]: row for row in kept("front")["tasks"]["fashion-1k-noisy"]["rows"]}["sam"]["gain"]
     percent = {name: 100 * noisy[name] for name in ("mean", "ci95")}
-    assert f"SAM is {shown(percent)} points over the base at 60 epochs, stopped early" in readme
+    assert f"SAM is {shown(percent)} points over the base at 60 epochs, stopped early" in page
     assert study["best_baseline"] == "early" and study["spec"]["epochs"] == 60
-    assert f"given 10 epochs from the start it is {shown(tuned)}." in readme
+    assert f"given 10 epochs from the start it is {shown(tuned)}." in page
     digits = {row["arm"]: row for row in kept("front")["tasks"]["digits-noisy"]["rows"]}["sam"]["gain"]
-    assert f"wrong labels, which chose its radius too, it loses ({shown(digits)})" in readme
+    assert f"wrong labels, which chose its radius too, it loses ({shown(digits)})" in page
     lora = kept("lora_study")["sst2"]["paired"]["sam"]["over"]["base"]
-    assert f"LoRA-SAM gained {shown({name: 100 * lora[name] for name in ('mean', 'ci95')})} points on SST-2" in readme
+    assert f"LoRA-SAM gained {shown({name: 100 * lora[name] for name in ('mean', 'ci95')})} points on SST-2" in page
+
+
+def test_the_readme_is_short_and_says_no_more_than_the_page() -> None:
+    """One screen and a half; its sentence on what SAM gains is that of the tables."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 75
+    tasks, gains = kept("front")["tasks"].values(), []
+    for task in tasks:
+        lengths = task.get("lengths", [task["base"]["length"], 2 * task["base"]["length"]])
+        rows = [row for row in task["rows"] if row["arm"] == "sam" and row["length"] in lengths]
+        gains += [row["gain"]["mean"] for row in rows]
+    assert max(gains) < 1 and "gains some tenths of a point, or nothing" in " ".join(text.split())
 
 
 def test_the_first_snippet_is_sam_itself() -> None:
