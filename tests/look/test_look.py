@@ -79,6 +79,13 @@ def test_a_study_of_other_settings_than_its_hash(study: Path, tmp_path: Path, ca
     assert code == 2 and "data or code are not those of the study any more" in err
 
 
+def test_a_study_of_a_script(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    kept = json.loads((study / "spec.json").read_text())
+    (tmp_path / "spec.json").write_text(json.dumps(kept | {"script": "train.py:train"}))
+    code, _, err = look(capsys, str(tmp_path))
+    assert code == 2 and "compares a script, whose models are its own" in err
+
+
 def test_a_fine_tuning_with_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pytest.importorskip("peft")
     from tests.finetune import cases

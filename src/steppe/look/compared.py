@@ -41,6 +41,11 @@ def _plan(folder: Path) -> Plan:
     kept = dict(read_json(folder / "spec.json"))
     hash_, fields = kept.get("spec_hash"), {name: kept[name] for name in Spec.model_fields if name in kept}
     spec = Spec(**fields | {"out": str(folder)})
+    if spec.script is not None:
+        raise ValueError(
+            f"{folder} compares a script, whose models are its own; look at one by module:function, or in the script "
+            "by steppe.diagnostics"
+        )
     if spec.hash() != hash_:
         raise ValueError(
             f"{folder}: data or code are not those of the study any more, so that its runs cannot be trained again; "
