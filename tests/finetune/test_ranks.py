@@ -46,8 +46,8 @@ def both_speak(given: list[list[str]]) -> list[tuple[int, str, str]]:
 
 
 CASES = {
-    "bert": "sam:rho=0.1", "gpt2": "nbar:mu=1", "roberta": "flat_lora:sigma=0.3",
-    "llama": "bi_lora:rho=1,rule=sgd,lr=0.5",
+    "sam:rho=0.1": "bert", "nbar:mu=1": "gpt2",
+    "flat_lora:sigma=0.3": "bert", "bi_lora:lr=0.5,rho=1.0,rule=sgd": "gpt2",
 }  # fmt: skip
 
 
@@ -55,7 +55,7 @@ CASES = {
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[tuple[int, str, str]]]]:
     """A folder, and for each case what both ranks say: one pair of processes for all of them."""
     folder = tmp_path_factory.mktemp("ranks")
-    given = [words(folder / body, 2, body=body, method=method) for body, method in CASES.items()]
+    given = [words(folder / method, 2, body=body, method=method) for method, body in CASES.items()]
     (folder / "file").mkdir()
     (folder / "file" / "out").write_text("a file")
     answers = d.run(2, both_speak, [*given, words(folder / "file", 2)])
@@ -68,13 +68,13 @@ def left(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return json.loads((folder / "result.json").read_text()), load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(("body", "method"), CASES.items())
-def test_two_processes_train_what_one_does(body: str, method: str, tmp_path: Path, spoken: Any) -> None:
+@pytest.mark.parametrize(("method", "body"), CASES.items())
+def test_two_processes_train_what_one_does(method: str, body: str, tmp_path: Path, spoken: Any) -> None:
     assert main(words(tmp_path, 1, body=body, method=method)) == 0
-    (code, out, err), (other_code, other_out, other_err) = spoken[1][body]
+    (code, out, err), (other_code, other_out, other_err) = spoken[1][method]
     assert code == other_code == 0, err + other_err
     assert err.count("Reading ") == 1 and not other_out and "Reading" not in other_err, "rank 0 alone speaks"
-    (alone, weights), (both, shared) = left(tmp_path / "out"), left(spoken[0] / body / "out")
+    (alone, weights), (both, shared) = left(tmp_path / "out"), left(spoken[0] / method / "out")
     assert json.loads(out) == both
     assert both["steps"] == alone["steps"] == 2
     assert both["passes_per_step"] == alone["passes_per_step"]
