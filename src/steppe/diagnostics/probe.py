@@ -134,14 +134,14 @@ class _Before:
 
     def __init__(self, sharp: SharpnessAware) -> None:
         self._sharp, self._combine, self._last = sharp, sharp.combine, sharp.last
-        self._measure = sharp.measure, sharp._rounding.measure
+        self._measure = sharp.measure
         self._cosine: Tensor | None = None
         sharp.combine = self._watched(sharp.combine)
-        sharp.measure = sharp._rounding.measure = True
+        sharp.measure = True
 
     def back(self) -> None:
         self._sharp.combine = self._combine
-        self._sharp.measure, self._sharp._rounding.measure = self._measure
+        self._sharp.measure = self._measure
 
     def _watched(self, combine: Combine) -> Combine:
         """The same part, asking for the clean gradient where it costs no pass, and looking at both before they go."""
