@@ -107,8 +107,8 @@ def copy_alike_(to: list[Tensor], source: list[Tensor]) -> None:
 
 
 def alike(a: Tensors, b: Tensors) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Pairs of lists in parts, each of one device and dtype in its first list."""
-    if len(set(map(_DTYPE, a))) <= 1 and len(set(map(_DEVICE, a))) <= 1:
+    """Pairs of lists of one length in parts, each of one device and dtype in its first list."""
+    if len(a) == len(b) and len(set(map(_DTYPE, a))) <= 1 and len(set(map(_DEVICE, a))) <= 1:
         return [(list(a), list(b))]
     parts: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     for x, y in zip(a, b, strict=True):

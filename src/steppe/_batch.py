@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steppe._graphs import Trace, in_our_words
+from steppe._graphs import Trace, raise_in_our_words
 from steppe._nested import KEEP, cut, mapped, packed_starts, tensors_of
 from steppe._samples import Take, read
 
@@ -73,7 +73,7 @@ class Work:
 
     def _call(self, arguments: tuple[Any, ...]) -> Tensor:
         """Forward and backward, once."""
-        with in_our_words():
+        try:
             if self.trace is None:
                 loss = self._loss(arguments)
                 self._backward(loss)
@@ -84,6 +84,8 @@ class Work:
             self._backward(loss)
             self.trace.after()
             return loss
+        except RuntimeError as error:
+            raise_in_our_words(error)
 
     def _loss(self, arguments: tuple[Any, ...]) -> Tensor:
         return checked(self.loss_of(*arguments))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -44,11 +44,16 @@ def in_our_words(perturbed: bool = False) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _TWICE in str(error):
-            raise RuntimeError(USED_UP) from error
-        if perturbed and _MOVED in str(error):
-            raise RuntimeError(OUTSIDE) from error
-        raise
+        raise_in_our_words(error, perturbed)
+
+
+def raise_in_our_words(error: RuntimeError, perturbed: bool = False) -> NoReturn:
+    """Raise what is meant, or the error itself."""
+    if _TWICE in str(error):
+        raise RuntimeError(USED_UP) from error
+    if perturbed and _MOVED in str(error):
+        raise RuntimeError(OUTSIDE) from error
+    raise error
 
 
 def refuse_second_order(grads: Iterable[Tensor | None]) -> None:

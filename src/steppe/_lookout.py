@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters
+
+_NOBODY = nullcontext()
 
 PATIENCE = 50
 """Gradients without any step after which a loop is told that nothing was heard."""
@@ -48,9 +50,12 @@ class Lookout:
             if handle is not None:
                 handle.remove()
 
-    @contextmanager
-    def one_pass(self) -> Iterator[None]:
+    def one_pass(self) -> AbstractContextManager[None]:
         """A pass: a hook that writes on its parameter by itself is seen when it is done."""
+        return self._watched() if self._hooked else _NOBODY
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
         before = [p._version for p in self._hooked]
         yield
         if any(p._version != version for p, version in zip(self._hooked, before, strict=True)):

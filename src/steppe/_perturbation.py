@@ -16,11 +16,11 @@ class Rounding:
 
     watched = False
 
-    def watch(self, weights: list[Tensor], copies: list[Tensor], eps: list[Tensor], mode: str) -> None:
-        """Warn if more than half of it is; called at w + eps."""
-        if mode == "nearest" and not self.watched and has_half(weights):
-            self.watched = True
-            warn_if_lost(survived(weights, copies, eps))
+    def to_watch(self, weights: list[Tensor], mode: str) -> bool:
+        """Whether it is to be looked at now."""
+        now = mode == "nearest" and not self.watched and has_half(weights)
+        self.watched = self.watched or now
+        return now
 
 
 class Perturbation:
@@ -35,17 +35,19 @@ class Perturbation:
         self.length: Tensor | None = None
         self.displacement: Tensor | None = None
 
-    def enter(self, eps: list[Tensor], watch: Rounding, mode: str, measure: bool, seed: int, step: int) -> None:
+    def enter(self, eps: list[Tensor], rounding: Rounding, mode: str, measure: bool, seed: int, step: int) -> None:
         """w becomes w + eps."""
         if self._replay is not None:
             self._replay.again()
         add_(self._weights, eps, mode, seed, step)
         self._gather_again()
         forget_derived()  # an autocast around the whole step would go on with casts of the old weights
-        if measure or (mode == "nearest" and not watch.watched and has_half(self._weights)):
+        first = rounding.to_watch(self._weights, mode)
+        if measure or first:
             self.length = norm(eps)
             self.displacement = displacement(self._weights, self._saved.copies)
-        watch.watch(self._weights, self._saved.copies, eps, mode)
+        if first:
+            warn_if_lost(survived(self._weights, self._saved.copies, eps))
 
     @property
     def copies(self) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from steppe._algebra import add_scaled_, inner, joined, norm, ratio
 from steppe._shards import local, summed
 
 ROUNDINGS = ("nearest", "stochastic")
-_HALF = (torch.float16, torch.bfloat16)
+_HALF = frozenset((torch.float16, torch.bfloat16))
 
 
 def add_(weights: Iterable[Tensor], eps: Iterable[Tensor], rounding: str, seed: int, step: int) -> None:
@@ -53,7 +54,7 @@ def _moved(weight: Tensor, before: Tensor) -> Tensor:
 
 def has_half(weights: Iterable[Tensor]) -> bool:
     """Whether any weight is bf16 or fp16."""
-    return any(w.dtype in _HALF for w in weights)
+    return not _HALF.isdisjoint(map(attrgetter("dtype"), weights))
 
 
 def warn_if_lost(share: Tensor) -> None:

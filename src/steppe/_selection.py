@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +61,15 @@ class Selection:
                 units.setdefault(self.select.unit(entry.name), []).append(entry)
         return units
 
-    @contextmanager
-    def held(self, step: int, seed: int, memory: dict[str, Any]) -> Iterator[None]:
+    def held(self, step: int, seed: int, memory: dict[str, Any]) -> AbstractContextManager[None]:
         """The passes of one ``backward``: only what is active requires a gradient."""
-        if self.select is None:
-            yield
-            return
+        return nullcontext() if self.select is None else self._held(self.select, step, seed, memory)
+
+    @contextmanager
+    def _held(self, select: Select, step: int, seed: int, memory: dict[str, Any]) -> Iterator[None]:
         units = self.units()
         self._units = list(units)
-        self._active = self.select.active(step, seed, self._units, memory.get("select", {}))
+        self._active = select.active(step, seed, self._units, memory.get("select", {}))
         try:
             with _switched_off([e.param for u in units if u not in self._active for e in units[u]]):
                 yield

@@ -167,14 +167,20 @@ class _Cut:
         pairs = zip(self.all, self.aliases, strict=True)
         return all(t.data_ptr() == p and t.shape == s for (t, *_), (_, p, s) in pairs if type(t) in WRITABLE)
 
-    @torch.no_grad()
     def copied(self) -> list[Tensor]:
         """What is chosen, in one copy for each device."""
-        return [torch.cat([self.to[i] for i in part]) for part in self._parts.values()]
+        if not self._parts:
+            return []
+        with torch.no_grad():
+            return [torch.cat([self.to[i] for i in part]) for part in self._parts.values()]
 
-    @torch.no_grad()
     def put(self, copies: list[Tensor]) -> None:
         """Write copies back."""
+        if copies:
+            self._put(copies)
+
+    @torch.no_grad()
+    def _put(self, copies: list[Tensor]) -> None:
         for (device, part), copy in zip(self._parts.items(), copies, strict=True):
             torch.split_with_sizes_copy(copy, self._sizes[device], out=[self.to[i] for i in part])
 
