@@ -18,6 +18,11 @@ STUDIES = {
     "digits_few": "--task digits-few --seeds 16 --methods sam,grst,look_sam:push=natural,look_sam:push=paper",
     "digits_noisy": "--task digits-noisy --seeds 6 --methods sam,grst,rst,look_sam:push=natural,fsam",
     "digits_noisy_short": "--task digits-noisy --epochs 10 --seeds 6 --methods sam,look_sam:push=natural",
+    **{
+        f"script_{host}": f"--script examples/compare_{host}.py:train --methods sam,rst,sam:samples=5 --seeds 5 "
+        "--tune-seeds 2"
+        for host in ("loop", "trainer", "lightning")
+    },
     "fashion": "--task idx:{fashion} --labelled 1000 --model mlp --epochs 60 --seeds 6 "
     "--methods sam,grst,look_sam:push=natural",
     "fashion_noisy": "--task idx:{fashion} --labelled 1000 --noise 0.2 --model mlp --epochs 60 --seeds 6 "

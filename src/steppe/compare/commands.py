@@ -62,6 +62,8 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
         if outcome.summary.get("also"):
             console.print(also.table(outcome.summary))
         console.print(outcome.summary["verdict"], style="bold", highlight=False, markup=False)
+        for hint in outcome.summary.get("hints", ()):
+            console.print(f"· {hint}", highlight=False, markup=False)
         console.print(f"Report: {outcome.report}", highlight=False, markup=False, soft_wrap=True)
     if outcome.failed:
         first = next(iter(outcome.failed.values()))

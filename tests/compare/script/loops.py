@@ -160,3 +160,18 @@ def each_sample_wrong(sharpen: Sharpen, seed: int):
     model, (x, y) = network(), data(seed)
     sharp = sharpen(model, torch.optim.SGD(model.parameters(), lr=0.1))
     sharp.backward(lambda: nn.functional.cross_entropy(model(x), y, reduction="none"))
+
+
+def adapters(sharpen: Sharpen, seed: int):
+    """LoRA's factors alone, by PEFT."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(network().float(), LoraConfig(r=2, target_modules=["0", "2"]))
+    optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=0.01)
+    x, y = data(seed)
+    sharp = sharpen(model, optimizer, total_steps=3)
+    for _ in range(3):
+        sharp.backward(lambda: nn.functional.cross_entropy(model(x.float()), y))
+        optimizer.step()
+        optimizer.zero_grad()
+    return figures(lambda x: model(x.float()).double())

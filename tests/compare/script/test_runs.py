@@ -10,6 +10,7 @@ from torch import nn
 from steppe.compare.engine import script as engine
 from steppe.compare.engine.plan import Run
 from steppe.compare.engine.spec import resolve
+from steppe.compare.script.source import load
 
 LOOPS = Path(loops.__file__)
 
@@ -66,6 +67,7 @@ def test_a_method_is_the_loop_by_hand(tmp_path):
     [
         ("epochs", "sam:samples=2", 1 + 2 / 8), ("epochs", "look_sam:k=3", 1 + 1 / 3), ("epochs", "msam", 1.0),
         ("pieces", "sam", 2.0), ("phases", "sam", 2.0), ("each_sample", "esam", 1 + 1 / 3 + 0.5), ("once", "sam", 2.0),
+        ("adapters", "sam", 2.0), ("adapters", "nbar", 1.0),
         ("pieces", "sam:samples=2", 1 + 2 / 8),
     ],
 )  # fmt: skip
@@ -105,6 +107,14 @@ def test_the_global_generators_follow_the_seed(tmp_path):
     """`once` draws its weights without seeding anything."""
     first, again, other = (record("once", Run("base", None, s), tmp_path, metric="nll")["val_nll"] for s in (0, 0, 1))
     assert first == again != other
+
+
+def test_the_length_is_a_whole_number(tmp_path):
+    """`range(epochs * length)` is what people write."""
+    script, spec = load(f"{LOOPS}:epochs"), resolve({"script": f"{LOOPS}:epochs", "out": str(tmp_path)})
+    runs = (Run("base", None, 0, variant) for variant in ("plain", "double"))
+    lengths = [engine.arguments(script, spec, each)["length"] for each in runs]
+    assert list(map(type, lengths)) == [int, int] and lengths == [1, 2]
 
 
 def test_learning_rates_and_settings_go_to_arguments_by_name(tmp_path):

@@ -38,6 +38,7 @@ def test_it_leaves_what_any_comparison_leaves(whole):
     assert set(summary["baselines"]) == {"base", "early", "double", "double_early"}
     assert [row["label"] for row in summary["rows"]] == ["base", "base, 2× epochs", "SAM"]
     sam = summary["rows"][-1]
+    assert all(row["memory_ratio"] is None for row in summary["rows"]), "not measured, of the base neither"
     assert sam["passes"] == 2.0 and len(sam["tuning"]) == 2 and sam["memory_ratio"] is None
     assert sam["time_ratio"]["median"] > 1, "measured in turns"
     assert "averaged weights" in next(note for note in summary["notes"] if note.startswith("Not in this comparison"))
@@ -48,6 +49,7 @@ def test_it_leaves_what_any_comparison_leaves(whole):
 
 def test_cost_is_measured_in_turns(whole):
     cost = json.loads((whole / "cost.json").read_text())
+    assert cost["methods"]["sam"]["busy_ratio"]["median"] > 1
     assert cost["measured"] == "turns" and cost["turns"] >= 20 and cost["methods"]["sam"]["passes"] == 2.0
 
 
@@ -84,7 +86,8 @@ def test_a_model_outside_of_the_function_is_not_timed_in_turns(tmp_path):
 
 
 def test_seeds_that_change_nothing_are_noticed(tmp_path):
-    assert compared(tmp_path, "of_their_own")[0] == 0
+    code, said, _ = compared(tmp_path, "of_their_own")
+    assert code == 0 and "· Seeds 0 and 1 of the base gave the same figures" in " ".join(said.split())
     notes = json.loads((tmp_path / "summary.json").read_text())["notes"]
     assert notes[0].startswith("Seeds 0 and 1 of the base gave the same figures to the last digit")
 

@@ -20,7 +20,9 @@ def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | No
     training. `time_ratio` is for the whole training, so it holds the length already.
     """
     length = _length(group, groups)
-    found: Mapping[str, Any] = {"time_ratio": {"median": 1.0}, "memory_ratio": 1.0} if group.method == BASE else {}
+    memory = ((cost or {}).get("base") or {}).get("memory_bytes", 1)  # of scripts it is not measured
+    of_base: Mapping[str, Any] = {"time_ratio": {"median": 1.0}, "memory_ratio": None if memory is None else 1.0}
+    found: Mapping[str, Any] = of_base if group.method == BASE else {}
     if not cost:
         found = {}
     elif group.method != BASE:

@@ -73,6 +73,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
     summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
     hints = scripted.notes(known, cost) if spec.get("script") else []
+    summary |= {"hints": hints} if hints else {}
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
 
 

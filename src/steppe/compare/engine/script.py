@@ -29,7 +29,7 @@ from steppe.compare.script.settings import UNHEARD, check_methods
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import Script, ScriptError, load, said
 
-LENGTHS = {"plain": 1.0, "double": 2.0}
+LENGTHS = {"plain": 1, "double": 2}
 """Variant of the base -> the script's `length`: the factor by which it trains longer."""
 
 TRIED = 2

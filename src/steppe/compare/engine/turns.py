@@ -41,7 +41,7 @@ def measure(
     spec: Spec, runs: list[Run], shares: Mapping[str, float], of_runs: Mapping[str, Any],
     tell: Tell = lambda share: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of `cost.json` (without its key).
+    """The content of `cost.json` (without its key); `busy_ratio` is of processor time, `time_ratio` of the clock's.
 
     Args:
         spec: the settings.
@@ -58,7 +58,8 @@ def measure(
     methods = {
         run.method: {
             "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
-            "memory_ratio": None, "passes": 1 + shares[run.method],
+            "busy_ratio": weighted(clocks[run.method].busy, shares[run.method]), "memory_ratio": None,
+            "passes": 1 + shares[run.method],
             "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
         }
         for run in runs
