@@ -18,7 +18,8 @@ from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page as report
 from steppe.compare.report.table import table
 
-TINY = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 3, "lr_grid": [0.1, 0.2], "rho": [0.05, 0.3]}
+TINY = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 3, "grow": 0}
+TINY |= {"lr_grid": [0.1, 0.2], "rho": [0.05, 0.3]}
 METHODS = {name: CLEAN[name] for name in ("base", "sam", "grst")}
 RATES = (0.02, 0.04)
 SPEC = spec(METHODS) | {"tune_lr": "each", "lr_grid": list(RATES)}

@@ -1,6 +1,7 @@
 """A method as a user names it: `look_sam:k=10,push=natural` -> recipe and settings, checked against its signature.
 
-A recipe of the user's own is `mymodule:MySAM` or `my.py:MySAM`, with settings `mymodule:MySAM:k=10`.
+A recipe of the user's own is `mymodule:MySAM` or `my.py:MySAM`, with settings `mymodule:MySAM:k=10`. Any method may be
+judged by its averaged weights: `sam:average=ema`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch
 
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
 
+_AVERAGE = "average"
 _LR = inspect.Parameter("lr", inspect.Parameter.KEYWORD_ONLY, annotation="float", default=None)
 
 
@@ -38,7 +40,8 @@ class Choice:
     Args:
         text: canonical form, settings sorted by name; names the method in records and files.
         name: the registry's name, or the reference to the user's recipe.
-        settings: arguments of the recipe that the user set, and `lr` of an optimizer that the method brings along.
+        settings: arguments of the recipe that the user set, `lr` of an optimizer that the method brings along, and
+            `average`.
     """
 
     text: str
@@ -64,8 +67,21 @@ class Choice:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The settings that the recipe takes: all but the rate of the optimizer that it brings along."""
-        return {key: each for key, each in self.settings.items() if key != "lr" or self.lr is None}
+        """The settings that the recipe takes: all but its own optimizer's rate and what weights are judged."""
+        not_its = {_AVERAGE} if self.averaged else set()
+        not_its |= {"lr"} if self.lr is not None else set()
+        return {key: each for key, each in self.settings.items() if key not in not_its}
+
+    @property
+    def averaged(self) -> bool:
+        """Whether its averaged weights are judged, instead of the last ones."""
+        return _AVERAGE in self.settings and _AVERAGE not in inspect.signature(self.method.recipe).parameters
+
+    @property
+    def trained(self) -> str:
+        """The text of the same method without that: it trains alike."""
+        own = {key: each for key, each in self.settings.items() if key != _AVERAGE or not self.averaged}
+        return _canonical(self.name, own)
 
     def own_optimizer(self, weights: Iterable[Tensor], lr: float | None = None) -> Optimizer | None:
         """The optimizer that the method brings along, None where it brings none.
@@ -86,8 +102,12 @@ class Choice:
             made: what `build` gave: of a recipe of the user's own it alone tells what it needs.
 
         Raises:
-            ValueError: the method needs one loss per example.
+            ValueError: the method needs one loss per example, or its averaged weights are asked for.
         """
+        if self.averaged:
+            raise ValueError(
+                f"method {self.text!r}: averaged weights are judged by `steppe compare` alone; leave out average"
+            )
         if self.method.per_sample or needs_of(made).per_sample:
             raise ValueError(
                 f"method {self.text!r} needs a loss for each example, and {where} has their mean only; leave it out, "
@@ -120,17 +140,21 @@ class Choice:
         factor = self.method.rho_factor if tunes == "rho" else 1.0
         return [round(value * factor, 10) for value in grids[tunes]]
 
-    def build(self, model: nn.Module, optimizer: Optimizer, *, value: float | None, seed: int, total_steps: int) -> Any:
-        """The method on `model` and `optimizer`, with `value` of the setting it tunes (None: the recipe's own).
+    def build(
+        self, model: nn.Module, optimizer: Optimizer, *, value: float | None, seed: int, total_steps: int,
+        more: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """The method on `model` and `optimizer`, with `value` of the setting it tunes, None for the recipe's own.
 
-        A steppe.Method, or, from a recipe of the user's own, whatever has its `backward`.
+        A steppe.Method, or, from a recipe of the user's own, whatever has its `backward`. With `more` come
+        further settings.
 
         Raises:
             ValueError: the recipe gives something else.
         """
         recipe = self.method.recipe
         given: dict[str, Any] = {} if value is None else {self.method.tunes: value}
-        given |= self.arguments | self.seeded(seed)
+        given |= self.arguments | self.seeded(seed) | dict(more or {})
         made = of_this_length(recipe, total_steps, given)(model, optimizer)
         if not callable(getattr(made, "backward", None)):
             raise ValueError(
@@ -138,6 +162,18 @@ class Choice:
                 "backward(loss_of, batch)"
             )
         return made
+
+    def takes(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the recipe can be built with these settings."""
+        model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        optimizer = self.own_optimizer(model.parameters()) or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        own = self.method.tunes
+        more = {key: each for key, each in settings.items() if key and key != own}
+        try:
+            self.build(model, optimizer, value=settings.get(own), seed=0, total_steps=10, more=more)
+        except (TypeError, ValueError):
+            return False
+        return True
 
     def seeded(self, seed: int) -> dict[str, int]:
         """The seed as an argument, where the recipe takes one."""
@@ -169,8 +205,12 @@ def parse(text: str) -> Choice:
         raise ValueError(f"method {text!r} ends in ':'; write name or name:key=value,key=value")
     settings = dict(_setting(name, pair) for pair in rest.split(",")) if rest else {}
     _check_complete(name, settings)
-    canonical = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
-    return Choice(f"{name}:{canonical}" if canonical else name, name, settings)
+    return Choice(_canonical(name, settings), name, settings)
+
+
+def _canonical(name: str, settings: Mapping[str, Any]) -> str:
+    text = ",".join(f"{key}={value}" for key, value in sorted(settings.items()))
+    return f"{name}:{text}" if text else name
 
 
 def parse_all(texts: Sequence[str]) -> list[Choice]:
@@ -203,15 +243,28 @@ def _setting(name: str, pair: str) -> tuple[str, Any]:
     key, equals, text = (part.strip() for part in pair.partition("="))
     if not (key and equals and text):
         raise ValueError(f"method {name!r}: {pair!r} is no setting; write name:key=value,key=value")
+    return key, read_setting(name, key, text)
+
+
+def read_setting(name: str, key: str, text: str) -> Any:
+    """What was typed for a setting of a method, as its recipe wants it.
+
+    Raises:
+        ValueError: the method has no such setting, or it cannot be read so.
+    """
     known = settings_of(name)
     if key in _GIVEN_BY_STUDY:
         raise ValueError(f"method {name!r}: {key!r} is set by the study itself; leave it out")
+    if key == _AVERAGE and key not in known:
+        if text != "ema":
+            raise ValueError(f"method {name!r}: average = {text!r} is not 'ema', the exponential average of weights")
+        return text
     if key not in known and not (is_own(name) and accepts(row(name).recipe, key)):
         hint = nearest(key, known) if known else "it has none"
         raise ValueError(f"method {name!r} has no setting {key!r}; {hint}")
     if key not in known or known[key].annotation is inspect.Parameter.empty:
-        return key, _guessed(text)
-    return key, _value(name, key, text, _annotation(known[key]))
+        return _guessed(text)
+    return _value(name, key, text, _annotation(known[key]))
 
 
 def _annotation(parameter: inspect.Parameter) -> str:

@@ -30,6 +30,10 @@ class PlainProgress:
         kept = f", {finished} of them done before" if finished else ""
         self.say(f"{total} runs{kept}")
 
+    def expect(self, total: int) -> None:
+        """There are as many runs now: what was learned may ask for more."""
+        self.total = total
+
     def begun(self, key: str, text: str) -> None:
         """A run has started."""
 
@@ -78,6 +82,11 @@ class LiveProgress(PlainProgress):
         """Set the overall bar."""
         super().begin(total, finished)
         self._all.update(self._overall, total=total, completed=finished)
+
+    def expect(self, total: int) -> None:
+        """Stretch the overall bar."""
+        super().expect(total)
+        self._all.update(self._overall, total=total)
 
     def begun(self, key: str, text: str) -> None:
         """Add the run's own bar."""

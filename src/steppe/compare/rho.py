@@ -17,8 +17,8 @@ from steppe._command.app import app, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
 from steppe.compare.engine import rehearsal
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import batches, fresh, load_task, make_trainer
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 

@@ -9,7 +9,7 @@ from steppe.methods import METHODS
 
 
 def plan(**flags) -> Plan:
-    spec = resolve({"task": "tests.compare.tiny:task", "methods": ["sam", "asam"], "seeds": 3, **flags})
+    spec = resolve({"task": "tests.compare.tiny:task", "methods": ["sam", "asam"], "seeds": 3, "grow": 0, **flags})
     return Plan(spec, spec.hash())
 
 

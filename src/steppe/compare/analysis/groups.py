@@ -77,6 +77,11 @@ class Group:
         return sorted({value for value in found if value is not None})
 
     @property
+    def more(self) -> dict[str, Any]:
+        """The further settings that were chosen, by name."""
+        return dict(self.runs[-1].get("more") or {})
+
+    @property
     def lr(self) -> float | None:
         """The learning rate that was chosen, None where the settings gave it; a study chooses one for all seeds."""
         return finite(self.runs[-1].get("lr"))

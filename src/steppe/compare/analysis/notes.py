@@ -83,14 +83,15 @@ def _worse(summary: Summary) -> list[str]:
 
 
 def _edges(summary: Summary) -> list[str]:
-    return [sentence for name in SYMBOLS for sentence in _edges_of(name, summary["rows"])]
+    names = dict.fromkeys([*SYMBOLS, *(name for row in summary["rows"] for name in choices(row))])
+    return [sentence for name in names for sentence in _edges_of(name, summary["rows"])]
 
 
 def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
-    upper, lower, symbol = [], [], SYMBOLS[name]
+    upper, lower, symbol = [], [], SYMBOLS.get(name, name)
     for row in rows:
         values, grid = choices(row).get(name, ([], []))
-        if len(grid) > 1:
+        if len(grid) > 1 and all(isinstance(value, int | float) for value in grid):
             low, high = values[0], values[-1]
             upper += [f"{row['label']} ({high:g})"] if high >= grid[-1] else []
             lower += [f"{row['label']} ({low:g})"] if low <= grid[0] else []
@@ -144,7 +145,7 @@ def _selection(summary: Summary) -> list[str]:
     found = [
         f"Gains are against {against}, the best of the baselines by its mean on the test set. That choice "
         "favours the baseline, so gains err on the low side; "
-        f"{symbols(summary['rows'])} {'was' if symbols(summary['rows']) in SYMBOLS.values() else 'were'} chosen on "
+        f"{symbols(summary['rows'])} {'were' if ' and ' in symbols(summary['rows']) else 'was'} chosen on "
         f"validation data alone{_tries(summary['rows'])}."
     ]
     if len(rows) > 1:

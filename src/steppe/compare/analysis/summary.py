@@ -116,6 +116,7 @@ def _row(each: Group, against: _Against) -> Row:
         "tunes": each.tunes,
         "values": each.values,
         "lr": each.lr,
+        "more": each.more,
         "final": _json(estimate(list(each.final.values()))),
         "early": _json(estimate(list(each.early.values()))),
         "averaged": _json(estimate(list(each.averaged.values()))),
@@ -146,6 +147,7 @@ def _missing(name: str, spec: Mapping[str, Any]) -> Row:
         "label": (spec.get("labels") or {}).get(name, name),
         "tunes": "rho",
         "values": [],
+        "more": {},
     }
     return {**identity, **absent, "length": 1.0, "seeds": 0, "failed": 0}
 
@@ -165,22 +167,31 @@ def _balancedness(run: Record) -> float | None:
 
 def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> Row:
     """The grid a method was tuned on: mean validation figure at each value, and rate where it tried several."""
-    grid: dict[tuple[float, float | None], dict[str, float]] = {}
+    grid: dict[tuple[Any, ...], dict[str, float]] = {}
     several = row["method"] != BASE and own_rates
+    grown = set()
     for run in runs:
-        (_, value), figure = tuned(run), judge.of(run, "val")
-        if value is not None and figure is not None:
-            point = value, finite(run.get("lr")) if several else None
+        (_, value), figure, more = tuned(run), judge.of(run, "val"), run.get("more") or {}
+        if (value is not None or more) and figure is not None:
+            point = value, finite(run.get("lr")) if several else None, tuple(more.items())
             grid.setdefault(point, {})[str(run.get("run_id"))] = figure
+            grown |= {point} if run.get("grown") else set()
     return {
         "tuning": [
             {"value": value, f"val_{judge.name}": sum(sorted(found.values())) / len(found), "runs": len(found)}
             | ({"lr": lr} if several else {})
-            for (value, lr), found in sorted(grid.items())
+            | ({"more": dict(more)} if more else {})
+            | ({"grown": True} if (value, lr, more) in grown else {})
+            for (value, lr, more), found in sorted(grid.items(), key=_in_order)
         ]
         if row["variant"] == "plain"
         else []
     }
+
+
+def _in_order(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
+    value, lr, more = item[0]
+    return value or 0.0, lr or 0.0, tuple((name, str(type(each)), each) for name, each in more)
 
 
 def _own_rates(spec: Mapping[str, Any]) -> bool:

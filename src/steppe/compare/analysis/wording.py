@@ -167,10 +167,13 @@ SYMBOLS = {"rho": "ρ", "mu": "μ", "sigma": "σ", "lr": "lr"}
 """What is chosen on validation data -> how it is written."""
 
 
-def choices(row: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+def choices(row: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
     """What was chosen for a method: the setting's name -> the chosen values, and all that were tried, in order."""
     points = row.get("tuning") or []
-    found = {row["tunes"]: (list(row.get("values") or []), sorted({point["value"] for point in points}))}
+    tried = sorted({point["value"] for point in points if point["value"] is not None})
+    found: dict[str, tuple[list[Any], list[Any]]] = {row["tunes"]: (list(row.get("values") or []), tried)}
+    for name, value in (row.get("more") or {}).items():
+        found[name] = [value], sorted({point["more"][name] for point in points if name in point.get("more", {})})
     if rates := sorted({point["lr"] for point in points if "lr" in point}):
         found["lr"] = [row["lr"]] if row["lr"] else [], rates  # none where every final run failed
     return {name: each for name, each in found.items() if each[0]}
@@ -185,15 +188,21 @@ def chosen(row: Mapping[str, Any], equals: str = "") -> str:
     """
     said = []
     for name, (values, _) in choices(row).items():
-        text = f"{values[0]:g}" if len(values) == 1 else f"{min(values):g}…{max(values):g}"
-        said.append(text if name == "rho" and not equals else f"{SYMBOLS[name]}{equals} {text}")
+        text = plainly(values[0]) if len(values) == 1 else f"{min(values):g}…{max(values):g}"
+        said.append(text if name == "rho" and not equals else f"{SYMBOLS.get(name, name)}{equals} {text}")
     return ", ".join(said) or ABSENT
 
 
 def symbols(rows: Sequence[Mapping[str, Any]]) -> str:
     """All that was chosen in a comparison: `ρ`, `ρ and μ`."""
-    used = {name for row in rows for name in choices(row)}
-    return listing([symbol for name, symbol in SYMBOLS.items() if name in used]) or "ρ"
+    used = dict.fromkeys(name for row in rows for name in choices(row))
+    known = [symbol for name, symbol in SYMBOLS.items() if name in used]
+    return listing([*known, *(name for name in used if name not in SYMBOLS)]) or "ρ"
+
+
+def plainly(value: Any) -> str:
+    """A setting's value as a user types it."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:

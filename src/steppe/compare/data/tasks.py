@@ -30,6 +30,9 @@ TEXT: dict[str, Any] = GENERIC | {
 TEXT_LR = {"lora": 1e-3, "full": 3e-5}
 """How a pretrained model is trained -> a usual learning rate of AdamW for that."""
 
+USUAL_LR = {"sgd": 0.05, "adamw": 1e-3, "amsgrad": 1e-3}
+"""Optimizer -> a usual learning rate of it, where a task's own was found for another one."""
+
 TEXT_ONLY = (
     "text_column", "per_class", "max_length",
     "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "lora_kind",

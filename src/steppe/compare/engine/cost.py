@@ -18,8 +18,8 @@ from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe._command.ranks import agree
 from steppe.compare.data.examples import Task
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import Trainer, batches, load_task, make_trainer
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, steps_per_epoch
 
 WARM_UP, BLOCK, LEAST, MOST = 6, 20, 60, 240

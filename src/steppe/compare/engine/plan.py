@@ -9,85 +9,26 @@ every value at every rate.
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from steppe._command.choices import Choice, parse, parse_all
-from steppe._command.rows import divided, fingerprint
 from steppe.compare.analysis.lost import lost
-from steppe.compare.engine.spec import Spec, short_hash
+from steppe.compare.engine import search, tune
+from steppe.compare.engine.runs import Run, describe
+from steppe.compare.engine.spec import Spec
 from steppe.compare.judge import of_records
+
+__all__ = ["Plan", "Run", "describe"]
 
 Records = Mapping[str, dict[str, Any]]
 """Records of finished runs by run id."""
 
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Args:
-        method: as typed; "base" without any.
-        value: of the setting that is tuned: rho, or mu; None for the base.
-        seed: of everything that is random.
-        variant: "double" has twice the steps.
-        lr: learning rate, where the study chose it; None is the one in its settings.
-    """
-
-    method: str
-    value: float | None
-    seed: int
-    variant: str = "plain"
-    lr: float | None = None
-
-    @property
-    def label(self) -> str:
-        """What tables and progress lines call it."""
-        if self.method == "base":
-            return "base" if self.variant == "plain" else "base, 2× epochs"
-        return parse(self.method).label
-
-    @property
-    def tunes(self) -> str:
-        """The name of the setting that `value` is of; empty where a method of the user's own has none to tune."""
-        return "lr" if self.method == "base" else parse(self.method).method.tunes
-
-    @property
-    def rho(self) -> float | None:
-        """The radius, None where there is none."""
-        return self.value if self.tunes == "rho" else None
-
-    def steps(self, spec: Spec, per_epoch: int) -> int:
-        """How many optimizer steps it trains, where `per_epoch` make an epoch."""
-        return spec.steps(per_epoch) * (2 if self.variant == "double" else 1)
-
-    def tuned(self) -> dict[str, Any]:
-        """What the record says about settings that the study chose: a radius under `rho`, others by name."""
-        chosen: dict[str, Any] = {"rho": self.rho} | ({} if self.lr is None else {"lr": self.lr})
-        if self.tunes in ("", "rho") or (self.method == "base" and self.lr is None):
-            return chosen
-        return {self.tunes: self.value, "tunes": self.tunes} | chosen
-
-    def id(self, spec_hash: str) -> str:
-        """A readable name that ends in a hash of everything that decides the result."""
-        chosen: list[Any] = [] if self.lr is None else [self.lr]
-        chosen += [own] if (own := fingerprint(divided(self.method)[0])) else []
-        decisive = short_hash([spec_hash, self.method, self.variant, self.value, self.seed, *chosen])
-        method = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.method)
-        value = "" if self.value is None else f"-{self.tunes}{self.value:g}"
-        lr = "" if self.lr is None else f"-lr{self.lr:g}"
-        double = "-double" if self.variant == "double" else ""
-        return f"{method}{double}{value}{lr}-seed{self.seed}-{decisive}"
-
-
-def describe(run: Run) -> str:
-    """A run in a few words: `SAM rho=0.2 seed 1`."""
-    value = "" if run.value is None or f"{run.tunes}=" in run.method else f" {run.tunes}={run.value:g}"
-    lr = "" if run.lr is None else f" lr={run.lr:g}"
-    return f"{run.label}{value}{lr} seed {run.seed}"
+NONE: Records = {}
 
 
 @dataclass(frozen=True)
@@ -109,15 +50,18 @@ class Plan:
 
     def id(self, run: Run) -> str:
         """The id of `run` in this study."""
-        return run.id(self.spec_hash)
+        return run.trained.id(self.spec_hash)
 
-    def base_tune_runs(self) -> list[Run]:
+    def base_tune_runs(self, records: Records = NONE, failed: Collection[str] = ()) -> list[Run]:
         """All learning rates on the tune seeds; none where there is nothing to choose."""
-        return self._tries(self._bases()) if len(self._bases()) > 1 else []
+        return self._tune_runs(self._bases(), records, failed)
 
-    def tune_runs(self, choice: Choice, base: Run) -> list[Run]:
+    def tune_runs(self, choice: Choice, base: Run, records: Records = NONE, failed: Collection[str] = ()) -> list[Run]:
         """All values on the tune seeds, at the learning rate of `base` or at each; none where there is one to try."""
-        return self._tries(self._starts(choice, base)) if len(self._starts(choice, base)) > 1 else []
+        return self._tune_runs(self._starts(choice, base), records, failed)
+
+    def _tune_runs(self, starts: Sequence[Run], records: Records, failed: Collection[str]) -> list[Run]:
+        return self._tries(self._explored(starts, records, failed)[0]) if len(starts) > 1 else []
 
     def _bases(self) -> list[Run]:
         """The base at every learning rate to try."""
@@ -128,10 +72,55 @@ class Plan:
         """The method at every value to try."""
         rates: Sequence[float | None] = (self.spec.tune_lr == "each" and self.spec.lr_grid) or [base.lr]
         rates = [None] if choice.brings(self.spec.optimizer) else rates
-        return [Run(choice.text, value, base.seed, lr=lr) for value in choice.grid(self.spec.grids) for lr in rates]
+        more = tune.grid_of(choice, self.spec.tune or ())
+        values = more.pop(choice.method.tunes, None) or choice.grid(self.spec.grids)
+        every = itertools.product(values, rates, tune.points(more))
+        return [Run(choice.text, value, base.seed, lr=lr, more=each) for value, lr, each in every]
+
+    def ends(self, choice: Choice) -> list[Run]:
+        """One run of the method for each value of each further setting, to see that it can be built so."""
+        starts = self._starts(choice, self._bases()[0])
+        rest = [each for each in starts[1:] if each.more != starts[0].more]
+        return list({each.more: each for each in [*reversed(rest), starts[0]]}.values())
 
     def _tries(self, starts: Sequence[Run]) -> list[Run]:
         return [replace(each, seed=seed) for seed in self.spec.tune_seeds for each in starts]
+
+    @cached_property
+    def _least(self) -> int:
+        """How many settings each side tries at least: as many as the largest of the grids has."""
+        sizes = [len(self._starts(choice, self._bases()[0])) for choice in self.choices]
+        return max(*sizes, len(self._bases()))
+
+    def _explored(
+        self, starts: Sequence[Run], records: Records, failed: Collection[str]
+    ) -> tuple[list[Run], Run | None]:
+        """What is tried, and the best of it once that is settled."""
+        tried = list(starts)
+        while (best := self._best(tried, records, failed)) is not None:
+            grows = len(starts) > 1 and self.spec.grow > 0
+            new = self._next(tried, max(len(starts), self._least), best, records) if grows else None
+            if new is None:
+                return tried, best
+            tried.append(new)
+        return tried, None
+
+    def _next(self, tried: Sequence[Run], least: int, best: Run, records: Records) -> Run | None:
+        """One more: beyond the edge while the best, alone, lies there, else within, until all sides have as many."""
+        rank = {start: _validation(each) for start in tried if (each := self._records_of(start, records))}
+        alone = sum(value >= rank[best] for value in rank.values()) == 1
+        if alone and len(tried) < least + self.spec.grow and (new := search.beyond(tried, best, self._can)):
+            return new
+        return search.between(tried, best, rank) if len(tried) < least else None
+
+    def _can(self, run: Run) -> bool:
+        return run.method == "base" or parse(run.method).takes({run.tunes: run.value} | dict(run.more))
+
+    def _records_of(self, start: Run, records: Records) -> list[dict[str, Any]]:
+        """The records of what was tried at one point; empty while one is missing."""
+        runs = self._tries([start])
+        done = all(self.id(run) in records for run in runs)
+        return [run.seen(records[self.id(run)]) for run in runs] if done else []
 
     def base_runs(self, best: Run) -> list[Run]:
         """The base, and where it can be had the base given twice the epochs before it, on every seed."""
@@ -143,12 +132,12 @@ class Plan:
 
     def best_base(self, records: Records, failed: Collection[str] = ()) -> Run | None:
         """The base at its chosen learning rate, on the first seed; None while it is not known."""
-        return self._best(self._bases(), records, failed)
+        return self._explored(self._bases(), records, failed)[1]
 
     def best(self, choice: Choice, records: Records, failed: Collection[str] = ()) -> Run | None:
         """The method at its chosen value, on the first seed; None while it, or the base's rate, is not known."""
         base = self.best_base(records, failed)
-        return self._best(self._starts(choice, base), records, failed) if base else None
+        return self._explored(self._starts(choice, base), records, failed)[1] if base else None
 
     def _best(self, starts: Sequence[Run], records: Records, failed: Collection[str]) -> Run | None:
         """The winner on validation, of what did not diverge; None while tune runs are missing or if all failed."""
@@ -157,50 +146,64 @@ class Plan:
         tries = {start: [self.id(run) for run in self._tries([start])] for start in starts}
         if any(id_ not in records and id_ not in failed for ids in tries.values() for id_ in ids):
             return None
-        whole = [start for start, ids in tries.items() if all(id_ in records for id_ in ids)]
-        sound = [start for start in whole if not any(lost(records[id_]) for id_ in tries[start])]
+        whole = {start: found for start in tries if (found := self._records_of(start, records))}
+        sound = [start for start, found in whole.items() if not any(map(lost, found))]
         return max(
-            sound or whole, key=lambda start: (_validation(tries[start], records), *_smallness(start)), default=None
+            sound or whole, key=lambda start: (_validation(whole[start]), *_smallness(start)), default=None
         )
 
     def _roles(self, records: Records, failed: Collection[str]) -> list[tuple[str, Run]]:
         """Every run known to be needed by now, as what: tune runs, and finals of what is chosen; baselines last."""
-        roles = [("tune", run) for run in self.base_tune_runs()]
+        roles = [("tune", run) for run in self.base_tune_runs(records, failed)]
         base = self.best_base(records, failed)
         if base is None:
             return roles
-        roles += [("tune", run) for choice in self.choices for run in self.tune_runs(choice, base)]
+        roles += [("tune", run) for choice in self.choices for run in self.tune_runs(choice, base, records, failed)]
         for choice in self.choices:
             best = self.best(choice, records, failed)
             roles += [("final", run) for run in self.final_runs(best)] if best else []
         return roles + [("final", run) for run in self.base_runs(base)]
 
     def needed(self, records: Records, failed: Collection[str] = ()) -> dict[str, Run]:
-        """Every run known to be needed by now, done or not, by id."""
-        return {self.id(run): run for _, run in self._roles(records, failed)}
+        """Every training known to be needed by now, done or not, by id."""
+        return {self.id(run): run.trained for _, run in self._roles(records, failed)}
 
     def tuning(self, records: Records, failed: Collection[str] = ()) -> set[str]:
         """The ids of the runs that choose something."""
         return {self.id(run) for phase, run in self._roles(records, failed) if phase == "tune"}
 
-    def total(self) -> int:
-        """How many runs there will be in the end, if none fails."""
-        seeds, longer = len(self.spec.seeds), len(self.spec.variants) - 1
-        repeated = len(set(self.spec.seeds) & set(self.spec.tune_seeds))
-        tried = [self.base_tune_runs(), *(self.tune_runs(choice, self._bases()[0]) for choice in self.choices)]
-        return longer * seeds + sum(len(runs) + seeds - (repeated if runs else 0) for runs in tried)
+    def total(self, records: Records = NONE, failed: Collection[str] = ()) -> int:
+        """How many runs there will be in the end, by what is known now: if none fails and no grid grows any more."""
+        base = self.best_base(records, failed) or self._bases()[0]
+        there = {choice.text for choice in self.choices}
+        alone = [choice for choice in self.choices if not (choice.averaged and choice.trained in there)]
+        starts = [self._bases(), *(self._starts(choice, base) for choice in alone)]
+        tried = [len(self._explored(each, records, failed)[0]) if len(each) > 1 else 0 for each in starts]
+        seeds, each = len(self.spec.seeds), len(self.spec.tune_seeds)
+        again, longer = len(set(self.spec.seeds) & set(self.spec.tune_seeds)), len(self.spec.variants) - 1
+        return longer * seeds + sum(count * each + seeds - (again if count else 0) for count in tried)
 
     def records(self, records: Records, failed: Collection[str] = ()) -> list[dict[str, Any]]:
         """The records of this study in a fixed order, once per role: as tune run, as final run."""
-        roles = [(phase, self.id(run)) for phase, run in self._roles(records, failed)]
-        return [records[id_] | {"phase": phase} for phase, id_ in roles if id_ in records]
+        grid = set(self._grid(records, failed))
+        return [
+            run.seen(records[self.id(run)]) | {"phase": phase}
+            | ({"grown": True} if phase == "tune" and replace(run, seed=0) not in grid else {})
+            for phase, run in self._roles(records, failed) if self.id(run) in records
+        ]  # fmt: skip
+
+    def _grid(self, records: Records, failed: Collection[str]) -> Iterator[Run]:
+        """What was asked to be tried, without what grew from it."""
+        base = self.best_base(records, failed)
+        of_methods = [each for choice in self.choices for each in self._starts(choice, base)] if base else []
+        return (replace(each, seed=0) for each in [*self._bases(), *of_methods])
 
 
-def _validation(ids: Sequence[str], records: Records) -> float:
+def _validation(found: Sequence[Mapping[str, Any]]) -> float:
     """Mean validation figure at the end of some runs, larger for better; a run that diverged makes it the last."""
-    judge = of_records(records[id_] for id_ in ids)
-    values = [judge.of(records[id_], "val") for id_ in ids]
-    return judge.rank(math.nan if None in values else round(sum(v for v in values if v is not None) / len(ids), 9))
+    judge = of_records(found)
+    values = [judge.of(record, "val") for record in found]
+    return judge.rank(math.nan if None in values else round(sum(v for v in values if v is not None) / len(found), 9))
 
 
 def _smallness(run: Run) -> tuple[float, float]:

@@ -32,8 +32,8 @@ from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.data.losses import Loss, each_of, mean_of
 from steppe.compare.engine import also, measure
 from steppe.compare.engine.curve import Curve, figures, spread
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.rows import untrained
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
 from steppe.protocol import needs_of
 
@@ -53,6 +53,8 @@ class Trainer:
     sharp: Any
     blank: Callable[[], nn.Module]
     loss: Loss = "cross_entropy"
+    average: AveragedModel | None = None
+    """Kept along where it is what is judged, so that its time counts."""
 
     def whole(self) -> nn.Module:
         """The model as one piece, to measure."""
@@ -79,6 +81,8 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return ranks.averaged(loss.detach().clone())
 
 
@@ -104,11 +108,13 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
     optimizer = make_optimizer(spec, model, choice, run.lr)
     sharp = None
     if choice is not None and not bare:
-        sharp = choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps)
+        chosen = {"value": run.value, "more": dict(run.more)}
+        sharp = choice.build(model, optimizer, **chosen, seed=run.seed, total_steps=total_steps)
         if hasattr(sharp, "measure"):
             sharp.measure = bool(spec.log)  # which reads the weights, and changes nothing
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
-    return Trainer(model, optimizer, scheduler, sharp, blank, task.loss)
+    average = _average(spec, model, total_steps) if choice is not None and choice.averaged else None
+    return Trainer(model, optimizer, scheduler, sharp, blank, task.loss, average)
 
 
 _SHAPES: dict[str, Callable[[float], float]] = {
@@ -219,7 +225,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
     """The training, with a look at the validation part now and then."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     curve, balance = Curve(task, spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
-    fit = _Fit(curve, balance, _average(spec, trainer, steps))
+    fit = _Fit(curve, balance, _average(spec, trainer.model, steps))
     losses: list[Tensor] = []
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
     for step, batch in zip(range(1, steps + 1), stream, strict=False):
@@ -240,12 +246,12 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
     return fit
 
 
-def _average(spec: Spec, trainer: Trainer, steps: int) -> AveragedModel | None:
+def _average(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
     """An exponential average of weights and statistics over about a tenth of the training; none of split models."""
     if spec.parallel is not None:
         return None
     decay = min(max(1 - AVERAGED_SHARES / steps, 0.0), 0.9999)
-    return AveragedModel(trainer.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _averaged(average: AveragedModel | None, task: Task) -> dict[str, float] | None:

@@ -21,7 +21,8 @@ from steppe._command.pool import SaidError, Tell
 from steppe._command.provenance import made_with
 from steppe._length import lacking
 from steppe.compare.analysis import lost
-from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SCHEMA, Spec
 from steppe.compare.script.plain import Plain
 from steppe.compare.script.results import Looks, PlacedError
@@ -99,12 +100,15 @@ def builder(spec: Spec, run: Run) -> Build:
     """What makes the run's method on the script's model and optimizer."""
     if run.method == "base":
         return lambda model, optimizer, total_steps: Plain(model, optimizer, seed=run.seed)
-    return partial(_built, parse(run.method), run.value, run.seed)
+    return partial(_built, parse(run.method), run.value, run.seed, more=dict(run.more))
 
 
-def _built(choice: Choice, value: Any, seed: int, model: Any, optimizer: Any, total_steps: Any) -> Any:
+def _built(
+    choice: Choice, value: Any, seed: int, model: Any, optimizer: Any, total_steps: Any,
+    more: dict[str, Any] | None = None,
+) -> Any:  # fmt: skip
     try:
-        return choice.build(model, optimizer, value=value, seed=seed, total_steps=total_steps)
+        return choice.build(model, optimizer, value=value, seed=seed, total_steps=total_steps, more=more)
     except (TypeError, ValueError) as error:
         lacks = total_steps is None and lacking(choice.method.recipe, 1, choice.arguments)
         hint = "; give sharpen the length: sharpen(model, optimizer, total_steps=...)" if lacks else ""
@@ -176,9 +180,8 @@ def check(plan: Plan) -> None:
 
 def _every(plan: Plan, model: Any, optimizer: Any, total_steps: Any) -> Any:
     """All methods on one model, and no training."""
-    for choice in plan.choices:
-        value = choice.grid(plan.spec.grids)[0]
-        made = _built(choice, value, plan.spec.seeds[0], model, optimizer, total_steps)
+    for choice, run in [(each, run) for each in plan.choices for run in plan.ends(each)]:
+        made = _built(choice, run.value, run.seed, model, optimizer, total_steps, more=dict(run.more))
         if hasattr(made, "remove"):
             made.remove()
     raise Enough

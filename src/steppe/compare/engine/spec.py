@@ -45,8 +45,8 @@ DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam", "gsam"
 """What is compared when nothing is named."""
 
 _NOT_IN_RESULT = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "jobs", "out", "parallel", "shard", "on",
-    "log",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "jobs", "out", "parallel",
+    "shard", "on", "log",
 }  # fmt: skip
 
 _LATER = {
@@ -113,6 +113,12 @@ class Spec(BaseModel):
     )
     tune_lr: Literal["base", "each"] = Field(
         "base", description="each: every method chooses its own from lr_grid, together with rho."
+    )
+    tune: Annotated[list[str] | None, BeforeValidator(words), Expected("settings and values: alpha=0.1,0.3")] = Field(
+        None, description="Further settings to choose, with rho: alpha=0.1,0.3 or look_sam:k=5,10."
+    )
+    grow: Annotated[int, Field(ge=0, le=20), Expected("a whole number from 0 to 20")] = Field(
+        2, description="Values added at the edge of a grid while the best lies there; 0: the grids as they are."
     )
     tune_seeds: Seeds = Field([0, 1], description="Seeds that choose rho on the validation split: how many, or which.")
     labelled: Two | None = Field(None, description="Labelled training examples.")
@@ -303,7 +309,7 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
     given |= {key: value for key, value in flags.items() if value is not None}
     first = _validated(given)
     scripts.check(given, first.settings)
-    spec = _validated(_proposed(first, given) | given)
+    spec = _validated(_fitting(_proposed(first, given), given) | given)
     _check_together(spec, given)
     device = usable_device(spec.device) if spec.on == "local" else spec.device
     out = spec.out or f"results/{_slug(spec.task)}"
@@ -320,6 +326,28 @@ def _proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     return tasks.recipe_of(first.task, first.adapt)
 
 
+_EITHER = (("lr", "lr_grid"), ("epochs", "max_steps"), ("labelled", "per_class"))
+"""Settings of which one is given: of a recipe's, the other one goes."""
+
+
+def _fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe still holds beside what the user gave: `--lr` sets aside its grid of rates, and so on.
+
+    Learning rates and decay were found for one optimizer: beside another they are that one's usual ones.
+    """
+    found = dict(recipe)
+    for pair in _EITHER:
+        for one, other in (pair, pair[::-1]):
+            if one in given and other not in given and other in found:
+                del found[other]
+    if given.get("optimizer", found.get("optimizer")) != found.get("optimizer"):
+        found.pop("lr_grid", None)
+        found |= {"lr": tasks.USUAL_LR[given["optimizer"]]} if given["optimizer"] in tasks.USUAL_LR else {}
+    if "lr_grid" not in found and "lr_grid" not in given:
+        found.pop("tune_lr", None)
+    return found
+
+
 def _check_together(spec: Spec, given: Mapping[str, Any]) -> None:
     """Refuse what would not be listened to because of another setting."""
     if spec.optimizer != "sgd" and "momentum" in given:
@@ -329,7 +357,7 @@ def _check_together(spec: Spec, given: Mapping[str, Any]) -> None:
         raise ValueError(f"{lora} belongs to adapt = 'lora'; leave it out with 'full', which trains every weight")
     if spec.tune_lr == "each" and not spec.lr_grid:
         raise ValueError("tune_lr = 'each' has nothing to choose from; give learning rates too, as lr_grid")
-    for one, other in (("epochs", "max_steps"), ("labelled", "per_class"), ("lr", "lr_grid")):
+    for one, other in _EITHER:
         if one in given and other in given:
             raise ValueError(f"{one} and {other} are both given; give one of them")
 

@@ -21,11 +21,12 @@ from steppe._command.trackers import check as check_trackers
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
 from steppe.compare.data import also
-from steppe.compare.engine import cost, rehearsal, rows, run, script, turns
+from steppe.compare.engine import cost, rehearsal, rows, run, script, tune, turns
 from steppe.compare.engine.executors import Engine
 from steppe.compare.engine.flights import Flights
 from steppe.compare.engine.logged import logged
-from steppe.compare.engine.plan import Plan, Run, describe
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run, describe
 from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.engine.store import Store
 from steppe.compare.report import page
@@ -52,9 +53,20 @@ def check(spec: Spec) -> Plan:
     """
     check_trackers(spec.log)
     plan = Plan(spec, spec.hash())
+    _check_methods(plan)
     (_check_task if spec.script is None else script.check)(Plan(_as_here(spec), plan.spec_hash))
     Store(Path(spec.out), plan.spec_hash).open()
     return plan
+
+
+def _check_methods(plan: Plan) -> None:
+    """Refuse settings to try that no method has, and averages of weights that nobody averages."""
+    spec = plan.spec
+    tune.check(spec.tune or (), plan.choices)
+    alone = "several processes keep" if spec.parallel else "a script keeps" if spec.script is not None else None
+    averaged = next((each.text for each in plan.choices if each.averaged), None)
+    if alone and averaged:
+        raise ValueError(f"method {averaged!r}: {alone} no averaged weights; leave out average")
 
 
 def _check_task(plan: Plan) -> None:
@@ -66,12 +78,11 @@ def _check_task(plan: Plan) -> None:
     rehearsal.check_model(spec.model, run.fresh(spec, task, spec.seeds[0]), task)
     check_shares(len(task.train), spec.batch_size)
     for choice in plan.choices:
-        first = Run(choice.text, choice.grid(spec.grids)[0], spec.seeds[0])
-        try:
-            trainer = run.make_trainer(spec, task, first, total_steps=100)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"method {choice.text!r}: {error}") from error
-        del trainer
+        for each in plan.ends(choice):
+            try:
+                run.make_trainer(spec, task, each, total_steps=100)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"method {choice.text!r}: {error}") from error
 
 
 def _as_here(spec: Spec) -> Spec:
@@ -130,7 +141,9 @@ class _Session:
 
     def _load(self) -> None:
         """Read the base's tune runs first, then the methods': which other runs there are depends on them."""
-        for _ in range(3):
+        before = -1
+        while len(self.records) > before:
+            before = len(self.records)
             self.records = agree(self.store.load(self.plan.needed(self.records)))
 
     def __enter__(self) -> _Session:
@@ -223,6 +236,7 @@ class _Session:
             self._free(event.key)
         if event.kind in ("done", "failed"):
             del self.under_way[event.key]
+            self.progress.expect(self.plan.total(self.records, self.failed))
 
     def log(self, id_: str) -> None:
         """Give a run to the trackers, unless they have it."""

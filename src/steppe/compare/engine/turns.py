@@ -19,7 +19,7 @@ from typing import Any
 from steppe._command.meter import Clock, quartiles, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow
 from steppe.compare.engine.spec import Spec
 from steppe.compare.script.results import Looks

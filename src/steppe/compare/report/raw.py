@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steppe.compare.analysis.groups import Record, finite, label, tuned
-from steppe.compare.analysis.wording import ABSENT, SYMBOLS, figures, plain, short
+from steppe.compare.analysis.wording import ABSENT, SYMBOLS, figures, plain, plainly, short
 from steppe.compare.judge import Judge, of_records
 
 
@@ -61,7 +61,8 @@ def _run(run: Record, judge: Judge) -> list[str]:
 
 def _chosen(run: Record) -> str:
     name, value = tuned(run)
-    return short(value) if name == "rho" or value is None else f"{SYMBOLS[name]} {short(value)}"
+    text = short(value) if name == "rho" or value is None else f"{SYMBOLS[name]} {short(value)}"
+    return ", ".join([text, *(f"{name} {plainly(each)}" for name, each in (run.get("more") or {}).items())])
 
 
 def _cost(name: str, found: Mapping[str, Any]) -> list[str]:
