@@ -20,7 +20,7 @@ def notes(summary: Summary) -> list[str]:
     if summary["best_baseline"] is None:
         return _missing(summary)
     parts: Sequence[Callable[[Summary], list[str]]] = (
-        _early, _double, _untrained, _sam, _worse, _edges, _few_seeds, _missing, _cost, _selection,
+        _early, _double, _equal, _untrained, _sam, _worse, _edges, _few_seeds, _missing, _cost, _selection,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(summary)]
 
@@ -56,6 +56,21 @@ def _double(summary: Summary) -> list[str]:
         return [f"Twice the epochs harm the base {shown}: it overfits when trained longer."]
     doubt = ": if in doubt, raise the epochs" if summary["best_baseline"].startswith("double") else ""
     return [f"Twice the epochs change nothing clear for the base {shown}{doubt}."]
+
+
+def _equal(summary: Summary) -> list[str]:
+    """Whether the base, given the time that the best method took, would have come as far."""
+    rows = [row for row in _methods(summary) if row["equal_cost"] and row["equal_cost"]["ci95"] is not None]
+    if not rows:
+        return []
+    row, words = best_row(rows), Words(summary)
+    found = row["equal_cost"]
+    there = words.value(found["base"]) + (" %" if words.judge.percent else "")
+    how = "between its two lengths, by interpolation" if found["cost"] <= 2 else "with twice the epochs, its longest"
+    return [
+        f"Given what {row['label']} costs ({found['cost']:.2f}×), the base would have {there} ({how}); "
+        f"{row['label']} has {words.amount(found)} {words.over} that."
+    ]
 
 
 def _untrained(summary: Summary) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
-from steppe.compare.analysis import also, frontier, lost, scripted
+from steppe.compare.analysis import also, equal, frontier, lost, scripted
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
 from steppe.compare.analysis.notes import notes
 from steppe.compare.analysis.verdict import verdict
@@ -54,6 +54,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     _mark_clear(rows)
     lost.count(rows, known)
     axis = frontier.price(rows)
+    equal.mark(rows, groups, against.form, judge)
     frontier.mark_front(rows, against.form, axis, judge)
     summary = {
         "schema": 1,

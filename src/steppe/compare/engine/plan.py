@@ -149,7 +149,7 @@ class Plan:
         whole = {start: found for start in tries if (found := self._records_of(start, records))}
         sound = [start for start, found in whole.items() if not any(map(lost, found))]
         return max(
-            sound or whole, key=lambda start: (_validation(whole[start]), *_smallness(start)), default=None
+            sound or list(whole), key=lambda start: (_validation(whole[start]), *_smallness(start)), default=None
         )
 
     def _roles(self, records: Records, failed: Collection[str]) -> list[tuple[str, Run]]:
