@@ -81,11 +81,11 @@ def test_a_grid_of_many_is_spread_over_the_usual_range():
     [
         ("--task text:{data}", "needs a pretrained model; name one with --model hf:FOLDER or hf:ID"),
         ("--task text:{data} --model cnn", "model 'cnn' cannot read task"),
-        ("--model hf:{model}", "cannot read task 'digits-few'"),
+        ("--model hf:{model}", "cannot read task 'mnist1d'"),
         ("--task text:{data} --model hf:{data}", "cannot load a model|no folder here|cannot get the model"),
         ("--task text:nowhere.train --model hf:{model}", "is neither a file nor a folder"),
         ("--task text:{data} --model hf:{model} --image-size 16", "does not take 'image_size'"),
-        ("--per-class 5", "task 'digits-few' does not take 'per_class'"),
+        ("--per-class 5", "task 'mnist1d' does not take 'per_class'"),
         ("--adapt full", "does not take 'adapt'"),
         ("--task text:{data} --model hf:{model} --adapt half", "adapt must be 'lora' or 'full', got 'half'"),
         ("--task text:{data} --model hf:{model} --adapt full --lora-r 4", "lora_r belongs to adapt = 'lora'"),

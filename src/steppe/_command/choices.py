@@ -6,6 +6,7 @@ judged by its averaged weights: `sam:average=ema`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -191,6 +192,7 @@ def split_list(text: str) -> list[str]:
     return methods
 
 
+@functools.lru_cache(maxsize=512)  # a plan asks for its methods again and again
 def parse(text: str) -> Choice:
     """The method that `text` asks for.
 

@@ -179,6 +179,7 @@ def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
     sam, ema = rows["sam:rho=0.1"], rows["sam:average=ema,rho=0.1"]
     assert ema["label"] == "SAM (average=ema, rho=0.1)" and ema["final"] == ema["early"] == sam["averaged"]
     assert sam["by_seed"]["final"] != ema["by_seed"]["final"] and ema["passes"] == 2.0 and ema["time_ratio"]
+    assert sam["sharpness"] and ema["sharpness"] is None, "that is of the last weights"
     runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
     assert sum(run["method"] == "sam:rho=0.1" for run in runs) == 3 and {r["method"] for r in runs} == {
         "base", "sam:rho=0.1", "rst",
@@ -196,3 +197,20 @@ def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
 def test_where_an_average_is_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse(text).with_the_mean("the benchmark")
+
+
+def test_what_was_tried_and_chosen_is_told(tmp_path):
+    """In the JSON with what was added, in the table, and in the report."""
+    more = ["--methods", "rst", "--tune", "p=0.25,0.5", "--rho", "0.1", "--grow", "1", "--metric", "nll"]
+    ended = studies.complete(tmp_path, *more)
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    row = next(row for row in summary["rows"] if row["method"] == "rst")
+    tried = {point["more"]["p"]: (point["val_nll"], point.get("grown", False)) for point in row["tuning"]}
+    assert {p for p, (_, grown) in tried.items() if not grown} == {0.25, 0.5}
+    assert [p for p, (_, grown) in tried.items() if grown] in ([1.0], [0.125])
+    best = min(tried, key=lambda p: tried[p][0])
+    assert row["more"] == {"p": best} and row["rho"] == 0.1
+    assert f"p {best:g}" in ended.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert f"0.1, p {best}" in page and "(added)" in page

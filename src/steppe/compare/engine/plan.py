@@ -50,7 +50,17 @@ class Plan:
 
     def id(self, run: Run) -> str:
         """The id of `run` in this study."""
-        return run.trained.id(self.spec_hash)
+        if run not in self._ids:
+            self._ids[run] = run.trained.id(self.spec_hash)
+        return self._ids[run]
+
+    @cached_property
+    def _ids(self) -> dict[Run, str]:
+        return {}
+
+    @cached_property
+    def _built(self) -> dict[Run, bool]:
+        return {}
 
     def base_tune_runs(self, records: Records = NONE, failed: Collection[str] = ()) -> list[Run]:
         """All learning rates on the tune seeds; none where there is nothing to choose."""
@@ -114,7 +124,11 @@ class Plan:
         return search.between(tried, best, rank) if len(tried) < least else None
 
     def _can(self, run: Run) -> bool:
-        return run.method == "base" or parse(run.method).takes({run.tunes: run.value} | dict(run.more))
+        """Whether the method can be built so."""
+        if run not in self._built:
+            built = run.method == "base" or parse(run.method).takes({run.tunes: run.value} | dict(run.more))
+            self._built[run] = built
+        return self._built[run]
 
     def _records_of(self, start: Run, records: Records) -> list[dict[str, Any]]:
         """The records of what was tried at one point; empty while one is missing."""

@@ -57,12 +57,16 @@ class Run:
         return replace(self, method=choice.trained)
 
     def seen(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of its training as its own: that of averaged weights has their figures, at the end and early."""
+        """The record of its training as its own: that of averaged weights has their figures, at the end and early.
+
+        What else is measured there is of the last weights, and is left out.
+        """
         if self.trained is self or not record.get("averaged"):
             return dict(record)
         choice, figures = parse(self.method), record["averaged"]
         own = {"method": self.method, "label": self.label, "settings": choice.settings, **figures}
-        return {**record, **own, "early": {"epoch": record.get("epochs"), **figures}}
+        own |= {"early": {"epoch": record.get("epochs"), **figures}, "sharpness": None, "slice": None}
+        return {key: each for key, each in {**record, **own}.items() if key != "also"}
 
     def steps(self, spec: Spec, per_epoch: int) -> int:
         """How many optimizer steps it trains, where `per_epoch` make an epoch."""

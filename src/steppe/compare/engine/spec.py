@@ -91,8 +91,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     task: Annotated[str, Expected("the name of a task")] = Field(
-        "digits-few",
-        description="digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, module:name.",
+        "mnist1d",
+        description="mnist1d, digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, "
+        "module:name.",
     )
     script: Annotated[str | None, Expected("FILE.py:FUNCTION, such as train.py:train")] = Field(
         None, description="FILE.py:FUNCTION, training code of your own instead of a task (docs/script.md)."
@@ -275,10 +276,15 @@ class Spec(BaseModel):
 
 
 def _shown(default: Any) -> str:
-    return "the task's" + (f", or {default:g}" if isinstance(default, float) else f", or {default}" if default else "")
+    if isinstance(default, list):
+        said = ",".join(map(str, default))
+    else:
+        said = f"{default:g}" if isinstance(default, float) else str(default or "")
+    return f"the task's, or {said}" if said else "the task's"
 
 
-SHOWN = {name: _shown(Spec.model_fields[name].default) for name in tasks.TEXT}
+_PROPOSED = dict.fromkeys([*tasks.TEXT, *(name for each in tasks.BUILT_IN.values() for name in each.recipe)])
+SHOWN = {name: _shown(Spec.model_fields[name].default) for name in _PROPOSED}
 """Defaults as --help shows them where the task has its say."""
 
 

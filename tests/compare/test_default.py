@@ -1,0 +1,55 @@
+"""What `steppe compare` does when nothing is said: its task and its settings."""
+
+import pytest
+
+from steppe.compare.data import tasks
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.run import load_task, make_trainer
+from steppe.compare.engine.runs import Run
+from steppe.compare.engine.spec import resolve
+
+
+def test_the_default_is_mnist1d_with_a_grid_of_rates():
+    spec = resolve({})
+    assert (spec.task, spec.optimizer) == ("mnist1d", "adamw") and len(spec.lr_grid) == 3
+    assert spec.lr in spec.lr_grid, "what does not tune takes one of the same"
+    task = load_task(spec, 0)
+    assert [len(part) for part in (task.train, task.val, task.test)] == [spec.labelled, spec.validation, 1000]
+    assert make_trainer(spec, task, Run("base", None, 0, lr=0.01), 10).model(task.val.x[:2]).shape == (2, 10)
+
+
+def test_it_is_small_enough_for_two_minutes():
+    """Trainings in units of the base's, a look at four samples taken for 1.6; one step of each grid may be added."""
+    spec = resolve({})
+    made = Plan(spec, "hash")
+    assert [choice.text for choice in made.choices] == ["sam:samples=4"]
+    seeds, again = len(spec.seeds), len(spec.tune_seeds)
+    tried = (len(spec.lr_grid) + spec.grow) * again
+    units = tried + 3 * seeds - again + 1.6 * ((len(spec.rho) + spec.grow) * again + seeds - again)
+    assert units < 75
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"lr": 0.02}, {"lr": 0.02, "lr_grid": None}),
+        ({"lr_grid": [0.1, 0.2]}, {"lr_grid": [0.1, 0.2]}),
+        ({"optimizer": "sgd"}, {"lr": 0.05, "lr_grid": None}),
+        ({"optimizer": "adamw"}, {"lr_grid": [0.003, 0.01, 0.03]}),
+        ({"optimizer": "sgd", "lr": 0.3}, {"lr": 0.3, "lr_grid": None}),
+        ({"optimizer": "sgd", "lr_grid": [0.1]}, {"lr_grid": [0.1]}),
+        ({"methods": ["rst"], "rho": [0.3], "seeds": 2}, {"methods": ["rst"], "rho": [0.3], "seeds": [0, 1]}),
+        ({"task": "digits-few", "optimizer": "adamw"}, {"lr": 1e-3}),
+        ({"task": "digits-few"}, {"lr": 0.1, "lr_grid": None, "grow": 2}),
+    ],
+)
+def test_what_a_user_gives_sets_aside_what_a_recipe_says_instead(given, expected):
+    spec = resolve(given)
+    assert {key: getattr(spec, key) for key in expected} == expected
+
+
+def test_a_recipe_that_tunes_each_methods_rate_gives_that_up_with_the_grid(monkeypatch):
+    row = tasks.BUILT_IN["mnist1d"]
+    made = tasks.BuiltIn(row.read, {**row.recipe, "tune_lr": "each"})
+    monkeypatch.setitem(tasks.BUILT_IN, "mnist1d", made)
+    assert resolve({}).tune_lr == "each" and resolve({"lr": 0.02}).tune_lr == "base"
