@@ -1,4 +1,4 @@
-"""Write the tables of docs/choosing.md from benchmarks/results/front.json (`python docs/choosing.py`)."""
+"""Write docs/choosing.md's tables, and the default's of docs/compare.md, from results (`python docs/choosing.py`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "docs" / "choosing.md"
+TARGET, COMPARE = ROOT / "docs" / "choosing.md", ROOT / "docs" / "compare.md"
 RESULTS = ROOT / "benchmarks" / "results" / "front.json"
+DEFAULT = ROOT / "benchmarks" / "results" / "default.json"
 PUSHES = ROOT / "benchmarks" / "results" / "look_sam_default.json"
 ARMS = {
     "sam": "SAM", "few-1": "SAM on 1 sample", "few-1-half": "the same, every 2nd step",
@@ -70,6 +71,30 @@ def pushes(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+BASELINES = {
+    "base": "the base, its learning rate tuned", "early": "stopped early", "averaged": "averaged weights",
+    "double": "twice the epochs", "double_early": "twice the epochs, stopped early",
+}  # fmt: skip
+
+
+def default(record: dict[str, Any]) -> str:
+    """What the command without options came to: the verdict, and every row."""
+    summary = record["summary"]
+    head = ["| | test accuracy, % | gain, points | passes |", "| --- | --- | --- | --- |"]
+    lines = [f"> {summary['verdict']}", "", *head]
+    for name, figure in summary["baselines"].items():
+        mark = " (the best: gains are over this)" if name == summary["best_baseline"] else ""
+        lines.append(f"| {BASELINES[name]}{mark} | {_percent(figure)} | | {2 if 'double' in name else 1} |")
+    for row in (row for row in summary["rows"] if row["method"] != "base"):
+        gain = f"{100 * row['gain']['mean']:+.1f} ± {100 * row['gain']['ci95']:.1f}".replace("-", "−")
+        lines.append(f"| {row['label']} | {_percent(row[summary['judged']])} | {gain} | {row['passes']:.2f} |")
+    return "\n".join(lines)
+
+
+def _percent(figure: dict[str, Any]) -> str:
+    return f"{100 * figure['mean']:.1f} ± {100 * figure['ci95']:.1f}"
+
+
 def _over(differences: list[float]) -> str:
     return f"{fmean(differences):+.1f} ({len(differences)})"
 
@@ -87,7 +112,8 @@ def pages(record: dict[str, Any]) -> dict[Path, str]:
     """What each page should hold."""
     found = json.loads(PUSHES.read_text())
     mine = {"gains": gains(record), "times": times(record), "pushes": pushes(found)}
-    return {TARGET: page(TARGET.read_text(), mine)}
+    default_row = {"default": default(json.loads(DEFAULT.read_text()))}
+    return {TARGET: page(TARGET.read_text(), mine), COMPARE: page(COMPARE.read_text(), default_row)}
 
 
 def main() -> int:

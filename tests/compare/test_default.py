@@ -1,12 +1,23 @@
-"""What `steppe compare` does when nothing is said: its task and its settings."""
+"""What `steppe compare` does when nothing is said: its task, its settings, and that README tells what came of it."""
+
+import json
+from pathlib import Path
 
 import pytest
 
+from steppe._command.statistics import estimate
 from steppe.compare.data import tasks
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.run import load_task, make_trainer
 from steppe.compare.engine.runs import Run
-from steppe.compare.engine.spec import resolve
+from steppe.compare.engine.spec import Spec, resolve
+
+ROOT = Path(__file__).parents[2]
+OF_THE_PLACE = {"out", "device", "jobs"}
+
+
+def kept():
+    return json.loads((ROOT / "benchmarks" / "results" / "default.json").read_text())
 
 
 def test_the_default_is_mnist1d_with_a_grid_of_rates():
@@ -53,3 +64,28 @@ def test_a_recipe_that_tunes_each_methods_rate_gives_that_up_with_the_grid(monke
     made = tasks.BuiltIn(row.read, {**row.recipe, "tune_lr": "each"})
     monkeypatch.setitem(tasks.BUILT_IN, "mnist1d", made)
     assert resolve({}).tune_lr == "each" and resolve({"lr": 0.02}).tune_lr == "base"
+
+
+def test_the_result_is_of_the_settings_there_are():
+    """Another recipe is another study: run it again, and README tells what came of that."""
+    found, spec = kept()["summary"]["spec"], resolve({}).model_dump()
+    known = {key: found.get(key, Spec.model_fields[key].default) for key in spec}  # some settings came later
+    assert {key for key in spec.keys() - OF_THE_PLACE if known[key] != spec[key]} == set()
+
+
+def test_its_intervals_follow_from_its_seeds():
+    summary = kept()["summary"]
+    for row in summary["rows"]:
+        again = estimate(list(row["by_seed"]["final"].values()))
+        assert row["final"]["mean"] == pytest.approx(again.mean, abs=1e-12)
+        assert row["final"]["ci95"] == pytest.approx(again.ci95, abs=1e-12)
+
+
+def test_readme_quotes_it():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    summary = kept()["summary"]
+    (row,) = [row for row in summary["rows"] if row["method"] != "base"]
+    gain = f"{100 * row['gain']['mean']:+.1f} ± {100 * row['gain']['ci95']:.1f} points"
+    assert f"has {gain} over the best baseline, twice the epochs, at {row['passes']:.2f} passes" in readme
+    assert summary["best_baseline"] == "double" and row["gain"]["clear"] == 1 and row["passes"] <= 1.1
+    assert summary["verdict"] in (ROOT / "docs" / "compare.md").read_text()
