@@ -71,6 +71,8 @@ mutants: $(DEV) ## plant bugs in a copy of the source and see the tests notice e
 costs: $(DEV) ## measure step time and memory beside other libraries, and write docs/cost.md; cases in ARGS="..."
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_time.py $(ARGS)
 	$(BIN)/python docs/cost.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/host_overhead.py
+	$(BIN)/python docs/overhead.py
 
 claims: $(DEV) ## measure what papers claim and write docs/claims.md; FASHION=FOLDER for Fashion-MNIST too
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/claims.py

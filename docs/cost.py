@@ -22,7 +22,8 @@ AGAIN = 'On an idle one: `make costs ARGS="resnet18_b128"`.'
 INTRO = """# What a step costs, measured
 
 Written by `python docs/cost.py` (`make costs` measures first) from `benchmarks/results/step_time_*.json`; each table
-names the command that makes its file. Your own model: `steppe bench --model module:function`.
+names the command that makes its file. Your own model: `steppe bench --model module:function`. What a step does beside
+its passes, which is what small models feel: [overhead.md](overhead.md).
 
 How it is measured: every contender trains its own copy of the model in one process and they take turns, step by step,
 after a warm-up. A ratio is a step beside a step of the bare optimizer (SGD with momentum) of the same turn; shown are
