@@ -17,7 +17,8 @@ OPTIMIZERS = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 RECIPES = {
     "sam": "SAM", "asam": "ASAM", "layer_sam": "LayerSAM", "rst": "RST", "grst": "GRST", "gnp": "GNP",
     "look_sam": "LookSAM", "look_layer_sam": "LookLayerSAM", "adasam": "AdaSAM", "gsam": "GSAM",
-    "fsam": "FSAM", "wsam": "WSAM", "aesam": "AESAM", "sam_on": "SAMON", "late_sam": "LateSAM", "sl_sam": "SLSAM",
+    "fsam": "FSAM", "wsam": "WSAM", "aesam": "AESAM", "sam_on": "SAMON", "late_sam": "LateSAM", "tail_sam": "TailSAM",
+    "sl_sam": "SLSAM",
     "msam": "MSAM", "s2_sam": "S2SAM", "esam": "ESAM",
 }  # fmt: skip
 

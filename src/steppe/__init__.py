@@ -44,6 +44,7 @@ from steppe.methods.s2_sam import S2SAM
 from steppe.methods.sam import SAM
 from steppe.methods.sam_on import SAMON
 from steppe.methods.sl_sam import SLSAM
+from steppe.methods.tail_sam import TailSAM
 from steppe.methods.wsam import WSAM
 from steppe.protocol import Method, Needs
 from steppe.recommended import recommended
@@ -57,6 +58,6 @@ __all__ = [
     "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM", "Gradient",
     "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix", "Momentum", "NBAR",
     "Needs", "OBAR", "Previous", "Probe", "RST", "Replace", "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM",
-    "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "WSAM", "Window", "__version__", "curves",
-    "diagnostics", "find_rho", "lora", "methods", "optim", "recommended", "schedule", "views",
+    "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "TailSAM", "WSAM", "Window", "__version__",
+    "curves", "diagnostics", "find_rho", "lora", "methods", "optim", "recommended", "schedule", "views",
 ]  # fmt: skip

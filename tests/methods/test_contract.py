@@ -167,6 +167,7 @@ COUNTED = [
     ("sl_sam", {}, 2.0),
     ("look_sam", {"k": 5}, 1.2),
     ("look_layer_sam", {"k": 10}, 1.1), ("late_sam", {"start": 15}, 1.25), ("sam", {"samples": 2}, 1.25),
+    ("tail_sam", {}, 1.0), ("tail_sam", {"lr_max": 1.0, "warmup": 15}, 1.25),
     *((name, dict(row.good[0]), 1.0) for name, row in METHODS.items() if row.lora),
     ("msam", {}, 1.0), ("s2_sam", {}, 1.0),
     ("esam", {}, 1 + 1 / 3 + 0.5), ("esam", {"gamma": 1.0}, 2.0), ("esam", {"gamma": 0.25}, 1 + 1 / 3 + 0.25),

@@ -44,6 +44,12 @@ def late_sam(grad, w, t, memory, rho, start, stop):
     return grad(w)
 
 
+def tail_sam(grad, w, t, memory, rho, lr_max, begin=1.0, warmup=0, lr=0.1):
+    """``lr``: that of the cases' SGD, which does not fall; falling rates are in tests/methods/test_tail_sam.py."""
+    radius = 0.0 if t < warmup else rho * max(0.0, 1 - lr / (begin * lr_max))
+    return sam(grad, w, t, memory, radius) if radius else grad(w)
+
+
 def rst(
     grad, w, t, memory, rho, p=0.5, schedule="constant", p_end=None, total_steps=None, start_step=0, seed=0
 ):
@@ -202,6 +208,7 @@ METHODS = {
     "aesam": aesam,
     "sam_on": sam_on,
     "late_sam": late_sam,
+    "tail_sam": tail_sam,
     "sl_sam": sl_sam,
     "msam": msam,
     "s2_sam": s2_sam,
