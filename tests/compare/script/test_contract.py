@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steppe._command.choices import parse
-from steppe._command.pool import Event, Job, SaidError, _do
+from steppe._command.pool import Event, Job, SaidError, attempt
 from steppe.compare.engine import script as engine
 from steppe.compare.engine.script import follow
 from steppe.compare.engine.spec import resolve
@@ -153,4 +153,4 @@ def test_the_pool_adds_nothing_to_a_sentence_that_says_all():
     def fails(tell):
         raise SaidError("train.py:3: a sentence")
 
-    assert _do(Job("a", fails, ()), None) == Event("failed", "a", "train.py:3: a sentence")
+    assert attempt(Job("a", fails, ()), print) == Event("failed", "a", "train.py:3: a sentence")
