@@ -89,3 +89,10 @@ def test_readme_quotes_it():
     assert f"has {gain} over the best baseline, twice the epochs, at {row['passes']:.2f} passes" in readme
     assert summary["best_baseline"] == "double" and row["gain"]["clear"] == 1 and row["passes"] <= 1.1
     assert summary["verdict"] in (ROOT / "docs" / "compare.md").read_text()
+
+
+@pytest.mark.parametrize("given", [{"lr_grid": [0.1]}, {"methods": ["sam"]}, {"seeds": 2}])
+def test_what_a_study_tunes_is_no_other_study(given):
+    """The settings beside it, and with them the hash of a run, stay the recipe's."""
+    assert resolve({"task": "digits-few", **given}).hash() == resolve({"task": "digits-few"}).hash()
+    assert resolve({"task": "digits-few", "max_steps": 9}).epochs == 100

@@ -37,8 +37,8 @@ def train(folder, method: str, value: float | None, **flags) -> dict:
 @pytest.mark.parametrize(
     ("flags", "hash_"),
     [
-        ({}, "e371321a508e"), ({"task": "digits-noisy", "epochs": 10}, "eeb3ad00a80a"),
-        ({"optimizer": "adamw"}, "858116cbe614"),
+        ({"task": "digits-few"}, "e371321a508e"), ({"task": "digits-noisy", "epochs": 10}, "eeb3ad00a80a"),
+        ({"task": "digits-few", "optimizer": "adamw", "lr": 0.1}, "858116cbe614"),
     ],
     ids=["defaults", "noisy", "adamw"],
 )  # fmt: skip
@@ -68,7 +68,7 @@ def test_texts_have_a_recipe_and_a_learning_rate_for_each_way_to_train(folder):
 @pytest.mark.parametrize(("count", "mu"), [(1, [0.5]), (3, [0.2, 0.5, 1.0]), (4, [0.2, 0.5, 1.0, 2.0])])
 def test_mu_has_as_many_values_as_rho(count, mu):
     assert Spec(rho=[0.01 * (i + 1) for i in range(count)]).grids["mu"] == mu
-    assert Spec(rho=[0.1], mu=[3.0, 4.0]).grids == {"rho": [0.1], "mu": [3.0, 4.0]}
+    assert Spec(rho=[0.1], mu=[3.0, 4.0]).grids == {"rho": [0.1], "mu": [3.0, 4.0], "sigma": [0.05]}
 
 
 def test_a_grid_of_many_is_spread_over_the_usual_range():
@@ -165,7 +165,8 @@ def test_the_chosen_rate_wins_over_the_studys(folder):
 
 
 def tuned_plan(**flags) -> Plan:
-    made = resolve({"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 3, "lr_grid": [0.1, 0.2], **flags})
+    fixed = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 3, "lr_grid": [0.1, 0.2], "grow": 0}
+    made = resolve(fixed | flags)
     return Plan(made, made.hash())
 
 

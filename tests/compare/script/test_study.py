@@ -17,6 +17,7 @@ LOOPS = Path(loops.__file__)
 
 def compared(out: Path, name: str, *more: str, script: Path = LOOPS) -> tuple[int, str, str]:
     fixed = f"compare --script {script}:{name} --methods sam --seeds 2 --tune-seeds 1 --rho 0.1 --jobs 1 --out {out}"
+    fixed += " --grow 0"
     said, aside = io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(aside), pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "Pool", studies.Here)

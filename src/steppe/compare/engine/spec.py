@@ -333,7 +333,10 @@ def _proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _EITHER = (("lr", "lr_grid"), ("epochs", "max_steps"), ("labelled", "per_class"))
-"""Settings of which one is given: of a recipe's, the other one goes."""
+"""Settings of which a user gives one."""
+
+_SETS_ASIDE = {"lr": "lr_grid", "epochs": "max_steps", "labelled": "per_class"}
+"""What a user gives -> what a recipe may say instead, which goes. The other way round what is given is stronger."""
 
 
 def _fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,10 +345,9 @@ def _fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     Learning rates and decay were found for one optimizer: beside another they are that one's usual ones.
     """
     found = dict(recipe)
-    for pair in _EITHER:
-        for one, other in (pair, pair[::-1]):
-            if one in given and other not in given and other in found:
-                del found[other]
+    for one, other in _SETS_ASIDE.items():
+        if one in given:
+            found.pop(other, None)
     if given.get("optimizer", found.get("optimizer")) != found.get("optimizer"):
         found.pop("lr_grid", None)
         found |= {"lr": tasks.USUAL_LR[given["optimizer"]]} if given["optimizer"] in tasks.USUAL_LR else {}
