@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 from tests.compare import studies
-from tests.compare.conftest import PICTURES
 from tests.loops import distributed as d
 
 from steppe.compare.engine import study
-from steppe.compare.report import page
 
 FOLDER = Path(__file__).parents[1] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -47,7 +45,6 @@ def test_runs_and_says_something(path: Path, tmp_path: Path, monkeypatch: pytest
     """From another folder, and with no warning that an example run by itself would show."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(FOLDER)  # as when it is run by itself
-    monkeypatch.setattr(page, "_plots", lambda *_: dict.fromkeys(PICTURES, ()))
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("default")
         for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

@@ -10,8 +10,8 @@ from typing import Any
 
 BAD_INPUT, INTERRUPTED = 2, 130
 _COMMANDS = (
-    "steppe.compare.commands", "steppe._command.methods", "steppe.bench.command", "steppe.evaluate.commands",
-    "steppe.finetune.commands", "steppe.finetune.answering", "steppe.compare.rho",
+    "steppe.compare.commands", "steppe.compare.studies", "steppe._command.methods", "steppe.bench.command",
+    "steppe.evaluate.commands", "steppe.finetune.commands", "steppe.finetune.answering", "steppe.compare.rho",
     "steppe.look.command",
 )  # fmt: skip
 """Each adds its own to the one app, in the order in which --help lists them."""

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.compare import studies
-from tests.compare.conftest import PICTURES
 
 from steppe.cli import main
 from steppe.compare.analysis.groups import Group
 from steppe.compare.engine import study
-from steppe.compare.report import page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -95,7 +93,6 @@ def test_across_whole_models_adasam_meets_all_others_and_sl_sam_meets_sam():
 def test_a_comparison_is_read_back_as_its_summary_says(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "Pool", studies.Here)
     monkeypatch.setattr(study.cost, "measure", lambda *_: {"methods": {}})
-    monkeypatch.setattr(page, "_plots", lambda *_: dict.fromkeys(PICTURES, ()))
     out = tmp_path / "out"
     words = "compare --task tests.compare.tiny:task --methods sam --rho 0.05,0.1 --seeds 3 --tune-seeds 1 --jobs 1"
     assert main([*words.split(), "--lr-grid", "0.01,0.1", "--out", str(out)]) == 0

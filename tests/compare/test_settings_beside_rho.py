@@ -90,7 +90,6 @@ def test_the_table_shows_them(summary) -> None:
     assert "μ 1" in shown and "lr 0.04" in shown
 
 
-@pytest.mark.pictures
 def test_the_report_shows_them_and_the_balance(summary) -> None:
     page = Page(report.html(summary, made(), cost(METHODS)))
     assert not page.errors and not page.open

@@ -1,12 +1,11 @@
-"""What a user sees while a study runs: bars on a terminal, one plain line per finished run elsewhere. On stderr."""
+"""What a user sees while a study runs where there is no terminal: one plain line per finished run. On stderr."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console
 
 
 class PlainProgress:
@@ -14,7 +13,8 @@ class PlainProgress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.finished = self.total = 0
+        self.finished = self.total = self._before = 0
+        self._began, self._expected = time.monotonic(), 0.0
 
     def __enter__(self) -> PlainProgress:
         return self
@@ -24,11 +24,21 @@ class PlainProgress:
     ) -> None:
         pass
 
+    def foretell(self, seconds: float) -> None:
+        """Be told beforehand how long all runs would take."""
+        self._expected = seconds
+
     def begin(self, total: int, finished: int) -> None:
-        """Say how many runs there are and how many are done from an earlier call."""
-        self.total, self.finished = total, finished
+        """Say how many runs there are, how many are done from an earlier call, and how long the others may take."""
+        self.total, self.finished, self._before, self._began = total, finished, finished, time.monotonic()
         kept = f", {finished} of them done before" if finished else ""
-        self.say(f"{total} runs{kept}")
+        self.say(f"{total} runs{kept}{self.left()}")
+
+    def left(self) -> str:
+        """`, about 4 min left`: by the runs of this call, or before there are any by what was expected of them."""
+        done, missing = self.finished - self._before, self.total - self.finished
+        each = (time.monotonic() - self._began) / done if done else self._expected / max(self.total, 1)
+        return f", about {duration(each * missing)} left" if missing and each else ""
 
     def expect(self, total: int) -> None:
         """There are as many runs now: what was learned may ask for more."""
@@ -43,7 +53,7 @@ class PlainProgress:
     def done(self, key: str, text: str, told: str) -> None:
         """A run has its record; `told` is what it came to."""
         self.finished += 1
-        self.say(f"[{self.finished}/{self.total}] {text}: {told}")
+        self.say(f"[{self.finished}/{self.total}] {text}: {told}{self.left()}")
 
     def failed(self, key: str, text: str, why: str) -> None:
         """A run has ended without a record."""
@@ -55,63 +65,8 @@ class PlainProgress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class LiveProgress(PlainProgress):
-    """An overall bar, and one bar per run under way."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._all = Progress(*columns, console=console)
-        self._each = Progress(
-            TextColumn("  {task.description}", style="dim"), BarColumn(20), TextColumn("{task.percentage:>3.0f} %")
-        )
-        self._overall = self._all.add_task("runs", total=None)
-        self._bars: dict[str, TaskID] = {}
-        self._live = Live(Group(self._all, self._each), console=console, transient=True, refresh_per_second=8)
-
-    def __enter__(self) -> LiveProgress:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def begin(self, total: int, finished: int) -> None:
-        """Set the overall bar."""
-        super().begin(total, finished)
-        self._all.update(self._overall, total=total, completed=finished)
-
-    def expect(self, total: int) -> None:
-        """Stretch the overall bar."""
-        super().expect(total)
-        self._all.update(self._overall, total=total)
-
-    def begun(self, key: str, text: str) -> None:
-        """Add the run's own bar."""
-        self._bars[key] = self._each.add_task(text, total=1.0)
-
-    def moving(self, key: str, share: float) -> None:
-        """Move the run's bar."""
-        self._each.update(self._bars[key], completed=share)
-
-    def done(self, key: str, text: str, told: str) -> None:
-        """Take the run's bar away, move the overall one."""
-        self._end(key)
-
-    def failed(self, key: str, text: str, why: str) -> None:
-        """As `done`, and say why."""
-        self._end(key)
-        self.say(f"{text} failed: {why}")
-
-    def _end(self, key: str) -> None:
-        self.finished += 1
-        if key in self._bars:  # a worker may die before its run begins
-            self._each.remove_task(self._bars.pop(key))
-        self._all.update(self._overall, completed=self.finished)
-
-
-def on(console: Console) -> PlainProgress:
-    """Bars where `console` is a terminal, lines where it is not."""
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+def duration(seconds: float) -> str:
+    """`40 s`, `4 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

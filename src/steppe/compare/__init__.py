@@ -46,7 +46,7 @@ def run(
     """
     from rich.console import Console
 
-    from steppe._command import progress
+    from steppe.compare import screen
     from steppe.compare.engine import executors, parallel, study
     from steppe.compare.engine.spec import resolve
 
@@ -54,5 +54,5 @@ def run(
     spec = parallel.begin(resolve(given, Path(config) if config else None))
     with executors.opened(spec, executor) as (settled, engine):
         plan = study.check(settled)
-        with progress.on(Console(stderr=True, quiet=quiet)) as shown:
+        with screen.on(Console(stderr=True, quiet=quiet), plan) as shown:
             return study.compare(plan, shown, engine)

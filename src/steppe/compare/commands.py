@@ -22,22 +22,41 @@ from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve
 def compare(
     flags: dict[str, Any],
     config: Annotated[Path | None, typer.Option(help="TOML file with the same settings; flags win.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write table and report of the comparison in this folder anew; run nothing.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on stdout.")] = False,
 ) -> None:
     """Train with each method and seed; say what each gains over an honest base, and what it costs."""
     try:
-        _compare(flags, config, as_json)
+        if report is not None:
+            _rewrite(report, {**flags, "config": config}, as_json)
+        else:
+            _compare(flags, config, as_json)
     except KeyboardInterrupt:
         typer.echo("steppe: interrupted; finished runs are kept and the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except (DiskError, TakenError) as error:
+        raise BadInputError(str(error)) from error
+
+
+def _rewrite(folder: Path, others: dict[str, Any], as_json: bool) -> None:
+    from steppe.compare.engine import study
+
+    with refusing():
+        given = next((name for name, value in others.items() if value is not None), None)
+        if given is not None:
+            word = given.replace("_", "-")
+            raise ValueError(f"--report runs nothing, so --{word} says nothing there; leave it out")
+        outcome = study.rewrite(folder)
+    _say(outcome.summary, outcome.report, as_json)
 
 
 def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
-    from steppe._command import progress, ranks
-    from steppe.compare.engine import executors, parallel, study
+    from steppe._command import ranks
+    from steppe.compare import screen
+    from steppe.compare.engine import executors, parallel, rehearsal, study
     from steppe.compare.engine.script import FirstFailedError
-    from steppe.compare.report import also
-    from steppe.compare.report.table import legend, table
 
     errors = Console(stderr=True)
     with ExitStack() as closing:
@@ -46,26 +65,34 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
             plan = study.check(spec)
         errors.quiet = not ranks.first()
         try:
-            with progress.on(errors) as shown:
+            with screen.on(errors, plan) as shown:
+                shown.foretell(rehearsal.seconds(plan) if engine is None else 0.0)
                 outcome = study.compare(plan, shown, engine)
-        except (DiskError, TakenError, FirstFailedError, executors.ExecutorError) as error:
+        except (FirstFailedError, executors.ExecutorError) as error:
             raise BadInputError(str(error)) from error
     ranks.agree(None)  # nobody leaves while another still needs it
     if not ranks.first():
         return
-    if as_json:
-        typer.echo(json.dumps(outcome.summary, indent=1))
-    else:
-        console = Console()
-        console.print(table(outcome.summary, console.width))
-        console.print(legend(outcome.summary), style="dim", highlight=False, markup=False)
-        if outcome.summary.get("also"):
-            console.print(also.table(outcome.summary))
-        console.print(outcome.summary["verdict"], style="bold", highlight=False, markup=False)
-        for hint in outcome.summary.get("hints", ()):
-            console.print(f"· {hint}", highlight=False, markup=False)
-        console.print(f"Report: {outcome.report}", highlight=False, markup=False, soft_wrap=True)
+    _say(outcome.summary, outcome.report, as_json)
     if outcome.failed:
         first = next(iter(outcome.failed.values()))
         errors.print(f"{len(outcome.failed)} failed, the first: {first}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(FAILED)
+
+
+def _say(summary: dict[str, Any], report: Path, as_json: bool) -> None:
+    from steppe.compare.report import also
+    from steppe.compare.report.table import legend, table
+
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+        return
+    console = Console()
+    console.print(table(summary, console.width))
+    console.print(legend(summary), style="dim", highlight=False, markup=False)
+    if summary.get("also"):
+        console.print(also.table(summary))
+    console.print(summary["verdict"], style="bold", highlight=False, markup=False)
+    for hint in summary.get("hints", ()):
+        console.print(f"· {hint}", highlight=False, markup=False)
+    console.print(f"Report: {report}", highlight=False, markup=False, soft_wrap=True)

@@ -59,7 +59,6 @@ def test_a_loss_is_called_higher(both):
     assert Words(both[0]).amount(worse) == "−1.0 ± 0.2 points"
 
 
-@pytest.mark.pictures
 def test_the_report_draws_it(both):
     page = html(both[1], as_errors(records()), None)
     assert "lower is better" in page and "test MSE" in page and "accuracy" not in page.split("</style>")[1]

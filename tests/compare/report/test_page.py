@@ -12,12 +12,11 @@ from tests.compare.records import CLEAN, NOISY, Fake, cost, records, spec
 
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.report import page as report
-from steppe.compare.report import panels
+from steppe.compare.report.bands import Band
+from steppe.compare.report.charts import NARROW, WIDE, Axis, against_cost, lines, named_points
 
-pytestmark = pytest.mark.pictures
-
-VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "circle", "line"}
-SELF_CLOSING = {"path", "use", "rect", "circle", "line"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "circle", "line", "polyline"}
+SELF_CLOSING = {"path", "use", "rect", "circle", "line", "polyline"}
 
 
 class Page(HTMLParser):
@@ -102,16 +101,15 @@ def test_ids_are_unique_and_references_resolve(clean: str, page: Page) -> None:
 
 
 def test_both_themes_and_print(clean: str) -> None:
-    variables = set(re.findall(r"var\((--[a-z]+)\)", clean))
+    variables = set(re.findall(r"var\((--[a-z]+)\)", clean)) - {"--colour"}  # which each mark takes from the others
     for start in (":root {", "@media (prefers-color-scheme: dark) {", "@media print {"):
         block = clean[clean.index(start) :].split("}")[0]
         assert variables <= set(re.findall(r"(--[a-z]+):", block))
-    assert not re.search(r"#(0\d)(\1){2}\b", clean), "a placeholder colour is left"
 
 
 def test_pictures_have_words(page: Page) -> None:
     drawings = [a for tag, a in page.elements if tag == "svg"]
-    assert len(drawings) > 20
+    assert len(drawings) > 12
     assert all(a.get("aria-hidden") == "true" or (a.get("role") == "img" and a["aria-labelledby"]) for a in drawings)
 
 
@@ -188,17 +186,86 @@ def test_same_input_same_file(noisy: str) -> None:
     assert made(NOISY) == noisy
 
 
-def test_far_points_are_named_with_their_figure(clean: str, noisy: str) -> None:
-    assert "base, to the end 70.1 ± 0.4" in noisy  # drawn at the edge of the plot
-    assert ">base</text>" in clean and not re.search(r">base [\d.]+ ± [\d.]+</text>", clean)  # to scale
+def test_the_gain_is_the_first_figure_of_a_row(clean: str) -> None:
+    rows = re.findall(r"<tr class.*?</tr>", clean, re.DOTALL)
+    assert rows and all(re.search(r"</th>\s*<td class=\"gain\">", row) for row in rows)
 
 
-@pytest.mark.parametrize(("values", "ticks"), [((0.0013, 0.041), {"0.001", "0.01"}), ((0.02, 0.04), {"0.01", "0.04"})])
-def test_the_ticks_of_sharpness_are_numbers_on_both_kinds_of_axis(values: tuple[float, ...], ticks: set[str]) -> None:
-    rows = [
-        {"method": name, "label": name, "sharpness": {"mean": value, "ci95": value / 10}}
-        for name, value in zip(("base", "sam"), values, strict=True)
-    ]
-    drawn = str(panels.sharpness({"rows": rows}, "key"))
-    assert "$" not in drawn
-    assert ticks <= set(re.findall(r">([^<>\n]+)</text>", drawn))
+def drawn(methods: dict[str, Fake], seeds: int = 5, width: int = WIDE) -> dict[str, Any]:
+    summary = summarise(records(methods, range(seeds)), cost(methods), spec(methods))
+    return against_cost(summary, named_points(summary), width)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_every_point_is_inside_and_told(width: int) -> None:
+    picture = drawn(NOISY, width=width)
+    assert len(picture["marks"]) == 6  # two methods, the base and that of twice the epochs, both stopped and not
+    for mark in picture["marks"]:
+        assert picture["x"].start <= mark["x"] <= picture["x"].end
+        assert picture["y"].end <= mark["y"] <= picture["y"].start
+        assert mark["told"].endswith("×")
+
+
+def test_points_far_below_bear_an_arrow() -> None:
+    below = {mark["told"].partition(":")[0] for mark in drawn(NOISY)["marks"] if mark["below"]}
+    assert below == {"base, to the end", "base, 2× epochs, to the end"}
+    assert not any(mark["below"] for mark in drawn(CLEAN)["marks"])
+
+
+def test_few_seeds_are_drawn_themselves_not_as_long_bars() -> None:
+    assert all(len(mark["seeds"]) == 3 and not mark["whisker"] for mark in drawn(NOISY, 3)["marks"])
+    assert all(mark["whisker"] and not mark["seeds"] for mark in drawn(NOISY, 5)["marks"])
+
+
+def test_the_best_baseline_is_a_line_with_its_name() -> None:
+    picture = drawn(NOISY)
+    best = next(mark for mark in picture["marks"] if mark["told"].startswith("base, 2× epochs, stopped early"))
+    assert picture["level"]["y"] == best["y"] and "twice the epochs, stopped early, 88." in picture["level"]["text"]
+
+
+def test_all_curves_are_in_one_picture_with_their_values(clean: str) -> None:
+    overlay = clean[clean.index('aria-labelledby="curves-wide-title') :].split("</svg>")[0]
+    assert all(f">{fake.label}</text>" in overlay for fake in CLEAN.values())
+    assert overlay.count('<polyline class="line') == len(CLEAN) + 1  # and the base with twice the epochs
+
+
+def test_the_pointer_finds_the_value_of_each_curve() -> None:
+    up, down = [0.0, 1.0, 2.0], [2.0, 1.5, 0.5]
+    named = [("down", Band([1, 2, 3], down, down, down), "base"), ("up", Band([1, 2, 3], up, up, up), "method")]
+    picture = lines(named, "what", "epoch", WIDE)
+    assert [line["name"] for line in picture["lines"]] == ["up", "down"]
+    assert [line["end"] for line in picture["lines"]] == ["2", "0.5"]
+    values = [[text for _, text in strip["values"]] for strip in picture["strips"]]
+    assert values == [["0", "2"], ["1", "1.5"], ["2", "0.5"]]
+    edges = [(strip["x"], strip["width"]) for strip in picture["strips"]]
+    assert edges[0][0] == picture["x"].start
+    assert all(round(x + width, 1) == after for (x, width), (after, _) in zip(edges, edges[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [(93.7, 96.4, "94 95 96"), (0.0384, 0.0612, "0.04 0.045 0.05 0.055 0.06"), (-3, 2, "−3 −2 −1 0 1 2")],
+)
+def test_ticks_are_round(low: float, high: float, texts: str) -> None:
+    ticks = Axis(low, high, 0, 100).ticks
+    assert [text for _, text in ticks] == texts.split() and [at for at, _ in ticks] == sorted(at for at, _ in ticks)
+
+
+def test_settings_of_adapters_are_those_of_models_that_have_any() -> None:
+    asked = spec() | {"lora_r": 8, "adapt": "lora"}
+    runs = records()
+    plain = report.html(summarise(runs, cost(), asked), runs, cost())
+    adapted = report.html(summarise(runs, cost(), asked | {"model": "hf:mini"}), runs, cost())
+    assert "lora_r" not in plain and "lora_r" in adapted
+
+
+def test_the_forecasts_of_base_and_best_stand_beside_the_truth() -> None:
+    runs = records(CLEAN)
+    window = {"row": 7, "at": [-1, 0, 1], "truth": [0.0, 1.0, 2.0], "to": [0, 1]}
+    for run in runs:
+        told = [3.0, 4.0] if run["method"] == "base" else [5.0, 6.0]
+        run["forecast"] = {"windows": [window | {"told": told}]}
+    text = report.html(summarise(runs, cost(), spec() | {"targets": ["wind"]}), runs, cost())
+    picture = text[text.index('aria-labelledby="forecast1-title') :].split("</svg>")[0]
+    assert "wind in the test part, as scaled for training, seed 0" in text and "from row 7 of the test part" in picture
+    assert re.findall(r'class="name"[^>]*>([^<]+)<', picture) == ["ASAM", "base", "truth", "6", "4", "2"]

@@ -12,6 +12,9 @@ from steppe._command.lookup import brief
 from steppe.compare.data.examples import Task
 from steppe.compare.data.losses import each_of
 from steppe.compare.engine.measure import evaluating
+from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.run import batches, load_task, make_trainer
+from steppe.compare.engine.spec import steps_per_epoch
 
 STEPS = 3
 """Steps of the base that tell how long one takes; the first one warms up."""
@@ -88,11 +91,24 @@ def _shape(x: Any) -> str:
     return f" of shape {tuple(x.shape[1:])}" if isinstance(x, Tensor) else ""
 
 
-def step_seconds(trainer: Any, batch: Any) -> float:
-    """How long a training step of the base takes here, from a few steps of a trainer that is thrown away after."""
+def seconds(plan: Plan) -> float:
+    """About how long all runs of a study take here: a few steps of the base are timed, and a method takes two passes.
+
+    Nothing is foretold of runs that several processes share, nor of scripts.
+    """
+    spec = plan.spec
+    if spec.parallel is not None or spec.script is not None:
+        return 0.0
+    task = load_task(spec, spec.seeds[0])
+    steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
+    trainer = make_trainer(spec, task, Run("base", None, spec.seeds[0]), steps)
+    batch = next(next(batches(task, spec.batch_size, 0)))
     taken = []
-    for _ in range(STEPS):
-        start = time.perf_counter()
-        trainer.step(batch)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+    try:
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            trainer.step(batch)
+            taken.append(time.perf_counter() - start)
+    except Exception:
+        return 0.0  # the runs will say it, each with its own name
+    return 2 * min(taken) * steps * plan.total() / spec.workers

@@ -30,7 +30,7 @@ from steppe.compare.analysis import lost
 from steppe.compare.data import models, tasks
 from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.data.losses import Loss, each_of, mean_of
-from steppe.compare.engine import also, measure
+from steppe.compare.engine import also, forecasts, measure
 from steppe.compare.engine.curve import Curve, figures, spread
 from steppe.compare.engine.rows import untrained
 from steppe.compare.engine.runs import Run
@@ -270,7 +270,8 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     seen = spread(task.train, spec.sharpness_examples or len(task.train))
     sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho, task.loss)
     val, test = figures(model, task, "val"), figures(model, task, "test")
-    more = {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
+    more = forecasts.kept(model, task)  # before early stopping takes other weights
+    more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from steppe._command.beats import Shared
 from steppe._command.files import read_json, write_json
@@ -313,6 +314,26 @@ def in_turn(runs: dict[str, Run], part: tuple[int, int] | None) -> dict[str, Run
         return runs
     i, n = part
     return {id_: runs[id_] for id_ in sorted(runs, key=lambda id_: (int(id_[-12:], 16) - (i - 1)) % n)}
+
+
+def plan_of(folder: Path) -> Plan:
+    """The study that a folder shows, as its files say.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = read_json(folder / "spec.json")
+    if not isinstance(found, dict) or "spec_hash" not in found:
+        raise ValueError(f"{folder} holds no comparison; give the --out of one, such as results/digits-few")
+    settings = {name: value for name, value in found.items() if name in Spec.model_fields}
+    return Plan(Spec.model_validate(settings | {"out": str(folder)}), found["spec_hash"])
+
+
+def rewrite(folder: Path) -> Outcome:
+    """Summary and report of the study in a folder anew, from the runs and times that are kept; nothing is run."""
+    plan = plan_of(folder)
+    session = _Session(plan, Store(folder, plan.spec_hash), PlainProgress(Console(quiet=True)))
+    return _outcome(session, _kept_cost(session))
 
 
 def _kept_cost(session: _Session) -> dict[str, Any] | None:

@@ -22,9 +22,6 @@ class Band:
     low: list[float]
     high: list[float]
 
-    def at(self, share: float) -> float:
-        """The mean at a share (0 to 1) of the curve's length."""
-        return self.mean[round(share * (len(self.mean) - 1))]
 
 
 def curve(group: Group, what: str, scale: float = 1.0) -> Band | None:

@@ -15,14 +15,11 @@ from markupsafe import Markup
 from steppe._command.files import write_text
 from steppe.compare.analysis import wording
 from steppe.compare.analysis.groups import Record, finite, group, tuned
-from steppe.compare.report import also, panels
+from steppe.compare.report import also, charts, forecast
 from steppe.compare.report.raw import sheets
-from steppe.compare.report.scatter import named_points, scatter
 from steppe.methods import METHODS
 
 Row = Mapping[str, Any]
-WIDE, NARROW = (860, 430), (372, 420)
-"""Sizes of the scatter plot in pixels, for a desk and for a phone."""
 
 
 def write(
@@ -63,7 +60,7 @@ def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[st
         style=Markup(style),
         s=summary,
         words=wording.Words(summary),
-        plots=_plots(summary, records),
+        **_plots(summary, records),
         sheets=sheets(_sorted(records), cost),
         also=also.cells(summary) if summary.get("also") else None,
         **_facts(summary, records),
@@ -71,18 +68,11 @@ def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[st
 
 
 def _plots(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    groups, rows = group(records), summary["rows"]
-    points = named_points(summary)
-    return {
-        "wide": scatter(summary, "scatter-wide", *WIDE),
-        "narrow": scatter(summary, "scatter-narrow", *NARROW),
-        "front": [p["name"] for p in sorted(points, key=lambda p: float(p["cost"])) if p["pareto"]],
-        "curves": panels.learning_curves(groups, rows),
-        "losses": panels.loss_curves(groups, rows),
-        "slices": panels.slices(groups, rows),
-        "sharpness": panels.sharpness(summary, "sharpness"),
-        "balance": panels.balancedness(groups, rows),
-    }
+    points = charts.named_points(summary)
+    cost = [charts.against_cost(summary, points, width) for width in (charts.WIDE, charts.NARROW)] if points else None
+    plots: dict[str, Any] = {"cost": cost, "forecast": forecast.shown(summary, records)}
+    plots |= charts.overlays(group(records), summary["rows"])
+    return {"points": points, "whiskers": charts.WHISKERS, "plots": plots}
 
 
 def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -102,7 +92,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "finished": max((str(run.get("finished") or "") for run in records), default="")[:10],
         "provenance": provenance,
         "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
-        "spec": dict(_flat({k: v for k, v in summary["spec"].items() if k not in ("labels", "out")})),
+        "spec": dict(_flat(_heard(summary["spec"]))),
         "symbols": wording.symbols(summary["rows"]),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
@@ -119,6 +109,18 @@ def _paper(method: str) -> dict[str, str]:
 
 def _sorted(records: Iterable[Record]) -> list[Record]:
     return sorted(records, key=lambda r: (r["method"], r["variant"], tuned(r)[1] or 0, r["seed"]))
+
+
+def _heard(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that this comparison listened to: those of LoRA only where there is any."""
+    unheard = {"labels", "out"}
+    if not str(spec.get("model", "")).startswith("hf:"):
+        unheard |= {"adapt", *(name for name in spec if name.startswith("lora_"))}
+    elif spec.get("adapt") == "full":
+        unheard |= {name for name in spec if name.startswith("lora_")}
+    if spec.get("optimizer") in ("adamw", "amsgrad"):
+        unheard.add("momentum")
+    return {name: value for name, value in spec.items() if name not in unheard}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

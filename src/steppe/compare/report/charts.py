@@ -1,0 +1,255 @@
+"""What the pictures of the report show, as numbers and places for its templates, which draw them as inline SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steppe.compare.analysis.frontier import candidates
+from steppe.compare.analysis.groups import BASE, Group
+from steppe.compare.analysis.wording import FORMS, MINUS, Words, baseline, listing
+from steppe.compare.judge import Judge
+from steppe.compare.report import bands
+from steppe.compare.report.bands import Band
+
+Point = dict[str, Any]
+Named = tuple[str, Band, str]
+"""A curve: its name, its values, and what it is ("base", "method", "truth")."""
+
+AXES = {"time": "training time ÷ the base’s", "passes": "passes of the whole training ÷ the base’s"}
+WHISKERS = 5
+"""Seeds from which a mark has its interval; that of fewer is long as a grid line, so the seeds are drawn themselves."""
+WIDE, NARROW = 860, 372
+"""Widths of a picture in pixels, for a desk and for a phone."""
+ROW, LEFT, TOP, BOTTOM = 19, 44, 36, 40
+BELOW = 24
+"""Room under the scale, for the arrows of marks that lie further down."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A scale from values, `low` to `high`, to pixels, `start` to `end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    unit: str = ""
+
+    def at(self, value: float) -> float:
+        """The pixel of a value; what lies outside is drawn at the edge."""
+        share = (min(max(value, self.low), self.high) - self.low) / ((self.high - self.low) or 1.0)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """About five round values: pixel and text."""
+        rough = (self.high - self.low) / 5 or 1.0
+        power = 10 ** math.floor(math.log10(rough))
+        step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
+        values = (step * n for n in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1))
+        return [(self.at(value), written(value) + self.unit) for value in values]
+
+
+def written(value: float) -> str:
+    """Up to four digits, with a true minus."""
+    return f"{value + 0.0:.4g}".replace("-", MINUS)
+
+
+def named_points(summary: Mapping[str, Any]) -> list[Point]:
+    """The points of metric against cost with their names: methods by number, the best first, baselines by letter."""
+    words = Words(summary)
+    points = candidates(summary["rows"], summary["judged"], summary["cost_axis"], words.judge)
+    for point in points:
+        row = point["row"]
+        point["base"] = row["method"] == BASE
+        plain = point["form"] == "final" == summary["judged"] or not point["base"]
+        point["name"] = row["label"] if plain else f"{row['label']}, {FORMS[point['form']]}"
+        point["told"] = f"{point['name']}: {words.figure(point['figure'])} at {point['cost']:.2f}×"
+    points.sort(key=lambda p: (p["base"], -words.judge.rank(p["figure"]["mean"])))
+    methods = sum(not point["base"] for point in points)
+    for place, point in enumerate(points):
+        point["sign"] = chr(ord("a") + place - methods) if point["base"] else str(place + 1)
+    return points
+
+
+def against_cost(summary: Mapping[str, Any], points: Sequence[Point], width: int) -> dict[str, Any]:
+    """The judging metric against cost, better ones higher up."""
+    words = Words(summary)
+    height = 400 if width == WIDE else 360
+    x, y = _scales(summary, points, width, height)
+    front = sorted((p["cost"], _height(p, words)) for p in points if p["pareto"])
+    steps = [f"{x.at(cost)},{y.at(value)}" for cost, value in front]
+    corners = [f"{x.at(c)},{y.at(v)}" for (_, v), (c, _) in zip(front, front[1:], strict=False)]
+    path = [step for pair in zip(steps, [*corners, f"{x.end},{y.at(front[-1][1])}"], strict=True) for step in pair]
+    best = summary["baselines"].get(summary["best_baseline"])
+    level = best and {"y": y.at(words.judge.sign * words.judge.scale * best["mean"]), "text": _level(summary, words)}
+    way = "" if words.judge.higher else ", lower is better"
+    form = "" if summary["judged"] == "final" else f", {FORMS[summary['judged']]}"
+    return {
+        "width": width, "height": height, "floor": height - BOTTOM, "x": x, "y": _signed(y, words.judge),
+        "front": " ".join(path),
+        "level": level,
+        "title": f"test {words.head}{form}{way}", "x_label": AXES[summary["cost_axis"]],
+        "marks": [_mark(point, x, y, words) for point in reversed(points)], "words": describe(summary, points),
+    }  # fmt: skip
+
+
+def _level(summary: Mapping[str, Any], words: Words) -> str:
+    """What stands at the line of the best baseline."""
+    name = baseline(summary["best_baseline"])
+    return f"{name}, {words.value(summary['baselines'][summary['best_baseline']]['mean'])}"
+
+
+@dataclass(frozen=True)
+class _Downward(Axis):
+    """The same axis with the sign of its figures turned, where lower is better."""
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        return [(at, text[1:] if text[0] == MINUS else MINUS + text) for at, text in super().ticks if text != "0"]
+
+
+def _signed(y: Axis, judge: Judge) -> Axis:
+    return y if judge.higher else _Downward(y.low, y.high, y.start, y.end)
+
+
+def _height(point: Point, words: Words) -> float:
+    return float(words.judge.sign * words.judge.scale * point["figure"]["mean"])
+
+
+def _scales(summary: Mapping[str, Any], points: Sequence[Point], width: int, height: int) -> tuple[Axis, Axis]:
+    """Around what matters: the best baseline and all that is not far below it."""
+    words = Words(summary)
+    heights = sorted((_height(point, words) for point in points), reverse=True)
+    best = summary["baselines"].get(summary["best_baseline"])
+    needed = words.judge.sign * words.judge.scale * best["mean"] if best else heights[0]
+    least = 0.5 if words.judge.percent else abs(heights[0]) / 100 or 1e-9
+    inside = [value for value in heights if value >= needed - 2 * max(heights[0] - needed, least)]
+    room = 0.25 * max(inside[0] - inside[-1], least)
+    costs = [point["cost"] for point in points]
+    spread = max(max(costs) - min(costs), 0.2)
+    x = Axis(min(costs) - 0.06 * spread, max(costs) + 0.06 * spread, LEFT, width - 14, "×")
+    return x, Axis(inside[-1] - room, inside[0] + room, height - BOTTOM - BELOW, TOP)
+
+
+def _mark(point: Point, x: Axis, y: Axis, words: Words) -> dict[str, Any]:
+    mean, figure, row = _height(point, words), point["figure"], point["row"]
+    half = words.judge.scale * (figure["ci95"] or 0.0) if figure["n"] >= WHISKERS else 0.0
+    seeds = row["by_seed"].get(point["form"], {}) if 1 < figure["n"] < WHISKERS else {}
+    kind = " ".join(["base" if point["base"] else "method", *(["front"] if point["pareto"] else [])])
+    return {
+        "x": x.at(point["cost"]), "y": y.at(mean), "kind": kind, "sign": point["sign"], "told": point["told"],
+        "below": mean < y.low, "whisker": half and (y.at(mean - half), y.at(mean + half)),
+        "seeds": [y.at(words.judge.sign * words.judge.scale * value) for value in seeds.values()],
+    }  # fmt: skip
+
+
+def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:
+    """The plot in words."""
+    front = listing([p["name"] for p in sorted(points, key=lambda p: float(p["cost"])) if p["pareto"]])
+    each = "; ".join(point["told"] for point in points)
+    return f"Test {Words(summary).head} against {AXES[summary['cost_axis']]}. {each}. On the Pareto front: {front}."
+
+
+def overlays(groups: Sequence[Group], order: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """All methods in one picture, for a desk and for a phone: learning curves, losses, slices, balancedness."""
+    judge = groups[0].judge if groups else Judge()
+    metric = f"test {judge.title}{', %' if judge.percent else ''}"
+    kinds: dict[str, tuple[str, str, Callable[[Group], Band | None], bool]] = {
+        "curves": (metric, "epoch", lambda g: bands.curve(g, f"test_{judge.name}", judge.scale), True),
+        "losses": ("training loss", "epoch", lambda g: bands.curve(g, "train_loss"), True),
+        "slices": ("rise of the training loss", "distance t", bands.rise, False),
+        "balance": ("balancedness, 1 at the start", "epoch", bands.balance, False),
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    for key, (title, x_label, read, late) in kinds.items():
+        named = _named(groups, order, read)
+        widths = (WIDE, NARROW) if named else ()
+        found[key] = [lines(named, title, x_label, width, late=late, up=judge.higher) for width in widths]
+    return found
+
+
+def _named(
+    groups: Sequence[Group], order: Sequence[Mapping[str, Any]], read: Callable[[Group], Band | None]
+) -> list[Named]:
+    """The curves in the order of the table."""
+    known = {(group.method, group.variant): (group, read(group)) for group in groups}
+    keys = [(row["method"], row["variant"]) for row in order if (row["method"], row["variant"]) in known]
+    found = (known[key] for key in keys or known)
+    return [(g.label, band, "base" if g.method == BASE else "method") for g, band in found if band is not None]
+
+
+def lines(
+    named: Sequence[Named], title: str, x_label: str, width: int, *, late: bool = False, up: bool = True
+) -> dict[str, Any]:
+    """Curves in one picture, with a legend that holds their values, those at the end or under the pointer.
+
+    Args:
+        named: the curves.
+        title: what they show.
+        x_label: what they go over.
+        width: of the picture; a narrow one has its legend below.
+        late: leave out the steep beginning.
+        up: the legend begins with the highest.
+    """
+    wide = width == WIDE
+    plot = 340 if wide else 300
+    legend = (width - 232, TOP + 8) if wide else (LEFT, plot + 22)
+    low, high = _span([band for _, band, _ in named], late)
+    places = sorted({x for _, band, _ in named for x in band.x})
+    x = Axis(places[0], places[-1], LEFT, width - (258 if wide else 14))
+    y = Axis(low, high, plot - BOTTOM, TOP)
+    ranked = sorted(named, key=lambda each: each[1].mean[-1], reverse=up)
+    colours = _colours(named)
+    drawn = [
+        {"name": name, "kind": colours[name], "path": _path(band, x, y), "y": legend[1] + ROW * place,
+         "end": written(band.mean[-1])}
+        for place, (name, band, _) in enumerate(ranked)
+    ]  # fmt: skip
+    height = max(plot, TOP + 16 + ROW * len(named)) if wide else plot + 30 + ROW * len(named)
+    ends = "; ".join(f"{line['name']} ends at {line['end']}" for line in drawn)
+    return {
+        "width": width, "height": height, "floor": plot - BOTTOM, "x": x, "y": y, "title": title, "x_label": x_label,
+        "legend": legend[0],
+        "lines": drawn, "strips": list(_strips(ranked, places, x, legend[1])),
+        "words": f"{title} by {x_label}: {ends}.",
+    }  # fmt: skip
+
+
+def _path(band: Band, x: Axis, y: Axis) -> str:
+    """What is within the scale: a curve comes in from where it has been cut off."""
+    inside = ((a, b) for a, b in zip(band.x, band.mean, strict=True) if y.low <= b <= y.high)
+    return " ".join(f"{x.at(a)},{y.at(b)}" for a, b in inside)
+
+
+def _colours(named: Sequence[Named]) -> dict[str, str]:
+    """A colour for each method, greys for baselines; dashes where there are more than colours."""
+    found: dict[str, str] = {}
+    counts = {"base": 0, "method": 0, "truth": 0}
+    for name, _, kind in named:
+        count = counts[kind]
+        counts[kind] += 1
+        dashed = " dashed" if count >= {"base": 1, "method": 8, "truth": 1}[kind] else ""
+        found[name] = (f"c{count % 8}" if kind == "method" else kind) + dashed
+    return found
+
+
+def _span(found: Sequence[Band], late: bool) -> tuple[float, float]:
+    """What the means span, after the first third where the beginning is left out."""
+    values = [value for band in found for value in band.mean[len(band.mean) // 3 if late else 0 :]]
+    room = 0.06 * (max(values) - min(values)) or 1e-9
+    return min(values) - room, max(values) + room
+
+
+def _strips(ranked: Sequence[Named], places: Sequence[float], x: Axis, top: float) -> Iterable[dict[str, Any]]:
+    """At every place (at most forty) what the curves have there, for the pointer."""
+    kept = places[:: -(-len(places) // 40) or 1]
+    middles = [(a + b) / 2 for a, b in zip(kept, kept[1:], strict=False)]
+    known = [dict(zip(band.x, band.mean, strict=True)) for _, band, _ in ranked]
+    for place, start, end in zip(kept, [x.low, *middles], [*middles, x.high], strict=True):
+        values = [(top + ROW * i, written(each[place])) for i, each in enumerate(known) if place in each]
+        yield {"x": x.at(start), "width": round(x.at(end) - x.at(start), 1), "at": x.at(place),
+               "place": written(place), "values": values}  # fmt: skip

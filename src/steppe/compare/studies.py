@@ -1,0 +1,107 @@
+"""`steppe studies`: kept comparisons as an index, several beside one another, CSV of their runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from steppe._command.app import app, refusing
+from steppe._command.files import read_json
+from steppe.compare.analysis.groups import finite
+from steppe.compare.analysis.wording import ABSENT, Words, count
+from steppe.compare.judge import of_records
+
+Summary = Mapping[str, Any]
+
+
+@app.command()
+def studies(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of comparisons, or one of such.", show_default="results")
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print every run as a line of CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
+) -> None:
+    """List the comparisons that are kept; set several beside one another; print their runs as CSV."""
+    asked = folders or [Path("results")]
+    with refusing():
+        found = {folder: summary for each in asked for folder, summary in kept(each).items()}
+        if not found:
+            raise ValueError(f"{asked[0]} holds no comparison; give the --out of steppe compare, or a folder of such")
+    if as_json:
+        typer.echo(json.dumps({str(folder): summary for folder, summary in found.items()}, indent=1))
+    elif as_csv:
+        typer.echo(table_of_runs(list(found)), nl=False)
+    else:
+        one_by_one = len(asked) > 1 and len(found) == len(asked)
+        Console().print(beside(found) if one_by_one else index(found))
+
+
+def kept(place: Path) -> dict[Path, Summary]:
+    """The comparisons in a folder: its own, or those of the folders in it."""
+    if not place.is_dir():
+        raise ValueError(f"{place} is no folder; give the --out of steppe compare, or a folder of such")
+    inside = sorted(each for each in place.iterdir() if each.is_dir())
+    folders = [place] if (place / "summary.json").is_file() else inside
+    found = {folder: read_json(folder / "summary.json") for folder in folders}
+    return {folder: summary for folder, summary in found.items() if isinstance(summary, dict) and "rows" in summary}
+
+
+def index(found: Mapping[Path, Summary]) -> Table:
+    """A line for each: where, on what, how many methods and seeds, what it came to."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for header in ("folder", "task", "methods", "seeds", "verdict"):
+        made.add_column(header, justify="right" if header in ("methods", "seeds") else "left", overflow="fold")
+    for folder, summary in found.items():
+        methods = sum(row["method"] != "base" for row in summary["rows"])
+        words = str(folder), str(summary["task"]), str(methods), str(len(summary["seeds"])), summary["verdict"]
+        made.add_row(*map(Text, words))
+    return made
+
+
+def beside(found: Mapping[Path, Summary]) -> Table:
+    """Methods down, comparisons across: the gain of each over the best baseline there."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    made.add_column("gain over the best baseline")
+    for folder, summary in found.items():
+        seeds = count(len(summary["seeds"]), "seed")
+        made.add_column(Text(f"{folder}\n{seeds}, {Words(summary).unit}"), justify="right")
+    gains = [{row["label"]: Words(s).gain(row["gain"]) for row in s["rows"] if row["gain"]} for s in found.values()]
+    for label in dict.fromkeys(label for each in gains for label in each):
+        made.add_row(Text(label), *(each.get(label, ABSENT) for each in gains))
+    return made
+
+
+COLUMNS = ("study", "task", "method", "variant", "phase", "seed", "rho", "mu", "lr", "metric")
+MEASURED = ("passes_per_step", "steps", "seconds", "finished")
+
+
+def table_of_runs(folders: Sequence[Path]) -> str:
+    """CSV with a line for each run that belongs to the comparison its folder shows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, "validation", "test", "best_epoch", "test_stopped_early", *MEASURED])
+    for folder in folders:
+        spec = read_json(folder / "spec.json") or {}
+        runs = (read_json(path) for path in sorted((folder / "runs").glob("*.json")))
+        for run in runs:
+            if isinstance(run, dict) and run.get("spec_hash") == spec.get("spec_hash"):
+                writer.writerow(_line(run, {"study": folder, "task": spec.get("task")}))
+    return text.getvalue()
+
+
+def _line(run: Mapping[str, Any], named: Mapping[str, Any]) -> list[Any]:
+    judge, early = of_records([run]), run.get("early") or {}
+    known = {**run, **named, "metric": judge.name}
+    figures = judge.of(run, "val"), judge.of(run, "test"), finite(early.get("epoch")), judge.of(early, "test")
+    return [*(known.get(name) for name in COLUMNS), *figures, *(run.get(name) for name in MEASURED)]
