@@ -173,7 +173,7 @@ class Making:
     def _finish(self, clean: Grads) -> None:
         """Hand on what ``combine`` makes of the clean gradient and the perturbed one in ``.grad``."""
         now = self._present.now
-        if type(now.combine) is Replace and self._alone:
+        if type(now.combine) is Replace and self._alone and not clean:
             return  # it lies there already
         perturbed = self._gradients.take(self._present.reads_all)
         if clean:
