@@ -30,7 +30,7 @@ def whole(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     code, said, aside = compared(out, "epochs", "--rho", "0.1,0.2", "--settings", "count=10")
     assert code == 0, aside
-    assert "Report: " in said and "[7/7]" in aside
+    assert "Report: " in said and "] SAM rho=0.2 seed 0" in aside
     return out
 
 
@@ -40,7 +40,7 @@ def test_it_leaves_what_any_comparison_leaves(whole):
     assert [row["label"] for row in summary["rows"]] == ["base", "base, 2× epochs", "SAM"]
     sam = summary["rows"][-1]
     assert all(row["memory_ratio"] is None for row in summary["rows"]), "not measured, of the base neither"
-    assert sam["passes"] == 2.0 and len(sam["tuning"]) == 2 and sam["memory_ratio"] is None
+    assert sam["passes"] == 2.0 and len(sam["tuning"]) >= 2 and sam["memory_ratio"] is None
     assert sam["time_ratio"]["median"] > 1, "measured in turns"
     assert "averaged weights" in next(note for note in summary["notes"] if note.startswith("Not in this comparison"))
     assert summary["task"].endswith("loops.py:epochs") and "epochs" not in summary["spec"]
@@ -57,7 +57,7 @@ def test_cost_is_measured_in_turns(whole):
 def test_the_same_command_again_runs_nothing_and_a_lost_run_is_made_again(whole):
     before = studies.finished(whole)
     code, said, aside = compared(whole, "epochs", "--rho", "0.1,0.2", "--settings", "count=10")
-    assert code == 0 and studies.finished(whole) == before and "/7]" not in aside
+    assert code == 0 and studies.finished(whole) == before and "] SAM" not in aside
     kept = studies.results(whole)["runs"]
     lost = next(name for name in before if name.startswith("sam"))
     (whole / "runs" / lost).unlink()
