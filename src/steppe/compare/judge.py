@@ -53,9 +53,9 @@ class Judge:
         """Whether a value beats another; nothing beats what is no worse, and what is no number beats nothing."""
         return self.rank(value) > self.rank(than)
 
-    def rank(self, value: float) -> float:
-        """The value as a number of which larger is better; what is no number comes last."""
-        return self.sign * value if math.isfinite(value) else -math.inf
+    def rank(self, value: float | None) -> float:
+        """The value as a number of which larger is better; what is no number, or not there, comes last."""
+        return -math.inf if value is None or not math.isfinite(value) else self.sign * value
 
 
 def of_records(records: Iterable[Mapping[str, Any]]) -> Judge:

@@ -108,8 +108,9 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
     optimizer = make_optimizer(spec, model, choice, run.lr)
     sharp = None
     if choice is not None and not bare:
-        chosen = {"value": run.value, "more": dict(run.more)}
-        sharp = choice.build(model, optimizer, **chosen, seed=run.seed, total_steps=total_steps)
+        sharp = choice.build(
+            model, optimizer, value=run.value, more=dict(run.more), seed=run.seed, total_steps=total_steps
+        )
         if hasattr(sharp, "measure"):
             sharp.measure = bool(spec.log)  # which reads the weights, and changes nothing
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
