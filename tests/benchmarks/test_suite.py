@@ -1,0 +1,77 @@
+"""The suite's page says what its files hold, with the right sign, unit and boldness; its networks and files are sound."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def module(folder, name, alias):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        spec = importlib.util.spec_from_file_location(alias, ROOT / folder / f"{name}.py")
+        made = importlib.util.module_from_spec(spec)
+        sys.modules[alias] = made
+        spec.loader.exec_module(made)
+        return made
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+page = module("docs", "suite", "suite_page")
+suite = module("benchmarks", "suite", "suite_tasks")
+models = module("benchmarks", "suite_models", "suite_nets")
+
+
+def record(percent=True, mean=0.9):
+    def row(label, gain, clear, cost, kept=None):
+        found = {"mean": gain, "ci95": 0.01, "n": 3, "clear": clear}
+        return {
+            "method": label, "label": label, "rho": 0.1, "gain": found, "passes": cost, "cost": cost,
+            "time_ratio": {"median": cost}, "kept": kept,
+        }  # fmt: skip
+
+    rows = [{"method": "base"}, row("SAM", 0.02, 1, 2.0), row("few", -0.015, 0, 1.1, {"mean": -0.75})]
+    metric = {"name": "m", "title": "M", "percent": percent, "higher": percent}
+    found = {"mean": mean, "ci95": 0.03, "n": 3}
+    return {"metric": metric, "best_baseline": "early", "baselines": {"early": found}, "rows": rows, "command": "c"}
+
+
+def test_the_page_is_that_of_the_files() -> None:
+    found = {name: kept for name in suite.SUITE if (kept := page.kept(name))}
+    assert found
+    assert page.TARGET.read_text() == page.page(found)
+
+
+def test_gains_are_in_points_bold_where_clear_and_by_cost() -> None:
+    lines = page.table(record()).splitlines()[2:]
+    assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | 1.10 | -75 % |"
+    assert lines[1] == "| SAM | 0.1 | **+2.00 ± 1.00** | 2.00 | 2.00 | – |"
+
+
+@pytest.mark.parametrize(("mean", "shown"), [(0.402, "0.402 ± 0.030"), (3.25, "3.250 ± 0.030"), (3000.0, "3000 ± 0")])
+def test_figures_of_other_metrics_keep_three_digits(mean, shown) -> None:
+    kept = record(percent=False, mean=mean)
+    assert page.figure(page.best(kept), kept) == shown
+
+
+def test_the_networks_give_a_score_for_each_class() -> None:
+    assert models.gru((1, 1, 40), 10)(torch.randn(3, 1, 1, 40)).shape == (3, 10)
+    assert models.mixer((1, 28, 28), 7)(torch.randn(3, 1, 28, 28)).shape == (3, 7)
+
+
+def test_the_made_tables_have_all_rows_and_no_text_where_there_is_none(tmp_path) -> None:
+    pytest.importorskip("sklearn")
+    suite.make_files(tmp_path / "nothing", tmp_path)
+    rows = {name: list(csv.DictReader((tmp_path / f"{name}.csv").open())) for name in ("diabetes", "wine")}
+    assert [len(found) for found in rows.values()] == [442, 178]
+    assert {row["cultivar"] for row in rows["wine"]} == {"barolo", "grignolino", "barbera"}
+    assert float(rows["diabetes"][0]["age"]) == 59
+    assert not (tmp_path / "reviews.txt").exists()
