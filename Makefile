@@ -29,7 +29,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare finetune test lint types docs loops studies kills machines mutants costs claims site clean
+.PHONY: help compare finetune test lint types docs loops studies suite kills machines mutants costs claims site clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,10 @@ loops: $(DEV) ## run the loops' tests and note which method ran in which, for do
 
 studies: $(STUDY) ## the studies behind docs/claims.md, about twenty minutes; ARGS="--fashion FOLDER" for Fashion-MNIST too
 	$(BIN)/python benchmarks/studies.py $(ARGS)
+
+suite: $(STUDY) ## tasks on which it can be told what a method wins, hours; ARGS="--data FOLDER"; writes docs/suite.md
+	$(BIN)/python benchmarks/suite.py $(ARGS)
+	$(BIN)/python docs/suite_page.py
 
 kills: $(DEV) ## kill a comparison ten times and training loops 200 times, and compare with undisturbed ones
 	$(BIN)/python benchmarks/kill_compare.py

@@ -1,4 +1,4 @@
-"""The suite's page says what its files hold, with the right sign, unit and boldness; its networks and files are sound."""
+"""The suite's page says what its files hold, with sign, unit and boldness; its networks and files are sound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def module(folder, name, alias):
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
-page = module("docs", "suite", "suite_page")
+page = module("docs", "suite_page", "suite_page")
 suite = module("benchmarks", "suite", "suite_tasks")
 models = module("benchmarks", "suite_models", "suite_nets")
 
@@ -38,7 +38,8 @@ def record(percent=True, mean=0.9):
             "time_ratio": {"median": cost}, "kept": kept,
         }  # fmt: skip
 
-    rows = [{"method": "base"}, row("SAM", 0.02, 1, 2.0), row("few", -0.015, 0, 1.1, {"mean": -0.75})]
+    share = {"share": -0.75, "low": -2.0, "high": 0.5}
+    rows = [{"method": "base"}, row("SAM", 0.02, 1, 2.0), row("few", -0.015, 0, 1.1, share)]
     metric = {"name": "m", "title": "M", "percent": percent, "higher": percent}
     found = {"mean": mean, "ci95": 0.03, "n": 3}
     return {"metric": metric, "best_baseline": "early", "baselines": {"early": found}, "rows": rows, "command": "c"}
@@ -50,10 +51,10 @@ def test_the_page_is_that_of_the_files() -> None:
     assert page.TARGET.read_text() == page.page(found)
 
 
-def test_gains_are_in_points_bold_where_clear_and_by_cost() -> None:
+def test_gains_are_in_points_bold_where_clear_and_by_passes() -> None:
     lines = page.table(record()).splitlines()[2:]
-    assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | 1.10 | -75 % |"
-    assert lines[1] == "| SAM | 0.1 | **+2.00 ± 1.00** | 2.00 | 2.00 | – |"
+    assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | -75 % [-200, 50] |"
+    assert lines[1] == "| SAM | 0.1 | **+2.00 ± 1.00** | 2.00 | – |"
 
 
 @pytest.mark.parametrize(("mean", "shown"), [(0.402, "0.402 ± 0.030"), (3.25, "3.250 ± 0.030"), (3000.0, "3000 ± 0")])

@@ -1,4 +1,4 @@
-"""Write docs/suite.md and docs/suite.svg from benchmarks/results/suite_*.json (`python docs/suite.py`)."""
+"""Write docs/suite.md and docs/suite.svg from benchmarks/results/suite_*.json (`python docs/suite_page.py`)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from suite import SUITE  # noqa: E402
 Record = dict[str, Any]
 INTRO = """# The suite
 
-Written by `python docs/suite.py` from `benchmarks/results/suite_*.json`; `make suite ARGS="--data FOLDER"` runs it. On
-each task the base chooses its learning rate and every method its radius, on the validation part and the same seeds. The
-baseline is the best of the base at its end, stopped early, with averaged weights, and trained twice as long (stopped or
-not), by its mean on the test: a hard one, as it is picked with the test in sight and the methods are not. A gain is
-paired over seeds, ± half a 95 % interval, not corrected for the number of comparisons; **bold** where it is clear of zero
-after Holm's correction over the methods of its task. Cost is the measured time of a step beside the base's.
+Written by `python docs/suite_page.py` from `benchmarks/results/suite_*.json`; `make suite ARGS="--data FOLDER"` runs
+it. On each task the base chooses its learning rate and every method its radius, on the validation part and the same
+seeds. The baseline is the best of the base at its end, stopped early, with averaged weights, and trained twice as
+long (stopped or not), by its mean on the test: a hard one, as it is picked with the test in sight and the methods are
+not. A gain is paired over seeds, ± half a 95 % interval, not corrected for the number of comparisons; **bold** where
+it is clear of zero after Holm's correction over the methods of its task. Cost is in passes; what a pass on few
+samples takes in time depends on the network ([choosing](choosing.md)).
 """
 
 
@@ -36,7 +37,8 @@ def figure(value: Record | None, record: Record, signed: bool = False) -> str:
     if value is None:
         return "–"
     scale = 100 if record["metric"]["percent"] else 1
-    digits = 2 if scale == 100 else max(0, 3 - len(str(int(abs(best(record)["mean"])))) + (abs(best(record)["mean"]) < 10))
+    size = abs(best(record)["mean"])
+    digits = 2 if scale == 100 else max(0, 3 - len(str(int(size))) + (size < 10))
     form = f"{'+' if signed else ''}.{digits}f"
     half = "" if value["ci95"] is None else f" ± {scale * value['ci95']:.{digits}f}"
     return f"{scale * value['mean']:{form}}{half}".replace("-", "−")
@@ -59,13 +61,13 @@ def clear(row: Record) -> bool:
 
 
 def table(record: Record) -> str:
-    """One task: its methods by cost."""
-    lines = ["| method | radius | gain | passes | cost | of SAM's gain |", "|" + " --- |" * 6]
-    for row in sorted(methods(record), key=lambda each: each["cost"]):
+    """One task: its methods by passes."""
+    lines = ["| method | radius | gain | passes | of SAM's gain |", "|" + " --- |" * 5]
+    for row in sorted(methods(record), key=lambda each: each["passes"]):
         gain = figure(row["gain"], record, signed=True)
         cells = [
             row["label"], "–" if row["rho"] is None else f"{row['rho']:g}", f"**{gain}**" if clear(row) else gain,
-            f"{row['passes']:.2f}", f"{row['time_ratio']['median']:.2f}", _share(row),
+            f"{row['passes']:.2f}", _share(row),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -74,9 +76,7 @@ def table(record: Record) -> str:
 def _share(row: Record) -> str:
     """How much of SAM's gain, with Fieller's bounds where there are any."""
     found = row["kept"]
-    if not found or found.get("mean") is None:
-        return "–"
-    return f"{100 * found['mean']:.0f} %"
+    return f"{100 * found['share']:.0f} % [{100 * found['low']:.0f}, {100 * found['high']:.0f}]" if found else "–"
 
 
 def section(name: str, record: Record) -> str:
@@ -95,12 +95,12 @@ def section(name: str, record: Record) -> str:
 
 def page(found: dict[str, Record]) -> str:
     """The whole page."""
-    picture = "![Gain over the best baseline against the measured cost of a step, task by task](suite.svg)\n"
+    picture = "![Gain over the best baseline against the passes of a step, task by task](suite.svg)\n"
     return "\n".join([INTRO, picture, *(section(name, record) for name, record in found.items())])
 
 
 def draw(found: dict[str, Record]) -> None:
-    """Gain over the best baseline against cost, a panel for each task."""
+    """Gain over the best baseline against passes, a panel for each task."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -108,8 +108,10 @@ def draw(found: dict[str, Record]) -> None:
     from matplotlib import pyplot
 
     wide = min(3, len(found))
-    grid, panels = pyplot.subplots(-(-len(found) // wide), wide, figsize=(3 * wide, 2.4 * -(-len(found) // wide)), squeeze=False)
-    marks = {row["label"]: f"C{i}" for i, row in enumerate({r["label"]: r for f in found.values() for r in methods(f)}.values())}
+    deep = -(-len(found) // wide)
+    grid, panels = pyplot.subplots(deep, wide, figsize=(max(4, 3 * wide), 0.8 + 2.4 * deep), squeeze=False)
+    names = dict.fromkeys(row["label"] for record in found.values() for row in methods(record))
+    marks = {name: f"C{i}" for i, name in enumerate(names)}
     for panel in panels.flat[len(found) :]:
         panel.remove()
     for panel, (name, record) in zip(panels.flat, found.items(), strict=False):
@@ -117,12 +119,14 @@ def draw(found: dict[str, Record]) -> None:
         for row in methods(record):
             half = scale * (row["gain"]["ci95"] or 0)
             panel.errorbar(
-                row["time_ratio"]["median"], scale * row["gain"]["mean"], half, fmt="o", ms=4, capsize=2,
+                row["passes"], scale * row["gain"]["mean"], half, fmt="o", ms=4, capsize=2,
                 color=marks[row["label"]], label=row["label"],
             )  # fmt: skip
         panel.axhline(0, color="0.6", lw=0.8)
-        panel.set(title=SUITE[name].title, xlabel="cost (1 = base)", ylabel="points" if record["metric"]["percent"] else "% less error")
-    handles = {text: handle for panel in grid.axes for handle, text in zip(*panel.get_legend_handles_labels(), strict=True)}
+        unit = "points" if record["metric"]["percent"] else "% less error"
+        panel.set(title=SUITE[name].title, xlabel="passes a step", ylabel=unit)
+    pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in grid.axes]
+    handles = {text: handle for each in pairs for handle, text in each}
     grid.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
     grid.set_layout_engine("constrained")
     grid.savefig(FIGURE, metadata={"Date": None, "Creator": None})
