@@ -26,10 +26,11 @@ Figures = dict[str, dict[str, dict[str, float]]]
 def finished(folder: Path) -> list[Group]:
     """The final runs of the comparison in `folder`, by method."""
     shown = read_json(folder / "spec.json")
-    plan = Plan(Spec(**{name: shown[name] for name in Spec.model_fields}), shown["spec_hash"])
+    plan = Plan(Spec(**{name: shown[name] for name in Spec.model_fields if name in shown}), shown["spec_hash"])
     store, records = Store(folder, plan.spec_hash), dict[str, dict[str, Any]]()
-    for _ in range(3):  # the base's rate, then the methods' settings, then their runs become known
-        records = store.load(plan.needed(records))
+    had = -1
+    while len(records) > had:  # the base's rate, then the methods' settings, then their runs become known
+        had, records = len(records), store.load(plan.needed(records))
     return group(plan.records(records))
 
 

@@ -83,6 +83,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
         return [{"mu": 0.5, "schedule": "constant", "pairs": {"first": "last"}}]
     settings: dict[str, Any] = {"rho": 0.1}
     settings |= {"total_steps": STEPS} if name in ("aesam", "late_sam") else {}
+    settings |= {"lr_max": 1.0} if name == "tail_sam" else {}
     more: dict[str, list[dict[str, Any]]] = {
         "look_sam": [{"k": 3}, {"k": 3, "push": "natural"}, {"k": 3, "push": "paper"}],
         "look_layer_sam": [{"k": 3}], "gsam": [{"alpha": 0.4}],

@@ -121,6 +121,7 @@ def test_a_closure_over_a_copy_is_refused(name: str) -> None:
     base = (METHODS[name].optimizer or (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)))(model.parameters())
     more: dict[str, Any] = {"total_steps": 6} if name in ("aesam", "late_sam") else {}
     more |= {"start": 0} if name == "late_sam" else {"p": 1.0} if name in ("rst", "grst") else {}
+    more |= {"lr_max": 1.0} if name == "tail_sam" else {}
     sharp = METHODS[name].recipe(model, base, rho=RHO, **more)
     kind = "none" if METHODS[name].per_sample else "mean"
     with pytest.raises(RuntimeError, match="no gradient arrived at .* copy"):

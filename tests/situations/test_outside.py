@@ -39,7 +39,7 @@ def built(name: str, model: nn.Module) -> tuple[torch.optim.Optimizer, Any]:
     make = row.optimizer or (lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9))
     optimizer = make(model.parameters())
     more = {"total_steps": 8} if name in ("aesam", "late_sam") else {}
-    more |= {"start": 1} if name == "late_sam" else {}
+    more |= {"start": 1} if name == "late_sam" else {"lr_max": 1.0} if name == "tail_sam" else {}
     return optimizer, row.recipe(model, optimizer, rho=0.3, **more)
 
 

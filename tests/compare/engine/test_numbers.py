@@ -35,7 +35,7 @@ def record() -> dict:
 def test_the_record_names_its_metrics(record):
     assert record["metric"] == {"name": "mse", "title": "MSE", "higher": False, "percent": False}
     assert {f"{part}_{name}" for part in ("val", "test") for name in ("mse", "mae", "r2")} <= record.keys()
-    assert set(record["curve"]) == {"epoch", "train_loss", "val_mse", "test_mse"}
+    assert set(record["curve"]) == {"epoch", "train_loss", "val_mse", "test_mse", "surrogate_gap"}
     assert record["test_r2"] > 0.5
 
 

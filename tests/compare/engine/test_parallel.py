@@ -92,7 +92,7 @@ def test_without_torchrun_one_sentence_says_how_to_start(monkeypatch: pytest.Mon
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ValueError, match="batch_size=50 does not divide into 3 equal shares"):
+    with pytest.raises(ValueError, match="batch_size=100 does not divide into 3 equal shares"):
         parallel.begin(resolve({"parallel": "ddp"}))
 
 
