@@ -58,7 +58,7 @@ def test_killed_and_resumed_equals_undisturbed(whole, tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
-    done = studies.complete(tmp_path, interrupted=True)  # benchmarks/kill_compare.py sends the signal
+    done = studies.complete(tmp_path, interrupted=True)  # as KeyboardInterrupt, which is what the signal becomes
     assert done.returncode == 130
     last = done.stderr.splitlines()[-1]
     assert last.startswith("steppe: interrupted") and "the same command" in last
