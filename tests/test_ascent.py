@@ -64,10 +64,13 @@ def expected(case, scope, eta=None):
             "paper": case.names,
             "tensor": [k],
             "trust": [k],
+            "none": [],
             "group": [n for n in case.names if case.groups[n] == case.groups[k]],
         }[scope]
         norm, own = length([tg[n] for n in among]), length([tg[k]])
         factor = case.rho[k] / norm if norm else 0.0
+        if scope == "none":
+            factor = case.rho[k]
         if scope == "trust" and size:
             factor *= size
         if scope == "paper" and size:

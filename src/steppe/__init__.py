@@ -40,12 +40,14 @@ from steppe.methods.look_layer_sam import LookLayerSAM
 from steppe.methods.look_sam import LookSAM
 from steppe.methods.msam import MSAM
 from steppe.methods.rst import RST
+from steppe.methods.rwp import ARWP, RWP
 from steppe.methods.s2_sam import S2SAM
 from steppe.methods.sam import SAM
 from steppe.methods.sam_on import SAMON
 from steppe.methods.sl_sam import SLSAM
 from steppe.methods.tail_sam import TailSAM
 from steppe.methods.wsam import WSAM
+from steppe.noise import Noise
 from steppe.protocol import Method, Needs
 from steppe.recommended import recommended
 from steppe.schedule import AboveNorm, Always, Bernoulli, Every, Schedule, Window
@@ -54,10 +56,11 @@ from steppe.select import Select, Sparse
 __version__ = "0.1.0"
 
 __all__ = [
-    "AESAM", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA", "Combine",
-    "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM", "Gradient",
-    "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix", "Momentum", "NBAR",
-    "Needs", "OBAR", "Previous", "Probe", "RST", "Replace", "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM",
-    "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "TailSAM", "WSAM", "Window", "__version__",
-    "curves", "diagnostics", "find_rho", "lora", "methods", "optim", "recommended", "schedule", "views",
+    "AESAM", "ARWP", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA",
+    "Combine", "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM",
+    "Gradient", "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix", "Momentum",
+    "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace", "Reuse", "RhoSearch", "S2SAM",
+    "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "TailSAM", "WSAM",
+    "Window", "__version__", "curves", "diagnostics", "find_rho", "lora", "methods", "optim", "recommended", "schedule",
+    "views",
 ]  # fmt: skip

@@ -130,6 +130,10 @@ class Gradients:
         """Whether any gradient is there that the optimizer's step would take."""
         return any(p.grad is not None and p.requires_grad for _, p in self.parameters.owned)
 
+    def anywhere(self) -> bool:
+        """Whether any parameter of the model has a gradient."""
+        return any(p.grad is not None for p in self.parameters.all)
+
     def handed(self, which: int | None = None) -> list[Tensor]:
         """The gradients that the optimizer's step would take, of one optimizer or of all."""
         owner = self.parameters.owner

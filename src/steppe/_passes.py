@@ -98,7 +98,10 @@ class Passes:
         share = self._present.now.ascent.hardest
         with self.outside.second() if again else nullcontext():
             if share is None or share == 1 or not isinstance(work, PerSample):
-                return self.plain(work)
+                loss = self.plain(work)
+                if not again:
+                    self._refuse_nothing(self._gradients.anywhere())
+                return loss
             with self.no_trace():
                 rest, whole = work.hardest(share, falls=self._gradients.parameters.optimizers.climbing()[0])
             with enough_samples(f"hardest={share!r}"):
@@ -138,12 +141,15 @@ class Passes:
 
     def _arrived(self, grads: Grads) -> Grads:
         """The gradients of a pass that was run here; refuses a pass that brought none."""
-        if not grads and not self._gradients.have_others and self._present.now.select is None:
+        self._refuse_nothing(bool(grads) or self._gradients.have_others)
+        return grads
+
+    def _refuse_nothing(self, arrived: bool) -> None:
+        if not arrived and self._present.now.select is None:
             raise RuntimeError(
                 "no gradient arrived at the model's parameters; expected a function whose loss depends on the very "
                 f"{type(self._model).__name__} that was given, not on a copy of it or on a detached output"
             )
-        return grads
 
     def replay(self, begun: bool = True) -> Replay:
         """Generators and state as they are now; ``begun=False``: as the first pass, already over, left them."""

@@ -105,10 +105,10 @@ class Present:
     @torch.no_grad()
     def foreseen(self) -> Grads:
         """The direction that needs no gradient of this step; empty where nothing is known yet."""
-        direction, parameters = self.now.ascent.direction, self.parameters
+        direction, parameters, now = self.now.ascent.direction, self.parameters, self.now
         assert isinstance(direction, Ahead)
         moved: Grads = {n: p for n, p in self.moved().params.items() if p.requires_grad}
-        return direction.vector(moved, parameters.optimizers, self.now.known("ascent"), self.now.step)
+        return direction.vector(moved, parameters.optimizers, now.known("ascent"), now.step, now.seed)
 
     @torch.no_grad()
     def after(self, gradients: Gradients, which: int, scale: Scale) -> dict[str, Any]:

@@ -90,6 +90,16 @@ def laid_out_like(value: Tensor, param: Tensor) -> Tensor:
     return value.redistribute(mesh, placements).to(param.device, copy=True)  # type: ignore[attr-defined]
 
 
+def alike_everywhere(value: Tensor, like: Tensor) -> Tensor:
+    """``value``, which every process has made alike, spread as ``like`` is: each takes its piece, nothing is sent."""
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(mesh, placements)
+
+
 def _piece(tensor: Tensor) -> Tensor:
     with torch.no_grad():
         return tensor.to_local()  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ class Ahead(Direction):
         """What :meth:`vector` made, as it is; memory comes from :meth:`after`."""
         return grads, {}
 
-    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int) -> Grads:
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int, seed: int) -> Grads:
         """New tensors, name -> v; empty where nothing is known yet (the first step), which is then a plain one.
 
         Args:
@@ -41,6 +41,7 @@ class Ahead(Direction):
             optimizer: one or several, whose ``state.get(parameter)`` is looked up.
             memory: what the last real step left.
             step: the number of real steps.
+            seed: of what is random.
         """
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ class Momentum(Ahead):
             if self.decay == 1:
                 raise ValueError("decay=1 was given; expected a number below 1, as the average would never move")
 
-    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int) -> Grads:
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int, seed: int) -> Grads:
         """A copy of the momentum, with its sign."""
         if self.decay is not None:
             found = _copies(memory.get("average", {}), params)
@@ -135,7 +136,7 @@ class Previous(Ahead):
     Memory: one gradient-sized buffer.
     """
 
-    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int) -> Grads:
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int, seed: int) -> Grads:
         """A copy of that gradient."""
         return _copies(memory.get("previous", {}), params)
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from steppe._algebra import add_scaled_, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_
+from steppe._algebra import add_scaled_, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_, wide
 from steppe._kinds import is_bias
 from steppe._parts import Part, check, check_choice, check_value, value_at
 from steppe.curves import FollowLR
@@ -22,7 +22,7 @@ from steppe.curves import FollowLR
 Grads = dict[str, Tensor]
 Memory = dict[str, Any]
 Scale = Tensor | float
-SCOPES = ("global", "tensor", "group", "trust", "paper")
+SCOPES = ("global", "tensor", "group", "trust", "paper", "none")
 
 
 class Direction(Part):
@@ -139,11 +139,12 @@ class Ascent(Part):
         rho: radius in the metric's norm (rho >= 0): a number, a curve of t, or :class:`steppe.curves.FollowLR`.
             An optimizer group's own ``rho`` wins over it.
         direction: v: :class:`Gradient`, :class:`Friendly`, or one that saves the pass that looks for it,
-            :class:`steppe.Momentum` or :class:`steppe.Previous`.
+            :class:`steppe.Momentum`, :class:`steppe.Previous` or :class:`steppe.Noise`.
         metric: T: :class:`Identity` or :class:`Adaptive`.
         scope: over what the norm is taken. ``"global"`` the whole perturbed vector; ``"tensor"`` each tensor by itself;
             ``"group"`` each optimizer group; ``"trust"`` each tensor, with radius rho ||w_l||; ``"paper"`` LookSAM's
-            layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (in units of the unscaled loss).
+            layer-wise form rho (||w_l|| / ||T v_l||) T^2 v_l / ||T v|| (in units of the unscaled loss); ``"none"``
+            no norm at all, eps = rho T^2 v (of a gradient: in units of the unscaled loss).
             A tensor of zero weights counts as ||w_l|| = 1 ("trust"), as trust ratio 1 ("paper").
         subset: ``"all"`` parameters, ``"norm"`` scales and shifts of normalisation layers (torch's own, and classes
             with the word "Norm" in their name that own no matrix), or a function ``(name, parameter) -> bool``.
@@ -230,7 +231,7 @@ class Ascent(Part):
     @property
     def reads_scale(self) -> bool:
         """Whether the loss scale that a gradient carries matters: one that is remembered, or not divided by itself."""
-        return self.scope == "paper" or (not self.direction.ahead and self.direction.remembers)
+        return not self.direction.ahead and (self.scope in ("paper", "none") or self.direction.remembers)
 
     @property
     def apart(self) -> bool:
@@ -264,6 +265,7 @@ class Ascent(Part):
             memory: the direction's memory.
             scale: the loss scale that ``grads`` carry.
         """
+        scale = 1.0 if self.direction.ahead else scale
         vector, memory = self.direction(grads, memory, scale)
         tensors, metric = list(vector.values()), self.metric(weights)
         if metric is not None:
@@ -271,12 +273,18 @@ class Ascent(Part):
         factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()), scale)
         if metric is not None:
             multiply_(tensors, metric)
-        scale_(tensors, factors) if isinstance(factors, Tensor) else scale_each_(tensors, factors)
+        scale_each_(tensors, factors) if isinstance(factors, list) else scale_(tensors, factors)
         return vector, memory
 
     def _factors(
         self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int], scale: Scale
     ) -> Any:
+        if self.scope == "none":
+            if len(set(rho)) == 1:
+                return rho[0] / scale
+            return [
+                torch.full((), r, dtype=wide(v.dtype), device=v.device) / scale for r, v in zip(rho, tv, strict=True)
+            ]
         each = norm_each(tv)
         if self.scope == "tensor":
             return [ratio(r, n) for r, n in zip(rho, each, strict=True)]

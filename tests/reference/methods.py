@@ -8,9 +8,11 @@ memory["base"], to be read (MSAM).
 
 import math
 
-from .algebra import at, dot, norm, plus, times
+import numpy as np
+
+from .algebra import at, dot, norm, plus, size, times
 from .perturbations import LAYERWISE, per_tensor, spherical
-from .schedules import coin, drawn, probability
+from .schedules import coin, drawn, normal, probability
 from .sparse import sl_sam
 
 
@@ -167,6 +169,31 @@ def s2_sam(grad, w, t, memory, rho):
     return memory["d"]
 
 
+def _filters(x):
+    """The filters of a tensor: its rows, each with all of its weights, or the whole of a vector."""
+    return [(i,) for i in range(len(x))] if x.ndim > 1 else [...]
+
+
+def rwp(grad, w, t, memory, rho=0.01, eta=0.0, decay=0.99, gamma=1.0, seed=0):
+    above = {}
+    for k, x in w.items():
+        eps, z = np.zeros_like(x), normal(k, x.shape, seed, t)
+        old = memory["F"][k] if "F" in memory else np.zeros_like(x)
+        for i in _filters(x):
+            fisher = old[i].sum() if x.ndim > 1 else old[i]
+            eps[i] = at(rho, t) * size(x[i]) * z[i] / np.sqrt(1 + eta * fisher)
+        above[k] = x + eps
+    d = grad(above)
+    if gamma != 1:
+        d = plus(times(1 - gamma, grad(w)), d, gamma)
+    memory["F"] = {k: decay * memory["F"][k] + d[k] ** 2 if "F" in memory else d[k] ** 2 for k in d}
+    return d
+
+
+def arwp(grad, w, t, memory, rho=0.01, eta=0.1, decay=0.99, gamma=1.0, seed=0):
+    return rwp(grad, w, t, memory, rho, eta, decay, gamma, seed)
+
+
 def esam(grad, w, t, memory, rho, beta=0.6, gamma=0.5, seed=0):
     g = grad(w)
     eps = spherical(w, g, at(rho, t))
@@ -212,5 +239,7 @@ METHODS = {
     "sl_sam": sl_sam,
     "msam": msam,
     "s2_sam": s2_sam,
+    "rwp": rwp,
+    "arwp": arwp,
     "esam": esam,
 }

@@ -70,3 +70,10 @@ def drawn(w, share, purpose, seed, t):
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     blank = {k: torch.empty(v.shape, dtype=torch.float64) for k, v in w.items()}
     return {k: b.bernoulli_(share, generator=generator).numpy() for k, b in blank.items()}
+
+
+def normal(name, shape, seed, t):
+    """Standard normal numbers of one tensor: torch's stream, seeded by blake2b over "noise:name:seed:t"."""
+    digest = hashlib.blake2b(f"noise:{name}:{seed}:{t}".encode(), digest_size=7).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.randn(shape, generator=generator, dtype=torch.float64).numpy()

@@ -81,7 +81,7 @@ def test_it_resumes_bit_for_bit() -> None:
 class Counting(Ahead):
     """The sum of the gradients handed on, and how many there were: a number between the dicts."""
 
-    def vector(self, params: Any, optimizer: Any, memory: Any, step: int) -> Any:
+    def vector(self, params: Any, optimizer: Any, memory: Any, step: int, seed: int) -> Any:
         return {k: memory["sum"][k].clone() for k in params if k in memory.get("sum", {})}
 
     def after(self, grads: Any, memory: Any, scale: Any = 1.0) -> Any:
