@@ -59,19 +59,11 @@ Make = Callable[[nn.Module, Optimizer, float, int], "steppe.SharpnessAware | Non
 RADII, LONG_RADII = (0.1, 0.05, 0.2, 0.4), (1.0, 0.25, 0.5, 2.0)
 
 
-def _rare(p: float, ascent: Callable[[float], steppe.Ascent]) -> Make:
+def _rare(p: float, direction: steppe.ascent.Direction, look: steppe.Look | None = None) -> Make:
     """The ascent on a random share of the steps."""
     return lambda model, optimizer, knob, seed: steppe.SharpnessAware(
-        model, optimizer, ascent=ascent(knob), schedule=Bernoulli(p), seed=seed
+        model, optimizer, ascent=steppe.Ascent(knob, direction), look=look, schedule=Bernoulli(p), seed=seed
     )
-
-
-def _one(rho: float) -> steppe.Ascent:
-    return steppe.Ascent(rho, samples=1)
-
-
-def _momentum(rho: float) -> steppe.Ascent:
-    return steppe.Ascent(rho, steppe.Momentum())
 
 
 ARMS: dict[str, tuple[tuple[float, ...], Make]] = {
@@ -80,9 +72,9 @@ ARMS: dict[str, tuple[tuple[float, ...], Make]] = {
     "msam": (LONG_RADII, lambda m, o, k, s: steppe.MSAM(m, o, rho=k, seed=s)),
     "few-1": (RADII, lambda m, o, k, s: steppe.SAM(m, o, rho=k, samples=1, seed=s)),
     "s2-sam": (RADII, lambda m, o, k, s: steppe.S2SAM(m, o, rho=k, seed=s)),
-    "msam-half": (LONG_RADII, _rare(0.5, _momentum)),
-    "few-1-half": (RADII, _rare(0.5, _one)),
-    "few-1-quarter": ((0.2, 0.1, 0.4, 0.8), _rare(0.25, _one)),
+    "msam-half": (LONG_RADII, _rare(0.5, steppe.Momentum())),
+    "few-1-half": (RADII, _rare(0.5, steppe.Gradient(), steppe.Look(1))),
+    "few-1-quarter": ((0.2, 0.1, 0.4, 0.8), _rare(0.25, steppe.Gradient(), steppe.Look(1))),
     "look-sam": (RADII, lambda m, o, k, s: steppe.LookSAM(m, o, rho=k, push="natural", seed=s)),
 }
 """Name -> values of the knob, the middle one first, and how it is made. The base's knob is a factor of its lr."""

@@ -262,7 +262,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "sign True": (lambda: steppe.Momentum(sign=True), "sign=True was given"),
     "decay 1": (lambda: steppe.Momentum(decay=1.0), "below 1, as the average would never move"),
     "decay over 1": (lambda: steppe.Momentum(decay=1.5), "expected a number from 0 to 1"),
-    "samples": (lambda: steppe.Ascent(direction=steppe.Previous(), samples=2), "needs no pass to find it"),
+    "samples": (lambda: begun("previous", look=steppe.Look(2)), "needs no pass to find it"),
 }
 
 

@@ -45,8 +45,8 @@ def test_the_copy_is_freed_with_the_perturbation(backup: str) -> None:
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), backup=backup)
     model(torch.ones(2, 4)).sum().backward()
     sharp.ascend()
-    assert sharp._perturbation is not None
-    copies = [weakref.ref(c) for c in sharp._perturbation.copies]
+    assert sharp._making.climb.perturbation is not None
+    copies = [weakref.ref(c) for c in sharp._making.climb.perturbation.copies]
     sharp.restore()
     gc.collect()
     assert len(copies) == 2 and all(c() is None for c in copies)

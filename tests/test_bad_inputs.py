@@ -52,8 +52,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown subset": (lambda: steppe.Ascent(subset="bias"), "expected one of 'all', 'norm'"),
     "a metric by name": (lambda: steppe.Ascent(metric="adaptive"), "expected a steppe Metric"),
     "a direction by name": (lambda: steppe.Ascent(direction="random"), "expected a steppe Direction"),
-    "no samples": (lambda: steppe.Ascent(samples=0), "expected a whole number of samples"),
-    "more than all samples": (lambda: steppe.Ascent(samples=1.5), "a fraction between 0 and 1"),
+    "no samples": (lambda: steppe.Look(samples=0), "expected a whole number of samples"),
+    "more than all samples": (lambda: steppe.Look(samples=1.5), "a fraction between 0 and 1"),
     "negative eta": (lambda: steppe.Adaptive(-0.1), "eta=-0.1 was given"),
     "decay over one": (lambda: steppe.Friendly(decay=1.1), "expected a number from 0 to 1"),
     "interval zero": (lambda: steppe.Every(0), "expected a whole number of at least 1"),
@@ -88,11 +88,19 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "no micro-batches": (lambda: sharp().backward(two, micro_batches=[]), "micro_batches is empty"),
     "a batch and micro-batches": (lambda: sharp().backward(two, 1, micro_batches=[1]), "expected one of them"),
     "few samples of a closure": (
-        lambda: sharp(ascent=steppe.Ascent(samples=2)).backward(two), "expected backward(loss_of, batch)"),
+        lambda: sharp(look=steppe.Look(2)).backward(two), "expected backward(loss_of, batch)"),
     "few samples of no tensor": (
-        lambda: sharp(ascent=steppe.Ascent(samples=2)).backward(lambda b: two().sum(), "text"), "holds no tensor"),
+        lambda: sharp(look=steppe.Look(2)).backward(lambda b: two().sum(), "text"), "holds no tensor"),
+    "a setting of the look, of the ascent": (
+        lambda: steppe.Ascent(samples=2), "expected it in SharpnessAware(look=steppe.Look(samples=2))"),
+    "a setting of the look, of a method": (
+        lambda: steppe.ASAM(MODEL, sgd(), samples=2), "it is one of a look: look=steppe.Look(samples=2)"),
+    "samples twice": (
+        lambda: steppe.SAM(MODEL, sgd(), samples=2, look=steppe.Look(2)), "expected all of the look in one"),
+    "the share, of the ascent": (
+        lambda: steppe.Ascent(hardest=0.5), "expected it in SharpnessAware(hardest=0.5)"),
     "the phases with few samples": (
-        lambda: sharp(ascent=steppe.Ascent(samples=2)).ascend(), "ascend() cannot slice a batch"),
+        lambda: sharp(look=steppe.Look(2)).ascend(), "ascend() cannot slice a batch"),
 }  # fmt: skip
 
 

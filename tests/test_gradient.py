@@ -136,7 +136,7 @@ def test_one_decision_for_all_micro_batches_of_a_step() -> None:
 
 def test_the_ascent_on_a_few_samples() -> None:
     model = net(dropout=0).eval()
-    _, sharp = make(model, ascent=steppe.Ascent(rho=0.2, samples=3))
+    _, sharp = make(model, ascent=steppe.Ascent(rho=0.2), look=steppe.Look(3))
     seen: list[int] = []
     model.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])))
     few = (BATCH[0][:3], BATCH[1][:3])
@@ -156,7 +156,7 @@ def test_the_ascent_on_a_few_samples() -> None:
 
 def test_few_samples_with_a_combination_that_needs_the_clean_gradient() -> None:
     model = net()
-    optimizer, sharp = make(model, ascent=steppe.Ascent(samples=0.25), schedule=steppe.Every(2), combine=steppe.Reuse())
+    optimizer, sharp = make(model, look=steppe.Look(0.25), schedule=steppe.Every(2), combine=steppe.Reuse())
     seen: list[int] = []
     model.register_forward_pre_hook(lambda m, a: seen.append(len(a[0])))
     for batch in batches(3):
@@ -169,7 +169,7 @@ def test_few_samples_with_a_combination_that_needs_the_clean_gradient() -> None:
 
 def test_statistics_with_few_samples_come_from_the_whole_batch() -> None:
     model = net(dropout=0)
-    _, sharp = make(model, ascent=steppe.Ascent(samples=2))
+    _, sharp = make(model, look=steppe.Look(2))
     sharp.backward(loss_of(model), BATCH)
     assert model.norm.num_batches_tracked == 1
     few = BATCH[0][:2]

@@ -29,8 +29,8 @@ from steppe._hardest import PerSample
 RHO = 0.5
 
 
-def hard(share: float = 0.5, **more: Any) -> steppe.Ascent:
-    return steppe.Ascent(RHO, hardest=share, **more)
+def hard(share: float = 0.5, **more: Any) -> dict[str, Any]:
+    return {"ascent": steppe.Ascent(RHO, **more), "hardest": share}
 
 
 def slowly(model: nn.Module, parts: list[Any], share: float) -> tuple[dict[str, Tensor | None], list[list[int]], float]:
@@ -69,7 +69,7 @@ def watched(model: nn.Module, seen: list[tuple[Any, bool]]) -> Callable[[Any], T
 def test_it_is_the_gradient_of_the_chosen_samples_at_the_perturbed_weights(share: float) -> None:
     model, seen = net(dropout=0), []
     expected, (rows,), above = slowly(model, [BATCH], share)
-    _, sharp = make(model, ascent=hard(share))
+    _, sharp = make(model, **hard(share))
     loss = sharp.backward(watched(model, seen), BATCH)
     close(grads(model), expected)
     assert [(len(x), graph) for (x, _), graph in seen] == [(8, True), (8, False), (len(rows), True)]
@@ -88,7 +88,7 @@ def test_each_micro_batch_chooses_its_own() -> None:
     model, seen = net(dropout=0), []
     parts = [(BATCH[0][:5], BATCH[1][:5]), (BATCH[0][5:], BATCH[1][5:])]
     expected, rows, above = slowly(model, parts, 0.6)
-    _, sharp = make(model, ascent=hard(0.6))
+    _, sharp = make(model, **hard(0.6))
     loss = sharp.backward(watched(model, seen), micro_batches=parts)
     close(grads(model), expected)
     assert [len(batch[0]) for batch, _ in seen] == [5, 3, 5, 3, 3, 2] and [len(r) for r in rows] == [3, 2]
@@ -134,7 +134,7 @@ def test_without_a_radius_it_is_the_base_of_the_mean(base: str) -> None:
 def test_the_forward_pass_draws_the_first_passes_masks_and_moves_no_statistics() -> None:
     model, drawn = net(dropout=0.5), []
     model.drop.register_forward_hook(lambda module, inputs, out: drawn.append((out != 0)[:, :4].clone()))
-    _, sharp = make(model, ascent=hard())
+    _, sharp = make(model, **hard())
     plain = copy.deepcopy(model)
     torch.manual_seed(3)
     sharp.backward(losses_of(model), BATCH)
@@ -162,7 +162,7 @@ class Counting(nn.Module):
 
 def test_every_pass_reads_the_statistics_that_the_first_one_read() -> None:
     model, seen = Counting(), []
-    _, sharp = make(model, ascent=hard())
+    _, sharp = make(model, **hard())
 
     def losses(batch: Tensor) -> Tensor:
         out = model(batch).square()
@@ -217,7 +217,7 @@ def test_under_an_autocast_around_the_whole_step_every_weight_has_its_gradient(c
     results = []
     for around in (True, False):
         model = net(torch.float32, dropout=0)
-        _, sharp = make(model, ascent=hard())
+        _, sharp = make(model, **hard())
         cast = torch.autocast("cpu", torch.bfloat16, cache_enabled=cache)
 
         def losses(batch: Any, model: nn.Module = model, own: Any = cast, around: bool = around) -> Tensor:
@@ -239,7 +239,7 @@ def test_under_an_autocast_around_the_whole_step_every_weight_has_its_gradient(c
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_weights_and_masks_are_exact_after_an_error_in_any_pass(at: int) -> None:
     model, calls = net(), 0
-    _, sharp = make(model, ascent=hard())
+    _, sharp = make(model, **hard())
     before = everything(model)
 
     def losses(batch: Any) -> Tensor:
@@ -261,7 +261,7 @@ def test_the_hosts_own_backward_sees_scalars() -> None:
     results = []
     for scale in (1.0, 1024.0):
         model, shapes = net(dropout=0), []
-        _, sharp = make(model, ascent=hard(beta=0.5))
+        _, sharp = make(model, **hard(beta=0.5))
         host = lambda loss, s=scale, seen=shapes: (seen.append(loss.shape), (loss * s).backward())  # noqa: E731
         sharp.backward(losses_of(model), BATCH, backward=host)
         assert shapes == [(), ()]
@@ -280,7 +280,7 @@ def test_the_hosts_own_backward_sees_scalars() -> None:
 def test_it_composes_with_the_other_parts_and_resumes(parts: dict[str, Any]) -> None:
     def built() -> tuple[nn.Module, Any, Any]:
         model = net()
-        return model, *make(model, ascent=hard(beta=0.6), **parts)
+        return model, *make(model, **hard(beta=0.6), **parts)
 
     def go_on(model: nn.Module, optimizer: Any, sharp: Any) -> dict[str, Tensor]:
         torch.manual_seed(7)
@@ -296,7 +296,7 @@ def test_it_composes_with_the_other_parts_and_resumes(parts: dict[str, Any]) -> 
     other.load_state_dict(start)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     state.load_state_dict(sharp.state_dict())
-    assert state.ascent.hardest == 0.5
+    assert state.hardest == 0.5
     on = go_on(model, optimizer, sharp)
     assert same(on, go_on(other, again, state)) and not same(on, start)
     assert all(v.isfinite().all() for v in on.values())

@@ -18,7 +18,7 @@ from steppe.integrations.closure import SharpOptimizer
 
 def built() -> tuple[Any, steppe.SharpnessAware]:
     model = net()
-    return model, make(model, ascent=steppe.Ascent(hardest=0.5))[1]
+    return model, make(model, hardest=0.5)[1]
 
 
 REFUSED: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
@@ -45,21 +45,23 @@ def test_a_closure_alone_and_the_phases_are_refused() -> None:
         sharp.backward(lambda: losses_of(model)(BATCH))
     sharp.mark()
     loss_of(model)(BATCH).backward()
-    with pytest.raises(RuntimeError, match=r"ascend\(\) cannot slice a batch.*without .*hardest"):
+    with pytest.raises(RuntimeError, match=r"ascend\(\) cannot slice a batch.*neither look nor hardest"):
         sharp.ascend()
 
 
 BAD: list[dict[str, Any]] = [
     {"hardest": 0}, {"hardest": -0.5}, {"hardest": 1.5}, {"hardest": "half"}, {"hardest": True},
-    {"hardest": float("nan")}, {"hardest": 0.5, "samples": 2}, {"hardest": 0.5, "view": steppe.views.Length(0.5)},
-    {"hardest": 0.5, "autocast": torch.bfloat16}, {"hardest": 1.0, "direction": steppe.Momentum()},
+    {"hardest": float("nan")}, {"hardest": 0.5, "look": steppe.Look(2)},
+    {"hardest": 0.5, "look": steppe.Look(view=steppe.views.Length(0.5))},
+    {"hardest": 0.5, "look": steppe.Look(autocast=torch.bfloat16)},
+    {"hardest": 1.0, "ascent": steppe.Ascent(direction=steppe.Momentum())},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("settings", BAD, ids=str)
 def test_bad_settings_are_refused_in_one_sentence(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="hardest=.* was given.*; expected") as error:
-        steppe.Ascent(**settings)
+        make(net(), **settings)
     assert "\n" not in str(error.value)
 
 
@@ -67,7 +69,7 @@ def test_losses_per_sample_are_refused_where_nobody_asked_for_them() -> None:
     model = net()
     with pytest.raises(ValueError, match=r"shape \(8,\); expected one element: take its mean"):
         make(model)[1].backward(losses_of(model), BATCH)
-    assert steppe.Ascent().hardest is None and not steppe.Ascent().per_sample and steppe.Ascent(hardest=1.0).per_sample
+    assert not make(model)[1].needs.per_sample and make(model, hardest=1.0)[1].needs.per_sample
     with pytest.raises(TypeError, match="given a closure"):
         PerSample.of(lambda: torch.ones(6), NOTHING, None, None)
 

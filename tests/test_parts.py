@@ -33,13 +33,13 @@ PLAIN = [
     steppe.Identity(),
     steppe.Adaptive(eta=1 / 3),
     steppe.Ascent(),
-    steppe.Ascent(rho=1e-300, scope="trust", subset="norm", samples=3),
+    steppe.Ascent(rho=1e-300, scope="trust", subset="norm"),
     steppe.Ascent(
-        rho=curves.FollowLR(0.2, 0.1, 0.3), direction=steppe.Friendly(0.5), metric=steppe.Adaptive(), samples=0.25
+        rho=curves.FollowLR(0.2, 0.1, 0.3), direction=steppe.Friendly(0.5), metric=steppe.Adaptive(), beta=0.5
     ),
     steppe.Ascent(rho=curves.Linear(0.1, 0.2, 7)),
-    steppe.Ascent(view=views.Resolution(0.5), autocast=torch.bfloat16),
-    steppe.Ascent(view=views.Length(0.25, "end"), samples=2, beta=0.5),
+    steppe.Look(view=views.Resolution(0.5), autocast=torch.bfloat16),
+    steppe.Look(0.25, views.Length(0.25, "end")),
     steppe.Sparse(),
     steppe.Always(),
     steppe.Every(5),

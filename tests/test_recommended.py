@@ -26,8 +26,8 @@ def weights_after(make: Any, steps: int = 12) -> dict[str, torch.Tensor]:
 
 
 def test_it_is_rst_on_four_samples_with_batch_normalisation() -> None:
-    ascent, schedule = steppe.Ascent(0.2, samples=4), steppe.Bernoulli(0.25)
-    composed = weights_after(lambda m, o: steppe.SharpnessAware(m, o, ascent=ascent, schedule=schedule, seed=3))
+    parts = {"ascent": steppe.Ascent(0.2), "look": steppe.Look(4), "schedule": steppe.Bernoulli(0.25)}
+    composed = weights_after(lambda m, o: steppe.SharpnessAware(m, o, **parts, seed=3))
     assert same(weights_after(lambda m, o: steppe.recommended(m, o, seed=3)), composed)
 
 
@@ -64,8 +64,8 @@ def test_it_costs_few_samples_on_a_quarter_of_the_steps() -> None:
 def test_without_batch_normalisation_one_sample_is_enough() -> None:
     model = torch.nn.Linear(3, 2)
     sharp = steppe.recommended(model, torch.optim.SGD(model.parameters(), lr=0.05))
-    assert sharp.ascent.samples == 1
-    assert steppe.recommended(model, sharp.optimizer, samples=0.5).ascent.samples == 0.5
+    assert sharp.look.samples == 1
+    assert steppe.recommended(model, sharp.optimizer, samples=0.5).look.samples == 0.5
 
 
 def test_a_closure_without_its_batch_is_refused_with_what_to_do() -> None:

@@ -59,7 +59,7 @@ def advance(built: Built, start: int, stop: int) -> list[bool]:
     for t, batch in enumerate(batches(TOTAL, torch.float32)):
         if start <= t < stop:
             torch.manual_seed(t)
-            sharp.backward((losses_of if sharp.ascent.per_sample else loss_of)(model), batch)
+            sharp.backward((losses_of if sharp.needs.per_sample else loss_of)(model), batch)
             decisions.append(sharp.last.ascended)
             optimizer.step()
             optimizer.zero_grad()

@@ -35,7 +35,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "F-SAM": {"ascent": steppe.Ascent(0.05, steppe.Friendly())},
     "ASAM by layers": {"ascent": steppe.Ascent(0.5, metric=steppe.Adaptive(), scope="trust")},
     "normalisation layers": {"ascent": steppe.Ascent(0.05, subset="norm")},
-    "few samples": {"ascent": steppe.Ascent(0.05, samples=3)},
+    "few samples": {"ascent": steppe.Ascent(0.05), "look": steppe.Look(3)},
     "blocks": {"select": Sparse(0.5, level="block")},
 }
 

@@ -246,7 +246,7 @@ def test_ascent_on_a_few_samples(samples):
         path.append(w)
 
     def build(model, optimizer):
-        return steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(rho=0.1, samples=samples))
+        return steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(rho=0.1), look=steppe.Look(samples))
 
     assert gap(steppe_path(build, SGD, problem, how=sliced), path) <= TOLERANCE
 

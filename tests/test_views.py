@@ -49,19 +49,25 @@ def test_shorter_sequences(share: float, length: int, keep: str) -> None:
     assert short["attention_mask"].shape == (2, length) and short["labels"].tolist() == [1, 0]
 
 
+def in_advance(direction: steppe.ascent.Direction, **look: Any) -> Any:
+    return make(net(), ascent=steppe.Ascent(direction=direction), look=steppe.Look(**look))
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "scale 0": (lambda: Resolution(0), "scale=0 was given; expected a number above 0"),
     "scale over 1": (lambda: Resolution(2), "scale=2 was given; expected a number from 0 to 1"),
     "share nan": (lambda: Length(float("nan")), "expected a number from 0 to 1"),
+    "nothing that makes it cheaper": (lambda: steppe.Look(), "expected samples, view or autocast"),
+    "a word": (lambda: make(net(), look="half"), "look='half' was given; expected a steppe Look part"),
     "keep": (lambda: Length(0.5, "middle"), "expected one of 'start', 'end'"),
     "no images": (lambda: Resolution()((torch.ones(2, 3), torch.ones(2))), "no floating-point tensor of four dim"),
     "no tokens": (lambda: Length()((torch.ones(2, 3), torch.arange(2))), "no integer tensor of two dimensions"),
-    "a view by name": (lambda: steppe.Ascent(view="half"), "expected a function from a batch"),
-    "autocast fp32": (lambda: steppe.Ascent(autocast=torch.float32), "expected torch.bfloat16, torch.float16 or None"),
-    "autocast by name": (lambda: steppe.Ascent(autocast="bf16"), "expected torch.bfloat16"),
-    "a view of nothing": (lambda: steppe.Ascent(direction=steppe.Momentum(), view=Length()), "needs no pass to find"),
+    "a view by name": (lambda: steppe.Look(view="half"), "expected a function from a batch"),
+    "autocast fp32": (lambda: steppe.Look(autocast=torch.float32), "expected torch.bfloat16, torch.float16 or None"),
+    "autocast by name": (lambda: steppe.Look(autocast="bf16"), "expected torch.bfloat16"),
+    "a view of nothing": (lambda: in_advance(steppe.Momentum(), view=Length()), "needs no pass to find"),
     "bf16 of nothing": (
-        lambda: steppe.Ascent(direction=steppe.Previous(), autocast=torch.bfloat16), "needs no pass to find it"),
+        lambda: in_advance(steppe.Previous(), autocast=torch.bfloat16), "needs no pass to find it"),
 }  # fmt: skip
 
 
@@ -130,7 +136,7 @@ LOOKS: dict[str, tuple[dict[str, Any], Any, list[tuple[int, ...]]]] = {
 def test_the_direction_is_of_the_look_and_the_gradient_of_the_batch(name: str) -> None:
     settings, look, shapes = LOOKS[name]
     seen = Seen()
-    _, sharp = make(seen.model, ascent=steppe.Ascent(0.3, **settings))
+    _, sharp = make(seen.model, ascent=steppe.Ascent(0.3), look=steppe.Look(**settings))
     before = everything(seen.model)
     loss = sharp.backward(seen, images())
     cast = "autocast" in settings
@@ -145,7 +151,7 @@ def test_the_direction_is_of_the_look_and_the_gradient_of_the_batch(name: str) -
 def test_a_combination_that_needs_g_has_its_own_clean_pass(name: str) -> None:
     settings, _, shapes = LOOKS[name]
     seen = Seen()
-    _, sharp = make(seen.model, ascent=steppe.Ascent(0.3, **settings), combine=steppe.Mix(0.5))
+    _, sharp = make(seen.model, ascent=steppe.Ascent(0.3), look=steppe.Look(**settings), combine=steppe.Mix(0.5))
     loss = sharp.backward(seen, images())
     assert seen.inputs == [shapes[0], (8, 3, 8, 8), (8, 3, 8, 8)] and seen.outputs[1:] == [torch.float32] * 2
     assert loss == seen(images()).detach()
@@ -153,7 +159,7 @@ def test_a_combination_that_needs_g_has_its_own_clean_pass(name: str) -> None:
 
 def test_micro_batches_are_looked_at_each() -> None:
     seen, (x, y) = Seen(), images()
-    _, sharp = make(seen.model, ascent=steppe.Ascent(0.3, view=Resolution(0.5), samples=1))
+    _, sharp = make(seen.model, ascent=steppe.Ascent(0.3), look=steppe.Look(1, Resolution(0.5)))
     sharp.backward(seen, micro_batches=[(x[:4], y[:4]), (x[4:], y[4:])])
     assert seen.inputs == [(1, 3, 4, 4)] * 2 + [(4, 3, 8, 8)] * 2
 
@@ -161,7 +167,7 @@ def test_micro_batches_are_looked_at_each() -> None:
 def test_statistics_and_masks_are_those_of_one_pass() -> None:
     model, plain = net(torch.float32), net(torch.float32)
     batch = next(batches(1, torch.float32))
-    _, sharp = make(model, ascent=steppe.Ascent(autocast=torch.bfloat16))
+    _, sharp = make(model, look=steppe.Look(autocast=torch.bfloat16))
     torch.manual_seed(3)
     sharp.backward(loss_of(model), batch)
     after = torch.get_rng_state()
@@ -174,7 +180,7 @@ def test_autocast_needs_no_batch_and_no_cast_of_it_is_left() -> None:
     """A closure is enough; the second pass is of the perturbed weights also inside an autocast of the user's own."""
     model = net(torch.float32, dropout=0)
     batch = next(batches(1, torch.float32))
-    _, sharp = make(model, ascent=steppe.Ascent(0.5, autocast=torch.bfloat16))
+    _, sharp = make(model, ascent=steppe.Ascent(0.5), look=steppe.Look(autocast=torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
         sharp.backward(lambda: loss_of(model)(batch))
     assert sharp.last.perturbed_loss > sharp.last.loss + 0.01  # type: ignore[operator]
@@ -182,30 +188,30 @@ def test_autocast_needs_no_batch_and_no_cast_of_it_is_left() -> None:
 
 def test_views_of_a_closure_and_of_the_phases_are_refused() -> None:
     seen = Seen()
-    _, sharp = make(seen.model, ascent=steppe.Ascent(view=Resolution()))
+    _, sharp = make(seen.model, look=steppe.Look(view=Resolution()))
     with pytest.raises(TypeError, match="samples=..., view=..."):
         sharp.backward(lambda: seen(images()))
     seen(images()).backward()
     for settings in ({"view": Resolution()}, {"samples": 2}, {"autocast": torch.bfloat16}):
-        _, sharp = make(seen.model, ascent=steppe.Ascent(**settings))
-        with pytest.raises(RuntimeError, match=r"use backward\(loss_of, batch\), or an ascent without samples, view"):
+        _, sharp = make(seen.model, look=steppe.Look(**settings))
+        with pytest.raises(RuntimeError, match=r"use backward\(loss_of, batch\), or neither look nor hardest"):
             sharp.ascend()
 
 
 def test_the_state_is_plain_and_comes_back() -> None:
     model = net()
-    ascent = steppe.Ascent(0.1, view=Length(0.25, "end"), autocast=torch.bfloat16)
-    _, sharp = make(model, ascent=ascent)
+    look = steppe.Look(view=Length(0.25, "end"), autocast=torch.bfloat16)
+    _, sharp = make(model, ascent=steppe.Ascent(0.1), look=look)
     state = sharp.state_dict()
     assert json.loads(json.dumps(state["ascent"])) == state["ascent"]
     _, other = make(net(), ascent=steppe.Ascent(0.1))
-    with pytest.warns(UserWarning, match=r"ascent.view was Length\(share=0.25, keep='end'\) and is None"):
+    with pytest.warns(UserWarning, match=r"view was Length\(share=0.25, keep='end'\) and is None"):
         other.load_state_dict(state)
 
 
 def test_the_whole_look_in_fp64_is_sam() -> None:
     """The limits: a view that changes nothing, and all samples."""
     model = net(dropout=0)
-    _, sharp = make(model, ascent=steppe.Ascent(view=lambda batch: batch))
+    _, sharp = make(model, look=steppe.Look(view=lambda batch: batch))
     sharp.backward(loss_of(model), BATCH)
     close(grads(model), by_hand(net(dropout=0), BATCH))

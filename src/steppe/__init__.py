@@ -52,15 +52,16 @@ from steppe.protocol import Method, Needs
 from steppe.recommended import recommended
 from steppe.schedule import AboveNorm, Always, Bernoulli, Every, Schedule, Window
 from steppe.select import Select, Sparse
+from steppe.views import Look
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AESAM", "ARWP", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA",
     "Combine", "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM",
-    "Gradient", "Identity", "LateSAM", "LayerSAM", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix", "Momentum",
-    "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace", "Reuse", "RhoSearch", "S2SAM",
-    "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "TailSAM", "WSAM",
-    "Window", "__version__", "curves", "diagnostics", "find_rho", "lora", "methods", "optim", "recommended", "schedule",
-    "views",
+    "Gradient", "Identity", "LateSAM", "LayerSAM", "Look", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix",
+    "Momentum", "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace", "Reuse", "RhoSearch",
+    "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "TailSAM",
+    "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho", "lora", "methods", "optim", "recommended",
+    "schedule", "views",
 ]  # fmt: skip

@@ -107,7 +107,7 @@ class Work:
         """The same on the first samples of every batch, through a view of them."""
         if not all(self.batches):
             raise TypeError(
-                "the ascent looks at a few samples or a view of the batch (samples=..., view=...), but backward() was "
+                "the look is at a few samples or a view of the batch (samples=..., view=...), but backward() was "
                 "given a closure; expected backward(loss_of, batch), so that the batch can be sliced"
             )
         few = [b if samples is None else first_samples(b, samples) for (b,) in self.batches]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from steppe._wiring import part_or_default
 from steppe.ascent import Ascent
 from steppe.combine import Combine
 from steppe.schedule import Schedule
+from steppe.views import Look
 
 if TYPE_CHECKING:
     from steppe.gradient import SharpnessAware
@@ -30,11 +32,18 @@ _KEYS = {"format", "step", "seed", "same_dropout", "rounding", "memory", *PARTS}
 def pack(sharp: SharpnessAware) -> dict[str, Any]:
     """The state as nested dicts. Memory is never written in place, so its tensors need no copy."""
     settings = {name: encode(getattr(sharp, name)) for name in PARTS}
+    settings["ascent"] |= {name: encode(value) for name, value in _passes(sharp).items()}
     position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed}
     switches = {"same_dropout": sharp.same_dropout, "rounding": sharp.rounding}
     if sharp.select is not None:  # only then, so that files of 0.1 and those without a selection are alike
         settings["select"] = encode(sharp.select)
     return position | switches | settings | {"memory": _merged(_blank(sharp, torch.detach), sharp.memory)}
+
+
+def _passes(sharp: SharpnessAware) -> dict[str, Any]:
+    """What its passes are over; since 0.1.0 it lies among the settings of the ascent."""
+    look = {field.name: getattr(sharp.look, field.name, None) for field in dataclasses.fields(Look)}
+    return look | {"hardest": sharp.hardest}
 
 
 def _blank(sharp: SharpnessAware, like: Callable[[Tensor], Tensor]) -> dict[str, Any]:
@@ -91,9 +100,12 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
 
 
 def _changes(sharp: SharpnessAware, state: dict[str, Any]) -> Iterator[Change]:
+    passes, ascent = _passes(sharp), dict(_dict(state["ascent"]))
+    for name, now in passes.items():
+        yield from changes(name, decode(ascent.pop(name, None), now), now, sharp.hosts_length)
     for name in PARTS:
-        now = getattr(sharp, name)
-        yield from changes(name, _part(name, state[name], now), now, sharp.hosts_length)
+        now, saved = getattr(sharp, name), ascent if name == "ascent" else state[name]
+        yield from changes(name, _part(name, saved, now), now, sharp.hosts_length)
     yield from changes("select", decode(state.get("select"), sharp.select), sharp.select)
     yield from plain_changes(state, vars(sharp), ("seed", "same_dropout", "rounding"))
 

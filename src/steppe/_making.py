@@ -96,7 +96,7 @@ class Making:
             work: what is to be run of it.
             begin: new gradients are made; whether the round before had begun to step.
         """
-        now, look = self._present.now, self.passes.cheaper(work)
+        now, look = self._present.now, self.passes.looked_at(work)
         self._drop_abandoned(begin())
         may_ascend = self._present.ascends(self.draft) is not False
         arguments = [a for batch in work.batches for a in batch]
@@ -127,19 +127,19 @@ class Making:
         self.draft.note_handed(self._gradients)
         return last
 
-    def _gradient(self, work: Work, cheap: Work | None) -> Last:
+    def _gradient(self, work: Work, look: Work | None) -> Last:
         """One step in at most three passes, each only where a part needs it; the gradient to hand on is in ``.grad``.
 
-        ``seen`` is what the schedule and the direction learn from (a cheap look, or the clean pass itself), ``clean``
+        ``seen`` is what the schedule and the direction learn from (a look, or the clean pass itself), ``clean``
         the whole batch at w, and the last the whole batch at w + eps.
         """
         present, draft = self._present, self.draft
         ascends, needs_clean = present.ascends(draft), present.needs_clean
-        ahead = present.now.ascent.direction.ahead
+        ahead = present.ahead
         foreseen = present.foreseen() if ahead and ascends is not False else {}
         seen = clean = None
-        if ascends is not False and cheap is not None:
-            seen = self.passes.quiet(cheap)
+        if ascends is not False and look is not None:
+            seen = self.passes.look(look)
         elif ascends is not True or not foreseen or needs_clean:
             seen = clean = self.passes.first(work, ascends)
         if seen is not None:
@@ -188,7 +188,7 @@ class Making:
     def ascend(self, scale: Scale, same_step: bool, begin: Callable[[], bool]) -> Last:
         """After an ordinary backward, or before it: perturb the weights if this step ascends."""
         present, empty = self._present, not self._gradients.there()
-        ahead = present.now.ascent.direction.ahead
+        ahead = present.ahead
         check_phases(present.now, self._averaging, self._model, empty, self.passes.mark is not None)
         refuse_second_order(p.grad for p in self._parameters.all)
         if not same_step:
@@ -226,7 +226,7 @@ class Making:
     @contextmanager
     def perturbed(self, scale: Scale) -> Iterator[None]:
         """The weights at w + eps, whatever the schedule says, and nothing kept of it."""
-        ahead, self.passes.mark = self._present.now.ascent.direction.ahead, None
+        ahead, self.passes.mark = self._present.ahead, None
         if not self._gradients.there() and not ahead:
             raise RuntimeError(
                 "perturbed() found no gradient to climb along: call backward first, and look before zero_grad()"
@@ -243,7 +243,7 @@ class Making:
     def scale_in_grad(self) -> Scale:
         """The loss scale that ``.grad`` carries, where that cannot be in doubt: the host may have taken it off."""
         ascent, scale = self._present.now.ascent, self.passes.scale
-        kept = self._present.now.known("ascent") and not ascent.direction.ahead
+        kept = self._present.now.known("ascent") and not self._present.ahead
         if (ascent.reads_scale or kept) and float(scale) != 1:
             raise RuntimeError(
                 f"perturbed() was entered after a backward under a loss scale of {float(scale):g}, which "
@@ -268,7 +268,7 @@ class Making:
 
     def _keep_handed(self, which: int, scale: Scale = 1.0) -> None:
         """Let the direction remember the gradient that an optimizer's step is about to take."""
-        if self._present.now.ascent.direction.ahead and self.draft.decision is not None:
+        if self._present.ahead and self.draft.decision is not None:
             self._foreseen_later = self._present.after(self._gradients, which, scale)
 
     def after_step(

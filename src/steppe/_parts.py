@@ -7,14 +7,16 @@ checkpoint stores it as a plain dict of its fields and :func:`decode` builds it 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
 Curve = Callable[[int], float]
 Value = float | Curve
+P = TypeVar("P", bound="Part")
 
 
 class Part:
@@ -28,6 +30,29 @@ class Part:
         """Register the class by name, so that a checkpoint can name it."""
         super().__init_subclass__(**kwargs)
         Part.known[cls.__name__] = cls
+
+
+def moved(**homes: str) -> Callable[[type[P]], type[P]]:
+    """Tell where settings of an earlier version live now, where one of them is given.
+
+    Args:
+        homes: of each: the call that takes it, with braces for its value.
+    """
+
+    def tell(kind: type[P]) -> type[P]:
+        plain: Callable[..., None] = kind.__init__
+
+        @functools.wraps(plain)
+        def init(self: P, *arguments: Any, **settings: Any) -> None:
+            for name in settings.keys() & homes.keys():
+                now = homes[name].format(repr(settings[name]))
+                raise TypeError(f"{name}={settings[name]!r} was given to {kind.__name__}; expected it in {now}")
+            plain(self, *arguments, **settings)
+
+        kind.__init__ = init  # type: ignore[assignment, method-assign]
+        return kind
+
+    return tell
 
 
 def encode(value: Any) -> Any:

@@ -75,12 +75,12 @@ class Passes:
         self.scale = work.scale
         return Pass(loss, grads, work.scale, start)
 
-    def quiet(self, work: Work) -> Pass:
-        """A cheap look that leaves no trace."""
-        few = enough_samples(f"a look at samples={self._present.now.ascent.samples!r}")
+    def look(self, work: Work) -> Pass:
+        """A pass that only looks for the direction, and leaves no trace."""
+        enough = enough_samples(f"a look at samples={getattr(self._present.now.look, 'samples', None)!r}")
         with self.no_trace(), self.outside.first() as joined:
             try:
-                with self._lookout.one_pass(), self._averaging.first_pass(), few:
+                with self._lookout.one_pass(), self._averaging.first_pass(), enough:
                     loss = work.run()
             finally:
                 for module in joined:
@@ -95,7 +95,7 @@ class Passes:
 
         ``again``: state has moved in a pass over the batch before.
         """
-        share = self._present.now.ascent.hardest
+        share = self._present.now.hardest
         with self.outside.second() if again else nullcontext():
             if share is None or share == 1 or not isinstance(work, PerSample):
                 loss = self.plain(work)
@@ -113,17 +113,17 @@ class Passes:
         with self._lookout.one_pass():
             return work.run()
 
-    def cheaper(self, work: Work) -> Work | None:
-        """What a look of its own is over, where the ascent has one."""
-        ascent = self._present.now.ascent
-        if not ascent.apart:
+    def looked_at(self, work: Work) -> Work | None:
+        """What a look is over, where there is one."""
+        look = self._present.now.look
+        if look is None:
             return None
-        sliced = ascent.samples is not None or ascent.view is not None
-        few = work.first(ascent.samples, ascent.view) if sliced else work
-        if ascent.autocast is None:
-            return few
+        if look.samples is not None or look.view is not None:
+            work = work.first(look.samples, look.view)
+        if look.autocast is None:
+            return work
         device = self._gradients.parameters.all[0].device.type
-        return few.under(lambda: torch.autocast(device, ascent.autocast))
+        return work.under(lambda: torch.autocast(device, look.autocast))
 
     def take_mark(self) -> Replay | None:
         """The mark, for one use."""
@@ -215,5 +215,5 @@ def enough_samples(what: str) -> Iterator[None]:
             raise
         raise ValueError(
             f"{what} leaves one sample, of which batch normalisation cannot take a variance in training; expected two "
-            "samples or more, or a smaller view of the whole batch: Ascent(view=...)"
+            "samples or more, or a smaller view of the whole batch: Look(view=...)"
         ) from error

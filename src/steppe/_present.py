@@ -14,19 +14,22 @@ from steppe._gradients import Gradients
 from steppe._parameters import Moved, Parameters
 from steppe._sync import Averaging
 from steppe._tree import beside
-from steppe.ahead import Ahead
+from steppe._wiring import check_passes
 from steppe.ascent import Ascent, Grads, Scale
 from steppe.combine import Combine, Replace
 from steppe.schedule import Schedule
 from steppe.select import Select
+from steppe.views import Look
 
 
 class Now(NamedTuple):
     """Parts, settings and position, as they are when the user calls: any of them may be exchanged between two calls."""
 
     ascent: Ascent
+    look: Look | None
     schedule: Schedule
     combine: Combine
+    hardest: float | None
     select: Select | None
     step: int
     seed: int
@@ -54,11 +57,20 @@ class Present:
 
     def __init__(self, parameters: Parameters, averaging: Averaging) -> None:
         self.parameters, self._averaging = parameters, averaging
+        self._checked: Any = None
         self._moved: Moved | None = None
 
     def begin(self, now: Now) -> None:
         """A call of the user's."""
+        if self._checked != (passes := (now.ascent.direction, now.look, now.hardest)):
+            check_passes(*passes)
+            self._checked = passes
         self.now, self._moved = now, None
+
+    @property
+    def ahead(self) -> bool:
+        """Whether the direction is known before any pass of the step."""
+        return self.now.ascent.direction.ahead
 
     def moved(self) -> Moved:
         """What the ascent may move and how far; a group's rho may be another at each call."""
@@ -106,7 +118,6 @@ class Present:
     def foreseen(self) -> Grads:
         """The direction that needs no gradient of this step; empty where nothing is known yet."""
         direction, parameters, now = self.now.ascent.direction, self.parameters, self.now
-        assert isinstance(direction, Ahead)
         moved: Grads = {n: p for n, p in self.moved().params.items() if p.requires_grad}
         return direction.vector(moved, parameters.optimizers, now.known("ascent"), now.step, now.seed)
 
@@ -114,7 +125,6 @@ class Present:
     def after(self, gradients: Gradients, which: int, scale: Scale) -> dict[str, Any]:
         """What such a direction will remember of the gradient that optimizer number ``which`` is about to take."""
         direction, parameters, memory = self.now.ascent.direction, self.parameters, self.now.known("ascent")
-        assert isinstance(direction, Ahead)
         if not direction.follows:
             return {}
         inside = [e for e in parameters.entries if parameters.perturbable(e)]

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 from steppe._nested import children, is_array, rebuilt
 
 _NO_SAMPLES = (str, bytes, int, float, complex, enum.Enum, range, slice, torch.dtype, torch.device, type, type(None))
-_ADVICE = "or give the look a function of your own that makes the smaller batch: Ascent(view=...)"
+_ADVICE = "or give the look a function of your own that makes the smaller batch: Look(view=...)"
 
 
 class UnreadableError(Exception):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -13,12 +14,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from steppe._optimizers import Optimizers
-from steppe._parts import Part
+from steppe._parts import Part, check
 from steppe._rates import check_rates
-from steppe.ahead import Ahead
-from steppe.ascent import Ascent, Scale
+from steppe.ascent import Ascent, Direction, Scale
 from steppe.combine import Combine
 from steppe.curves import FollowLR
+from steppe.views import Look
 
 if TYPE_CHECKING:
     from steppe._present import Now
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=Part)
 
 
-def part_or_default(name: str, value: P | None, kind: type[P], default: type[P]) -> P:
+def part_or_default(name: str, value: P | None, kind: type[P], default: Callable[[], P]) -> P:
     """The part that was given, or the default one."""
     if value is None:
         return default()
@@ -83,10 +84,11 @@ def scale_of(given: Scale | HasScale) -> Scale:
 
 
 CORRECTION = "WSAM's correction"
+_LOOKS = [field.name for field in dataclasses.fields(Look)]
 _SECOND_ORDER = ("adahessian", "sophiah")
 _SETTINGS = (
-    "ascent", "schedule", "combine", "select", "seed", "same_dropout", "sync", "rounding", "backup", "measure", "rho",
-    "k", "alpha", "gamma", "p", "sigma", "decay", "eta", "beta", "samples", "total_steps", "start", "stop",
+    "ascent", "look", "schedule", "combine", "select", "hardest", "seed", "same_dropout", "sync", "rounding", "backup",
+    "measure", "rho", "k", "alpha", "gamma", "p", "sigma", "decay", "eta", "beta", "total_steps", "start", "stop",
 )  # fmt: skip
 
 
@@ -94,10 +96,12 @@ def refuse_unknown(settings: Mapping[str, Any]) -> None:
     """Refuse a setting that nobody has, in the user's words; the recipes hand on what they do not know themselves."""
     for name in settings:
         near = difflib.get_close_matches(name, _SETTINGS, n=1)
-        if name in ("lr", "momentum", "weight_decay", "betas"):
+        if name in _LOOKS:
+            hint = f"it is one of a look: look=steppe.Look({name}={settings[name]!r})"
+        elif name in ("lr", "momentum", "weight_decay", "betas"):
             hint = "it belongs to the optimizer, which is built before: torch.optim.SGD(model.parameters(), lr=0.1)"
         else:
-            hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(_SETTINGS[:10])}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(_SETTINGS[:12])}"
         raise TypeError(f"{name}={settings[name]!r} was given, which is no setting of this method; {hint}")
 
 
@@ -112,19 +116,36 @@ def _refuse_second_order(optimizers: Optimizers) -> None:
             )
 
 
-def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine) -> None:
+def check_passes(direction: Direction, look: Look | None, hardest: float | None) -> None:
+    """Refuse passes that cannot go together."""
+    if look is not None and direction.ahead:
+        raise ValueError(
+            f"look={look!r} was given with {direction!r}; expected no look, as this direction needs no pass to find it"
+        )
+    if hardest is None:
+        return
+    check("hardest", hardest, 0.0, 1.0)
+    if hardest == 0:
+        raise ValueError("hardest=0 was given; expected a share above 0 of the samples, or None")
+    if look is not None or direction.ahead:
+        raise ValueError(
+            f"hardest={hardest!r} was given with look={look!r} and {direction!r}; expected no look and a direction "
+            "that has a pass over the whole batch, which the samples' losses rise from"
+        )
+
+
+def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine, hardest: float | None) -> None:
     """Refuse optimizers that cannot serve the parts of a method."""
-    if isinstance(ascent.direction, Ahead):
-        for stepper in optimizers.steppers:
-            ascent.direction.check(stepper.optimizer)
+    for stepper in optimizers.steppers:
+        ascent.direction.check(stepper.optimizer)
     if combine.corrects:
         check_rates(optimizers, CORRECTION, exact=True)
     if isinstance(ascent.rho, FollowLR):
         check_rates(optimizers, f"the radius of {ascent.rho!r}")
     climbing = optimizers.climbing()
-    if ascent.per_sample and any(climbing) and not all(climbing):
+    if hardest is not None and any(climbing) and not all(climbing):
         raise ValueError(
-            f"hardest={ascent.hardest!r} was given with maximize=True in some groups and not in others, so that no "
+            f"hardest={hardest!r} was given with maximize=True in some groups and not in others, so that no "
             "sample is the hardest for all; expected the same in every group"
         )
 
@@ -139,7 +160,7 @@ def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, 
         empty: nothing is in ``.grad``.
         marked: ``mark()`` was called before the pass.
     """
-    ascent, before = now.ascent, now.ascent.direction.ahead and empty
+    before = now.ascent.direction.ahead and empty
     if now.select is not None:
         raise RuntimeError(
             "ascend() cannot switch parameters off in a pass that it does not run: use backward(), or select=None"
@@ -151,11 +172,10 @@ def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, 
         )
     if not marked and now.same_dropout and not before:
         warn_of_fresh_masks(model)
-    if ascent.apart or ascent.per_sample or averaging.puts_off:
+    if now.look is not None or now.hardest is not None or averaging.puts_off:
         raise RuntimeError(
             "ascend() cannot slice a batch, cast or put off the averaging of a pass that it does not run: "
-            "use backward(loss_of, batch), or an ascent without samples, view, autocast and hardest, and "
-            "sync='global'"
+            "use backward(loss_of, batch), or neither look nor hardest, and sync='global'"
         )
     if empty and not before:
         raise RuntimeError(
@@ -172,4 +192,3 @@ def warn_of_fresh_masks(model: nn.Module) -> None:
             "forward, or construct with same_dropout=False",
             stacklevel=5,
         )
-

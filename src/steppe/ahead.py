@@ -33,29 +33,10 @@ class Ahead(Direction):
         """What :meth:`vector` made, as it is; memory comes from :meth:`after`."""
         return grads, {}
 
-    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int, seed: int) -> Grads:
-        """New tensors, name -> v; empty where nothing is known yet (the first step), which is then a plain one.
-
-        Args:
-            params: name -> parameter.
-            optimizer: one or several, whose ``state.get(parameter)`` is looked up.
-            memory: what the last real step left.
-            step: the number of real steps.
-            seed: of what is random.
-        """
-        raise NotImplementedError
-
     @property
     def follows(self) -> bool:
         """Whether anything is kept of the gradients that the steps take."""
         return True
-
-    def after(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> Memory:
-        """The memory to keep of the gradient that a real step takes; ``scale``: the loss scale that it carries."""
-        return {}
-
-    def check(self, optimizer: Optimizer) -> None:
-        """Refuse an optimizer that cannot serve."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How to perturb: direction x metric x scope x subset x data x rho.
+"""How to perturb: direction x metric x scope x subset x rho.
 
 With v the direction (the gradient, or the gradient less its average), T the metric and ||.|| over the scope,
 the perturbation is  eps = rho T^2 v / ||T v||.  Norms are Euclidean; a zero gradient gives a zero perturbation.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from steppe._algebra import add_scaled_, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_, wide
 from steppe._kinds import is_bias
-from steppe._parts import Part, check, check_choice, check_value, value_at
+from steppe._parts import Part, check, check_choice, check_value, moved, value_at
 from steppe.curves import FollowLR
 
 Grads = dict[str, Tensor]
@@ -28,7 +28,7 @@ SCOPES = ("global", "tensor", "group", "trust", "paper", "none")
 class Direction(Part):
     """Base of directions: which vector the perturbation points along."""
 
-    ahead: ClassVar[bool] = False  # True: needs no gradient of this step (:class:`steppe.ahead.Ahead`)
+    ahead: ClassVar[bool] = False  # True: :meth:`vector` knows it before any pass of the step (steppe.ahead)
 
     def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
         """The direction (may overwrite ``grads``) and the memory to keep after a real step.
@@ -39,6 +39,30 @@ class Direction(Part):
             scale: the loss scale that ``grads`` carry; what is remembered must not.
         """
         raise NotImplementedError
+
+    def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int, seed: int) -> Grads:
+        """Where it is known ahead: new tensors, name -> v; empty where nothing is known yet, at the first step.
+
+        Args:
+            params: name -> parameter.
+            optimizer: one or several, whose ``state.get(parameter)`` is looked up.
+            memory: what the last real step left.
+            step: the number of real steps.
+            seed: of what is random.
+        """
+        raise NotImplementedError
+
+    @property
+    def follows(self) -> bool:
+        """Whether :meth:`after` keeps anything of the gradients that the steps take."""
+        return False
+
+    def after(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> Memory:
+        """The memory to keep of the gradient that a real step takes; ``scale``: the loss scale that it carries."""
+        return {}
+
+    def check(self, optimizer: Any) -> None:
+        """Refuse an optimizer that cannot serve."""
 
     def blank(self, params: Grads) -> Memory:
         """The memory that means the same as none: what a sharded checkpoint is loaded into."""
@@ -131,6 +155,12 @@ class Adaptive(Metric):
         return [torch.ones_like(w) if is_bias(name) else w.abs().add_(self.eta) for name, w in weights.items()]
 
 
+@moved(
+    samples="SharpnessAware(look=steppe.Look(samples={}))",
+    view="SharpnessAware(look=steppe.Look(view={}))",
+    autocast="SharpnessAware(look=steppe.Look(autocast={}))",
+    hardest="SharpnessAware(hardest={})",
+)
 @dataclass(frozen=True)
 class Ascent(Part):
     """The perturbation  eps = rho T^2 v / ||T v||  and where it applies.
@@ -148,27 +178,10 @@ class Ascent(Part):
             A tensor of zero weights counts as ||w_l|| = 1 ("trust"), as trust ratio 1 ("paper").
         subset: ``"all"`` parameters, ``"norm"`` scales and shifts of normalisation layers (torch's own, and classes
             with the word "Norm" in their name that own no matrix), or a function ``(name, parameter) -> bool``.
-        samples: look at only the first ``samples`` of each batch for v (a whole number, or a fraction in (0, 1));
-            needs ``backward(loss_of, batch)``. Cost 1 + samples/batch passes instead of 2. After Bahri et al. (arXiv
-            2110.08529).
-        view: a cheaper view of the batch, or of its samples, for v: :class:`steppe.views.Resolution` (smaller images),
-            :class:`steppe.views.Length` (shorter sequences), or any function from a batch to a batch.
-        autocast: ``torch.bfloat16`` or ``torch.float16``: the pass for v runs under autocast of the weights' device.
         beta: share of the weights that are perturbed, in (0, 1]: each by itself with chance beta, drawn from
             (seed, step), its eps divided by beta, so that the mean is eps and the length some rho / sqrt(beta)
             (ESAM's stochastic weight perturbation; 0.5 or 0.6 there). 1 is all of them. For whole tensors, which
             also saves backward work, see ``SharpnessAware(select=...)``.
-        hardest: share gamma of the samples, in (0, 1], that the pass at w + eps is over: those of each batch (each
-            micro-batch, each rank's) whose loss rose most (ESAM's sharpness-sensitive data selection; 0.5 there).
-            The number is rounded, at least one. ``loss_of`` must then return one loss per sample, and
-            ``backward`` needs ``(loss_of, batch)``: tensors whose first dimension is the batch are taken apart, on the
-            losses' device (those elsewhere, and plain lists, wait for it). A forward pass at w + eps, without a graph,
-            finds the rise with the first pass's dropout masks; the chosen samples draw their own. Cost 1 + 1/3 + gamma
-            passes instead of 2. 1 is all of them, without that forward pass; None, all of them and a scalar loss.
-
-    With ``samples``, ``view`` or ``autocast`` the direction has a pass of its own: a combination that needs g costs one
-    more, and with one that does not, the loss that ``backward`` returns is that pass's, and running statistics move
-    in the pass at w + eps.
 
     Cost: no buffer for the identity beyond the gradient it overwrites; one temporary tensor list for ``Adaptive``.
     """
@@ -178,11 +191,7 @@ class Ascent(Part):
     metric: Metric = field(default_factory=Identity)
     scope: str = "global"
     subset: str | Callable[[str, Tensor], bool] = "all"
-    samples: int | float | None = None
-    view: Callable[[Any], Any] | None = None
-    autocast: torch.dtype | None = None
-    beta: float = 1.0
-    hardest: float | None = None
+    beta: float = field(default=1.0, kw_only=True)
     _types: ClassVar[tuple[tuple[str, type], ...]] = (("direction", Direction), ("metric", Metric))
 
     def __post_init__(self) -> None:
@@ -198,45 +207,14 @@ class Ascent(Part):
         check_choice("scope", self.scope, SCOPES)
         if not callable(self.subset):
             check_choice("subset", self.subset, ("all", "norm"))
-        _check_samples(self.samples)
-        _check_look(self.view, self.autocast)
         check("beta", self.beta, 0.0, 1.0)
         if self.beta == 0:
             raise ValueError("beta=0 was given; expected a number above 0, as no weight would move")
-        self._check_hardest()
-        if self.direction.ahead and self.apart:
-            raise ValueError(
-                f"samples={self.samples!r}, view={self.view!r} and autocast={self.autocast!r} were given with "
-                f"{self.direction!r}; expected None for each, as this direction needs no pass to find it"
-            )
-
-    def _check_hardest(self) -> None:
-        if self.hardest is None:
-            return
-        check("hardest", self.hardest, 0.0, 1.0)
-        if self.hardest == 0:
-            raise ValueError("hardest=0 was given; expected a share above 0 of the samples, or None")
-        if self.apart or self.direction.ahead:
-            raise ValueError(
-                f"hardest={self.hardest!r} was given with samples={self.samples!r}, view={self.view!r}, "
-                f"autocast={self.autocast!r} and {self.direction!r}; expected None for the three and a direction that "
-                "has a pass over the whole batch, which the samples' losses rise from"
-            )
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether the loss function must return one loss per sample."""
-        return self.hardest is not None
 
     @property
     def reads_scale(self) -> bool:
         """Whether the loss scale that a gradient carries matters: one that is remembered, or not divided by itself."""
         return not self.direction.ahead and (self.scope in ("paper", "none") or self.direction.remembers)
-
-    @property
-    def apart(self) -> bool:
-        """Whether the direction has a cheaper pass of its own."""
-        return self.samples is not None or self.view is not None or self.autocast is not None
 
     def radius(self, t: int, group: dict[str, Any] | None) -> float:
         """The radius at step ``t`` for a parameter group: its own ``rho``, else this part's."""
@@ -304,22 +282,3 @@ class Ascent(Part):
         total = joined(each)
         trusts = [torch.where(w > 0, ratio(w, n) * scale, torch.ones_like(n)) for w, n in zip(sizes, each, strict=True)]
         return [ratio(r, total) * trust.to(total.device) for r, trust in zip(rho, trusts, strict=True)]
-
-
-def _check_look(view: Any, autocast: Any) -> None:
-    if view is not None and not callable(view):
-        raise TypeError(
-            f"view={view!r} was given; expected a function from a batch to a cheaper one, such as "
-            "steppe.views.Resolution(0.5), or None"
-        )
-    if autocast not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"autocast={autocast!r} was given; expected torch.bfloat16, torch.float16 or None")
-
-
-def _check_samples(samples: Any) -> None:
-    if samples is None or (isinstance(samples, float) and 0 < samples < 1):
-        return
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise ValueError(
-            f"samples={samples!r} was given; expected a whole number of samples, a fraction between 0 and 1, or None"
-        )

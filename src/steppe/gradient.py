@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from steppe._optimizers import Given
 from steppe._parameters import Parameters, without_sync
 from steppe._parts import check_choice
 from steppe._passes import Passes
-from steppe._perturbation import Perturbation
 from steppe._present import Now
 from steppe._randomness import check_generators
 from steppe._rounding import ROUNDINGS
@@ -32,6 +32,7 @@ from steppe.combine import Combine, Replace
 from steppe.protocol import Needs
 from steppe.schedule import Always, Schedule
 from steppe.select import Select
+from steppe.views import Look
 
 
 class SharpnessAware:
@@ -55,8 +56,14 @@ class SharpnessAware:
             parameters that no optimizer given steps take no part: they get the gradient of the latest pass.
             So do modules that the loss runs through and ``model`` lacks, where :meth:`backward` runs the passes.
         ascent: how to perturb; SAM's with rho = 0.05 by default.
+        look: a cheaper pass of its own for the direction (:class:`steppe.Look`); that of the clean pass by default.
         schedule: when; every step by default.
         combine: which gradient to hand on; g~ by default.
+        hardest: share of the samples, in (0, 1], that the pass at w + eps is over: those of each batch (each
+            micro-batch, each rank's) whose loss rose most (ESAM), at least one. ``loss_of`` must then return one loss
+            per sample, and ``backward`` needs ``(loss_of, batch)``: its parts are taken apart on the losses' device. A
+            forward pass at w + eps without a graph finds the rise, with the first pass's dropout masks; the chosen
+            draw their own. Cost 1 + 1/3 + hardest passes instead of 2. 1: all samples, without that forward pass.
         select: which parameters a step is about (:class:`steppe.Sparse`): in both passes the others require no
             gradient, their ``.grad`` is None, and so no optimizer moves them. Every parameter by default.
         seed: random decisions are a function of (seed, step) alone.
@@ -98,8 +105,10 @@ class SharpnessAware:
         optimizer: Given,
         *,
         ascent: Ascent | None = None,
+        look: Look | None = None,
         schedule: Schedule | None = None,
         combine: Combine | None = None,
+        hardest: float | None = None,
         select: Select | None = None,
         seed: int = 0,
         same_dropout: bool = True,
@@ -116,16 +125,17 @@ class SharpnessAware:
         check_choice("backup", backup, BACKUPS)
         self.model, self.optimizer = model, optimizer
         self.ascent = part_or_default("ascent", ascent, Ascent, Ascent)
+        self.look = look if look is None else part_or_default("look", look, Look, partial(Look, 1))
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
         self.combine = part_or_default("combine", combine, Combine, Replace)
         self.seed, self.same_dropout, self.rounding, self.measure = seed, same_dropout, rounding, measure
-        self.backup, self.generators = backup, check_generators(generators)
+        self.hardest, self.backup, self.generators = hardest, backup, check_generators(generators)
         self.averaging = Averaging(sync, model, self.ascent, self.schedule, self.combine)
         self.step, self.memory, self.last = 0, dict[str, Any](), Last(False)
         self._parameters = Parameters(model, self._optimizers, self.ascent.subset)
         self._selection = Selection(select, self._parameters)
         self._selection.check(model, self.ascent, self.averaging)
-        check_optimizers(self._optimizers, self.ascent, self.combine)
+        check_optimizers(self._optimizers, self.ascent, self.combine, hardest)
         self._making = Making(model, self._parameters, self._selection, self.averaging)
         self._look_again()
         self._steps = Steps(self, self._optimizers)
@@ -146,10 +156,9 @@ class SharpnessAware:
 
         Args:
             closure: computes the scalar loss; called once per pass, with the batch if one is given. Where
-                ``ascent.hardest`` is set: one loss per sample, a tensor of the batch's length, whose mean is the loss.
-            batch: handed to ``closure``; needed where ``ascent.samples``, ``view`` or ``hardest`` makes it smaller
-                (with the first two, the returned loss is the smaller one's unless ``combine`` needs the clean
-                gradient).
+                ``hardest`` is set: one loss per sample, a tensor of the batch's length, whose mean is the loss.
+            batch: handed to ``closure``; needed where ``look`` or ``hardest`` makes it smaller (with ``look``, the
+                returned loss is the smaller one's unless ``combine`` needs the clean gradient).
             micro_batches: the batch in pieces. The result is the exact gradient of the SUM of their losses, one
                 perturbation for all: divide in the closure as in any accumulation loop. Calling ``backward`` once per
                 piece instead perturbs each by itself (m-sharpness; what a method remembers is then the last piece's).
@@ -163,7 +172,7 @@ class SharpnessAware:
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._begin("start another backward")
-        kind = PerSample if self.ascent.per_sample else Work
+        kind = Work if self.hardest is None else PerSample
         loss_of = self._making.passes.outside.watched(self._selection.rooted(closure))
         work = kind.of(loss_of, batch, micro_batches, backward, without_sync(self.model))
         self.last = self._making.backward(closure, work, self._steps.begin)
@@ -201,8 +210,8 @@ class SharpnessAware:
             False: ``.grad`` already holds the gradient to hand on.
 
         Raises:
-            RuntimeError: called twice, with nothing in ``.grad``, or with ``ascent.samples`` or ``hardest``, which are
-                for :meth:`backward` with a batch.
+            RuntimeError: called twice, with nothing in ``.grad``, or with ``look`` or ``hardest``, which are for
+                :meth:`backward` with a batch.
         """
         scale = scale_of(scale)
         self._begin("ascend again")
@@ -263,8 +272,8 @@ class SharpnessAware:
     def _now(self) -> Now:
         """All of the user's that a step reads."""
         return Now(
-            self.ascent, self.schedule, self.combine, self._selection.select, self.step, self.seed, self.memory,
-            self.same_dropout, self.generators, self.rounding, self.backup, self.measure,
+            self.ascent, self.look, self.schedule, self.combine, self.hardest, self.select, self.step, self.seed,
+            self.memory, self.same_dropout, self.generators, self.rounding, self.backup, self.measure,
         )  # fmt: skip
 
     def _begin(self, what: str) -> None:
@@ -304,22 +313,14 @@ class SharpnessAware:
     @property
     def needs(self) -> Needs:
         """What it needs of a host whose loop is not the user's own."""
-        return Needs(
-            passes=True,
-            look=self.ascent.apart,
-            ahead=self.ascent.direction.ahead,
-            per_sample=self.ascent.per_sample,
-            parts=self.select is not None,
-        )
+        look, per_sample = self.look is not None, self.hardest is not None
+        ahead, parts = self.ascent.direction.ahead, self.select is not None
+        return Needs(passes=True, look=look, ahead=ahead, per_sample=per_sample, parts=parts)
 
     @property
     def looking(self) -> bool:
         """A pass runs whose only use is the direction: not one to log."""
         return self._making.passes.looking
-
-    @property
-    def _perturbation(self) -> Perturbation | None:
-        return self._making.climb.perturbation
 
     @property
     def _passes(self) -> Passes:
@@ -339,7 +340,6 @@ class SharpnessAware:
 
     def __repr__(self) -> str:
         """The parts and the position."""
-        return (
-            f"SharpnessAware(ascent={self.ascent}, schedule={self.schedule}, combine={self.combine}, "
-            f"{f'select={self.select}, ' if self.select else ''}seed={self.seed}, step={self.step})"
-        )
+        names = ("ascent", "look", "schedule", "combine", "hardest", "select", "seed", "step")
+        shown = ((name, getattr(self, name)) for name in names)
+        return f"SharpnessAware({', '.join(f'{name}={value}' for name, value in shown if value is not None)})"

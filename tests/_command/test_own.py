@@ -44,7 +44,7 @@ class ByHand:
 
 
 def hardest(model, optimizer, rho=0.1):
-    return steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(rho, hardest=0.5))
+    return steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(rho), hardest=0.5)
 
 
 def nothing(model, optimizer):

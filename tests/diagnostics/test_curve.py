@@ -14,9 +14,10 @@ from steppe.diagnostics._trials import Bench
 RADII = (0.1, 0.3, 0.6)
 
 
-def curve(model, optimizer, loss_of, batches, ascent, radii=RADII, looks=1):
+def curve(model, optimizer, loss_of, batches, ascent, radii=RADII, looks=1, **parts):
     bench = Bench(model, optimizer, loss_of, batches)
-    return measure(bench, lambda rho: steppe.SharpnessAware(model, optimizer, ascent=ascent(rho)), radii, looks)
+    build = lambda rho: steppe.SharpnessAware(model, optimizer, ascent=ascent(rho), **parts)  # noqa: E731
+    return measure(bench, build, radii, looks)
 
 
 def on_the_bowl(ascent=lambda rho: steppe.Ascent(rho), radii=RADII):
@@ -75,7 +76,7 @@ def test_a_few_samples_give_the_direction_and_the_whole_batch_the_measure():
     whole, few = (torch.autograd.grad(f(b), parameters) for b in ((x, y), (x[:2], y[:2])))
     length = torch.sqrt(sum((g**2).sum() for g in few))
     expected = 0.1 * sum((a * b).sum() for a, b in zip(whole, few, strict=True)) / length
-    found = curve(model, optimizer, f, [problems.BATCH], lambda rho: steppe.Ascent(rho, samples=2), (0.1,))
+    found = curve(model, optimizer, f, [problems.BATCH], lambda rho: steppe.Ascent(rho), (0.1,), look=steppe.Look(2))
     assert found[0].predicted == pytest.approx(float(expected), rel=1e-10)
 
 

@@ -157,8 +157,8 @@ def test_any_optimizer(kind):
 
 def test_an_ascent_through_a_view_of_the_batch():
     model = two_layers()
-    halved = search(model, method=steppe.Ascent(view=lambda batch: (batch[0][:4], batch[1][:4])))
-    assert halved == search(model, method=steppe.Ascent(samples=4))
+    halved = search(model, method=steppe.Ascent(), look=steppe.Look(view=lambda batch: (batch[0][:4], batch[1][:4])))
+    assert halved == search(model, method=steppe.Ascent(), look=steppe.Look(4))
 
 
 def test_a_model_whose_loss_is_flat():

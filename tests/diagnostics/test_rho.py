@@ -11,7 +11,7 @@ from tests.bowl import G, H, N, W, bowl, bowl_loss
 from tests.diagnostics.test_untouched import prepared, state
 
 import steppe
-from steppe.diagnostics import Look, Trial
+from steppe.diagnostics import AtRadius, Trial
 from steppe.diagnostics.rho import _linear, _verdict
 from steppe.methods import METHODS
 
@@ -147,7 +147,7 @@ BAD = [
     ({"method": "bi_lora"}, ValueError, "it acts on LoRA's factors alone"),
     ({"method": 3}, TypeError, "expected a method's name, an Ascent or a recipe"),
     ({"method": lambda model, optimizer, rho: 3}, TypeError, "returned a int; expected a steppe object"),
-    ({"method": steppe.Ascent(), "samples": 3}, TypeError, "in the Ascent itself"),
+    ({"method": steppe.Ascent(), "samples": 3}, TypeError, r"look=steppe.Look\(samples=3\)"),
 ]
 
 
@@ -176,7 +176,7 @@ def test_no_batches_are_refused():
 
 
 def looks(*cosines):
-    return tuple(Look(0.1 * 2**i, 0.0, 1.0, c, 0.0, 0.0) for i, c in enumerate(cosines))
+    return tuple(AtRadius(0.1 * 2**i, 0.0, 1.0, c, 0.0, 0.0) for i, c in enumerate(cosines))
 
 
 @pytest.mark.parametrize(

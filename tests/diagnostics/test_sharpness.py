@@ -140,7 +140,7 @@ def test_everything_is_as_before_after_an_error_at_moved_weights():
         ({"m": 0}, "m=0 was given; expected a whole number of at least 1"),
         ({"climbs": 0}, "climbs=0"),
         ({"draws": 0}, "draws=0"),
-        ({"ascent": steppe.Ascent(samples=2)}, "expected one along the gradient of the samples themselves"),
+        ({"ascent": steppe.Ascent(beta=0.5)}, "expected one along the gradient of the samples themselves"),
         ({"ascent": steppe.Ascent(direction=steppe.Momentum())}, "expected one along the gradient"),
     ],
 )

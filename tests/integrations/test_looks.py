@@ -29,16 +29,16 @@ pytestmark = [pytest.mark.filterwarnings(r"ignore:::(lightning|torchmetrics)\..*
 
 RHO = 0.3
 WAYS: dict[str, dict[str, Any]] = {
-    "samples": {"ascent": steppe.Ascent(RHO, samples=2)},
-    "samples and g": {"ascent": steppe.Ascent(RHO, samples=0.25), "combine": steppe.Mix(0.6)},
+    "samples": {"ascent": steppe.Ascent(RHO), "look": steppe.Look(2)},
+    "samples and g": {"ascent": steppe.Ascent(RHO), "look": steppe.Look(0.25), "combine": steppe.Mix(0.6)},
     "samples, reused": {
-        "ascent": steppe.Ascent(RHO, samples=2), "combine": steppe.Reuse(), "schedule": steppe.Every(2)},
-    "view": {"ascent": steppe.Ascent(RHO, view=lambda batch: (batch[0][4:], batch[1][4:]))},
-    "bf16": {"ascent": steppe.Ascent(RHO, autocast=torch.bfloat16)},
+        "ascent": steppe.Ascent(RHO), "look": steppe.Look(2), "combine": steppe.Reuse(), "schedule": steppe.Every(2)},
+    "view": {"ascent": steppe.Ascent(RHO), "look": steppe.Look(view=lambda batch: (batch[0][4:], batch[1][4:]))},
+    "bf16": {"ascent": steppe.Ascent(RHO), "look": steppe.Look(autocast=torch.bfloat16)},
     "momentum": {"ascent": steppe.Ascent(RHO, steppe.Momentum())},
     "previous": {"ascent": steppe.Ascent(RHO, steppe.Previous())},
     "previous and g": {"ascent": steppe.Ascent(RHO, steppe.Previous()), "combine": steppe.Mix(0.6)},
-    "AE-SAM on samples": {"ascent": steppe.Ascent(RHO, samples=2), "schedule": steppe.AboveNorm(3)},
+    "AE-SAM on samples": {"ascent": steppe.Ascent(RHO), "look": steppe.Look(2), "schedule": steppe.AboveNorm(3)},
 }  # fmt: skip
 each = pytest.mark.parametrize("way", WAYS)
 
@@ -204,9 +204,9 @@ TRAINED: dict[str, tuple[Callable[..., steppe.SharpnessAware], float]] = {
     "msam": (functools.partial(steppe.MSAM, rho=0.1), 1.0),
     "s2_sam": (steppe.S2SAM, 1.0),
     "length": (lambda m, o: steppe.SharpnessAware(
-        m, o, ascent=steppe.Ascent(view=steppe.views.Length(0.5))), 1.5),
+        m, o, look=steppe.Look(view=steppe.views.Length(0.5))), 1.5),
     "function": (lambda m, o: steppe.SharpnessAware(
-        m, o, ascent=steppe.Ascent(view=lambda b: {k: v[:1] for k, v in b.items()})), 1.5),
+        m, o, look=steppe.Look(view=lambda b: {k: v[:1] for k, v in b.items()})), 1.5),
 }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def test_resume_after_a_fault_between_the_passes_and_a_torn_checkpoint(tmp_path:
     step, calls = broken.compute_loss, []
 
     def fails(*args: Any, **kwargs: Any) -> Any:
-        calls.append(broken.sharp._perturbation is not None)
+        calls.append(broken.sharp._making.climb.perturbation is not None)
         if broken.state.global_step == 4 and calls[-1]:
             raise KeyboardInterrupt
         return step(*args, **kwargs)

@@ -196,7 +196,7 @@ def test_an_ascent_on_few_samples(combine: Any, passes: float, shown: str, tmp_p
     """It is counted as what it costs, and the loss in the log is of the whole batch."""
 
     def few(model: nn.Module, optimizer: Any) -> steppe.SharpnessAware:
-        return steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(samples=1), combine=combine)
+        return steppe.SharpnessAware(model, optimizer, look=steppe.Look(1), combine=combine)
 
     args = arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     trainer = SharpTrainer(tiny.classifier(), args, train_dataset=tiny.sentences(24), sharp=few)

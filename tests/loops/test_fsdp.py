@@ -158,7 +158,7 @@ def _raised(where: str) -> dict[str, float]:
         return loss
 
     def hook(*_: Any) -> None:
-        if sharp._perturbation is not None:
+        if sharp._making.climb.perturbation is not None:
             raise MemoryError
 
     register = {"forward": "register_forward_hook", "backward": "register_full_backward_hook"}.get(where)

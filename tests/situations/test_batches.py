@@ -224,7 +224,7 @@ def test_a_look_at_two_images_is_sam_on_these_two() -> None:
     def loss_of(part: Any) -> Tensor:
         return sum(i.double().mean() * model(t["boxes"].double()).square().mean() for i, t in zip(*part, strict=True))
 
-    optimizer, sharp = make(model, ascent=steppe.Ascent(0.1, samples=2))
+    optimizer, sharp = make(model, ascent=steppe.Ascent(0.1), look=steppe.Look(2))
     sharp.backward(loss_of, batch)
     found = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()

@@ -66,9 +66,9 @@ def test_every_method(name):
 
 
 MORE = {
-    "hardest": {"ascent": steppe.Ascent(rho=0.2, hardest=0.5)},
-    "view": {"ascent": steppe.Ascent(rho=0.2, view=lambda x: x[:3])},
-    "autocast": {"ascent": steppe.Ascent(rho=0.2, autocast=torch.bfloat16)},
+    "hardest": {"ascent": steppe.Ascent(rho=0.2), "hardest": 0.5},
+    "view": {"ascent": steppe.Ascent(rho=0.2), "look": steppe.Look(view=lambda x: x[:3])},
+    "autocast": {"ascent": steppe.Ascent(rho=0.2), "look": steppe.Look(autocast=torch.bfloat16)},
     "momentum, gap": {"ascent": steppe.Ascent(direction=steppe.Momentum()), "combine": steppe.SurrogateGap(0.1)},
     "previous": {"ascent": steppe.Ascent(rho=0.2, direction=steppe.Previous())},
     "adaptive, mixed": {"schedule": steppe.AboveNorm(total_steps=6), "combine": steppe.Mix(0.7)},
@@ -86,7 +86,7 @@ def test_compositions(name):
         sharp = steppe.SharpnessAware(model, optimizer, **MORE[name])
         kept = []
         for x in batches(6):
-            if sharp.ascent.per_sample:
+            if sharp.needs.per_sample:
                 kept.append(sharp.backward(lambda part: (model(part) - 1).square(), x))
             else:
                 kept.append(sharp.backward(lambda part: (model(part) - 1).square().mean(), x))

@@ -42,11 +42,11 @@ CALLED = [(name, None) for name in MECHANISMS] + [(name, KEPT) for name in ("sam
 @pytest.mark.parametrize(("name", "backward"), CALLED)
 def test_logits_from_outside_are_said_before_any_step_goes_wrong(name: str, backward: Backward) -> None:
     model, sharp = built(name)
-    reduction = "none" if sharp.ascent.per_sample else "mean"
+    reduction = "none" if sharp.needs.per_sample else "mean"
     out = model(X)
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
-    function = (lambda: ce(out, Y)) if not sharp.ascent.per_sample else (lambda batch: ce(out, Y, reduction=reduction))
-    given = (BATCH,) if sharp.ascent.per_sample else ()
+    function = (lambda: ce(out, Y)) if not sharp.needs.per_sample else (lambda batch: ce(out, Y, reduction=reduction))
+    given = (BATCH,) if sharp.needs.per_sample else ()
     with pytest.raises(RuntimeError, match="computed before the function was called .*; expected the forward inside"):
         sharp.backward(function, *given, backward=backward)
     assert all(torch.equal(p, before[k]) for k, p in model.named_parameters())
@@ -198,7 +198,7 @@ def test_ascend_with_nothing_in_grad_says_so(name: str) -> None:
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match=r"ascend\(\) found nothing in .grad .* after loss.backward\(\)"):
             sharp.ascend()
-    assert model(X).isfinite().all() and sharp._perturbation is None
+    assert model(X).isfinite().all() and sharp._making.climb.perturbation is None
 
 
 def test_a_look_at_one_sample_through_a_batch_norm() -> None:

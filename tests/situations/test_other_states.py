@@ -33,7 +33,7 @@ def advance(built: tuple[nn.Module, torch.optim.Optimizer, Any], start: int, sto
     for t, batch in enumerate(batches(stop)):
         if t >= start:
             torch.manual_seed(t)
-            f = losses_of(model) if sharp.ascent.per_sample else loss_of(model)
+            f = losses_of(model) if sharp.needs.per_sample else loss_of(model)
             sharp.backward(f, batch)
             ascended.append(sharp.last.ascended)
             optimizer.step()
@@ -90,7 +90,7 @@ CHANGED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "masks": ("sam", {}, {"same_dropout": False}, "same_dropout was True and is False"),
     "average": ("fsam", {}, {"decay": 0.5}, "ascent.direction.decay was 0.9 and is 0.5"),
     "length": ("aesam", {"total_steps": 4}, {"total_steps": 40}, "schedule.total_steps was 4 and is 40"),
-    "samples": ("rst", {"samples": None}, {"samples": 2}, "ascent.samples was None and is 2"),
+    "samples": ("rst", {"samples": None}, {"samples": 2}, "samples was None and is 2"),
     "step size": ("sl_sam", {}, {"step_size": 0.5}, "select.step_size was 0.001 and is 0.5"),
 }
 
@@ -105,7 +105,7 @@ def test_a_changed_setting_is_named_and_holds_from_here_on(what: str) -> None:
 
     live, fresh = build(recipe(name, **before)), build(recipe(name, **after))[2]
     advance(live, 0, 4)
-    for part in ("ascent", "schedule", "combine", "seed", "same_dropout"):
+    for part in ("ascent", "look", "schedule", "combine", "hardest", "seed", "same_dropout"):
         setattr(live[2], part, getattr(fresh, part))
     live[2]._selection.select = fresh.select
     assert advance(live, 4, 9) == advance(new, 4, 9)

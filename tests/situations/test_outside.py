@@ -135,7 +135,7 @@ def test_micro_batches_add_up_and_move_it_once_each() -> None:
 def test_a_look_at_a_few_samples_leaves_it_as_it_was() -> None:
     g, d = generator(), critic()
     optimizer = torch.optim.SGD(g.parameters(), lr=0.1)
-    sharp = steppe.SharpnessAware(g, optimizer, ascent=steppe.Ascent(0.3, samples=2), combine=steppe.Mix(0.5))
+    sharp = steppe.SharpnessAware(g, optimizer, ascent=steppe.Ascent(0.3), look=steppe.Look(2), combine=steppe.Mix(0.5))
     for x in draws(3):
         loss = Watched(g, d)
         sharp.backward(loss, x)

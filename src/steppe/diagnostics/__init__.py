@@ -1,6 +1,6 @@
 """Looks at a model that leave it as it was: which radius to train with, and how the loss lies around the weights."""
 
-from steppe.diagnostics._curve import Look
+from steppe.diagnostics._curve import AtRadius
 from steppe.diagnostics._trials import Trial
 from steppe.diagnostics.hessian import Curvature, Density, Eigenvalue, Trace, curvature, lambda_max
 from steppe.diagnostics.pairs import Balance, PairBalance, balance
@@ -10,7 +10,7 @@ from steppe.diagnostics.rho import RhoSearch, find_rho
 from steppe.diagnostics.sharpness import Rise, Sharpness, m_sharpness
 
 __all__ = [
-    "Balance", "Curvature", "Density", "Eigenvalue", "Look", "PairBalance", "Plane", "Point", "Probe", "RhoSearch",
+    "AtRadius", "Balance", "Curvature", "Density", "Eigenvalue", "PairBalance", "Plane", "Point", "Probe", "RhoSearch",
     "Rise", "Sharpness", "Trace", "Trial", "balance", "curvature", "find_rho", "lambda_max", "loss_plane",
     "m_sharpness",
 ]  # fmt: skip

@@ -30,7 +30,7 @@ Row = tuple[float, float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Look:
+class AtRadius:
     """What one radius does, the mean over the batches that were looked at.
 
     Attributes:
@@ -50,12 +50,12 @@ class Look:
 
 def measure(
     bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequence[float], looks: int
-) -> tuple[Look, ...]:
+) -> tuple[AtRadius, ...]:
     """The curve, by growing radius, up to where g~ has little to do with g or eps outgrows w."""
     measured = radii[::SPARSE] if len(radii) > MANY else radii
     each = [list(_along(bench, build, measured, batch)) for batch in islice(bench.stream(), looks)]
     together = zip(measured, zip(*each, strict=False), strict=False)  # as far as every batch went
-    return tuple(Look(rho, *(sum(v) / len(v) for v in zip(*seen, strict=True))) for rho, seen in together)
+    return tuple(AtRadius(rho, *(sum(v) / len(v) for v in zip(*seen, strict=True))) for rho, seen in together)
 
 
 def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequence[float], batch: Any) -> Iterator[Row]:
@@ -64,11 +64,11 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
     with untouched(bench.model, bench.optimizer):
         generators, work = Randomness({p.device for p in parameters}), Work.of(bench.loss_of, batch, None, None)
         loss, clean = work.run(), _taken(parameters)
-        few = build(radii[0])._passes.cheaper(work)
-        if few is not None:
+        look = build(radii[0])._passes.looked_at(work)
+        if look is not None:
             generators.set()
-            few.run()
-        direction = clean if few is None else _taken(parameters)
+            look.run()
+        direction = clean if look is None else _taken(parameters)
         for number, rho in enumerate(radii):
             with _at(build(rho), parameters, direction) as eps:
                 generators.set()

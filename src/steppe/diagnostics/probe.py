@@ -152,7 +152,8 @@ class _Before:
             return combine.ascended(t, clean, perturbed, memory)
 
         object.__setattr__(new, "ascended", ascended)
-        if not (sharp.ascent.apart or sharp.ascent.per_sample or sharp.ascent.direction.ahead or _rankwise(sharp)):
+        needs = sharp.needs
+        if not (needs.look or needs.per_sample or needs.ahead or _rankwise(sharp)):
             object.__setattr__(new, "needs_clean", lambda t: True)
         return new
 
@@ -168,7 +169,7 @@ class _Before:
         last: Last = self._sharp.last
         if last is self._last or not last.ascended:
             return {}
-        gap = None if self._sharp.ascent.apart else last.surrogate_gap
+        gap = None if self._sharp.look is not None else last.surrogate_gap
         found = {"surrogate_gap": gap, "perturbation_norm": last.perturbation_norm, "cosine": self._cosine}
         return {name: value for name, value in found.items() if value is not None}
 

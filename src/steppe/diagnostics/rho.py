@@ -17,7 +17,7 @@ from steppe._optimizers import Optimizers
 from steppe._parts import check, check_count
 from steppe._wiring import check_arguments
 from steppe.ascent import Ascent
-from steppe.diagnostics._curve import Look, measure
+from steppe.diagnostics._curve import AtRadius, measure
 from steppe.diagnostics._picture import new_axes
 from steppe.diagnostics._trials import Bench, Trial, climb
 from steppe.diagnostics._untouched import same_order, untouched
@@ -52,7 +52,7 @@ class RhoSearch:
     rho: float
     why: str
     linear: float
-    curve: tuple[Look, ...]
+    curve: tuple[AtRadius, ...]
     trials: tuple[Trial, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,7 +112,8 @@ def find_rho(
         trial: steps of each short training, >= 0; a fifth of the whole training is enough, or what takes the base well
             beyond its first plateau.
         keep: share of the base's progress that a radius must keep, in [0, 1].
-        settings: further arguments of a method that is given by name, such as ``samples=3``.
+        settings: further arguments of the method, such as ``samples=3`` of SAM's; with an :class:`steppe.Ascent`, of
+            :class:`steppe.SharpnessAware`, such as ``look=steppe.Look(samples=3)``.
 
     Returns:
         The proposal with all that was measured.
@@ -154,7 +155,7 @@ def find_rho(
 def _verdict(
     start: float,
     linear: float,
-    curve: tuple[Look, ...],
+    curve: tuple[AtRadius, ...],
     trials: tuple[Trial, ...],
     steps: int,
     keep: float,
@@ -184,7 +185,7 @@ def _caution(steps: int) -> str:
     return "" if steps >= FEW else f" So few steps tell little: take this for a guess, or give trial={FEW} or more."
 
 
-def _linear(curve: tuple[Look, ...]) -> float:
+def _linear(curve: tuple[AtRadius, ...]) -> float:
     """Where the cosine falls to COSINE, between two radii by the logarithm; the last radius where it never does."""
     for before, look in zip((curve[0], *curve), curve, strict=False):
         if look.cosine < COSINE:
@@ -198,9 +199,9 @@ def _linear(curve: tuple[Look, ...]) -> float:
 def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[..., SharpnessAware]:
     """The method as a function of (model, optimizer, rho=...)."""
     if isinstance(method, Ascent):
-        if settings:
-            raise TypeError(f"{', '.join(settings)} were given with an Ascent; expected them in the Ascent itself")
-        return lambda model, optimizer, rho: SharpnessAware(model, optimizer, ascent=replace(method, rho=rho))
+        return lambda model, optimizer, rho: SharpnessAware(
+            model, optimizer, ascent=replace(method, rho=rho), **settings
+        )
     if isinstance(method, str):
         from steppe.methods import get  # here: the methods are built on the same core, and may come to use this
 

@@ -187,7 +187,7 @@ def _rise(rho: float, worst: float, averages: list[float]) -> Rise:
 
 
 def _plain(ascent: Ascent) -> Ascent:
-    if ascent.apart or ascent.per_sample or type(ascent.direction) is not Gradient or ascent.beta != 1:
+    if type(ascent.direction) is not Gradient or ascent.beta != 1:
         raise ValueError(
             f"ascent={ascent!r} was given; expected one along the gradient of the samples themselves: metric, scope "
             "and subset may be chosen"

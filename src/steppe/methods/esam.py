@@ -49,7 +49,7 @@ def ESAM(
     random where the paper draws weights, and takes one sample less.
     """
     check("gamma", gamma, 0.0, 1.0, "the share of the samples that the second pass is on")
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, beta=beta, hardest=gamma), **common)
+    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, beta=beta), hardest=gamma, **common)
 
 
 ROW = Row(

@@ -10,6 +10,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value, check_count
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
+from steppe.methods._look import with_samples
 from steppe.methods._probability import probability
 from steppe.methods._row import BAD_RHO, Row
 from steppe.schedule import Bernoulli, Schedule, Window
@@ -55,9 +56,9 @@ def RST(
     return SharpnessAware(
         model,
         optimizer,
-        ascent=Ascent(rho=rho, samples=samples),
+        ascent=Ascent(rho=rho),
         schedule=draws(probability(p, schedule, p_end, total_steps), start_step),
-        **common,
+        **with_samples(samples, common),
     )
 
 

@@ -11,6 +11,7 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
+from steppe.methods._look import with_samples
 from steppe.methods._row import BAD_RHO, Row
 
 
@@ -32,7 +33,7 @@ def SAM(
 
     Source: arXiv 2010.01412, Algorithm 1.
     """
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho, samples=samples), **common)
+    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), **with_samples(samples, common))
 
 
 ROW = Row(

@@ -97,7 +97,7 @@ def each_sample(sharpen: Sharpen, seed: int):
     model, (x, y) = network(), data(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sharp = sharpen(model, optimizer, total_steps=2)
-    how = "none" if isinstance(sharp, steppe.SharpnessAware) and sharp.ascent.per_sample else "mean"
+    how = "none" if isinstance(sharp, steppe.SharpnessAware) and sharp.needs.per_sample else "mean"
     for _ in range(2):
         loss_of = lambda rows: nn.functional.cross_entropy(model(x[rows]), y[rows], reduction=how)  # noqa: E731
         sharp.backward(loss_of, torch.arange(24))

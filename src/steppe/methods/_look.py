@@ -1,0 +1,23 @@
+"""A recipe's ``samples`` as the look that it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from steppe.views import Look
+
+
+def with_samples(samples: int | float | None, common: dict[str, Any]) -> dict[str, Any]:
+    """``common`` with a look at ``samples`` of each batch; None: as it is.
+
+    Raises:
+        TypeError: there is a look in it already.
+    """
+    if samples is None:
+        return common
+    if common.get("look") is not None:
+        raise TypeError(
+            f"samples={samples!r} and look={common['look']!r} were given; expected all of the look in one: "
+            f"look=steppe.Look(samples={samples!r}, ...)"
+        )
+    return common | {"look": Look(samples)}
