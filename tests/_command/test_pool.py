@@ -4,7 +4,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from steppe._command.pool import Job, Pool
+from steppe._command.pool import Job, Pool, warm_up
 
 
 def double(value: int, tell) -> int:
@@ -22,6 +22,10 @@ def die(tell) -> None:
 
 def pid(tell) -> int:
     return os.getpid()
+
+
+def variable(name: str, tell) -> str | None:
+    return os.environ.get(name)
 
 
 def sleep(tell) -> None:
@@ -58,9 +62,17 @@ def has_a_worker(say: Connection) -> None:
             pool.submit(Job("sleep", sleep, ()))
 
 
+def test_workers_have_the_environment_of_their_parent_as_it_is_when_they_begin(monkeypatch):
+    warm_up()
+    monkeypatch.setenv("STEPPE_TRIED", "late")
+    with Pool(1) as pool:
+        pool.submit(Job("variable", variable, ("STEPPE_TRIED",)))
+        assert [event.value for event in pool.events() if event.kind == "done"] == ["late"]
+
+
 def test_workers_leave_when_their_parent_is_killed():
-    hear, say = multiprocessing.Pipe(duplex=False)
-    parent = multiprocessing.get_context("fork").Process(target=has_a_worker, args=(say,))
+    hear, say = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    parent = multiprocessing.get_context("spawn").Process(target=has_a_worker, args=(say,))
     parent.start()
     worker = hear.recv()
     assert _alive(worker)

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tests.compare import studies
+from tests.compare.records import records
 
 from steppe._command.progress import PlainProgress, duration
 from steppe.cli import main
 from steppe.compare import screen
+from steppe.compare.analysis.summary import summarise
 from steppe.compare.engine import cost, store, study
 from steppe.compare.studies import beside, index, kept
 
@@ -93,9 +95,7 @@ def test_runs_as_csv(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found == want
 
 
-def test_a_full_disk_is_one_sentence_and_finished_runs_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_sentence_and_finished_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = store.write_json, []
 
     def full(path: Path, value: Any) -> None:
@@ -124,6 +124,15 @@ def test_the_live_table_fills_with_the_runs(whole: Path) -> None:
     shown.moving("x", 0.5)
     shown.failed("x", "a run", "why")
     assert not shown._bars and shown.finished == 1
+
+
+def test_before_a_setting_is_chosen_the_live_table_has_the_best_so_far_on_validation() -> None:
+    tries = [r for r in records() if r["phase"] == "tune" and r["method"] == "sam"]
+    best = max(r["val_accuracy"] for r in tries)
+    text = screen_text(screen.so_far(summarise(tries, None, {"methods": ["base", "sam"], "seeds": [0, 1]})))
+    base, sam = (line for line in text.splitlines() if line.split()[-2:-1] == ["0/2"])
+    assert "base" in base and "(val.)" not in base
+    assert f"{100 * best:.1f} (val.)" in sam
 
 
 def test_the_time_left_is_told_before_and_between(monkeypatch: pytest.MonkeyPatch) -> None:

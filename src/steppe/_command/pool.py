@@ -5,19 +5,47 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any, Literal
 
-_CONTEXT = multiprocessing.get_context("spawn")  # fork copies locked threads of torch, and CUDA cannot be forked
+_IMPORTED = ["torch._dynamo", "steppe._command.pool"]
+"""What workers import that takes seconds; an optimizer's first step asks for the compiler too."""
 
 Tell = Callable[[float], None]
 """Told the share of a run that is done, 0 to 1."""
+
+
+@cache
+def _context() -> BaseContext:
+    """How workers start: forked from a process that has imported torch and done nothing, or by themselves.
+
+    Never forked from this process, as fork copies locked threads; nor where there is CUDA, which cannot be forked.
+    """
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    return context
+
+
+def warm_up() -> None:
+    """Let the process from which workers are forked import torch while this one goes on with something else."""
+    if _context().get_start_method() == "forkserver":
+        with _deaf():
+            forkserver.ensure_running()
 
 
 class SaidError(Exception):
@@ -58,7 +86,7 @@ class Pool:
                 ...
 
     Args:
-        size: number of processes; they start at once, so that importing torch overlaps with the caller's own work.
+        size: number of processes.
     """
 
     def __init__(self, size: int) -> None:
@@ -121,16 +149,38 @@ class Pool:
 
 
 def _start() -> _Worker:
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_serve, args=(theirs,), daemon=True, name="steppe-worker")
-    process.start()
+    ours, theirs = _context().Pipe()
+    given = theirs, dict(os.environ)
+    process = _context().Process(target=_serve, args=given, daemon=True, name="steppe-worker")  # type: ignore[attr-defined]
+    with _deaf():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
-def _serve(connection: Connection) -> None:
-    """The life of a worker: one job after the other, until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Whoever starts now does not hear Ctrl-C, which reaches the whole group, not even while it imports."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
+    """The life of a worker: one job after the other, until the parent hangs up.
+
+    Args:
+        connection: jobs come in, events go out.
+        environment: of the parent, which may have changed since the process began that this one is forked from.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     import torch
 

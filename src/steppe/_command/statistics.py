@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 LEVEL = 0.95
 """Coverage of every interval in a comparison."""
@@ -112,10 +111,14 @@ def share(part: Sequence[float], whole: Sequence[float]) -> tuple[float, float, 
 
 
 def _t_quantile(n: int) -> float:
+    from scipy import stats  # here: it takes most of a second, and a command's first words need none
+
     return float(stats.t.ppf(0.5 + LEVEL / 2, n - 1))
 
 
 def _p_value(mean: float, error: float, n: int) -> float:
     if error == 0:
         return 1.0 if mean == 0 else 0.0
+    from scipy import stats
+
     return float(2 * stats.t.sf(abs(mean) / error, n - 1))

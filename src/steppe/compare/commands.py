@@ -54,6 +54,7 @@ def _rewrite(folder: Path, others: dict[str, Any], as_json: bool) -> None:
 
 def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import ranks
+    from steppe._command.pool import warm_up
     from steppe.compare import screen
     from steppe.compare.engine import executors, parallel, rehearsal, study
     from steppe.compare.engine.script import FirstFailedError
@@ -62,6 +63,8 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     with ExitStack() as closing:
         with refusing():
             spec, engine = closing.enter_context(executors.opened(parallel.begin(resolve(flags, config))))
+            if engine is None and spec.parallel is None:
+                warm_up()
             plan = study.check(spec)
         errors.quiet = not ranks.first()
         try:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from steppe._command.progress import PlainProgress
 from steppe.compare.analysis.summary import summarise
-from steppe.compare.analysis.wording import Words, chosen
+from steppe.compare.analysis.wording import ABSENT, Words, chosen
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.store import Store
 
@@ -80,7 +80,7 @@ class Screen(PlainProgress):
 
     def _look(self) -> None:
         labels = {choice.text: choice.label for choice in self._plan.choices}
-        shown = {"methods": list(labels), "labels": labels, "seeds": self._plan.spec.seeds}
+        shown = {"methods": ["base", *labels], "labels": labels, "seeds": self._plan.spec.seeds}
         self._table = so_far(summarise(self._plan.records(self._records), None, shown))
 
 
@@ -91,9 +91,16 @@ def so_far(summary: dict[str, Any]) -> Table:
     for place, header in enumerate(("method", "ρ", words.head, "seeds", f"gain so far, {words.unit}")):
         made.add_column(header, justify="right" if place else "left", no_wrap=True)
     for row in summary["rows"]:
-        figures = words.figure(row[summary["judged"]]), f"{row['seeds']}/{wanted}", words.gain(row["gain"])
+        figure = words.figure(row[summary["judged"]]) if row["seeds"] else tried(row, words)
+        figures = figure, f"{row['seeds']}/{wanted}", words.gain(row["gain"])
         made.add_row(Text(row["label"]), chosen(row), *figures, style="dim" if row["method"] == "base" else "")
     return made
+
+
+def tried(row: dict[str, Any], words: Words) -> str:
+    """What the best setting so far has on validation data, while none is chosen yet: `63.9 (val.)`."""
+    found = [point[f"val_{words.judge.name}"] for point in row["tuning"]]
+    return f"{words.value(max(found, key=words.judge.rank))} (val.)" if found else ABSENT
 
 
 def on(console: Console, plan: Plan) -> PlainProgress:
