@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppe.curves import Cosine, FollowLR, Linear, Piecewise, Quotient
+from steppe.curves import Cosine, FollowLR, Linear, Piecewise, Quotient, Through
 from steppe.methods._probability import SCHEDULES, probability
 
 VALUES = st.floats(0, 1)
@@ -43,6 +43,12 @@ def test_linear_and_cosine_by_hand():
     assert [Linear(1.0, 0.0, 4)(t) for t in range(6)] == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     expected = [0, (1 - math.sqrt(0.5)) / 2, 0.5, (1 + math.sqrt(0.5)) / 2, 1]
     assert [Cosine(0.0, 1.0, 4)(t) for t in range(5)] == pytest.approx(expected, abs=1e-15)
+
+
+def test_straight_lines_through_points():
+    curve = Through(((2, 0.0), (4, 1.0), (8, 0.5)))
+    assert [curve(t) for t in range(11)] == [0, 0, 0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5]
+    assert Through(((3, 0.7),))(0) == Through(((3, 0.7),))(9) == 0.7
 
 
 @given(st.floats(0, 2), st.floats(0.01, 1), st.floats(0, 8))
@@ -101,6 +107,10 @@ REFUSED = {
     "quotient maximum": lambda: Quotient(1.0, 0.5, -1.0),
     "quotient denominator word": lambda: Quotient(1.0, "half", 1.0),
     "quotient denominator nothing": lambda: Quotient(1.0, None, 1.0),
+    "no points": lambda: Through(()),
+    "points that are none": lambda: Through((0.1, 0.2)),
+    "steps that fall": lambda: Through(((4, 0.1), (4, 0.2))),
+    "a value that is none": lambda: Through(((4, math.nan),)),
     "follow below 0": lambda: FollowLR(0.2, -0.1, 0.3),
     "follow equal rates": lambda: FollowLR(0.2, 0.1, 0.3, 0.3),
     "follow nan rate": lambda: FollowLR(0.2, 0.1, math.nan),

@@ -38,6 +38,7 @@ PLAIN = [
         rho=curves.FollowLR(0.2, 0.1, 0.3), direction=steppe.Friendly(0.5), metric=steppe.Adaptive(), beta=0.5
     ),
     steppe.Ascent(rho=curves.Linear(0.1, 0.2, 7)),
+    steppe.Ascent(curves.Through(((2, 0.0), (5, 0.1))), steppe.Noise(eta=0.1), scope="none"),
     steppe.Look(view=views.Resolution(0.5), autocast=torch.bfloat16),
     steppe.Look(0.25, views.Length(0.25, "end")),
     steppe.Sparse(),

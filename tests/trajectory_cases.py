@@ -98,7 +98,7 @@ CASES = [
     Case("late_sam", {"rho": 0.1, "start": 15, "stop": 22}),
     Case("late_sam", {"rho": 0.1, "start": 0, "stop": 1}, ADAMW),
     Case("tail_sam", {"rho": 0.3, "lr_max": 0.2, "warmup": 10}),
-    Case("tail_sam", {"rho": 0.3, "lr_max": 1.0, "begin": 0.5}, NESTEROV),
+    Case("tail_sam", {"rho": 0.3, "lr_max": 1.0, "begin": 0.5, "ramp": 0.9}, NESTEROV),
     Case("sl_sam", {"rho": 0.1}),
     Case("sl_sam", {"rho": 0.1, "s": 0.5, "seed": 3}, NESTEROV),
     Case("sl_sam", {"rho": 0.1, "s": 0.4, "step_size": 0.1, "p_min": 0.05}, ADAMW),

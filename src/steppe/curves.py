@@ -65,6 +65,39 @@ class Cosine(Linear):
 
 
 @dataclass(frozen=True)
+class Through(Part):
+    """Through ``points`` (step, value), in straight lines; constant before the first and after the last.
+
+    A ramp of the radius: ``Through(((700, 0.0), (800, 0.05)))``.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    exchangeable: ClassVar[bool] = True
+    steps: ClassVar[tuple[str, ...]] = ("points",)
+
+    def __post_init__(self) -> None:
+        """Check numbers and order."""
+        pairs = isinstance(self.points, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in self.points)
+        if not pairs or not self.points:
+            raise ValueError(f"points={self.points!r} was given; expected pairs of step and value, ((0, 0.0), ...)")
+        for point in self.points:
+            check("step", point[0])
+            check("value", point[1])
+        steps = [step for step, _ in self.points]
+        if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+            raise ValueError(f"points={self.points!r} was given; expected steps that rise from point to point")
+
+    def __call__(self, t: int) -> float:
+        """The value at step ``t``."""
+        before, value = self.points[0]
+        for step, after in self.points:
+            if t <= step:
+                return after if step == before else value + (after - value) * max(t - before, 0) / (step - before)
+            before, value = step, after
+        return value
+
+
+@dataclass(frozen=True)
 class Quotient(Part):
     """min(``numerator`` / ``denominator``(t), ``maximum``): G-RST's gamma = kappa / p(t), capped."""
 

@@ -15,12 +15,13 @@ def net():
     return torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)).double()
 
 
-def by_hand(begin, warmup):
+def by_hand(begin, warmup, ramp):
     model, radii = net(), []
     for t, (lr, batch) in enumerate(zip(RATES, batches(len(RATES)), strict=True)):
         weights = list(model.parameters())
         g = torch.autograd.grad(loss_of(model)(batch), weights)
-        rho = RHO * max(0.0, 1 - lr / (begin * 0.1)) if t >= warmup else 0.0
+        fallen = max(0.0, 1 - lr / (begin * 0.1)) if t >= warmup else 0.0
+        rho = RHO * min(fallen / ramp, 1.0) if ramp else RHO * (fallen > 0)
         radii.append(rho)
         length = torch.sqrt(sum((x**2).sum() for x in g))
         start = [w.detach().clone() for w in weights]
@@ -34,18 +35,20 @@ def by_hand(begin, warmup):
     return model, radii
 
 
-@pytest.mark.parametrize(("begin", "warmup"), [(1.0, 2), (0.5, 2), (1.0, 0)])
-def test_the_radius_follows_the_rate(begin, warmup):
+@pytest.mark.parametrize(
+    ("begin", "warmup", "ramp"), [(1.0, 2, 1.0), (0.5, 2, 1.0), (1.0, 0, 1.0), (1.0, 2, 0.5), (1.0, 2, 0.0)]
+)
+def test_the_radius_follows_the_rate(begin, warmup, ramp):
     model, ascents = net(), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sharp = steppe.TailSAM(model, optimizer, rho=RHO, begin=begin, warmup=warmup)
+    sharp = steppe.TailSAM(model, optimizer, rho=RHO, begin=begin, warmup=warmup, ramp=ramp)
     for lr, batch in zip(RATES, batches(len(RATES)), strict=True):
         optimizer.param_groups[0]["lr"] = lr
         sharp.backward(loss_of(model), batch)
         ascents.append(sharp.last.ascended)
         optimizer.step()
         optimizer.zero_grad()
-    expected, radii = by_hand(begin, warmup)
+    expected, radii = by_hand(begin, warmup, ramp)
     for a, b in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
     assert ascents == [rho > 0 for rho in radii] and 0 < sum(ascents) < len(RATES), "a step of radius 0 is one pass"

@@ -46,9 +46,10 @@ def late_sam(grad, w, t, memory, rho, start, stop):
     return grad(w)
 
 
-def tail_sam(grad, w, t, memory, rho, lr_max, begin=1.0, warmup=0, lr=0.1):
+def tail_sam(grad, w, t, memory, rho, lr_max, begin=1.0, ramp=1.0, warmup=0, lr=0.1):
     """``lr``: that of the cases' SGD, which does not fall; falling rates are in tests/methods/test_tail_sam.py."""
-    radius = 0.0 if t < warmup else rho * max(0.0, 1 - lr / (begin * lr_max))
+    fallen = max(0.0, 1 - lr / (begin * lr_max))
+    radius = 0.0 if t < warmup or not fallen else rho * (min(fallen / ramp, 1.0) if ramp else 1.0)
     return sam(grad, w, t, memory, radius) if radius else grad(w)
 
 

@@ -29,7 +29,7 @@ def LateSAM(
     Args:
         model: the model whose loss is minimised.
         optimizer: any base optimizer.
-        rho: rho, as SAM's.
+        rho: rho, as SAM's; ``steppe.curves.Through(((start, 0.0), (start + 100, rho)))`` is a ramp.
         start: first SAM step; three quarters of ``total_steps`` when None.
         stop: first step after SAM; None is the end.
         total_steps: T, optimizer steps of the whole training; needed only without ``start``.
@@ -37,8 +37,8 @@ def LateSAM(
 
     Cost: 1 + (stop - start)/T passes; one parameter-sized buffer while perturbed.
 
-    Source: arXiv 2410.10373: a few epochs of SAM at the end find nearly the minima of a whole run. The quarter is
-    steppe's.
+    Source: arXiv 2410.10373: a few epochs of SAM at the end find nearly the minima of a whole run; a tail of 0.3 in
+    arXiv 2609.17575. The quarter is steppe's. A tail that follows the learning rate: :func:`steppe.TailSAM`.
     """
     if start is None:
         if total_steps is None:

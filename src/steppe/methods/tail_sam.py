@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import nn
@@ -21,21 +22,25 @@ def TailSAM(
     *,
     rho: float = 0.05,
     begin: float = 1.0,
+    ramp: float = 1.0,
     lr_max: float | None = None,
     warmup: int = 0,
     **common: Any,
 ) -> SharpnessAware:
-    """The base while the learning rate is high, SAM as it falls: rho_t = rho max(0, 1 - lr_t / (begin lr_max)), d = g~.
+    """The base while the learning rate is high, SAM as it falls, d = g~: rho_t = rho min(f_t / ramp, 1).
 
-    The radius grows from 0, where the rate falls below ``begin lr_max``, to rho, where it is 0; steps of radius 0 are
-    the base's. With a rate that stands still and then falls (warm-up, stable, decay) ``begin=1`` is the tail; with a
-    cosine over the whole training, ``begin=0.2`` is its last 30 %.
+    f_t = max(0, 1 - lr_t / (begin lr_max)) is how far the rate has fallen below ``begin lr_max``: the radius grows from
+    0 to rho while f grows from 0 to ``ramp``; steps of radius 0 are the base's. With a rate that stands still and then
+    falls (warm-up, stable, decay) ``begin=1`` is the tail; with a cosine over the whole training, ``begin=0.2`` is its
+    last 30 %.
 
     Args:
         model: the model whose loss is minimised.
         optimizer: any base optimizer, with a scheduler of its learning rate.
-        rho: rho, as SAM's, at a learning rate of 0; >= 0.
+        rho: rho, as SAM's, at the end of the ramp; >= 0.
         begin: share of the highest learning rate below which SAM begins, in (0, 1].
+        ramp: how far the rate has fallen where the radius is all of rho, in [0, 1]; 1: at a rate of 0. 0: at once, a
+            tail of SAM as in arXiv 2609.17575.
         lr_max: the highest learning rate; None is the optimizer's own before any scheduler, of its groups the highest
             (groups at lower rates are then perturbed from the start).
         warmup: steps before which the rate rises and nothing is perturbed, >= 0.
@@ -44,10 +49,11 @@ def TailSAM(
     Cost: 1 + the share of steps in the tail; one parameter-sized buffer while perturbed.
 
     Source: after arXiv 2410.10373 and arXiv 2609.17575, in which SAM in the tail of the training is all of SAM; the
-    radius that follows the rate is steppe's.
+    radius that follows the rate is steppe's. A tail and a ramp by steps: :func:`steppe.LateSAM`.
     """
     check("rho", rho, 0.0)
     check("begin", begin, 0.0, 1.0)
+    check("ramp", ramp, 0.0, 1.0)
     check_count("warmup", warmup, 0)
     peak = begin * (_peak(optimizer) if lr_max is None else lr_max)
     if not peak > 0:
@@ -55,7 +61,8 @@ def TailSAM(
             f"begin={begin!r} of the highest learning rate, lr_max={lr_max!r}, is {peak:g}; expected a number above 0: "
             "give lr_max, the highest that the rate will be, where the optimizer begins at 0"
         )
-    radius = FollowLR(rho_max=0.0, rho_min=rho, lr_max=peak)
+    whole = (1 - ramp) * peak if ramp else math.nextafter(peak, 0.0)
+    radius = FollowLR(rho_max=0.0, rho_min=rho, lr_max=peak, lr_min=whole)
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=radius), schedule=Window(warmup), **common)
 
 
@@ -68,6 +75,6 @@ ROW = Row(
     paper="after Zhou, Wang, Mao, Li, Yan, ICLR 2025, arXiv 2410.10373, and arXiv 2609.17575",
     passes="1 + share of the tail", buffers="1",
     use="a learning rate that stands and then falls, or a cosine whose end is worth a second pass",
-    good=({"lr_max": 0.2}, {}, {"begin": 0.5, "warmup": 1}),
-    bad=({"rho": -0.1}, {"begin": 0.0}, {"begin": 1.5}, {"warmup": -1}, {"lr_max": 0.0}),
+    good=({"lr_max": 0.2}, {}, {"begin": 0.5, "warmup": 1}, {"lr_max": 0.2, "ramp": 0.0}),
+    bad=({"ramp": 1.5}, {"rho": -0.1}, {"begin": 0.0}, {"begin": 1.5}, {"warmup": -1}, {"lr_max": 0.0}),
 )  # fmt: skip
