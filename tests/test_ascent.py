@@ -319,11 +319,6 @@ REFUSED = {
     "metric for direction": {"direction": Adaptive()},
     "scope": {"scope": "layer"},
     "subset": {"subset": "bias"},
-    "samples 0": {"samples": 0},
-    "samples 1.0": {"samples": 1.0},
-    "samples 1.5": {"samples": 1.5},
-    "samples true": {"samples": True},
-    "samples nan": {"samples": math.nan},
 }
 
 

@@ -107,11 +107,13 @@ def test_beta_one_is_sam_and_less_is_not() -> None:
     assert any(not torch.allclose(half[n], g) for n, g in whole.items())
 
 
-@pytest.mark.parametrize("ascent", [{"direction": steppe.Momentum()}, {"samples": 2}, {}])
-def test_it_resumes_and_composes(ascent: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("ascent", "look"), [({"direction": steppe.Momentum()}, None), ({}, steppe.Look(2)), ({}, None)]
+)
+def test_it_resumes_and_composes(ascent: dict[str, Any], look: steppe.Look | None) -> None:
     def built() -> tuple[nn.Module, Any, Any]:
         model = net()
-        return model, *make(model, ascent=steppe.Ascent(0.2, beta=0.6, **ascent), seed=5)
+        return model, *make(model, ascent=steppe.Ascent(0.2, beta=0.6, **ascent), look=look, seed=5)
 
     model, optimizer, sharp = built()
     train(model, optimizer, sharp, 4)

@@ -317,7 +317,7 @@ LOOKS: dict[str, dict[str, object]] = {
 def test_a_look_that_raises_leaves_statistics_and_generators(look: str) -> None:
     """Nobody learns of a cheaper pass by what it leaves, also when it ends in the middle."""
     model = nn.Sequential(nn.Linear(5, 7), Counted(), nn.BatchNorm1d(7), nn.Dropout(0.5), nn.Linear(7, 3)).double()
-    _, sharp = make(model, ascent=steppe.Ascent(**LOOKS[look]))  # type: ignore[arg-type]
+    _, sharp = make(model, look=steppe.Look(**LOOKS[look]))  # type: ignore[arg-type]
     before, generator, python = everything(model), torch.get_rng_state(), random.getstate()
 
     def failing(batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "more graphs than labels": (([Graph(3)] * 5, rand(4)), ValueError, "disagree .* 5 and 4"),
     "a graph": (Graph(4), TypeError, "holds a Graph, which cannot be cut into samples"),
-    "a graph beside labels": ((Graph(4), rand(3)), TypeError, "holds a Graph, .* Ascent\\(view=...\\)"),
+    "a graph beside labels": ((Graph(4), rand(3)), TypeError, "holds a Graph, .* Look\\(view=...\\)"),
     "packed sequences": ((packed(), rand(2)), TypeError, "holds a PackedSequence"),
     "a sparse tensor": ((rand(4, 4).to_sparse(), rand(4)), TypeError, "holds a sparse_coo tensor"),
     "a nested tensor": ((torch.nested.nested_tensor([rand(2), rand(3)]), rand(2)), TypeError, "holds a nested tensor"),

@@ -48,9 +48,9 @@ def by_hand(model, x=X, rho=0.3, look=None, gamma=1.0):
 def test_a_cache_of_parametrised_weights_around_a_step(way):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    more = {"samples": 2} if way in ("look", "apart") else {}
+    more = {"look": steppe.Look(2)} if way in ("look", "apart") else {}
     gamma = 0.5 if way == "apart" else 1.0
-    sharp = steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(rho=0.3, **more), combine=steppe.Mix(gamma))
+    sharp = steppe.SharpnessAware(model, optimizer, ascent=steppe.Ascent(rho=0.3), combine=steppe.Mix(gamma), **more)
     for _ in range(3):
         wanted = by_hand(model, look=X[:2] if more else None, gamma=gamma)
         with parametrize.cached():
