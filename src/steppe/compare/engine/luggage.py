@@ -101,9 +101,11 @@ def _modules() -> dict[str, bytes]:
     return found
 
 
+_LIBRARY = sysconfig.get_path("stdlib") + os.sep  # asked once: for each of some 3,000 modules it takes seconds
+
+
 def _installed(file: str) -> bool:
-    library = sysconfig.get_paths()["stdlib"]
-    return file.startswith(library + os.sep) or bool({"site-packages", "dist-packages"} & set(Path(file).parts))
+    return file.startswith(_LIBRARY) or bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 
 
 def _data(needs: tuple[str, ...]) -> dict[str, bytes]:
