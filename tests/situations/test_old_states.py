@@ -1,4 +1,4 @@
-"""States that version 0.1.0 wrote load, and go on as they did there, bit for bit."""
+"""States that version 0.1.0 wrote load, and go on as they did there: to the rounding of another processor."""
 
 from __future__ import annotations
 
@@ -21,4 +21,5 @@ def test_a_state_of_0_1_0_resumes_as_before(name: str) -> None:
             each.load_state_dict(state)
     assert built[2].step == SAVED
     assert advance(built, SAVED, TOTAL) == OLD[name]["ascended"]
-    assert all(torch.equal(v, OLD[name]["weights"][k]) for k, v in built[0].state_dict().items())
+    for key, value in built[0].state_dict().items():
+        torch.testing.assert_close(value, OLD[name]["weights"][key], rtol=0, atol=1e-12)

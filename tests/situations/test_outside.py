@@ -302,11 +302,15 @@ def test_compiled_modules_go_on_working_and_get_the_last_pass_alone() -> None:
 def test_nothing_is_kept_alive_and_no_hook_stays() -> None:
     from torch.nn.modules import module
 
+    def hooks() -> list[int]:
+        return [*module._global_forward_pre_hooks, *module._global_forward_hooks]
+
     g, d = generator(), critic()
     _, sharp = built("sam", g)
+    before = hooks()  # of methods that other tests left
     for x in draws(3):
         sharp.backward(Watched(g, d), x)
-    assert not module._global_forward_pre_hooks and not module._global_forward_hooks
+    assert hooks() == before
     gone = [weakref.ref(d), weakref.ref(d[0].weight)]
     del d
     gc.collect()
