@@ -28,7 +28,7 @@ LOOP_METHODS = ("sam", "asam", "grst", "look_sam", "gsam", "adasam")
 MORE_METHODS = (
     "layer_sam", "fsam", "wsam", "aesam", "msam", "s2_sam", "gnp", "sam_on", "look_layer_sam", "late_sam",
 )  # fmt: skip
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 10, 8  # what a wrong norm or average does shows at the first of them
 # k and p such that both kinds of step come; radii large enough that a wrong norm would show.
 SETTINGS: dict[str, dict[str, Any]] = {
     "asam": {"rho": 0.5},
@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gnp": {"rho": 0.3},
     "sam_on": {"rho": 0.5},
     "look_layer_sam": {"rho": 0.3, "k": 3, "alpha": 0.3},
-    "late_sam": {"rho": 0.3, "start": 12, "stop": 17},
+    "late_sam": {"rho": 0.3, "start": 5, "stop": 8},
 }
 GROUP_TIMEOUT = timedelta(seconds=30)
 Work = Callable[..., Any]

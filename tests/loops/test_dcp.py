@@ -21,7 +21,7 @@ import steppe
 NAMES = (*d.LOOP_METHODS, "fsam", "aesam", "msam", "s2_sam")
 RESHARDED = ("grst", "look_sam", "adasam", "fsam", "aesam")  # with memory, or draws, or state of the base
 # In the middle of LookSAM's cycles (refreshes at 0, 3, 6, 9, ...), after draws of G-RST.
-FIRST, SECOND = 7, 11
+FIRST, SECOND = 4, 8
 Built = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
 
 

@@ -211,7 +211,7 @@ def test_all_reduces_are_counted() -> None:
     assert 0 < some < steps
     assert sent["rst global"]["buckets"] == steps + some
     assert sent["rst rank"]["buckets"] == steps
-    assert sent["look_sam"]["buckets"] == steps + 7  # refreshes at 0, 3, ..., 18
+    assert sent["look_sam"]["buckets"] == steps + 4  # refreshes at 0, 3, 6, 9
 
 
 # Statistics
