@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
-from tests.compare import studies
+from tests.compare import forks, studies
 
 import steppe.compare
 from steppe._command import beats
@@ -294,25 +294,20 @@ def killing_once(folder: Path, monkeypatch) -> dict:
     return {**TINY, "seeds": 1, "model": "tests.compare.tiny:mortal_model", "quiet": True}
 
 
-@pytest.mark.slow
 def test_dask_with_one_of_two_workers_killed_makes_the_same_records(tmp_path, monkeypatch):
-    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("distributed")
     given = killing_once(tmp_path, monkeypatch)
-    cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, env={"PYTHONPATH": os.pathsep.join(sys.path)}
-    )
-    with cluster:
-        outcome = steppe.compare.run(on=f"dask:{cluster.scheduler_address}", out="there", **given)
+    with forks.dask(2) as address:
+        outcome = steppe.compare.run(on=f"dask:{address}", out="there", **given)
     assert not outcome.failed and not Path("dies").exists()
     steppe.compare.run(out="here", **given)
     assert records(tmp_path / "there") == records(tmp_path / "here") and len(records(tmp_path / "here")) == 3
 
 
-@pytest.mark.slow
 def test_jobs_of_submitit_with_one_killed_make_the_same_records(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     given = killing_once(tmp_path, monkeypatch)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr("submitit.local.local.start_controller", forks.Controller)
     outcome = steppe.compare.run(on="slurm:cluster=local", jobs=2, out="there", **given)
     assert not outcome.failed and not Path("dies").exists()
     steppe.compare.run(out="here", **given)
