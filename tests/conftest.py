@@ -20,6 +20,7 @@ gc.disable()
 
 
 pytest_addoption = costs.options
+pytest_collection_modifyitems = costs.dearest_first
 pytest_runtest_setup = pytest.hookimpl(tryfirst=True)(costs.begin)
 pytest_runtest_call = pytest.hookimpl(wrapper=True)(costs.end)
 

@@ -1,4 +1,4 @@
-"""What tests cost in processor time: listed, and limited where it is asked for.
+"""What tests cost in processor time: listed, limited where it is asked for, and the dearest files run first.
 
 No limit by default: processes that wait for each other spin, so that several ranks on a busy machine take a multiple.
 """
@@ -12,6 +12,14 @@ from typing import Any
 import pytest
 
 _BEGAN = pytest.StashKey[float]()
+DEAREST = (
+    "tests/loops/test_compile.py", "tests/test_examples.py", "tests/loops/test_faults.py", "tests/loops/test_fsdp.py",
+    "tests/loops/test_dcp.py", "tests/compare/engine/test_study.py", "tests/loops/test_kill.py",
+    "tests/compare/test_texts.py", "tests/integrations/test_lightning.py", "tests/loops/test_ddp.py",
+    "tests/finetune/test_resume.py", "tests/compare/test_rho.py", "tests/look/test_look.py",
+    "tests/compare/engine/test_search.py", "tests/finetune/test_bad_inputs.py", "tests/finetune/test_run.py",
+)  # fmt: skip
+"""Files of more than five seconds; the order of the others does not matter."""
 
 
 def spent() -> float:
@@ -29,6 +37,28 @@ def options(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="a test of more processor time fails, unless it is marked slow",
     )
+
+
+def dearest_first(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every worker begins with its share of the dearest files, so that what is left for the end is cheap.
+
+    xdist gives each worker a run of neighbours, all of the same number; who has done its own takes over from the end
+    of another's.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    files: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    dear = [files.pop(file) for file in DEAREST if file in files]
+    shares = [[item for file in dear[number::workers] for item in file] for number in range(workers)]
+    rest, left = [item for file in files.values() for item in file], len(items)
+    for number, share in enumerate(shares):
+        room = left // (workers - number)
+        left -= room
+        more = max(0, room - len(share))
+        share += rest[:more]
+        del rest[:more]
+    items[:] = [item for share in shares for item in share]
 
 
 def begin(item: pytest.Item) -> None:
