@@ -41,6 +41,7 @@ PLAIN = [
     steppe.Ascent(curves.Through(((2, 0.0), (5, 0.1))), steppe.Noise(eta=0.1), scope="none"),
     steppe.Look(view=views.Resolution(0.5), autocast=torch.bfloat16),
     steppe.Look(0.25, views.Length(0.25, "end")),
+    steppe.Look(2, chosen="hardest"),
     steppe.Sparse(),
     steppe.Always(),
     steppe.Every(5),

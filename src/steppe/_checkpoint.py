@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PARTS: dict[str, Any] = {"ascent": Ascent, "schedule": Schedule, "combine": Combine}
+_LATER = ("chosen",)
+"""Settings of the passes that 0.1.0 lacks: written only where they are set."""
 _KEYS = {"format", "step", "seed", "same_dropout", "rounding", "memory", *PARTS}
 
 
 def pack(sharp: SharpnessAware) -> dict[str, Any]:
     """The state as nested dicts. Memory is never written in place, so its tensors need no copy."""
     settings = {name: encode(getattr(sharp, name)) for name in PARTS}
-    settings["ascent"] |= {name: encode(value) for name, value in _passes(sharp).items()}
+    passes = {name: value for name, value in _passes(sharp).items() if name not in _LATER or value is not None}
+    settings["ascent"] |= {name: encode(value) for name, value in passes.items()}
     position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed}
     switches = {"same_dropout": sharp.same_dropout, "rounding": sharp.rounding}
     if sharp.select is not None:  # only then, so that files of 0.1 and those without a selection are alike

@@ -21,7 +21,7 @@ class Last:
     Attributes:
         ascended: whether it ran a second pass at perturbed weights.
         loss: of the unperturbed pass, 0-dim. perturbed_loss: of the second (of the whole batch, where that pass is on
-            chosen samples); their difference is the surrogate gap.
+            chosen samples; None, where that is not known: K-SAM); their difference is the surrogate gap.
         perturbation_norm: ||eps||, with ``measure=True``. displacement: the norm of what the weights moved, which
             rounding makes smaller in few bits.
     """

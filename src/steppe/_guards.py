@@ -68,12 +68,12 @@ class Replay:
         self.also: list[Any] = []  # states of modules outside the model
 
     @untraced
-    def again(self) -> None:
-        """Begin the second pass."""
+    def again(self, once: bool = True) -> None:
+        """Begin the second pass; ``once``: there will be no third."""
         self._after, start = self._before.now(), self._start
         if start is not None:
             start.look()
-        self._left, self._start = self._watch.now(), None
+        self._left, self._start = self._watch.now(), None if once else start
         if start is not None:
             start.back()
         for module in self.also:

@@ -1,4 +1,4 @@
-"""The second pass on the samples whose loss rose most: losses per sample, their rise, and a batch of the chosen."""
+"""Passes on the hardest samples, whose loss is highest or rose most: losses per sample, and a batch of the chosen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 from steppe._batch import Work, batch_size, checked, chosen_samples, share_of
+from steppe.views import Look
+
+
+def by_loss(look: Look | None) -> bool:
+    """Whether a look chooses its samples by their losses."""
+    return look is not None and look.chosen is not None
+
+
+def per_sample(look: Look | None, hardest: float | None) -> bool:
+    """Whether the loss function must return one loss per sample."""
+    return hardest is not None or by_loss(look)
 
 
 @dataclass
@@ -24,7 +35,7 @@ class PerSample(Work):
         """Refuse a closure alone."""
         if not all(self.batches):
             raise TypeError(
-                "the second pass is on the samples whose loss rose most (hardest=...), but backward() was given a "
+                "a pass is on the hardest samples (hardest=..., or a look at them), but backward() was given a "
                 "closure; expected backward(loss_of, batch), so that samples can be taken out of the batch"
             )
 
@@ -38,7 +49,6 @@ class PerSample(Work):
         self.losses.append(losses.detach().clone())  # a CUDA graph may write its output again
         return checked(losses.mean())
 
-    @torch.no_grad()
     def hardest(self, share: float, falls: bool = False) -> tuple[PerSample, Tensor]:
         """The samples of each batch whose loss rose most since :meth:`run`, and the whole loss at the present weights.
 
@@ -46,19 +56,23 @@ class PerSample(Work):
 
         One forward pass without a graph. The choice is made on the losses' device, and nobody waits for it.
         """
-        chosen: list[tuple[Any]] = []
-        means: list[Tensor] = []
-        for (batch,), before in zip(self.batches, self.losses, strict=True):
-            now = _one_each(self.loss_of(batch), batch)
-            means.append(now.mean())
-            chosen.append((_risen_most(batch, before - now if falls else now - before, share),))
+        losses, whole = self.seen()
+        rises = [now - before for now, before in zip(losses, self.losses, strict=True)]
+        return self.taken(rises, share, falls), whole
+
+    @torch.no_grad()
+    def seen(self) -> tuple[list[Tensor], Tensor]:
+        """The losses of each batch at the present weights, by a forward pass without a graph, and that of the whole."""
+        # Copies: a CUDA graph may write its output again.
+        losses = [_one_each(self.loss_of(*batch), *batch).clone() for batch in self.batches]
         torch.clear_autocast_cache()  # casts made without a graph would cut the next pass off from its weights
-        return replace(self, batches=tuple(chosen), losses=[]), torch.stack(means).sum()
+        return losses, torch.stack([each.mean() for each in losses]).sum()
 
-
-def _risen_most(batch: Any, rise: Tensor, share: float) -> Any:
-    rows = rise.topk(share_of(share, len(rise))).indices.sort().values  # in the batch's own order
-    return chosen_samples(batch, rows)
+    def taken(self, marks: list[Tensor], samples: int | float, falls: bool = False) -> PerSample:
+        """The samples of each batch with the highest marks (``falls``: the lowest), in the batch's own order."""
+        rows = [(-m if falls else m).topk(share_of(samples, len(m))).indices.sort().values for m in marks]
+        batches = tuple((chosen_samples(*b, r),) for b, r in zip(self.batches, rows, strict=True))
+        return replace(self, batches=batches, losses=[])
 
 
 def _one_each(losses: Any, batch: Any) -> Tensor:

@@ -139,7 +139,7 @@ class Making:
         foreseen = present.foreseen() if ahead and ascends is not False else {}
         seen = clean = None
         if ascends is not False and look is not None:
-            seen = self.passes.look(look)
+            seen = self.passes.look(look, stays=ascends is True and not needs_clean)
         elif ascends is not True or not foreseen or needs_clean:
             seen = clean = self.passes.first(work, ascends)
         if seen is not None:
@@ -147,6 +147,8 @@ class Making:
             decided = present.decide(draft, seen.grads, seen.scale)
             ascends = decided and present.moves(foreseen if ahead else seen.grads)
         if clean is None and (needs_clean or not ascends):
+            if seen is not None and seen.start is not None:
+                seen.start.again()  # as if the look had not been
             clean = self.passes.first(work, ascends)
         if not ascends:
             assert clean is not None
@@ -154,9 +156,9 @@ class Making:
             return Last(False, clean.loss)
         kept = clean.grads if clean is not None and needs_clean else {}
         direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
-        start = None if clean is None else clean.start
+        start = (clean or seen) and (clean or seen).start  # type: ignore[union-attr]
         with self.climb.there(direction, kept, scale, start, draft) as there, in_our_words(perturbed=True):
-            loss = self.passes.second(work, again=clean is not None)
+            loss = self.passes.second(work, again=start is not None)
         length, displacement = there.length, there.displacement
         del there  # and with it the saved weights, before the combination needs its room
         self._finish(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -15,7 +15,7 @@ from steppe._batch import Work
 from steppe._compiled import untraced
 from steppe._gradients import Gradients
 from steppe._guards import Replay, forget_derived
-from steppe._hardest import PerSample
+from steppe._hardest import PerSample, by_loss
 from steppe._lookout import Lookout
 from steppe._outside import Held, Outside
 from steppe._parameters import bare
@@ -57,6 +57,7 @@ class Passes:
         self.scale: Scale = 1.0
         self.watch = Watch(self.roots, self.moved, self.sharded)
         self._silent: set[str] = set()
+        self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
         self.outside = Outside(model, gradients, self.moved)
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
@@ -75,10 +76,20 @@ class Passes:
         self.scale = work.scale
         return Pass(loss, grads, work.scale, start)
 
-    def look(self, work: Work) -> Pass:
-        """A pass that only looks for the direction, and leaves no trace."""
+    def look(self, work: Work, stays: bool = False) -> Pass:
+        """A pass that only looks for the direction, and leaves no trace.
+
+        ``stays``: where its samples are chosen by their losses, the forward pass that finds those is the only one over
+        the whole batch at w, and what it leaves stays.
+        """
+        if by_loss(self._present.now.look):
+            return self._look_at_the_hardest(work, stays)
+        with self.no_trace():
+            return self._glance(work)
+
+    def _glance(self, work: Work) -> Pass:
         enough = enough_samples(f"a look at samples={getattr(self._present.now.look, 'samples', None)!r}")
-        with self.no_trace(), self.outside.first() as joined:
+        with self.outside.first() as joined:
             try:
                 with self._lookout.one_pass(), self._averaging.first_pass(), enough:
                     loss = work.run()
@@ -90,8 +101,31 @@ class Passes:
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
 
-    def second(self, work: Work, again: bool) -> Tensor:
-        """The batch at w + eps, or the samples whose loss rose most; the loss of all of it there.
+    def _look_at_the_hardest(self, work: Work, stays: bool) -> Pass:
+        with nullcontext() if stays else self.no_trace():
+            start = (self.take_mark() if stays else None) or self.replay()
+            with self.outside.first() as joined:
+                few, whole = self._hardest(work)
+            start.also += joined
+            forget_derived()
+            start.again(once=False)
+            try:
+                found = self._glance(few)
+            finally:
+                start.done()
+                forget_derived()
+        return replace(found, loss=whole, start=start if stays else None)
+
+    def _hardest(self, work: Work) -> tuple[Work, Tensor]:
+        """The samples of the highest loss, and the loss of all; every one's is noted for the pass at w + eps."""
+        look, falls = self._present.now.look, self._gradients.parameters.optimizers.climbing()[0]
+        assert isinstance(work, PerSample) and look is not None and look.samples is not None
+        self._losses, whole = work.seen()
+        few = work.taken(self._losses, look.samples, falls)
+        return few if look.view is None else few.first(None, look.view), whole
+
+    def second(self, work: Work, again: bool) -> Tensor | None:
+        """The batch at w + eps, or the hardest samples; the loss of all of it there, None where that is not known.
 
         ``again``: state has moved in a pass over the batch before.
         """
@@ -102,11 +136,18 @@ class Passes:
                 if not again:
                     self._refuse_nothing(self._gradients.anywhere())
                 return loss
-            with self.no_trace():
-                rest, whole = work.hardest(share, falls=self._gradients.parameters.optimizers.climbing()[0])
+            rest, whole = self._second_of(work, share)
             with enough_samples(f"hardest={share!r}"):
                 self.plain(rest)
             return whole
+
+    def _second_of(self, work: PerSample, share: float) -> tuple[PerSample, Tensor | None]:
+        falls = self._gradients.parameters.optimizers.climbing()[0]
+        if by_loss(self._present.now.look):
+            losses, self._losses = self._losses, []
+            return work.taken(losses, share, falls), None
+        with self.no_trace():
+            return work.hardest(share, falls)
 
     def plain(self, work: Work) -> Tensor:
         """A pass that leaves its gradients where they are."""
@@ -118,7 +159,7 @@ class Passes:
         look = self._present.now.look
         if look is None:
             return None
-        if look.samples is not None or look.view is not None:
+        if (look.samples is not None or look.view is not None) and not by_loss(look):
             work = work.first(look.samples, look.view)
         if look.autocast is None:
             return work
@@ -191,7 +232,7 @@ class Passes:
 
     def __getstate__(self) -> dict[str, Any]:
         """A mark is of these very generators."""
-        return vars(self) | {"mark": None}
+        return vars(self) | {"mark": None, "_losses": []}
 
     @untraced
     def _here(self) -> tuple[Randomness, State, list[Held]]:

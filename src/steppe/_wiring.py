@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
+from steppe._hardest import by_loss
 from steppe._optimizers import Optimizers
 from steppe._parts import Part, check
 from steppe._rates import check_rates
@@ -127,15 +128,15 @@ def check_passes(direction: Direction, look: Look | None, hardest: float | None)
     check("hardest", hardest, 0.0, 1.0)
     if hardest == 0:
         raise ValueError("hardest=0 was given; expected a share above 0 of the samples, or None")
-    if look is not None or direction.ahead:
+    if (look is not None and not by_loss(look)) or direction.ahead:
         raise ValueError(
-            f"hardest={hardest!r} was given with look={look!r} and {direction!r}; expected no look and a direction "
-            "that has a pass over the whole batch, which the samples' losses rise from"
+            f"hardest={hardest!r} was given with look={look!r} and {direction!r}; expected no look, or one with "
+            "chosen='hardest', and a direction that has a pass, which knows the losses of all samples"
         )
 
 
-def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine, hardest: float | None) -> None:
-    """Refuse optimizers that cannot serve the parts of a method."""
+def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine, by_sample: bool) -> None:
+    """Refuse optimizers that cannot serve the parts of a method; ``by_sample``: a pass is on the hardest samples."""
     for stepper in optimizers.steppers:
         ascent.direction.check(stepper.optimizer)
     if combine.corrects:
@@ -143,10 +144,10 @@ def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine, h
     if isinstance(ascent.rho, FollowLR):
         check_rates(optimizers, f"the radius of {ascent.rho!r}")
     climbing = optimizers.climbing()
-    if hardest is not None and any(climbing) and not all(climbing):
+    if by_sample and any(climbing) and not all(climbing):
         raise ValueError(
-            f"hardest={hardest!r} was given with maximize=True in some groups and not in others, so that no "
-            "sample is the hardest for all; expected the same in every group"
+            "a pass on the hardest samples was asked for with maximize=True in some groups and not in others, so that "
+            "no sample is the hardest for all; expected the same in every group"
         )
 
 

@@ -14,7 +14,7 @@ from steppe._checkpoint import pack, unpack
 from steppe._doors import perturbed_message
 from steppe._draft import Draft, Last
 from steppe._guards import BACKUPS
-from steppe._hardest import PerSample
+from steppe._hardest import PerSample, per_sample
 from steppe._making import Making
 from steppe._optimizers import Given
 from steppe._parameters import Parameters, without_sync
@@ -64,6 +64,7 @@ class SharpnessAware:
             per sample, and ``backward`` needs ``(loss_of, batch)``: its parts are taken apart on the losses' device. A
             forward pass at w + eps without a graph finds the rise, with the first pass's dropout masks; the chosen
             draw their own. Cost 1 + 1/3 + hardest passes instead of 2. 1: all samples, without that forward pass.
+            With ``look=Look(samples, chosen="hardest")`` they are those of the highest loss at w, which it knows.
         select: which parameters a step is about (:class:`steppe.Sparse`): in both passes the others require no
             gradient, their ``.grad`` is None, and so no optimizer moves them. Every parameter by default.
         seed: random decisions are a function of (seed, step) alone.
@@ -135,7 +136,7 @@ class SharpnessAware:
         self._parameters = Parameters(model, self._optimizers, self.ascent.subset)
         self._selection = Selection(select, self._parameters)
         self._selection.check(model, self.ascent, self.averaging)
-        check_optimizers(self._optimizers, self.ascent, self.combine, hardest)
+        check_optimizers(self._optimizers, self.ascent, self.combine, per_sample(look, hardest))
         self._making = Making(model, self._parameters, self._selection, self.averaging)
         self._look_again()
         self._steps = Steps(self, self._optimizers)
@@ -156,7 +157,7 @@ class SharpnessAware:
 
         Args:
             closure: computes the scalar loss; called once per pass, with the batch if one is given. Where
-                ``hardest`` is set: one loss per sample, a tensor of the batch's length, whose mean is the loss.
+                samples are chosen by it: one loss per sample, a tensor of the batch's length, whose mean is the loss.
             batch: handed to ``closure``; needed where ``look`` or ``hardest`` makes it smaller (with ``look``, the
                 returned loss is the smaller one's unless ``combine`` needs the clean gradient).
             micro_batches: the batch in pieces. The result is the exact gradient of the SUM of their losses, one
@@ -172,7 +173,7 @@ class SharpnessAware:
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._begin("start another backward")
-        kind = Work if self.hardest is None else PerSample
+        kind = PerSample if per_sample(self.look, self.hardest) else Work
         loss_of = self._making.passes.outside.watched(self._selection.rooted(closure))
         work = kind.of(loss_of, batch, micro_batches, backward, without_sync(self.model))
         self.last = self._making.backward(closure, work, self._steps.begin)
@@ -313,9 +314,9 @@ class SharpnessAware:
     @property
     def needs(self) -> Needs:
         """What it needs of a host whose loop is not the user's own."""
-        look, per_sample = self.look is not None, self.hardest is not None
+        look, each = self.look is not None, per_sample(self.look, self.hardest)
         ahead, parts = self.ascent.direction.ahead, self.select is not None
-        return Needs(passes=True, look=look, ahead=ahead, per_sample=per_sample, parts=parts)
+        return Needs(passes=True, look=look, ahead=ahead, per_sample=each, parts=parts)
 
     @property
     def looking(self) -> bool:

@@ -106,7 +106,7 @@ def checked(made: Any, what: str, host: str) -> Any:
         )
     if made.needs.per_sample:
         raise ValueError(
-            f"{what} a method that needs one loss per sample (hardest, ESAM), and {host} has the mean loss only; "
-            "expected a method without it: write a loop of your own with sharp.backward(loss_of, batch)"
+            f"{what} a method that needs one loss per sample (hardest, ESAM, K-SAM), and {host} has the mean loss "
+            "only; expected a method without it: write a loop of your own with sharp.backward(loss_of, batch)"
         )
     return made

@@ -27,6 +27,10 @@ class Look(Part):
         view: of a cheaper view of the batch, or of its samples: :class:`Resolution` (smaller images), :class:`Length`
             (shorter sequences), or any function from a batch to a batch.
         autocast: ``torch.bfloat16`` or ``torch.float16``: under autocast of the weights' device.
+        chosen: which ``samples``: None the first, ``"hardest"`` those of the highest loss at w (K-SAM, arXiv
+            2210.12864). ``loss_of`` must then return one loss per sample; a forward pass without a graph finds them,
+            another third of a pass, with the dropout masks of the pass over the batch. ``backward`` returns its loss,
+            and the running statistics that stay are those that it left.
 
     A combination that needs g costs one pass more. With one that does not, the loss that ``backward`` returns is the
     look's, and running statistics move in the pass at w + eps.
@@ -38,10 +42,15 @@ class Look(Part):
     samples: int | float | None = None
     view: Callable[[Any], Any] | None = None
     autocast: torch.dtype | None = None
+    chosen: str | None = None
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
         _check_samples(self.samples)
+        if self.chosen is not None:
+            check_choice("chosen", self.chosen, ("hardest",))
+            if self.samples is None:
+                raise ValueError(f"chosen={self.chosen!r} was given without samples; expected how many are chosen")
         if self.view is not None and not callable(self.view):
             raise TypeError(
                 f"view={self.view!r} was given; expected a function from a batch to a cheaper one, such as "

@@ -15,7 +15,7 @@ from steppe.diagnostics import AtRadius, Trial
 from steppe.diagnostics.rho import _linear, _verdict
 from steppe.methods import METHODS
 
-WITH_RADIUS = [name for name, row in METHODS.items() if not row.lora and row.optimizer is None and name != "esam"]
+WITH_RADIUS = [name for name, row in METHODS.items() if not row.lora and row.optimizer is None and not row.per_sample]
 
 
 def find(model, optimizer, method="sam", **options):

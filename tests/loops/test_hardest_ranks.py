@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,35 +13,39 @@ from torch import Tensor, nn
 import steppe
 
 KINDS = ("DDP", "FSDP2")
+RECIPES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "esam": (steppe.ESAM, {"beta": 1.0, "gamma": 0.5}), "k_sam": (steppe.KSAM, {"samples": 0.25})
+}  # fmt: skip
 
 
 def losses_of(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
-def chooser(model: nn.Module) -> tuple[torch.optim.Optimizer, steppe.SharpnessAware]:
+def chooser(name: str, model: nn.Module) -> tuple[torch.optim.Optimizer, steppe.SharpnessAware]:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
-    return optimizer, steppe.ESAM(model, optimizer, rho=0.3, beta=1.0, gamma=0.5)
+    recipe, settings = RECIPES[name]
+    return optimizer, recipe(model, optimizer, rho=0.3, **settings)
 
 
 def trained() -> dict[str, Tensor]:
     """The weights after all steps, under each kind of parallel model."""
     found = {}
-    for kind in KINDS:
+    for kind, name in itertools.product(KINDS, RECIPES):
         model = d.wrap(kind, d.network())
-        optimizer, sharp = chooser(model)
+        optimizer, sharp = chooser(name, model)
         for batch in d.batches():
             sharp.backward(lambda b, m=model: losses_of(m, b), batch)
             optimizer.step()
             optimizer.zero_grad()
-        found[kind] = d.weights(model)
+        found[kind + name] = d.weights(model)
     return found
 
 
-def by_one_process(ranks: int) -> Tensor:
+def by_one_process(name: str, ranks: int) -> Tensor:
     """The same, with every rank's share as a micro-batch, which chooses within itself."""
     model = d.network()
-    optimizer, sharp = chooser(model)
+    optimizer, sharp = chooser(name, model)
     for x, y in d.batches():
         parts = list(zip(x.chunk(ranks), y.chunk(ranks), strict=True))
         sharp.backward(lambda b: losses_of(model, b) / ranks, micro_batches=parts)
@@ -55,7 +60,9 @@ def ranks() -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_are_one_process_with_two_micro_batches(kind: str, ranks: list[dict[str, Tensor]]) -> None:
-    assert torch.equal(ranks[0][kind], ranks[1][kind])
-    assert (ranks[0][kind] - by_one_process(2)).abs().max() <= 1e-6
-    assert (by_one_process(2) - by_one_process(1)).abs().max() > 1e-4, "a choice over the whole batch is another one"
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_ranks_are_one_process_with_two_micro_batches(kind: str, name: str, ranks: list[dict[str, Tensor]]) -> None:
+    assert torch.equal(ranks[0][kind + name], ranks[1][kind + name])
+    parts, whole = by_one_process(name, 2), by_one_process(name, 1)
+    assert (ranks[0][kind + name] - parts).abs().max() <= 1e-6
+    assert (parts - whole).abs().max() > 1e-4, "a choice over the whole batch is another one"

@@ -206,6 +206,15 @@ def esam(grad, w, t, memory, rho, beta=0.6, gamma=0.5, seed=0):
     return grad(above, sorted(rise, key=rise.get)[-count:])
 
 
+def k_sam(grad, w, t, memory, rho, samples=0.25, descent=0.5):
+    rows = list(grad.rows)
+    hardest = sorted(rows, key=lambda row: grad.loss(w, row))
+    a = samples if isinstance(samples, int) else math.floor(samples * len(rows) + 0.5)
+    d = len(rows) if descent is None else math.floor(descent * len(rows) + 0.5)
+    eps = spherical(w, grad(w, hardest[-a:]), at(rho, t))
+    return grad(plus(w, eps), hardest[-d:])
+
+
 def compose(
     grad, w, t, memory, rho, p, k, eta=None, scope="trust", alpha=0.7, push="paper", gamma=1.0, seed=0
 ):
@@ -243,4 +252,5 @@ METHODS = {
     "rwp": rwp,
     "arwp": arwp,
     "esam": esam,
+    "k_sam": k_sam,
 }

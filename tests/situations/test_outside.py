@@ -97,6 +97,8 @@ def test_a_discriminator_gets_the_last_pass_alone_and_moves_once(name: str) -> N
         for param, wanted in zip(outside(loss), loss.by_hand(-1)[0], strict=True):
             torch.testing.assert_close(param.grad, wanted, **TIGHT)
             param.grad = None
+        if name == "k_sam":  # what stays is of the pass that found the hardest: without a graph, over all samples
+            loss.passes[0] = (*loss.passes[0][:2], x)
         torch.testing.assert_close(buffers(d), loss.by_hand(0)[1], **TIGHT)
         assert all(torch.equal(a[1][k], loss.passes[0][1][k]) for a in loss.passes for k in a[1])
         optimizer.step()

@@ -25,8 +25,8 @@ def SAM(
         optimizer: any base optimizer; with AdamW this is what many tables call "AdaSAM" (see :func:`steppe.AdaSAM`).
         rho: rho, Euclidean radius over all perturbed parameters; 0.05 in the paper, 0.01 to 0.2 usual, >= 0.
         samples: ascend on the first ``samples`` of each batch only (cost 1 + samples/batch); None is the paper. A
-            quarter of the batch is Bahri et al.'s (ACL 2022, arXiv 2110.08529, who credit Brock et al. 2021); K-SAM
-            (arXiv 2210.12864) chooses the samples by their loss.
+            quarter of the batch is Bahri et al.'s (ACL 2022, arXiv 2110.08529, who credit Brock et al. 2021);
+            :func:`steppe.KSAM` chooses the samples by their loss.
         common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed, none between steps.
