@@ -56,8 +56,8 @@ FLOORS = (
 )  # fmt: skip
 """Rooms of the package from the ground up; the first is the core: whatever has no name here."""
 
-COMMANDS = ("compare", "finetune", "evaluate", "bench")
-"""They stand beside each other."""
+COMMANDS = ("compare", "finetune", "evaluate")
+"""They stand beside each other; bench and look, above them, take the tasks of compare."""
 
 
 def room(module: str) -> str:
@@ -98,7 +98,7 @@ def test_imports_go_down_only() -> None:
     [
         ("steppe.gradient", "steppe._command.files"), ("steppe._command.pool", "steppe.text.rows"),
         ("steppe.text.rows", "steppe.compare.data.tasks"), ("steppe.compare.report.page", "steppe.compare.engine.run"),
-        ("steppe.finetune.run", "steppe.compare.engine.run"), ("steppe.bench.measure", "steppe.finetune.spec"),
+        ("steppe.finetune.run", "steppe.compare.engine.run"), ("steppe.compare.rho", "steppe.bench.measure"),
         ("steppe.compare.data.tasks", "steppe.compare.rho"), ("steppe.evaluate.run", "steppe.cli.main"),
     ],
 )  # fmt: skip

@@ -1,8 +1,11 @@
 import json
 
 import pytest
+import torch
+from torch.nn import functional as F  # noqa: N812
 
 from steppe._command.choices import parse
+from steppe.bench import tasked
 from steppe.bench.subject import Subject
 from steppe.cli import main
 from steppe.optim import AMSGrad
@@ -26,9 +29,29 @@ def test_json_on_stdout_is_what_the_file_holds(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
 
 
+def test_a_task_s_own_network_batch_and_loss_are_measured(tmp_path, capsys):
+    place, out = tmp_path / "cells.csv", tmp_path / "figures.json"
+    place.write_text("size,price\n" + "".join(f"{n},{n % 7 + n / 50}\n" for n in range(60)))
+    words = ["bench", "--task", f"table:{place}", "--target", "price", "--methods", "sam", "--steps", "2"]
+    assert main([*words, "--out", str(out)]) == 0
+    subject = json.loads(out.read_text())["subject"]
+    assert {**subject, "task": f"table:{place}", "target": "price", "model": "mlp", "batch_size": 32} == subject
+    assert f"mlp on table:{place}," in capsys.readouterr().out.replace("\n", "")
+    same = tasked.chosen({"task": f"table:{place}", "target": "price"})
+    job, again = same.make(), same.make()
+    x, y = job.batch
+    assert len(x) == 32 and torch.equal(x, again.batch[0])
+    torch.testing.assert_close(job.loss_of(job.model, job.batch), F.mse_loss(job.model(x).view_as(y), y))
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        ("--horizon 3", "--horizon is for --task, which is not given; leave it out"),
+        ("--task digits-few --shape 3,8,8", "--shape is for --model without a task"),
+        ("--task digits-few --batch-size 900", "batch_size is 900 and digits-few has 200 training examples"),
+        ("--task digit-few", "unknown task 'digit-few'; did you mean 'digits-few'?"),
+        ("--task digits-few --dtype int8", "dtype must be one of float32"),
         ("--model cn", "did you mean 'cnn'?"),
         ("--methods sma", "did you mean 'sam'?"),
         ("--methods sam,esam", "needs a loss for each example, and the benchmark has their mean only"),

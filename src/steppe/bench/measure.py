@@ -22,6 +22,7 @@ from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
 from steppe.bench.contender import OPTIMIZERS, Contender, base, ours
 from steppe.bench.subject import Job, Subject, check_counts
+from steppe.bench.tasked import Tasked
 
 SCHEMA = 1
 MEMORY_STEPS = 3
@@ -65,7 +66,7 @@ def makers(choices: Sequence[Choice], optimizer: str) -> dict[str, Maker]:
 
 
 def measure(
-    subject: Subject, contenders: Mapping[str, Maker], settings: Settings, tell: Tell = lambda share: None
+    subject: Subject | Tasked, contenders: Mapping[str, Maker], settings: Settings, tell: Tell = lambda share: None
 ) -> dict[str, Any]:
     """The record of a benchmark, ready for JSON.
 
@@ -88,7 +89,7 @@ def measure(
         torch.set_num_threads(threads)
 
 
-def _measured(subject: Subject, every: Mapping[str, Maker], settings: Settings, tell: Tell) -> dict[str, Any]:
+def _measured(subject: Subject | Tasked, every: Mapping[str, Maker], settings: Settings, tell: Tell) -> dict[str, Any]:
     jobs = {name: subject.make() for name in every}
     made = {name: maker(jobs[name]) for name, maker in every.items()}
     clocks, turns = _timed(subject.device, list(made.values()), jobs["base"].batch, settings, tell)
@@ -100,7 +101,7 @@ def _measured(subject: Subject, every: Mapping[str, Maker], settings: Settings, 
     if settings.memory:
         _add_memory(rows, subject, every, sizes["trained_bytes"])
     return {
-        "schema": SCHEMA, "subject": asdict(subject) | {"shape": list(subject.shape)} | sizes,
+        "schema": SCHEMA, "subject": subject.as_dict() | sizes,
         "settings": asdict(settings) | {"turns": turns},
         "provenance": provenance(subject.device, settings.threads) | load, "base": rows.pop("base"), "methods": rows,
     }  # fmt: skip
@@ -158,7 +159,7 @@ def _kind(ratios: list[float]) -> dict[str, float]:
     return {"steps": len(ratios)} | ({"time_ratio": median(ratios)} if ratios else {})
 
 
-def _add_memory(rows: dict[str, Any], subject: Subject, every: Mapping[str, Maker], unit: int) -> None:
+def _add_memory(rows: dict[str, Any], subject: Subject | Tasked, every: Mapping[str, Maker], unit: int) -> None:
     for name, maker in every.items():
         gc.collect()  # what lies about now must not be released while a peak is measured
         job = subject.make()

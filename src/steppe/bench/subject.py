@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import torch
@@ -65,6 +65,15 @@ class Subject:
             raise ValueError(f"shape must be whole numbers of at least 1 such as 3,32,32, got {self.shape!r}")
         object.__setattr__(self, "device", usable_device(self.device))
 
+    @property
+    def name(self) -> str:
+        """What is trained, for the name of a file."""
+        return self.model
+
+    def as_dict(self) -> dict[str, Any]:
+        """Settings for the record."""
+        return asdict(self) | {"shape": list(self.shape)}
+
     def make(self) -> Job:
         """The same weights and the same batch at every call; the global generator is left as it was.
 
@@ -75,7 +84,7 @@ class Subject:
             torch.manual_seed(0)
             job = self._job()
         model = job.model.to(self.device, DTYPES[self.dtype]).train()
-        return Job(model, _moved(job.batch, self.device, DTYPES[self.dtype]), job.loss_of)
+        return Job(model, moved(job.batch, self.device, DTYPES[self.dtype]), job.loss_of)
 
     def _job(self) -> Job:
         if self.model.startswith(HF):
@@ -124,11 +133,12 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-def _moved(batch: Any, device: str, dtype: torch.dtype) -> Any:
+def moved(batch: Any, device: str, dtype: torch.dtype) -> Any:
+    """A batch on a device, what is floating in it of one dtype."""
     if isinstance(batch, Tensor):
         return batch.to(device, dtype) if batch.is_floating_point() else batch.to(device)
     if isinstance(batch, dict):
-        return {key: _moved(value, device, dtype) for key, value in batch.items()}
+        return {key: moved(value, device, dtype) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return type(batch)(_moved(value, device, dtype) for value in batch)
+        return type(batch)(moved(value, device, dtype) for value in batch)
     return batch

@@ -23,8 +23,9 @@ def title(record: dict[str, Any]) -> str:
     """What was measured, in one line."""
     subject, about = record["subject"], record["provenance"]
     base = record["base"]["step_ms"]["median"]
+    model = f"{subject['model']} on {subject['task']}" if "task" in subject else subject["model"]
     return (
-        f"{subject['model']}, {subject['trained'] / 1e6:.3g} M trained parameters, batch {subject['batch_size']}, "
+        f"{model}, {subject['trained'] / 1e6:.3g} M trained parameters, batch {subject['batch_size']}, "
         f"{subject['dtype']}, {about['device']}, {about['threads']} thread(s): base {base:.4g} ms a step, "
         f"{record['settings']['turns']} turns"
     )
