@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from steppe._sync import Averaging
 
 P = TypeVar("P", bound=Part)
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 def part_or_default(name: str, value: P | None, kind: type[P], default: Callable[[], P]) -> P:
@@ -93,17 +96,30 @@ _SETTINGS = (
 )  # fmt: skip
 
 
-def refuse_unknown(settings: Mapping[str, Any]) -> None:
+def refuse_unknown(settings: Mapping[str, Any], known: Sequence[str] = _SETTINGS) -> None:
     """Refuse a setting that nobody has, in the user's words; the recipes hand on what they do not know themselves."""
     for name in settings:
-        near = difflib.get_close_matches(name, _SETTINGS, n=1)
-        if name in _LOOKS:
+        near = difflib.get_close_matches(name, known, n=1)
+        if name in _LOOKS and "look" in known:
             hint = f"it is one of a look: look=steppe.Look({name}={settings[name]!r})"
         elif name in ("lr", "momentum", "weight_decay", "betas"):
             hint = "it belongs to the optimizer, which is built before: torch.optim.SGD(model.parameters(), lr=0.1)"
         else:
-            hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(_SETTINGS[:12])}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(known[:12])}"
         raise TypeError(f"{name}={settings[name]!r} was given, which is no setting of this method; {hint}")
+
+
+def refusing_unknown(made: Made) -> Made:
+    """What is made from these settings alone and hands none on: others are refused in the same words."""
+    named = inspect.signature(made).parameters
+    known = [name for name, each in named.items() if each.kind is each.KEYWORD_ONLY]
+
+    @functools.wraps(made)
+    def checked(*args: Any, **settings: Any) -> Any:
+        refuse_unknown({name: each for name, each in settings.items() if name not in named}, known)
+        return made(*args, **settings)
+
+    return checked  # type: ignore[return-value]
 
 
 def _refuse_second_order(optimizers: Optimizers) -> None:

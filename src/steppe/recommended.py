@@ -50,6 +50,6 @@ def recommended(
 
     Source: RST (arXiv 2203.09962) with the ascent of m-sharpness (arXiv 2010.01412); the combination is steppe's.
     """
-    if samples is None:
+    if samples is None and isinstance(model, nn.Module):  # what is none is refused below
         samples = 4 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 1
     return RST(model, optimizer, rho=rho, p=p, samples=samples, **common)

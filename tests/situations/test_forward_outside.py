@@ -229,6 +229,16 @@ def test_settings_that_nobody_has() -> None:
         steppe.LookSAM(model, optimizer, lr=0.1)
 
 
+@pytest.mark.parametrize("method", [steppe.BAR, steppe.methods.NBAR, steppe.FlatLoRA, steppe.BiLoRA])
+def test_settings_that_a_method_of_lora_has_not(method: Callable[..., Any]) -> None:
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="sed=1 was given, which is no setting of this method; did you mean 'seed'?"):
+        method(model, optimizer, sed=1)
+    with pytest.raises(TypeError, match="samples=4 was given, .* known here are "):
+        method(model, optimizer, samples=4)
+
+
 def test_the_old_libraries_way_to_build() -> None:
     model = net()
     with pytest.raises(TypeError, match="not its parameters.* and an optimizer that is already built"):
@@ -236,3 +246,5 @@ def test_the_old_libraries_way_to_build() -> None:
     for maker in (torch.optim.SGD, functools.partial(torch.optim.SGD, lr=0.1)):
         with pytest.raises(TypeError, match="which makes one; expected a torch.optim.Optimizer that is already built"):
             steppe.SAM(model, maker, lr=0.1)
+    with pytest.raises(TypeError, match="not its parameters"):
+        steppe.recommended(model.parameters(), torch.optim.SGD)

@@ -17,6 +17,7 @@ from steppe._rates import check_rates
 from steppe._rounding import ROUNDINGS
 from steppe._steps import listeners
 from steppe._sync import refuse_uneven
+from steppe._wiring import refusing_unknown
 from steppe.curves import Cosine, Linear
 from steppe.lora._move import Bundle, bundles
 from steppe.lora._one_pass import OnePass
@@ -87,6 +88,7 @@ class BAR(OnePass):
     seed: int
     rounding: str
 
+    @refusing_unknown
     def __init__(
         self,
         model: nn.Module,

@@ -20,6 +20,7 @@ from steppe._parts import check, check_choice, check_count
 from steppe._rates import check_rates
 from steppe._rounding import generator
 from steppe._sync import average_all
+from steppe._wiring import refusing_unknown
 from steppe.lora._in_forward import InForward
 from steppe.lora._layers import Layer, active
 
@@ -79,6 +80,7 @@ class BiLoRA(InForward):
     rule: str
     seed: int
 
+    @refusing_unknown
     def __init__(
         self,
         model: nn.Module,

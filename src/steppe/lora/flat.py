@@ -14,6 +14,7 @@ from steppe._length import check_length
 from steppe._optimizers import Given
 from steppe._parts import check, check_choice
 from steppe._rounding import generator
+from steppe._wiring import refusing_unknown
 from steppe.curves import Cosine
 from steppe.lora._in_forward import InForward
 from steppe.lora._layers import Layer
@@ -67,6 +68,7 @@ class FlatLoRA(InForward):
     schedule: str
     seed: int
 
+    @refusing_unknown
     def __init__(
         self,
         model: nn.Module,

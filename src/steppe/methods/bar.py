@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
+from steppe._wiring import refusing_unknown
 from steppe.lora.bar import BAR
 from steppe.methods._row import Row
 
 
+@refusing_unknown
 def NBAR(
     model: nn.Module,
     optimizer: Given,
@@ -43,6 +45,7 @@ def NBAR(
     return BAR(model, optimizer, rule="nbar", mu=mu, schedule=schedule, total_steps=total_steps, pairs=pairs, seed=seed)
 
 
+@refusing_unknown
 def OBAR(
     model: nn.Module,
     optimizer: Given,
