@@ -62,7 +62,10 @@ _SIGMA = (0.05, 0.1, 0.15, 0.2, 0.02, 0.5)
 """The most usual values first: a grid of n takes n of them, so that every method has as many tuning runs."""
 
 
-SPELLED = {"text_column": ("--text-column", "--text"), "label_column": ("--label-column", "--label")}
+SPELLED = {
+    "text_column": ("--text-column", "--text"), "label_column": ("--label-column", "--label"),
+    "lr": ("--lr", "--learning-rate"),
+}  # fmt: skip
 """Flags that have a second name: what `finetune` calls the same."""
 
 
