@@ -17,6 +17,7 @@ BAD_FLAGS = [
     # what is typed after `steppe`, and what the one sentence must contain
     ("compair", "compare"),
     ("compare --epoch 3", "--epochs"),
+    ("predict run x.txt", "x.txt stands behind no flag; `steppe predict --help` lists them"),
     ("compare --epochs", "--epochs"),
     ("compare --epochs many", "valid integer"),
     ("compare --epochs 0", "epochs must be a whole number of at least 1, got 0"),

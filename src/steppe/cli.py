@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,7 +51,7 @@ def _run(arguments: Sequence[str]) -> int:
     except BadInputError as error:
         return _refuse(str(error))
     except UsageError as error:
-        return _refuse(_unknown(error) or error.format_message())  # type: ignore[attr-defined]
+        return _refuse(_unknown(error) or _too_many(error) or error.format_message())  # type: ignore[attr-defined]
 
 
 def _unknown(error: Any) -> str | None:
@@ -62,6 +63,14 @@ def _unknown(error: Any) -> str | None:
     flags = [name.lstrip("-") for each in error.ctx.command.params for name in each.opts if name.startswith("--")]
     meant = near(error.option_name.lstrip("-"), flags)
     return f"unknown flag {error.option_name}; " + (f"did you mean --{meant}?" if meant else "see --help")
+
+
+def _too_many(error: Any) -> str | None:
+    """The sentence about a word that belongs to no flag; None of other errors."""
+    found = re.match(r"Got unexpected extra argument\S* \((.*)\)", str(error))
+    if found is None or error.ctx is None:
+        return None
+    return f"{found[1]} stands behind no flag; `{error.ctx.command_path} --help` lists them"
 
 
 def _refuse(sentence: str) -> int:

@@ -11,6 +11,7 @@ from tests.finetune.cases import FEW, flags, run, sentences
 
 from steppe._command.saved import base_and_adapter, trained_in
 from steppe.cli import main
+from steppe.compare.data import corpora
 from steppe.evaluate.request import Request
 from steppe.finetune.predict import predict
 from steppe.finetune.run import prepare
@@ -30,6 +31,7 @@ def test_the_answers_are_those_that_were_measured(trained: Path) -> None:
     result = json.loads((trained / "out" / "result.json").read_text())
     found = predict(str(trained / "out"), str(trained / "test.txt"))
     assert found["accuracy"] == result["metrics"]["accuracy"] and found["per_class"] == result["per_class"]
+    assert found["majority"] == result["majority"]
     right = [row["answer"] == row["label"] for row in found["rows"]]
     assert sum(right) / len(right) == found["accuracy"] and all(0.5 <= r["probability"] <= 1 for r in found["rows"])
 
@@ -48,6 +50,7 @@ def test_the_table_of_the_classes(trained: Path, tmp_path: Path, capsys: pytest.
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "precision %" in printed and "accuracy " in printed and "on 20 examples" in printed
+    assert "always answering" in printed
     assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 20
 
 
@@ -74,6 +77,13 @@ def test_a_model_may_be_a_fine_tuning_and_its_adapter_becomes_part_of_it(trained
     (trained / "two.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     told = predict(str(trained / "out"), str(trained / "two.jsonl"))["rows"]
     assert [row["probability"] for row in told] == pytest.approx(scores.max(1).values.tolist(), rel=1e-5)
+
+
+def test_its_tokenizer_is_found_and_a_classifier_is_no_language_model(trained: Path) -> None:
+    texts = [corpora.source(str(trained / "test.txt"), str(trained / each), 24, None, None) for each in ("out", "bert")]
+    assert all(torch.equal(a, b) for a, b in zip(*(each.pool.x.values() for each in texts), strict=True))
+    with pytest.raises(ValueError, match="holds a classifier, .* measure it with steppe predict .* --data FILE"):
+        Request(str(trained / "out"))
 
 
 def test_training_goes_on_from_a_fine_tuning(trained: Path, tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def test_settings_that_nobody_has() -> None:
         steppe.LookSAM(model, optimizer, lr=0.1)
 
 
-@pytest.mark.parametrize("method", [steppe.BAR, steppe.methods.NBAR, steppe.FlatLoRA, steppe.BiLoRA])
+@pytest.mark.parametrize("method", [steppe.BAR, METHODS["nbar"].recipe, steppe.FlatLoRA, steppe.BiLoRA])
 def test_settings_that_a_method_of_lora_has_not(method: Callable[..., Any]) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from steppe._command.devices import usable_device
+from steppe._command.files import read_json
 from steppe._command.saved import trained_in
 from steppe._parts import check_choice, check_count
 
@@ -52,6 +53,7 @@ class Request:
     seed: Annotated[int, Field(description="Draws the solved examples.")] = 1234
 
     def __post_init__(self) -> None:
+        _check_language(self.model)
         _check_tasks(self.tasks)
         if self.limit is not None:
             check_count("limit", self.limit)
@@ -71,6 +73,16 @@ class Request:
         """What decides the figures beside model and tasks."""
         left_out = ("model", "adapter", "tasks")
         return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+
+def _check_language(model: str) -> None:
+    """Refuse a fine-tuned classifier by what it is good for."""
+    begun = read_json(Path(model) / "settings.json")
+    if isinstance(begun, dict) and (begun.get("settings") or {}).get("task") == "classify":
+        raise ValueError(
+            f"{model} holds a classifier, and expected is a causal language model; measure it with "
+            f"steppe predict {model} --data FILE"
+        )
 
 
 def _check_tasks(tasks: tuple[str, ...]) -> None:

@@ -61,7 +61,11 @@ def predict(
 
 
 def _table(record: dict[str, Any]) -> Table:
-    caption = f"accuracy {100 * record['accuracy']:.2f} % on {len(record['rows']):,} examples"
+    guess = record["majority"]
+    caption = (
+        f"accuracy {100 * record['accuracy']:.2f} % on {len(record['rows']):,} examples; always answering "
+        f"{guess['class']!r}, the commonest of the training, has {100 * guess['accuracy']:.2f} %"
+    )
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     for place, header in enumerate(("class", "examples", "precision %", "recall %", "F1 %")):
         made.add_column(header, justify="right" if place else "left")

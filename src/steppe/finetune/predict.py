@@ -37,8 +37,9 @@ def predict(
         tell: how many batches are done, of how many.
 
     Returns:
-        ``rows`` (text, answer, its probability, the label or None), and, where labels are known, ``accuracy`` and
-        ``per_class``; else None.
+        ``rows`` (text, answer, its probability, the label or None), and, where labels are known, ``accuracy``,
+        ``per_class`` and ``majority`` (the commonest class of the training, and the accuracy of always answering it);
+        else None.
 
     Raises:
         ValueError: one sentence: no classifier there, data that cannot be read, or a label that training lacked.
@@ -55,11 +56,16 @@ def predict(
         "schema": measure.SCHEMA, "kind": "predict", "run": run, "data": data, "classes": names,
         "accuracy": float((answers == torch.tensor(labels)).double().mean()) if labels else None,
         "per_class": measure.per_class(labels, answers.tolist(), names) if labels else None,
+        "majority": _majority(result["majority"]["class"], labels, names) if labels else None,
         "rows": [
             {"text": t, "answer": names[a], "probability": p, "label": None if y is None else names[y]}
             for t, a, p, y in found
         ],
     }  # fmt: skip
+
+
+def _majority(name: str, labels: list[int], names: list[str]) -> dict[str, Any]:
+    return {"class": name, "accuracy": labels.count(names.index(name)) / len(labels)}
 
 
 def _result(run: str) -> dict[str, Any]:

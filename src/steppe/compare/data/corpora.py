@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
+from steppe._command.saved import base_and_adapter
 from steppe.compare.data.examples import Source, Texts, hold_out_test
 from steppe.text.models import tokenizer_of
 from steppe.text.readers import Labelled, read
@@ -124,6 +125,7 @@ def _need_packages(place: str) -> None:
 def _tokenised(model: str, found: Mapping[str, Labelled], max_length: int | None) -> dict[str, Texts]:
     from transformers import AutoConfig
 
+    model, _ = base_and_adapter(model)
     tokenizer = tokenizer_of(model)
     tokenizer.padding_side = "right"  # what is cut off again is at the end, whatever the model was trained with
     made = SimpleNamespace(config=AutoConfig.from_pretrained(model))
