@@ -36,7 +36,7 @@ def test_a_task_s_own_network_batch_and_loss_are_measured(tmp_path, capsys):
     assert main([*words, "--out", str(out)]) == 0
     subject = json.loads(out.read_text())["subject"]
     assert {**subject, "task": f"table:{place}", "target": "price", "model": "mlp", "batch_size": 32} == subject
-    assert f"mlp on table:{place}," in " ".join(capsys.readouterr().out.split())
+    assert f"mlpontable:{place}," in "".join(capsys.readouterr().out.split())
     same = tasked.chosen({"task": f"table:{place}", "target": "price"})
     job, again = same.make(), same.make()
     x, y = job.batch
