@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import random
+import struct
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -32,8 +33,7 @@ class Randomness:
     def __init__(self, devices: Iterable[torch.device], named: Sequence[Any] = (), shared: bool = True) -> None:
         self._sources = [_source(generator) for generator in named]
         if shared:
-            own = (_of_device(d) for d in devices if _has_generator(d))
-            self._sources += [_source(random), *_numpy(), *own, _CPU]
+            self._sources += [_python(), *_numpy(), *(_of_device(d) for d in devices if _has_generator(d)), _CPU]
         self._at = [source.read() for source in self._sources]
 
     def now(self) -> Randomness:
@@ -92,6 +92,8 @@ def _same_place(a: Any, b: Any) -> bool:
     """
     if type(a) is not tuple or len(a) != 3 or type(a[1]) is not tuple or len(a[1]) != _BLOCK:
         return False  # a class of the user's own
+    if a is b:
+        return True
     words, others = a[1], b[1]
     return bool(words[-1] == others[-1] and a[2] == b[2] and words[:_FIRST] == others[:_FIRST])
 
@@ -114,45 +116,81 @@ def _never(a: Any, b: Any) -> bool:
     return False
 
 
-def _numpy() -> list[Source]:
-    numpy = sys.modules.get("numpy.random")
-    if numpy is None:
-        return []
-    twister = _TWISTERS.setdefault("global", _Twister(numpy.mtrand._rand))
-    return [Source(twister.read, twister.put, _same_words)]
-
-
 class _Twister:
-    """NumPy's global generator, whose state takes longer to read than all others together: read when it has moved.
+    """A Mersenne Twister whose state takes longer to read and write than all others: done only where it has moved.
 
-    The words in its memory, whose address is public, tell that. They tell nothing of a normal variate that is kept for
-    the next call; but none appears without new words.
+    The words in its memory tell that. They tell nothing of a normal variate that is kept for the next call; but none
+    appears without new words.
+
+    Args:
+        words: what lies in its memory; nothing where that is not known.
+        get: its state. put: sets it. spare: whether a state holds such a variate. same: whether two states are of one
+            place.
     """
 
-    def __init__(self, generator: Any) -> None:
-        self._generator, self._words, self._known = generator, b"", dict[str, Any]()
+    def __init__(
+        self, words: Callable[[], bytes], get: Callable[[], Any], put: Any, spare: Any, same: Callable[[Any, Any], bool]
+    ) -> None:
+        self._words, self._get, self._put, self._spare, self._same = words, get, put, spare, same
+        self._latest, self._known = b"", None
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> Any:
         """The state, not to be written on."""
-        words = self._here()
-        if not words or words != self._words or self._known["has_gauss"]:
-            self._words, self._known = words, self._generator.get_state(legacy=False)
+        words = self._words()
+        if not words or words != self._latest or self._spare(self._known):
+            self._latest, self._known = words, self._get()
         return self._known
 
-    def put(self, state: dict[str, Any]) -> None:
+    def put(self, state: Any) -> None:
         """Continue from a state."""
-        if not _same_words(state, self.read()):
-            self._generator.set_state(state)
-            self._words = b""
+        if not self._same(state, self.read()):
+            self._put(state)
+            self._latest = b""
 
-    def _here(self) -> bytes:
+
+@functools.cache
+def _python() -> Source:
+    """Python's global generator."""
+    get, put = random.getstate, random.setstate
+    twister = _Twister(_python_words(get.__self__), get, put, lambda state: state[2] is not None, _same_place)  # type: ignore[attr-defined]
+    return Source(twister.read, twister.put, _same_place)
+
+
+def _python_words(generator: random.Random) -> Callable[[], bytes]:
+    """Reads place and numbers where CPython keeps them, behind an object's head; nothing if they are not there."""
+    size, head = 4 * _BLOCK, object.__basicsize__
+    if sys.implementation.name != "cpython" or type(generator).__basicsize__ < head + size:
+        return bytes
+    words = functools.partial(ctypes.string_at, id(generator) + head, size)
+    place, *numbers = struct.unpack(f"={_BLOCK}I", words())
+    return words if (*numbers, place) == generator.getstate()[1] else bytes
+
+
+def _numpy() -> list[Source]:
+    numpy = sys.modules.get("numpy.random")
+    return [] if numpy is None else [_of_numpy(numpy.mtrand._rand)]
+
+
+@functools.cache
+def _of_numpy(generator: Any) -> Source:
+    """NumPy's global generator."""
+    get = functools.partial(generator.get_state, legacy=False)
+    twister = _Twister(_NumpyWords(generator), get, generator.set_state, lambda state: state["has_gauss"], _same_words)
+    return Source(twister.read, twister.put, _same_words)
+
+
+class _NumpyWords:
+    """Reads a generator's numbers at the address that NumPy tells, as long as it stands on the same bit generator."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator, self._bits, self._address = generator, None, 0
+
+    def __call__(self) -> bytes:
         bits: Any = getattr(self._generator, "_bit_generator", None)
-        if type(bits).__name__ != "MT19937":
-            return b""
-        return ctypes.string_at(bits.ctypes.state_address, 4 * _BLOCK)
-
-
-_TWISTERS: dict[str, _Twister] = {}
+        if bits is not self._bits:
+            twister = type(bits).__name__ == "MT19937"
+            self._bits, self._address = bits, bits.ctypes.state_address if twister else 0
+        return ctypes.string_at(self._address, 4 * _BLOCK) if self._address else b""
 
 
 def _of_device(device: torch.device) -> Source:
@@ -164,4 +202,4 @@ def _has_generator(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "get_rng_state")
 
 
-_CPU = Source(torch.get_rng_state, torch.set_rng_state, torch.equal)
+_CPU = Source(torch.default_generator.get_state, torch.default_generator.set_state, torch.equal)

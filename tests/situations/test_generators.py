@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import steppe
+from steppe._randomness import _python_words
 from steppe.methods import METHODS
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -151,3 +152,18 @@ def test_every_recipe_takes_them_and_no_state_holds_them(name):
     sharp = row.recipe(model, make(model.parameters()), **row.good[0], generators=[own])
     assert sharp.generators == (own,)
     assert "generators" not in sharp.state_dict()
+
+
+def test_what_lies_in_a_twisters_memory_is_its_state_or_is_not_read() -> None:
+    known = random.Random(7)
+    words = _python_words(known)
+    before = words()
+    assert before and before == words()
+    known.random()
+    assert words() != before
+
+    class Other(random.Random):
+        def getstate(self):
+            return (3, (0,) * 625, None)
+
+    assert _python_words(Other())() == b""
