@@ -9,7 +9,7 @@ from tests.problems import batches, loss_of, net
 from torch import nn
 
 import steppe
-from steppe._guards import BACKUPS, SavedWeights
+from steppe._backup import BACKUPS, SMALL, Rows, SavedWeights
 
 METHODS = ("sam", "look_sam", "gsam", "fsam", "asam")
 
@@ -50,6 +50,33 @@ def test_the_copy_is_freed_with_the_perturbation(backup: str) -> None:
     sharp.restore()
     gc.collect()
     assert len(copies) == 2 and all(c() is None for c in copies)
+
+
+def test_copies_of_rows_are_in_the_order_of_the_weights() -> None:
+    large = torch.randn(SMALL)
+    weights = [torch.randn(3), large, torch.ones(2, 2).double(), torch.randn(4, 3).t(), torch.tensor(7.0)]
+    saved = SavedWeights(weights, rows=Rows(weights))
+    assert all(torch.equal(c, w) and c.dtype == w.dtype for c, w in zip(saved.copies, weights, strict=True))
+
+
+def test_rows_are_made_anew_where_a_weight_lies_elsewhere() -> None:
+    """Another storage, another shape or another layout at the same address: the weights come back all the same."""
+    memory = torch.arange(64.0)
+    weight = nn.Parameter(memory[:8])
+    rows = Rows([weight])
+    assert rows.fit([weight]) and not rows.fit([nn.Parameter(memory[:8])]) and not rows.fit([weight, weight])
+    for other in (memory[:8].clone(), memory[:6], memory[:16:2]):
+        weight.data = other
+        assert not rows.fit([weight])
+        weight.data = memory[:8]
+    model = nn.Linear(4, 3)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    for scale in (1.0, 2.0, 3.0):
+        model.weight.data = before = torch.randn(4, 3).t().contiguous() * scale
+        kept = before.clone()
+        sharp.backward(lambda: model(torch.ones(2, 4)).square().sum())
+        assert model.weight.data_ptr() == before.data_ptr() and torch.equal(before, kept)
+        model.zero_grad()
 
 
 @pytest.mark.parametrize("bad", ["cpu", "", None, 1])

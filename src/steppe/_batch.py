@@ -62,11 +62,13 @@ class Work:
 
     def run(self) -> Tensor:
         """One pass over everything: gradients are accumulated, the detached sum of the losses is returned."""
+        if len(self.batches) == 1:
+            return _value(self._call(self.batches[0]))
         total: Tensor | None = None
         for left, arguments in zip(range(len(self.batches), 0, -1), self.batches, strict=True):
             with self.pause() if left > 1 else nullcontext():
                 loss = self._call(arguments)
-            value = loss.detach().clone().reshape(())  # a CUDA graph may write its output again
+            value = _value(loss)
             total = value if total is None else total + value
         assert total is not None
         return total
@@ -121,6 +123,11 @@ class Work:
                 return self.loss_of(*arguments)
 
         return replace(self, loss_of=loss_of)
+
+
+def _value(loss: Tensor) -> Tensor:
+    value = loss.detach().clone()  # a CUDA graph may write its output again
+    return value.reshape(()) if value.ndim else value
 
 
 def checked(loss: Any) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steppe._algebra import as_real, cloned
+from steppe._backup import Rows, SavedWeights
 from steppe._doors import Doors
 from steppe._draft import Draft
 from steppe._gradients import Gradients
@@ -32,6 +34,7 @@ class Climb:
         self._parameters: Parameters = gradients.parameters
         self._doors = Doors(bare(model), self._parameters.optimizers)
         self._rounding = Rounding()
+        self._rows: Rows | None = None
         self.perturbation: Perturbation | None = None
 
     @contextmanager
@@ -55,9 +58,10 @@ class Climb:
         """
         self._gradients.drop_others()
         weights, eps = self._eps(direction, clean, scale, draft)
-        now = self._present.now
-        there = Perturbation(self._model, weights, clean, replay, now.backup, self._parameters.sharded)
-        self.perturbation = there
+        now, sharded = self._present.now, self._parameters.sharded
+        rows = None if sharded or now.backup == "host" or torch.compiler.is_compiling() else self._rows_of(weights)
+        saved = SavedWeights(weights, now.backup, rows)
+        self.perturbation = there = Perturbation(self._model, weights, saved, clean, replay, sharded)
         try:
             self._doors.shut(self._parameters.entries)
             there.enter(eps, self._rounding, now.rounding, now.measure, now.seed, now.step)
@@ -67,6 +71,11 @@ class Climb:
         if clean is not direction:
             direction.clear()  # frees the buffer for the second pass
         return there
+
+    def _rows_of(self, weights: list[Tensor]) -> Rows:
+        if self._rows is None or not self._rows.fit(weights):
+            self._rows = Rows(weights)
+        return self._rows
 
     def _eps(self, direction: Grads, clean: Grads, scale: Scale, draft: Draft) -> tuple[list[Tensor], list[Tensor]]:
         now, moved = self._present.now, self._present.moved()
@@ -106,3 +115,7 @@ class Climb:
                 self.close(broken)
         finally:
             self.close(broken)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has weights of its own."""
+        return vars(self) | {"_rows": None}

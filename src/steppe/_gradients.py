@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from steppe._algebra import as_real
 from steppe._optimizers import Stepper
 from steppe._parameters import Entry, Parameters
 
 Kept = tuple[Tensor, Tensor]
+_GRAD, _TRAINED, _LAYOUT = attrgetter("grad"), attrgetter("requires_grad"), attrgetter("layout")
+_NOTHING, _STRIDED = frozenset((type(None),)), frozenset((torch.strided,))
 
 
 class Gradients:
@@ -39,19 +42,25 @@ class Gradients:
         meets anything else. That of a group that climbs (``maximize``) is turned round until :meth:`give`: every part
         sees a descent.
         """
-        own, rest = self.parameters.owned, self.parameters.rest
-        grads = {n: g for n, p in own if (g := p.grad) is not None and p.requires_grad}
-        others = [(p, g) for _, p in rest if (g := p.grad) is not None and p.requires_grad]
+        grads, others = self._found(), _with_gradient(self.parameters.rest)
         outside = self._outside_gradients()
         self.clear()
         self._others = [(p, _own(g)) for p, g in others]
         self.have_others = bool(self._others)
         self._others += outside
-        if any(g.layout is not torch.strided or g._is_view() or g.is_complex() for g in grads.values()):
+        if not _common(grads.values()):
             _refuse_sparse(grads, self.parameters.entries, self.parameters.perturbable)
             grads = {n: as_real(_full(_own(g)) if dense else _own(g)) for n, g in grads.items()}
         self.turn(grads)
         return grads
+
+    def _found(self) -> dict[str, Tensor]:
+        """The gradients that an optimizer's step would take, by name."""
+        owned = self.parameters.owned
+        there = list(map(_GRAD, owned.values()))  # at the speed of C, as every pass asks
+        if _NOTHING.isdisjoint(map(type, there)) and all(map(_TRAINED, owned.values())):
+            return dict(zip(owned, there, strict=True))
+        return {n: g for (n, p), g in zip(owned.items(), there, strict=True) if g is not None and p.requires_grad}
 
     def drop_others(self) -> None:
         """Another pass will bring the others' gradients."""
@@ -96,7 +105,7 @@ class Gradients:
     def give(self, grads: dict[str, Tensor]) -> None:
         """Set the gradients; parameters without one keep what they have."""
         self.turn(grads)
-        for name, param in self.parameters.owned:
+        for name, param in self.parameters.owned.items():
             grad = grads.get(name)
             if grad is not None:
                 param.grad = torch.view_as_complex(grad) if param.is_complex() and not grad.is_complex() else grad
@@ -128,7 +137,7 @@ class Gradients:
 
     def there(self) -> bool:
         """Whether any gradient is there that the optimizer's step would take."""
-        return any(p.grad is not None and p.requires_grad for _, p in self.parameters.owned)
+        return bool(_with_gradient(self.parameters.owned.values()))
 
     def anywhere(self) -> bool:
         """Whether any parameter of the model has a gradient."""
@@ -146,7 +155,7 @@ class Gradients:
 
         ``average`` is given those put aside before they are added.
         """
-        earlier = [(p, _own(g)) for p in self.parameters.all if (g := p.grad) is not None and p.requires_grad]
+        earlier = [(p, _own(g)) for p, g in _with_gradient(self.parameters.all)]
         if earlier:
             self.clear()
         self._aside = outside = []
@@ -177,6 +186,20 @@ def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dic
     for one, other in ((clean, perturbed), (perturbed, clean)):
         one.update({k: torch.zeros_like(g) for k, g in other.items() if k not in one})
     return clean, {k: perturbed[k] for k in clean}
+
+
+def _common(grads: Collection[Tensor]) -> bool:
+    """Whether all are dense and real and own their storage."""
+    dense = _STRIDED.issuperset(map(_LAYOUT, grads))
+    return dense and not any(map(Tensor._is_view, grads)) and not any(map(Tensor.is_complex, grads))
+
+
+def _with_gradient(params: Collection[nn.Parameter]) -> list[Kept]:
+    """The trainable ones that have a gradient, and it."""
+    there = list(map(_GRAD, params))
+    if _NOTHING.issuperset(map(type, there)):
+        return []
+    return [(p, g) for p, g in zip(params, there, strict=True) if g is not None and p.requires_grad]
 
 
 def _own(grad: Tensor) -> Tensor:

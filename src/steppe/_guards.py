@@ -1,50 +1,17 @@
-"""What must be as it was: the weights, what a pass begins from and leaves, and who may look meanwhile."""
+"""What must be as it was: what a pass begins from and leaves, and what was computed from the weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils import parametrize
 
-from steppe._algebra import alike, copy_alike_
 from steppe._compiled import untraced
 from steppe._randomness import Randomness
-from steppe._shards import local
 from steppe._state import State, Watch
-
-BACKUPS = ("device", "host")
-
-
-class SavedWeights:
-    """A copy of weights that goes back into the same storage, bit for bit.
-
-    Args:
-        weights: their local pieces are copied.
-        backup: where the copy lies. ``"device"``: beside the weights; ``"host"``: in the host's memory, pinned where
-            the weights are on a CUDA device, so that both ways are queued on the stream and nobody waits.
-    """
-
-    @torch.no_grad()
-    def __init__(self, weights: Iterable[Tensor], backup: str = "device") -> None:
-        here = local(weights)
-        self.copies = [torch.empty_like(w) for w in here] if backup == "device" else [_on_host(w) for w in here]
-        self._parts = alike(here, self.copies)
-        for there, copies in self._parts:
-            copy_alike_(copies, there)
-
-    @torch.no_grad()
-    def back(self) -> None:
-        """Copy back; by copy and never by subtraction, so that no rounding and no inf or NaN stays."""
-        for weights, copies in self._parts:
-            copy_alike_(weights, copies)
-
-
-def _on_host(weight: Tensor) -> Tensor:
-    return torch.empty_like(weight, device="cpu", pin_memory=weight.is_cuda)
 
 
 class Replay:
@@ -75,7 +42,7 @@ class Replay:
             start.look()
         self._left, self._start = self._watch.now(), None if once else start
         if start is not None:
-            start.back()
+            start.back(self._left)
         for module in self.also:
             module.again()
         self._before.set(self._after)

@@ -6,6 +6,8 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import compress
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters
 
 _NOBODY = nullcontext()
+_HOOKS = attrgetter("_post_accumulate_grad_hooks")
 
 PATIENCE = 50
 """Gradients without any step after which a loop is told that nothing was heard."""
@@ -40,7 +43,8 @@ class Lookout:
     def backward(self, parameters: Parameters) -> Iterator[None]:
         """The passes of one ``backward``, in which no optimizer of these parameters may step."""
         self.within = True
-        self._hooked = [p for p in parameters.all if p._post_accumulate_grad_hooks]
+        hooks = list(map(_HOOKS, parameters.all))
+        self._hooked = list(compress(parameters.all, hooks)) if any(hooks) else []
         handle = _refuse_steps_of(self._hooked) if self._hooked else None
         try:
             yield

@@ -89,7 +89,7 @@ class Parameters:
 
     Attributes:
         entries: as of the latest :meth:`look_again`; the lists below are made of it once.
-        all: the parameters. owned: name and parameter of those that an optimizer steps. rest: of the others.
+        all: the parameters. owned: name -> parameter of those that an optimizer steps. rest: the others.
         sharded: whether any is spread over processes (FSDP2).
     """
 
@@ -97,8 +97,8 @@ class Parameters:
         self.model, self.optimizers, self.subset = model, optimizers, subset
         self.entries: list[Entry] = []
         self.all: list[nn.Parameter] = []
-        self.owned: list[tuple[str, nn.Parameter]] = []
-        self.rest: list[tuple[str, nn.Parameter]] = []
+        self.owned: dict[str, nn.Parameter] = {}
+        self.rest: list[nn.Parameter] = []
         self.sharded = False
         self._owners: list[int] = []
         self._moved: Moved | None = None
@@ -131,8 +131,8 @@ class Parameters:
     def _note(self, entries: list[Entry]) -> None:
         self.entries, self._owners, self._moved = entries, self.optimizers.owners(), None
         self.all = [e.param for e in entries]
-        self.owned = [(e.name, e.param) for e in entries if e.group is not None]
-        self.rest = [(e.name, e.param) for e in entries if e.group is None]
+        self.owned = {e.name: e.param for e in entries if e.group is not None}
+        self.rest = [e.param for e in entries if e.group is None]
         self.sharded = any(is_sharded(p) for p in self.all)
 
     def moved(self, radii: tuple[float | None, ...]) -> Moved:

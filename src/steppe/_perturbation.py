@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from steppe._algebra import norm
-from steppe._guards import Replay, SavedWeights, forget_derived
+from steppe._backup import SavedWeights
+from steppe._guards import Replay, forget_derived
 from steppe._rounding import add_, displacement, has_half, survived, warn_if_lost
 from steppe._shards import gather_again
 from steppe.ascent import Grads
@@ -27,11 +28,11 @@ class Perturbation:
     """Saved weights, state and masks, from :meth:`enter` to :meth:`leave`."""
 
     def __init__(
-        self, model: nn.Module, weights: list[Tensor], clean: Grads, replay: Replay | None, backup: str, sharded: bool
-    ) -> None:
+        self, model: nn.Module, weights: list[Tensor], saved: SavedWeights, clean: Grads, replay: Replay | None,
+        sharded: bool,
+    ) -> None:  # fmt: skip
         self._model, self._sharded, self._weights, self._replay = model, sharded, weights, replay
-        self.clean = clean
-        self._saved = SavedWeights(weights, backup)
+        self.clean, self._saved = clean, saved
         self.length: Tensor | None = None
         self.displacement: Tensor | None = None
 

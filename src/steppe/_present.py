@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,8 @@ from steppe.combine import Combine, Replace
 from steppe.schedule import Schedule
 from steppe.select import Select
 from steppe.views import Look
+
+_TRAINED = attrgetter("requires_grad")
 
 
 class Now(NamedTuple):
@@ -139,4 +143,7 @@ class Present:
 
         ``silent``: those without a gradient.
         """
-        return [p for n, p in self.moved().params.items() if p.requires_grad and n not in silent]
+        params = self.moved().params
+        if silent:
+            return [p for n, p in params.items() if p.requires_grad and n not in silent]
+        return list(compress(params.values(), map(_TRAINED, params.values())))

@@ -116,10 +116,13 @@ class State:
             changed = self._cut.changed(self._copies)
             self._watch.moving |= {(id(m), name) for t, m, name, _ in changed if t.nbytes > SMALL}
 
-    def back(self) -> None:
-        """Bind and write everything as it was; may be called again after an interruption."""
+    def back(self, left: State | None = None) -> None:
+        """Bind and write everything as it was; may be called again after an interruption.
+
+        ``left``: the state of just now.
+        """
         self.look()
-        if not self._bindings.hold():
+        if not (self._bindings is left._bindings if left is not None else self._bindings.hold()):
             self._bindings.back()
         for (tensor, *_), (alias, pointer, shape) in zip(self._cut.all, self._cut.aliases, strict=True):
             if type(tensor) in WRITABLE and (tensor.data_ptr() != pointer or tensor.shape != shape):

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from steppe._backup import BACKUPS
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
 from steppe._doors import perturbed_message
 from steppe._draft import Draft, Last
-from steppe._guards import BACKUPS
 from steppe._hardest import PerSample, per_sample
 from steppe._making import Making
 from steppe._optimizers import Given
-from steppe._parameters import Parameters, without_sync
+from steppe._parameters import Parameters, parallel
 from steppe._parts import check_choice
 from steppe._passes import Passes
 from steppe._present import Now
@@ -124,7 +124,7 @@ class SharpnessAware:
         refuse_unknown(unknown)
         check_choice("rounding", rounding, ROUNDINGS)
         check_choice("backup", backup, BACKUPS)
-        self.model, self.optimizer = model, optimizer
+        self.model, self.optimizer, self._wrapper = model, optimizer, parallel(model)
         self.ascent = part_or_default("ascent", ascent, Ascent, Ascent)
         self.look = look if look is None else part_or_default("look", look, Look, partial(Look, 1))
         self.schedule = part_or_default("schedule", schedule, Schedule, Always)
@@ -173,9 +173,9 @@ class SharpnessAware:
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._begin("start another backward")
-        kind = PerSample if per_sample(self.look, self.hardest) else Work
+        kind, wrapper = PerSample if per_sample(self.look, self.hardest) else Work, self._wrapper
         loss_of = self._making.passes.outside.watched(self._selection.rooted(closure))
-        work = kind.of(loss_of, batch, micro_batches, backward, without_sync(self.model))
+        work = kind.of(loss_of, batch, micro_batches, backward, nullcontext if wrapper is None else wrapper.no_sync)
         self.last = self._making.backward(closure, work, self._steps.begin)
         loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
         assert loss is not None
@@ -280,7 +280,8 @@ class SharpnessAware:
     def _begin(self, what: str) -> None:
         """A call that makes a gradient; the parameters, groups and parts may be others than at the last."""
         self._refuse_while_perturbed(what)
-        refuse_uneven(self.model)
+        if self._wrapper is not None:
+            refuse_uneven(self._wrapper)
         self._look_again()
 
     def _look_again(self) -> None:

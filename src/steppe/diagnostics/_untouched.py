@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from steppe._guards import SavedWeights
+from steppe._backup import SavedWeights
 from steppe._parameters import bare
 from steppe._randomness import Randomness
 from steppe._state import Watch
