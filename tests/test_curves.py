@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steppe.curves import Cosine, FollowLR, Linear, Piecewise, Quotient, Through
+from steppe.curves import Cosine, FollowLR, Linear, LossBudget, Piecewise, Quotient, Through
 from steppe.methods._probability import SCHEDULES, probability
 
 VALUES = st.floats(0, 1)
@@ -107,6 +107,8 @@ REFUSED = {
     "quotient maximum": lambda: Quotient(1.0, 0.5, -1.0),
     "quotient denominator word": lambda: Quotient(1.0, "half", 1.0),
     "quotient denominator nothing": lambda: Quotient(1.0, None, 1.0),
+    "a budget below 0": lambda: LossBudget(-0.1, 1.0),
+    "a budget without a radius": lambda: LossBudget(0.1, None),
     "no points": lambda: Through(()),
     "points that are none": lambda: Through((0.1, 0.2)),
     "steps that fall": lambda: Through(((4, 0.1), (4, 0.2))),

@@ -37,6 +37,7 @@ from steppe.methods.gsam import GSAM
 from steppe.methods.k_sam import KSAM
 from steppe.methods.late_sam import LateSAM
 from steppe.methods.layer_sam import LayerSAM
+from steppe.methods.le_sam import LESAM
 from steppe.methods.look_layer_sam import LookLayerSAM
 from steppe.methods.look_sam import LookSAM
 from steppe.methods.msam import MSAM
@@ -60,9 +61,9 @@ __version__ = "0.1.0"
 __all__ = [
     "AESAM", "ARWP", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA",
     "Combine", "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM",
-    "Gradient", "Identity", "KSAM", "LateSAM", "LayerSAM", "Look", "LookLayerSAM", "LookSAM", "MSAM", "Method", "Mix",
-    "Momentum", "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace", "Reuse", "RhoSearch",
-    "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap", "TailSAM",
-    "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho", "lora", "methods", "optim", "recommended",
-    "schedule", "views",
+    "Gradient", "Identity", "KSAM", "LESAM", "LateSAM", "LayerSAM", "Look", "LookLayerSAM", "LookSAM", "MSAM", "Method",
+    "Mix", "Momentum", "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace", "Reuse",
+    "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap",
+    "TailSAM", "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho", "lora", "methods", "optim",
+    "recommended", "schedule", "views",
 ]  # fmt: skip

@@ -89,7 +89,8 @@ class Climb:
         weights = moved.params if names is moved.names else {n: moved.params[n] for n in names}
         if any(map(Tensor.is_complex, weights.values())):
             weights = {n: as_real(w) for n, w in weights.items()}
-        eps, memory = now.ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale)
+        ascent, budget = now.ascent, now.ascent.budget(now.step)
+        eps, memory = ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale, budget)
         thin_(eps.values(), now.ascent.beta, now.seed, now.step)
         draft.remember("ascent", memory)
         return list(weights.values()), list(eps.values())

@@ -17,7 +17,7 @@ from torch import Tensor
 from steppe._algebra import add_scaled_, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_, wide
 from steppe._kinds import is_bias
 from steppe._parts import Part, check, check_choice, check_value, moved, value_at
-from steppe.curves import FollowLR
+from steppe.curves import FollowLR, LossBudget
 
 Grads = dict[str, Tensor]
 Memory = dict[str, Any]
@@ -166,8 +166,8 @@ class Ascent(Part):
     """The perturbation  eps = rho T^2 v / ||T v||  and where it applies.
 
     Args:
-        rho: radius in the metric's norm (rho >= 0): a number, a curve of t, or :class:`steppe.curves.FollowLR`.
-            An optimizer group's own ``rho`` wins over it.
+        rho: radius in the metric's norm (rho >= 0): a number, a curve of t, :class:`steppe.curves.FollowLR`, or
+            :class:`steppe.curves.LossBudget`. An optimizer group's own ``rho`` wins over it.
         direction: v: :class:`Gradient`, :class:`Friendly`, or one that saves the pass that looks for it,
             :class:`steppe.Momentum`, :class:`steppe.Previous` or :class:`steppe.Noise`.
         metric: T: :class:`Identity` or :class:`Adaptive`.
@@ -186,7 +186,7 @@ class Ascent(Part):
     Cost: no buffer for the identity beyond the gradient it overwrites; one temporary tensor list for ``Adaptive``.
     """
 
-    rho: float | Callable[[int], float] | FollowLR = 0.05
+    rho: float | Callable[[int], float] | FollowLR | LossBudget = 0.05
     direction: Direction = field(default_factory=Gradient)
     metric: Metric = field(default_factory=Identity)
     scope: str = "global"
@@ -196,7 +196,12 @@ class Ascent(Part):
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
-        if not isinstance(self.rho, FollowLR):
+        if isinstance(self.rho, LossBudget) and self.direction.ahead:
+            raise ValueError(
+                f"rho={self.rho!r} was given with {self.direction!r}; expected a direction made of this step's "
+                "gradient, along which it is known how fast the loss rises"
+            )
+        if not isinstance(self.rho, (FollowLR, LossBudget)):
             check_value("rho", self.rho, 0.0, why="rho is the radius of the perturbation, 0.05 is usual for SAM")
         for name, kind in self._types:
             if not isinstance(getattr(self, name), kind):
@@ -214,15 +219,20 @@ class Ascent(Part):
     @property
     def reads_scale(self) -> bool:
         """Whether the loss scale that a gradient carries matters: one that is remembered, or not divided by itself."""
-        return not self.direction.ahead and (self.scope in ("paper", "none") or self.direction.remembers)
+        units = self.scope in ("paper", "none") or isinstance(self.rho, LossBudget)
+        return not self.direction.ahead and (units or self.direction.remembers)
 
     def radius(self, t: int, group: dict[str, Any] | None) -> float:
         """The radius at step ``t`` for a parameter group: its own ``rho``, else this part's."""
         if group is not None and group.get("rho") is not None:
-            return float(group["rho"])
+            return float(group["rho"]) if self.budget(t) != 0 else 0.0
         if isinstance(self.rho, FollowLR):
             return self.rho.at(group or {"lr": self.rho.lr_max})
-        return float(value_at("rho", self.rho, t))
+        return self.rho.at(t) if isinstance(self.rho, LossBudget) else float(value_at("rho", self.rho, t))
+
+    def budget(self, t: int) -> float | None:
+        """The first-order rise of the loss that step ``t`` may take; None: any."""
+        return self.rho.budget(t) if isinstance(self.rho, LossBudget) else None
 
     def perturbation(
         self,
@@ -232,6 +242,7 @@ class Ascent(Part):
         groups: dict[str, int],
         memory: Memory,
         scale: Scale = 1.0,
+        budget: float | None = None,
     ) -> tuple[Grads, Memory]:
         """The perturbation of every named weight, in the storage of ``grads``, and the direction's new memory.
 
@@ -242,6 +253,7 @@ class Ascent(Part):
             groups: name -> number of its optimizer group (for ``scope="group"``).
             memory: the direction's memory.
             scale: the loss scale that ``grads`` carry.
+            budget: what :meth:`budget` said for this step.
         """
         scale = 1.0 if self.direction.ahead else scale
         vector, memory = self.direction(grads, memory, scale)
@@ -249,6 +261,8 @@ class Ascent(Part):
         if metric is not None:
             multiply_(tensors, metric)
         factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()), scale)
+        if budget is not None:
+            factors = _within(budget, factors, tensors, scale)
         if metric is not None:
             multiply_(tensors, metric)
         scale_each_(tensors, factors) if isinstance(factors, list) else scale_(tensors, factors)
@@ -282,3 +296,13 @@ class Ascent(Part):
         total = joined(each)
         trusts = [torch.where(w > 0, ratio(w, n) * scale, torch.ones_like(n)) for w, n in zip(sizes, each, strict=True)]
         return [ratio(r, total) * trust.to(total.device) for r, trust in zip(rho, trusts, strict=True)]
+
+
+def _within(budget: float, factors: Any, tv: list[Tensor], scale: Scale) -> Any:
+    """The factors of eps, made smaller until <v, eps>, a sum of factor ||T v_l||^2, is within the budget."""
+    squares = [n.square() for n in norm_each(tv)]
+    each = factors if isinstance(factors, list) else [factors] * len(squares)
+    rises = [s * (f.to(s.device) if isinstance(f, Tensor) else f) for s, f in zip(squares, each, strict=True)]
+    rise = joined([r.sqrt() for r in rises]).square() / scale
+    shorter = (budget / rise).clamp(max=1.0)
+    return [f * shorter.to(s.device) for f, s in zip(each, squares, strict=True)]

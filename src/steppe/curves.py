@@ -142,3 +142,34 @@ class FollowLR(Part):
         """The radius for a parameter group at its present learning rate."""
         fraction = (float(group["lr"]) - self.lr_min) / (self.lr_max - self.lr_min)
         return self.rho_min + (self.rho_max - self.rho_min) * min(max(fraction, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class LossBudget(Part):
+    """LE-SAM's radius: so far that the loss rises by ``sigma`` to first order, and at most ``rho_max``.
+
+    rho_t = min(sigma_t / ||T v||, rho_max) with the ascent's metric T and, over its scope, the norm of its direction v
+    (SAM's: ||g||). For any scope: eps as it is at rho_max, made shorter until <v, eps> is no more than sigma_t. No
+    host reads the norm. Steps of ``sigma`` or ``rho_max`` 0 are the base's.
+
+    Args:
+        sigma: the budget, in units of the unscaled loss, >= 0: a number or a curve of t. Large: a constant radius.
+        rho_max: the largest radius, >= 0: a number or a curve of t. An optimizer group's own ``rho`` wins over it.
+    """
+
+    sigma: Value
+    rho_max: Value
+    exchangeable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_value("sigma", self.sigma, 0.0, why="sigma is the rise of the loss that an ascent may take")
+        check_value("rho_max", self.rho_max, 0.0, why="rho_max is the largest radius")
+
+    def at(self, t: int) -> float:
+        """The largest radius at step ``t``; 0 where there is no budget."""
+        return value_at("rho_max", self.rho_max, t) if self.budget(t) else 0.0
+
+    def budget(self, t: int) -> float:
+        """The rise that step ``t`` may take."""
+        return value_at("sigma", self.sigma, t)

@@ -58,8 +58,8 @@ def test_the_loss_scale_does_not_change_the_direction(name: str) -> None:
     """1024 L gives 1024 d; an even power of two, so exactly but for the adaptive policy's own threshold."""
     if name == "aesam":
         pytest.skip("AE-SAM compares ||g||^2 with its start value e^-10, which has the loss's unit")
-    if name in ("sl_sam", "arwp"):
-        pytest.skip("SL-SAM's probabilities and ARWP's noise follow gradients in the loss's unit")
+    if name in ("sl_sam", "arwp", "le_sam"):
+        pytest.skip("SL-SAM's probabilities, ARWP's noise and LE-SAM's budget have the loss's unit")
     results = []
     for scale in (1.0, 1024.0):
         model = net(dropout=0, lora=METHODS[name].lora)
@@ -170,6 +170,7 @@ COUNTED = [
     ("tail_sam", {}, 1.0), ("tail_sam", {"lr_max": 1.0, "warmup": 15}, 1.25),
     *((name, dict(row.good[0]), 1.0) for name, row in METHODS.items() if row.lora),
     ("msam", {}, 1.0), ("s2_sam", {}, 1.0), ("rwp", {}, 1.0), ("arwp", {}, 1.0), ("rwp", {"gamma": 0.5}, 2.0),
+    ("le_sam", {}, 2.0), ("le_sam", {"sigma": 0.0}, 1.0),
     ("k_sam", {}, 1 / 3 + 0.25 + 0.5), ("k_sam", {"samples": 2, "descent": None}, 1 / 3 + 0.25 + 1),
     ("esam", {}, 1 + 1 / 3 + 0.5), ("esam", {"gamma": 1.0}, 2.0), ("esam", {"gamma": 0.25}, 1 + 1 / 3 + 0.25),
 ]  # fmt: skip

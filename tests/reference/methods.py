@@ -206,6 +206,12 @@ def esam(grad, w, t, memory, rho, beta=0.6, gamma=0.5, seed=0):
     return grad(above, sorted(rise, key=rise.get)[-count:])
 
 
+def le_sam(grad, w, t, memory, sigma=0.35, rho=0.3):
+    g = grad(w)
+    radius = min(at(sigma, t) / norm(g), at(rho, t))
+    return grad(plus(w, spherical(w, g, radius)))
+
+
 def k_sam(grad, w, t, memory, rho, samples=0.25, descent=0.5):
     rows = list(grad.rows)
     hardest = sorted(rows, key=lambda row: grad.loss(w, row))
@@ -253,4 +259,5 @@ METHODS = {
     "arwp": arwp,
     "esam": esam,
     "k_sam": k_sam,
+    "le_sam": le_sam,
 }
