@@ -168,7 +168,7 @@ HEART = [
     ),
     Mutant(
         "perturbed() leaves what its direction remembers",
-        "self.climb.there(grads, {}, scale, None, Draft())", "self.climb.there(grads, {}, scale, None, self.draft)",
+        "self.climb.up(grads, {}, scale, None, Draft())", "self.climb.up(grads, {}, scale, None, self.draft)",
         "tests/test_window.py -k perturbed_leaves_nothing",
     ),
     Mutant(

@@ -58,9 +58,9 @@ def inner(a: Tensors, b: Tensors) -> Tensor:
 
 def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, and 0 where the denominator is 0, NaN or so small that the quotient overflows."""
-    quotient = numerator / denominator
     if not isinstance(numerator, Tensor):  # nothing else makes it NaN or inf
-        return quotient.nan_to_num_(0.0, 0.0, 0.0)
+        return (denominator.reciprocal() * numerator).nan_to_num_(0.0, 0.0, 0.0)  # what torch makes of /, bit for bit
+    quotient = numerator / denominator
     return torch.where((denominator > 0) & ~quotient.isinf(), quotient, torch.zeros_like(quotient))
 
 

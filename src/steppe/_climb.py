@@ -37,14 +37,6 @@ class Climb:
         self._rows: Rows | None = None
         self.perturbation: Perturbation | None = None
 
-    @contextmanager
-    def there(
-        self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None, draft: Draft
-    ) -> Iterator[Perturbation]:
-        """Within it the weights are at w + eps."""
-        with self.closing():
-            yield self.up(direction, clean, scale, replay, draft)
-
     @torch.no_grad()
     def up(self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None, draft: Draft) -> Perturbation:
         """Move the weights to w + eps.
@@ -106,7 +98,7 @@ class Climb:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Closed at the end, also when Ctrl-C falls into the closing itself."""
+        """The weights may go :meth:`up` and are back at its end, also when Ctrl-C falls into the way back."""
         broken = True
         try:
             try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -38,17 +37,11 @@ _MOVED = "modified by an inplace operation"
 _FEW = 64  # items of a container that is looked into
 
 
-@contextmanager
-def in_our_words(perturbed: bool = False) -> Iterator[None]:
-    """Says what torch's errors mean where a loss was made elsewhere; ``perturbed``: in the pass at w + eps."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise_in_our_words(error, perturbed)
-
-
 def raise_in_our_words(error: RuntimeError, perturbed: bool = False) -> NoReturn:
-    """Raise what is meant, or the error itself."""
+    """Raise what torch's error means where a loss was made elsewhere, or the error itself.
+
+    ``perturbed``: it was raised in the pass at w + eps.
+    """
     if _TWICE in str(error):
         raise RuntimeError(USED_UP) from error
     if perturbed and _MOVED in str(error):

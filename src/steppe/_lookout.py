@@ -32,6 +32,7 @@ class Lookout:
     def __init__(self) -> None:
         self.within = False  # a backward of the method is under way
         self._hooked: list[Tensor] = []  # its parameters that a hook may move
+        self._refusal: RemovableHandle | None = None
         self._waiting = 0  # gradients since the beginning, until a step is heard
         self._strangers: dict[Tensor, tuple[str, weakref.ref[Tensor], int]] = {}
         self._handle: RemovableHandle | None = None
@@ -39,20 +40,19 @@ class Lookout:
 
     # Steps within a backward
 
-    @contextmanager
-    def backward(self, parameters: Parameters) -> Iterator[None]:
-        """The passes of one ``backward``, in which no optimizer of these parameters may step."""
+    def begin(self, parameters: Parameters) -> None:
+        """The passes of one ``backward`` begin: until :meth:`end` no optimizer of these parameters may step."""
         self.within = True
         hooks = list(map(_HOOKS, parameters.all))
         self._hooked = list(compress(parameters.all, hooks)) if any(hooks) else []
-        handle = _refuse_steps_of(self._hooked) if self._hooked else None
-        try:
-            yield
-        finally:
-            self.within = False
-            self._hooked = []
-            if handle is not None:
-                handle.remove()
+        self._refusal = _refuse_steps_of(self._hooked) if self._hooked else None
+
+    def end(self) -> None:
+        """They are over."""
+        self.within, self._hooked = False, []
+        if self._refusal is not None:
+            self._refusal.remove()
+            self._refusal = None
 
     def one_pass(self) -> AbstractContextManager[None]:
         """A pass: a hook that writes on its parameter by itself is seen when it is done."""

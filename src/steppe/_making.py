@@ -14,7 +14,7 @@ from steppe._batch import Work
 from steppe._climb import Climb
 from steppe._draft import Draft, Last
 from steppe._gradients import Gradients, aligned
-from steppe._graphs import Tracing, in_our_words, refuse_second_order
+from steppe._graphs import Tracing, refuse_second_order
 from steppe._lookout import Lookout, steps_inside
 from steppe._parameters import Parameters, parallel
 from steppe._passes import Passes
@@ -98,18 +98,21 @@ class Making:
         """
         now, look = self._present.now, self.passes.looked_at(work)
         self._drop_abandoned(begin())
-        may_ascend = self._present.ascends(self.draft) is not False
+        ascends = self._present.ascends(self.draft)
+        may_ascend = ascends is not False
         arguments = [a for batch in work.batches for a in batch]
         work.trace = self._tracing.trace(closure, arguments, self.passes.moved, may_ascend)
         if look is not None:
             look.trace = work.trace
         try:
-            with self.lookout.backward(self._parameters), self._selection.held(now.step, now.seed, now.memory):
+            self.lookout.begin(self._parameters)
+            with self._selection.held(now.step, now.seed, now.memory):
                 if may_ascend or now.combine.reuses or now.select is not None:
-                    last = self._beside_earlier(work, look)
+                    last = self._beside_earlier(work, look, ascends)
                 else:
                     last = Last(False, self.passes.plain(work))
         finally:
+            self.lookout.end()
             self.passes.mark = None  # a failed pass must not lend its masks to the next step
         self.lookout.handed(self._parameters)
         if work.trace is not None and last.ascended == may_ascend:
@@ -118,24 +121,23 @@ class Making:
             self._keep_handed(self._stepping)
         return last
 
-    def _beside_earlier(self, work: Work, look: Work | None) -> Last:
+    def _beside_earlier(self, work: Work, look: Work | None, ascends: bool | None) -> Last:
         """:meth:`_gradient`, added to what earlier micro-batches left."""
         if self._parameters.sharded:
             refuse_unreduced(self._model)
         with self._gradients.aside(lambda earlier: average_earlier(self._model, earlier)):
-            last = self._gradient(work, look)
+            last = self._gradient(work, look, ascends)
         self.draft.note_handed(self._gradients)
         return last
 
-    def _gradient(self, work: Work, look: Work | None) -> Last:
+    def _gradient(self, work: Work, look: Work | None, ascends: bool | None) -> Last:
         """One step in at most three passes, each only where a part needs it; the gradient to hand on is in ``.grad``.
 
         ``seen`` is what the schedule and the direction learn from (a look, or the clean pass itself), ``clean``
         the whole batch at w, and the last the whole batch at w + eps.
         """
         present, draft = self._present, self.draft
-        ascends, needs_clean = present.ascends(draft), present.needs_clean
-        ahead = present.ahead
+        ahead, needs_clean = present.ahead, present.needs_clean
         foreseen = present.foreseen() if ahead and ascends is not False else {}
         seen = clean = None
         if ascends is not False and look is not None:
@@ -156,13 +158,15 @@ class Making:
             return Last(False, clean.loss)
         kept = clean.grads if clean is not None and needs_clean else {}
         direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
-        start = (clean or seen) and (clean or seen).start  # type: ignore[union-attr]
-        with self.climb.there(direction, kept, scale, start, draft) as there, in_our_words(perturbed=True):
+        first = clean or seen
+        start = None if first is None else first.start
+        with self.climb.closing():
+            there = self.climb.up(direction, kept, scale, start, draft)
             loss = self.passes.second(work, again=start is not None)
         length, displacement = there.length, there.displacement
         del there  # and with it the saved weights, before the combination needs its room
         self._finish(kept)
-        return Last(True, (clean or seen) and (clean or seen).loss, loss, length, displacement)  # type: ignore
+        return Last(True, None if first is None else first.loss, loss, length, displacement)
 
     @torch.no_grad()
     def _skip(self, grads: Grads) -> None:
@@ -171,12 +175,14 @@ class Making:
         self._gradients.give(now.combine.skipped(now.step, grads, now.known("combine")))
         self._gradients.give_others()
 
-    @torch.no_grad()
     def _finish(self, clean: Grads) -> None:
         """Hand on what ``combine`` makes of the clean gradient and the perturbed one in ``.grad``."""
+        if clean or not self._alone or type(self._present.now.combine) is not Replace:  # else it lies there already
+            self._combine(clean)
+
+    @torch.no_grad()
+    def _combine(self, clean: Grads) -> None:
         now = self._present.now
-        if type(now.combine) is Replace and self._alone and not clean:
-            return  # it lies there already
         perturbed = self._gradients.take(self._present.reads_all)
         if clean:
             clean, perturbed = aligned(clean, perturbed)
@@ -239,7 +245,8 @@ class Making:
             there = ((e.name, e.param.grad) for e in self._parameters.entries)
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
             self._gradients.turn(grads)
-        with self.passes.no_trace(), self.climb.there(grads, {}, scale, None, Draft()):
+        with self.passes.no_trace(), self.climb.closing():
+            self.climb.up(grads, {}, scale, None, Draft())
             yield
 
     def scale_in_grad(self) -> Scale:
@@ -287,9 +294,10 @@ class Making:
             return memory, False
         draft, (first, last) = self.draft, stepped(which)
         self.draft = Draft() if last else draft
-        # A host that hands the optimizer a closure made this draft during the step.
-        draft.close(self._gradients, which, None)
-        draft.correct(self._gradients, which)
+        if draft.correction:
+            # A host that hands the optimizer a closure made this draft during the step.
+            draft.close(self._gradients, which, None)
+            draft.correct(self._gradients, which)
         memory = memory | {"ascent": later} if later else memory
         if first:
             self.lookout.heard()

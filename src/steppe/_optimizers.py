@@ -37,6 +37,8 @@ class Stepper:
 
     def attribute(self, name: str) -> Any:
         """What a GradScaler put on it or on a wrapper; None where it did not."""
+        if not self.above:
+            return vars(self.optimizer).get(name)
         return next((v for layer in self.layers[::-1] if (v := vars(layer).get(name)) is not None), None)
 
     def state_of(self, param: Tensor) -> dict[str, Any]:

@@ -119,12 +119,14 @@ class Outside:
             self._disarm()
             self._fresh = max(0, self._fresh - 1)
 
+    @property
+    def met(self) -> bool:
+        """Whether anything new was met in the first pass."""
+        return self._fresh >= FRESH - 1
+
     @contextmanager
     def second(self) -> Iterator[None]:
-        """The last pass: modules of which the first one's graph told too late are held in it."""
-        if self._fresh < FRESH - 1:  # nothing new in the first
-            yield
-            return
+        """The last pass, where something new was met in the first: modules that its graph told of too late are held."""
         self._joined = []
         self._arm()
         try:
@@ -263,7 +265,12 @@ def _about(loss_of: Any) -> Any:
         except ValueError:
             continue  # empty as yet
     held += loss_of.__defaults__ or ()
-    return code, tuple(id(x) for x in held if isinstance(x, (nn.Module, nn.Parameter)))
+    # Asking whether something is a Parameter calls a function of torch's.
+    return code, tuple([id(x) for x in held if isinstance(x, (nn.Module, Tensor)) and _lasts(x)])
+
+
+def _lasts(held: nn.Module | Tensor) -> bool:
+    return isinstance(held, nn.Module) or isinstance(held, nn.Parameter)
 
 
 def _transformed() -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from steppe._batch import Work
 from steppe._compiled import untraced
 from steppe._gradients import Gradients
+from steppe._graphs import raise_in_our_words
 from steppe._guards import Replay, forget_derived
 from steppe._hardest import PerSample, by_loss
 from steppe._lookout import Lookout
@@ -129,17 +130,23 @@ class Passes:
 
         ``again``: state has moved in a pass over the batch before.
         """
+        try:
+            with self.outside.second() if again and self.outside.met else nullcontext():
+                loss = self._second(work)
+        except RuntimeError as error:
+            raise_in_our_words(error, perturbed=True)
+        if not again:
+            self._refuse_nothing(self._gradients.anywhere())
+        return loss
+
+    def _second(self, work: Work) -> Tensor | None:
         share = self._present.now.hardest
-        with self.outside.second() if again else nullcontext():
-            if share is None or share == 1 or not isinstance(work, PerSample):
-                loss = self.plain(work)
-                if not again:
-                    self._refuse_nothing(self._gradients.anywhere())
-                return loss
-            rest, whole = self._second_of(work, share)
-            with enough_samples(f"hardest={share!r}"):
-                self.plain(rest)
-            return whole
+        if share is None or share == 1 or not isinstance(work, PerSample):
+            return self.plain(work)
+        rest, whole = self._second_of(work, share)
+        with enough_samples(f"hardest={share!r}"):
+            self.plain(rest)
+        return whole
 
     def _second_of(self, work: PerSample, share: float) -> tuple[PerSample, Tensor | None]:
         falls = self._gradients.parameters.optimizers.climbing()[0]
