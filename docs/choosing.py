@@ -73,6 +73,7 @@ def pushes(record: dict[str, Any]) -> str:
 
 BASELINES = {
     "base": "the base, its learning rate tuned", "early": "stopped early", "averaged": "averaged weights",
+    "lawa": "the latest weights averaged",
     "double": "twice the epochs", "double_early": "twice the epochs, stopped early",
 }  # fmt: skip
 

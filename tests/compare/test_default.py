@@ -1,13 +1,17 @@
 """What `steppe compare` does when nothing is said: its task, its settings, and that README tells what came of it."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from steppe._command.statistics import estimate
 from steppe.compare.data import tasks
+from steppe.compare.data.linear import DECAY
 from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.rows import untrained
 from steppe.compare.engine.run import load_task, make_trainer
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
@@ -27,6 +31,24 @@ def test_the_default_is_mnist1d_with_a_grid_of_rates():
     task = load_task(spec, 0)
     assert [len(part) for part in (task.train, task.val, task.test)] == [spec.labelled, spec.validation, 1000]
     assert make_trainer(spec, task, Run("base", None, 0, lr=0.01), 10).model(task.val.x[:2]).shape == (2, 10)
+
+
+def test_a_linear_model_stands_among_its_baselines():
+    """Fitted to the training part alone, as scikit-learn fits it: the network has twice as much."""
+    task = load_task(resolve({}), 0)
+    (found,) = untrained(task).values()
+    z = task.train.x.flatten(1).numpy()
+    scale = z.mean(0), z.std(0, ddof=1)
+    peer = LogisticRegression(C=1 / (DECAY * len(z)), max_iter=500).fit((z - scale[0]) / scale[1], task.train.y)
+    score = peer.score((task.test.x.flatten(1).numpy() - scale[0]) / scale[1], task.test.y)
+    assert found["test_accuracy"] == pytest.approx(score, abs=0.003) and 0.3 < score < 0.36
+
+
+def test_the_picture_is_that_of_the_result():
+    made = runpy.run_path(str(ROOT / "docs" / "default_picture.py"))
+    text = (ROOT / "docs" / "default.svg").read_text()
+    assert text == made["drawn"](kept()["summary"]) and len(text) < 8000
+    assert "docs/default.svg" in (ROOT / "README.md").read_text()
 
 
 def test_it_is_small_enough_for_two_minutes():

@@ -1,7 +1,7 @@
 """A method as a user names it: `look_sam:k=10,push=natural` -> recipe and settings, checked against its signature.
 
 A recipe of the user's own is `mymodule:MySAM` or `my.py:MySAM`, with settings `mymodule:MySAM:k=10`. Any method may be
-judged by its averaged weights: `sam:average=ema`.
+judged by its averaged weights: `sam:average=ema`, `sam:average=lawa`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch
 _TRUTH = {"True": True, "False": False, "true": True, "false": False}
 
 _AVERAGE = "average"
+AVERAGES = {"ema": "the exponential average of the weights", "lawa": "the mean of the latest epochs' weights"}
+"""Averages of the weights by which any method may be judged."""
 _LR = inspect.Parameter("lr", inspect.Parameter.KEYWORD_ONLY, annotation="float", default=None)
 
 
@@ -76,7 +78,13 @@ class Choice:
     @property
     def averaged(self) -> bool:
         """Whether its averaged weights are judged, instead of the last ones."""
-        return _AVERAGE in self.settings and _AVERAGE not in inspect.signature(self.method.recipe).parameters
+        return self.average is not None
+
+    @property
+    def average(self) -> str | None:
+        """Which average of its weights is judged, a key of `AVERAGES`; None: the last weights are."""
+        own = _AVERAGE in inspect.signature(self.method.recipe).parameters
+        return None if own else self.settings.get(_AVERAGE)
 
     @property
     def trained(self) -> str:
@@ -258,8 +266,9 @@ def read_setting(name: str, key: str, text: str) -> Any:
     if key in _GIVEN_BY_STUDY:
         raise ValueError(f"method {name!r}: {key!r} is set by the study itself; leave it out")
     if key == _AVERAGE and key not in known:
-        if text != "ema":
-            raise ValueError(f"method {name!r}: average = {text!r} is not 'ema', the exponential average of weights")
+        if text not in AVERAGES:
+            known_here = " or ".join(f"{each!r}, {what}" for each, what in AVERAGES.items())
+            raise ValueError(f"method {name!r}: average = {text!r} is not {known_here}")
         return text
     if key not in known and not (is_own(name) and accepts(row(name).recipe, key)):
         hint = nearest(key, known) if known else "it has none"

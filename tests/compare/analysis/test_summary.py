@@ -229,7 +229,7 @@ def test_base_alone() -> None:
 
 def test_missing_double_is_noted() -> None:
     summary = summarise([r for r in records() if r["variant"] == "plain"], cost(), spec())
-    absent = "Not in this comparison: the base with averaged weights, the base with twice the epochs"
+    absent = "Not in this comparison: the base with averaged weights, the base with its latest weights averaged (LAWA)"
     assert any(absent in note for note in summary["notes"])
 
 

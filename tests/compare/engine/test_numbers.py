@@ -78,6 +78,29 @@ def test_a_method_that_chooses_examples_has_a_loss_for_each():
     assert run.train(spec(epochs=2), Run("esam", 0.05, 0))["ascended_share"] == 1.0
 
 
+def test_lawa_is_the_mean_of_the_weights_after_the_latest_epochs():
+    settings = spec(epochs=10)
+    record = run.train(settings, Run("base", None, 0))
+    made, data = run.make_trainer(settings, task(0), Run("base", None, 0), 30), task(0)
+    kept = []
+    for _, epoch in zip(range(10), run.batches(data, 10, 0), strict=False):
+        for batch in epoch:
+            made.step(batch)
+        kept.append({name: value.detach().clone() for name, value in made.model.state_dict().items()})
+    made.model.load_state_dict({name: sum(each[name] for each in kept[-5:]) / 5 for name in kept[0]})
+    found = nn.functional.mse_loss(made.model(data.test.x).squeeze(1), data.test.y).detach()
+    assert record["lawa"]["test_mse"] == pytest.approx(float(found), rel=1e-5)
+    assert record["lawa"]["test_mse"] != pytest.approx(record["test_mse"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "per_epoch", "taken"),
+    [(30, 3, [30, 27, 24, 21, 18]), (30, 30, [30, 27, 24, 21, 18]), (3, 1, [3, 2, 1]), (60, 2, [60, 58, 56, 54, 52])],
+)
+def test_where_lawa_takes_the_weights(steps, per_epoch, taken):
+    assert run.latest_steps(steps, per_epoch) == taken
+
+
 def test_the_averaged_weights_are_an_exponential_average_over_a_tenth_of_the_steps():
     settings = spec(epochs=10)
     record = run.train(settings, Run("base", None, 0))

@@ -172,13 +172,16 @@ def test_a_value_with_which_a_method_cannot_be_built_is_refused_before_anything_
 
 def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
     """No run more than without; its figures are those of the average, at the end and early."""
-    methods = "sam:rho=0.1,sam:average=ema,rho=0.1,rst:average=ema"
+    methods = "sam:rho=0.1,sam:average=ema,rho=0.1,sam:average=lawa,rho=0.1,rst:average=ema"
     ended = studies.complete(tmp_path, "--methods", methods, "--metric", "nll", "--json")
     assert ended.returncode == 0, ended.stderr
     rows = {row["method"]: row for row in json.loads(ended.stdout)["rows"]}
     sam, ema = rows["sam:rho=0.1"], rows["sam:average=ema,rho=0.1"]
     assert ema["label"] == "SAM (average=ema, rho=0.1)" and ema["final"] == ema["early"] == sam["averaged"]
     assert sam["by_seed"]["final"] != ema["by_seed"]["final"] and ema["passes"] == 2.0 and ema["time_ratio"]
+    lawa = rows["sam:average=lawa,rho=0.1"]
+    assert lawa["final"] == sam["lawa"]
+    assert lawa["by_seed"]["final"] not in (sam["by_seed"]["final"], ema["by_seed"]["final"])
     assert sam["sharpness"] and ema["sharpness"] is None, "that is of the last weights"
     runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]
     assert sum(run["method"] == "sam:rho=0.1" for run in runs) == 3 and {r["method"] for r in runs} == {
@@ -192,7 +195,10 @@ def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("sam:average=swa", "average = 'swa' is not 'ema'"), ("sam:average=ema", "judged by `steppe compare` alone")],
+    [
+        ("sam:average=swa", "average = 'swa' is not 'ema', .* or 'lawa'"),
+        ("sam:average=lawa", "judged by `steppe compare` alone"),
+    ],
 )
 def test_where_an_average_is_refused(text, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -33,7 +33,7 @@ def mark(rows: Sequence[Row], groups: Sequence[Group], form: str, judge: Judge) 
     Args:
         rows: with `cost` in them.
         groups: of the same runs.
-        form: in which figures are compared: "final", "early" or "averaged".
+        form: in which figures are compared: "final", "early", "averaged" or "lawa".
         judge: by what.
     """
     by_name = {(each.method, each.variant): each for each in groups}

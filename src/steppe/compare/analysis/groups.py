@@ -14,7 +14,7 @@ BySeed = dict[int, float]
 BASE = "base"
 BASELINES = {
     "base": ("plain", "final"), "early": ("plain", "early"), "averaged": ("plain", "averaged"),
-    "double": ("double", "final"), "double_early": ("double", "early"),
+    "lawa": ("plain", "lawa"),    "double": ("double", "final"), "double_early": ("double", "early"),
 }  # fmt: skip
 """Baseline, the simplest first -> the variant of the base, and the form its figures are taken in."""
 
@@ -53,12 +53,18 @@ class Group:
 
     @property
     def averaged(self) -> BySeed:
-        """The same of the averaged weights at the end of training."""
+        """The same of the exponentially averaged weights at the end of training."""
         return self.by_seed(lambda run: self.judge.of(run.get("averaged") or {}, "test"))
 
+    @property
+    def lawa(self) -> BySeed:
+        """The same of the mean of the latest weights; none where some runs were kept before there was that mean."""
+        found = self.by_seed(lambda run: self.judge.of(run.get("lawa") or {}, "test"))
+        return found if all(run.get("lawa") for run in self.runs) else {}
+
     def figures(self, form: str) -> BySeed:
-        """The figures in one form: "final", "early" or "averaged"."""
-        return {"final": self.final, "early": self.early, "averaged": self.averaged}[form]
+        """The figures in one form: "final", "early", "averaged" or "lawa"."""
+        return {"final": self.final, "early": self.early, "averaged": self.averaged, "lawa": self.lawa}[form]
 
     def mean(self, read: Callable[[Record], Any]) -> float | None:
         """Mean of one figure over the seeds, None where no run has it."""

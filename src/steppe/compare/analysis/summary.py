@@ -3,9 +3,9 @@
 `summarise` is a pure function of records, measured costs and spec; the order of the records does not matter.
 Differences are paired: a method and what it is compared with share their seeds. The rules:
 
-* Five baselines stand against every method: the base, the base stopped early on validation, with averaged weights,
-  trained for twice the epochs, and that stopped early; beside them what the task can do without training. A gain is
-  measured against the best of them by mean.
+* Six baselines stand against every method: the base, the base stopped early on validation, with averaged weights
+  (exponentially, and the latest few), trained for twice the epochs, and that stopped early; beside them what the task
+  can do without training. A gain is measured against the best of them by mean.
 * Like is compared with like: when that best baseline is one stopped early, methods are judged by their own
   early-stopped figures, when it is the averaged one by their averaged weights, else by those at the end of training.
   The rule looks at the baselines only.
@@ -38,9 +38,9 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         spec: the resolved spec of the comparison.
 
     Returns:
-        A dict with `verdict`, `notes`, `rows`, `baselines`, `best_baseline`, `judged` ("final", "early" or "averaged")
-        and more. Figures are in the judging metric's own unit (shares are fractions), gains so that above zero is
-        better, intervals half-widths, None is "not known".
+        A dict with `verdict`, `notes`, `rows`, `baselines`, `best_baseline`, `judged` ("final", "early", "averaged" or
+        "lawa") and more. Figures are in the judging metric's own unit (shares are fractions), gains so that above zero
+        is better, intervals half-widths, None is "not known".
     """
     known = list(records)
     groups, judge = group(known), of_records(known)
@@ -121,6 +121,7 @@ def _row(each: Group, against: _Against) -> Row:
         "final": _json(estimate(list(each.final.values()))),
         "early": _json(estimate(list(each.early.values()))),
         "averaged": _json(estimate(list(each.averaged.values()))),
+        "lawa": _json(estimate(list(each.lawa.values()))),
         "delta": None if plain_base else _json(delta, against="base"),
         "gain": against.gain(each, against.form),
         "gain_final": against.gain(each, "final"),
@@ -140,7 +141,7 @@ def _plain(values: BySeed) -> dict[str, float]:
 
 def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
-    figures = "rho lr final early averaged delta gain gain_final kept sharpness balancedness passes time_ratio"
+    figures = "rho lr final early averaged lawa delta gain gain_final kept sharpness balancedness passes time_ratio"
     absent: Row = dict.fromkeys([*figures.split(), "memory_ratio"]) | {"by_seed": {"final": {}, "early": {}}}
     identity = {
         "method": name,

@@ -22,15 +22,18 @@ BASELINES = {
     "base": "the base",
     "early": "the base stopped early",
     "averaged": "the base with averaged weights",
+    "lawa": "the base with its latest weights averaged (LAWA)",
     "double": "the base with twice the epochs",
     "double_early": "the base with twice the epochs, stopped early",
 }
 """The honest baselines that are trained, as they are called in a sentence."""
 
-FORMS = {"final": "to the end", "early": "stopped early", "averaged": "weights averaged"}
+FORMS = {
+    "final": "to the end", "early": "stopped early", "averaged": "weights averaged", "lawa": "latest weights averaged",
+}  # fmt: skip
 """The form that figures are taken in, as it is called behind a name."""
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def baseline(name: str) -> str:

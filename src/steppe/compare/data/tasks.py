@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from steppe._command.lookup import called, module_text, named_function, nearest
 from steppe.compare.data import columns, corpora, readers, transformer
 from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
+from steppe.compare.data.linear import linear
 from steppe.compare.data.options import DataOptions
 
 GENERIC: dict[str, Any] = {
@@ -40,12 +43,16 @@ TEXT_ONLY = (
 """Settings of texts and of the models that read them."""
 
 
+Rows = Mapping[str, Callable[[Any], Tensor]]
+
+
 @dataclass(frozen=True)
 class BuiltIn:
-    """A task that comes with the package: its examples, and its tuned recipe."""
+    """A task that comes with the package: its examples, its tuned recipe, and baselines that need no training."""
 
     read: Callable[[], Source]
     recipe: Mapping[str, Any]
+    rows: Callable[[Task], Rows] = lambda task: {}
 
 
 BUILT_IN: dict[str, BuiltIn] = {
@@ -54,6 +61,7 @@ BUILT_IN: dict[str, BuiltIn] = {
         {"labelled": 3000, "validation": 1000, "model": "mlp", "epochs": 40, "batch_size": 100, "optimizer": "adamw",
          "lr": 0.01, "lr_grid": [0.003, 0.01, 0.03], "weight_decay": 0.01, "rho": [0.2, 0.4, 0.8],
          "methods": ["sam:samples=4"], "seeds": list(range(7)), "grow": 1},
+        lambda task: {"a linear model": linear(task.train, task.classes)},
     ),
     "digits-few": BuiltIn(
         partial(readers.digits, 797),
@@ -206,7 +214,8 @@ def load(options: DataOptions, seed: int) -> Task:
     else:
         source = _source(options.task, options.image_size, options.image_column, options.label_column)
     amounts = Amounts(options.labelled, options.validation, options.noise, options.per_class)
-    return choose(source, options.task, seed, amounts)
+    task = choose(source, options.task, seed, amounts)
+    return replace(task, rows=BUILT_IN[options.task].rows(task)) if options.task in BUILT_IN else task
 
 
 def fingerprint(name: str) -> str:

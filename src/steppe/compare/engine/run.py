@@ -42,6 +42,9 @@ _ORDER_SEED = 0x0DE5
 AVERAGED_SHARES = 10
 """The weights' average reaches back over one so manieth of the steps."""
 
+LATEST = 5
+"""Epochs at whose ends LAWA takes the weights; of trainings shorter than twice that, it takes them at every tenth."""
+
 
 @dataclass
 class Trainer:
@@ -114,7 +117,7 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
         if hasattr(sharp, "measure"):
             sharp.measure = bool(spec.log)  # which reads the weights, and changes nothing
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
-    average = _average(spec, model, total_steps) if choice is not None and choice.averaged else None
+    average = _average(spec, model, total_steps) if choice is not None and choice.average == "ema" else None
     return Trainer(model, optimizer, scheduler, sharp, blank, task.loss, average)
 
 
@@ -218,6 +221,7 @@ class _Fit:
     curve: Curve
     balance: measure.Balance | None
     average: AveragedModel | None
+    lawa: AveragedModel | None
     examples: int = 0
     ascents: int = 0
 
@@ -226,13 +230,16 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
     """The training, with a look at the validation part now and then."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     curve, balance = Curve(task, spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
-    fit = _Fit(curve, balance, _average(spec, trainer.model, steps))
+    fit = _Fit(curve, balance, _average(spec, trainer.model, steps), _latest(spec, trainer.model))
     losses: list[Tensor] = []
+    taken = set(latest_steps(steps, per_epoch))
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
     for step, batch in zip(range(1, steps + 1), stream, strict=False):
         losses.append(trainer.step(batch))
         if fit.average is not None:
             fit.average.update_parameters(trainer.model)
+        if fit.lawa is not None and step in taken:
+            fit.lawa.update_parameters(trainer.model)
         fit.examples += len(batch[1]) // ranks.ranks()
         fit.ascents += trainer.ascended()
         curve.step(trainer.sharp)
@@ -253,6 +260,20 @@ def _average(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
         return None
     decay = min(max(1 - AVERAGED_SHARES / steps, 0.0), 0.9999)
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _latest(spec: Spec, model: nn.Module) -> AveragedModel | None:
+    """The plain mean of the weights and statistics that it is given; none of split models.
+
+    Source: LAWA, the average of the latest weights (arXiv 2306.03241).
+    """
+    return AveragedModel(model, use_buffers=True) if spec.parallel is None else None
+
+
+def latest_steps(steps: int, per_epoch: int) -> list[int]:
+    """After which steps LAWA takes the weights: the last, and those an epoch, or a tenth of the training, before."""
+    apart = max(1, min(per_epoch, steps // (2 * LATEST)))
+    return [step for step in range(steps, 0, -apart)][:LATEST]
 
 
 def _averaged(average: AveragedModel | None, task: Task) -> dict[str, float] | None:
@@ -277,7 +298,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},
         "metric": curve.judge.as_dict(), **val, **test,
-        "averaged": _averaged(fit.average, task),
+        "averaged": _averaged(fit.average, task), "lawa": _averaged(fit.lawa, task),
         "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
         **more,

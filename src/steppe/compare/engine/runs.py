@@ -11,6 +11,9 @@ from steppe._command.choices import parse
 from steppe._command.rows import divided, fingerprint
 from steppe.compare.engine.spec import Spec, short_hash
 
+FORMS = {"ema": "averaged", "lawa": "lawa"}
+"""Average of the weights -> where the record of a run has its figures."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,9 +64,10 @@ class Run:
 
         What else is measured there is of the last weights, and is left out.
         """
-        if self.trained is self or not record.get("averaged"):
+        kept = None if self.trained is self else FORMS[parse(self.method).average]
+        if kept is None or not record.get(kept):
             return dict(record)
-        choice, figures = parse(self.method), record["averaged"]
+        choice, figures = parse(self.method), record[kept]
         own = {"method": self.method, "label": self.label, "settings": choice.settings, **figures}
         own |= {"early": {"epoch": record.get("epochs"), **figures}, "sharpness": None, "slice": None}
         return {key: each for key, each in {**record, **own}.items() if key != "also"}

@@ -120,7 +120,7 @@ def _record(spec: Spec, run: Run, looks: Looks) -> dict[str, Any]:
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},
-        "metric": looks.judge.as_dict(), **looks.figures[-1], "averaged": None, "early": looks.early(),
+        "metric": looks.judge.as_dict(), **looks.figures[-1], "averaged": None, "lawa": None, "early": looks.early(),
         "sharpness": None, "slice": None, "curve": looks.curve(),
         "epochs": len(looks.figures), "steps": sharpen.steps, "backwards": sharpen.calls,
         "passes_per_step": sharpen.passes_per_step, "ascended_share": sharpen.ascended_share,

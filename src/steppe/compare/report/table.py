@@ -42,6 +42,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
         _form(words, summary, "final", f"{name}\n{unit.strip()}", 2),
         _form(words, summary, "early", f"stopped\nearly{unit}", 3),
         _form(words, summary, "averaged", f"aver-\naged{unit}", 4),
+        _form(words, summary, "lawa", f"latest\naver.{unit}", 5),
         *([delta] if summary["best_baseline"] != "base" else []),
         Column(f"gain\n{words.unit}", lambda row: words.gain(row["gain"])),
         Column("\nkept", lambda row: share(row["kept"]), 2),
@@ -58,8 +59,8 @@ def table(summary: Mapping[str, Any], width: int = 100) -> Table:
     Args:
         summary: what `summarise` returns.
         width: columns of the terminal. Where they do not suffice, first the space between columns goes, then
-            memory, sharpness, the difference to the base, averaged and early-stopped figures (unless they count here),
-            the share kept and the passes; name, metric, gain and cost stay.
+            memory, sharpness, the difference to the base, averaged (both ways) and early-stopped figures (unless they
+            count here), the share kept and the passes; name, metric, gain and cost stay.
     """
     rows = summary["rows"]
     shown, space = _fit(columns(summary), rows, width)
