@@ -42,6 +42,8 @@ PLAIN = [
     steppe.Look(view=views.Resolution(0.5), autocast=torch.bfloat16),
     steppe.Look(0.25, views.Length(0.25, "end")),
     steppe.Look(2, chosen="hardest"),
+    steppe.Spectral(),
+    steppe.Spectral(None),
     steppe.Ascent(curves.LossBudget(curves.Linear(0.1, 0.0, 9), 0.5)),
     steppe.Sparse(),
     steppe.Always(),

@@ -19,7 +19,8 @@ RECIPES = {
     "look_sam": "LookSAM", "look_layer_sam": "LookLayerSAM", "adasam": "AdaSAM", "gsam": "GSAM",
     "fsam": "FSAM", "wsam": "WSAM", "aesam": "AESAM", "sam_on": "SAMON", "late_sam": "LateSAM", "tail_sam": "TailSAM",
     "sl_sam": "SLSAM",
-    "msam": "MSAM", "s2_sam": "S2SAM", "rwp": "RWP", "arwp": "ARWP", "esam": "ESAM", "k_sam": "KSAM", "le_sam": "LESAM",
+    "msam": "MSAM", "s2_sam": "S2SAM", "rwp": "RWP", "arwp": "ARWP", "esam": "ESAM",
+    "k_sam": "KSAM", "le_sam": "LESAM", "muon_sam": "MuonSAM",
 }  # fmt: skip
 
 

@@ -123,6 +123,8 @@ CASES = [
     Case("esam", {"rho": 0.1, "gamma": 1.0}, PLAIN),
     Case("le_sam", {"sigma": 0.1}),
     Case("le_sam", {"sigma": ramp, "rho": 0.2}, ADAMW),
+    Case("muon_sam", {"rho": 0.05}),
+    Case("muon_sam", {"rho": ramp, "iterations": None}, ADAMW),
     Case("k_sam", {"rho": 0.1}),
     Case("k_sam", {"rho": ramp, "samples": 3, "descent": None}, ADAMW),
     Case("k_sam", {"rho": 0.3, "samples": 0.5, "descent": 0.75}, NESTEROV),

@@ -41,6 +41,7 @@ from steppe.methods.le_sam import LESAM
 from steppe.methods.look_layer_sam import LookLayerSAM
 from steppe.methods.look_sam import LookSAM
 from steppe.methods.msam import MSAM
+from steppe.methods.muon_sam import MuonSAM
 from steppe.methods.rst import RST
 from steppe.methods.rwp import ARWP, RWP
 from steppe.methods.s2_sam import S2SAM
@@ -54,6 +55,7 @@ from steppe.protocol import Method, Needs
 from steppe.recommended import recommended
 from steppe.schedule import AboveNorm, Always, Bernoulli, Every, Schedule, Window
 from steppe.select import Select, Sparse
+from steppe.spectral import Spectral
 from steppe.views import Look
 
 __version__ = "0.1.0"
@@ -62,8 +64,8 @@ __all__ = [
     "AESAM", "ARWP", "ASAM", "AboveNorm", "AdaSAM", "Adaptive", "Always", "Ascent", "BAR", "Bernoulli", "BiLoRA",
     "Combine", "Combined", "Decoupled", "ESAM", "Every", "FSAM", "FlatLoRA", "Friendly", "GNP", "GRST", "GSAM",
     "Gradient", "Identity", "KSAM", "LESAM", "LateSAM", "LayerSAM", "Look", "LookLayerSAM", "LookSAM", "MSAM", "Method",
-    "Mix", "Momentum", "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace", "Reuse",
-    "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse", "SurrogateGap",
-    "TailSAM", "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho", "lora", "methods", "optim",
-    "recommended", "schedule", "views",
+    "Mix", "Momentum", "MuonSAM", "NBAR", "Needs", "Noise", "OBAR", "Previous", "Probe", "RST", "RWP", "Replace",
+    "Reuse", "RhoSearch", "S2SAM", "SAM", "SAMON", "SLSAM", "Schedule", "Select", "SharpnessAware", "Sparse",
+    "Spectral", "SurrogateGap", "TailSAM", "WSAM", "Window", "__version__", "curves", "diagnostics", "find_rho", "lora",
+    "methods", "optim", "recommended", "schedule", "views",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ class Direction(Part):
     """Base of directions: which vector the perturbation points along."""
 
     ahead: ClassVar[bool] = False  # True: :meth:`vector` knows it before any pass of the step (steppe.ahead)
+    unitless: ClassVar[bool] = False  # True: made of a gradient, but of a length that is not the gradient's
 
     def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
         """The direction (may overwrite ``grads``) and the memory to keep after a real step.
@@ -169,7 +170,7 @@ class Ascent(Part):
         rho: radius in the metric's norm (rho >= 0): a number, a curve of t, :class:`steppe.curves.FollowLR`, or
             :class:`steppe.curves.LossBudget`. An optimizer group's own ``rho`` wins over it.
         direction: v: :class:`Gradient`, :class:`Friendly`, or one that saves the pass that looks for it,
-            :class:`steppe.Momentum`, :class:`steppe.Previous` or :class:`steppe.Noise`.
+            :class:`steppe.Momentum`, :class:`steppe.Previous` or :class:`steppe.Noise`; :class:`steppe.Spectral`.
         metric: T: :class:`Identity` or :class:`Adaptive`.
         scope: over what the norm is taken. ``"global"`` the whole perturbed vector; ``"tensor"`` each tensor by itself;
             ``"group"`` each optimizer group; ``"trust"`` each tensor, with radius rho ||w_l||; ``"paper"`` LookSAM's
@@ -196,7 +197,7 @@ class Ascent(Part):
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
-        if isinstance(self.rho, LossBudget) and self.direction.ahead:
+        if isinstance(self.rho, LossBudget) and (self.direction.ahead or self.direction.unitless):
             raise ValueError(
                 f"rho={self.rho!r} was given with {self.direction!r}; expected a direction made of this step's "
                 "gradient, along which it is known how fast the loss rises"
@@ -220,7 +221,8 @@ class Ascent(Part):
     def reads_scale(self) -> bool:
         """Whether the loss scale that a gradient carries matters: one that is remembered, or not divided by itself."""
         units = self.scope in ("paper", "none") or isinstance(self.rho, LossBudget)
-        return not self.direction.ahead and (units or self.direction.remembers)
+        of_loss = not self.direction.ahead and not self.direction.unitless
+        return of_loss and (units or self.direction.remembers)
 
     def radius(self, t: int, group: dict[str, Any] | None) -> float:
         """The radius at step ``t`` for a parameter group: its own ``rho``, else this part's."""
@@ -257,6 +259,7 @@ class Ascent(Part):
         """
         scale = 1.0 if self.direction.ahead else scale
         vector, memory = self.direction(grads, memory, scale)
+        scale = 1.0 if self.direction.unitless else scale
         tensors, metric = list(vector.values()), self.metric(weights)
         if metric is not None:
             multiply_(tensors, metric)

@@ -170,7 +170,7 @@ COUNTED = [
     ("tail_sam", {}, 1.0), ("tail_sam", {"lr_max": 1.0, "warmup": 15}, 1.25),
     *((name, dict(row.good[0]), 1.0) for name, row in METHODS.items() if row.lora),
     ("msam", {}, 1.0), ("s2_sam", {}, 1.0), ("rwp", {}, 1.0), ("arwp", {}, 1.0), ("rwp", {"gamma": 0.5}, 2.0),
-    ("le_sam", {}, 2.0), ("le_sam", {"sigma": 0.0}, 1.0),
+    ("muon_sam", {}, 2.0), ("le_sam", {}, 2.0), ("le_sam", {"sigma": 0.0}, 1.0),
     ("k_sam", {}, 1 / 3 + 0.25 + 0.5), ("k_sam", {"samples": 2, "descent": None}, 1 / 3 + 0.25 + 1),
     ("esam", {}, 1 + 1 / 3 + 0.5), ("esam", {"gamma": 1.0}, 2.0), ("esam", {"gamma": 0.25}, 1 + 1 / 3 + 0.25),
 ]  # fmt: skip

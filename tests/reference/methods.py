@@ -212,6 +212,24 @@ def le_sam(grad, w, t, memory, sigma=0.35, rho=0.3):
     return grad(plus(w, spherical(w, g, radius)))
 
 
+def _stretched(g, iterations):
+    """U p(S) V^T of a matrix, p Muon's polynomial so many times after S / ||S||, or 1 where S is not rounding."""
+    if not g.any():
+        return g
+    u, s, v = np.linalg.svd(g, full_matrices=False)
+    if iterations is None:
+        return u @ np.diag((s > 1e-13 * s.max()).astype(float)) @ v
+    s = s / math.sqrt((s**2).sum())
+    for _ in range(iterations):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ np.diag(s) @ v
+
+
+def muon_sam(grad, w, t, memory, rho=0.005, iterations=5):
+    eps = {k: _stretched(g, iterations) if g.ndim > 1 else g / (size(g) or 1.0) for k, g in grad(w).items()}
+    return grad(plus(w, eps, at(rho, t)))
+
+
 def k_sam(grad, w, t, memory, rho, samples=0.25, descent=0.5):
     rows = list(grad.rows)
     hardest = sorted(rows, key=lambda row: grad.loss(w, row))
@@ -259,5 +277,6 @@ METHODS = {
     "arwp": arwp,
     "esam": esam,
     "k_sam": k_sam,
+    "muon_sam": muon_sam,
     "le_sam": le_sam,
 }

@@ -23,6 +23,7 @@ from steppe.methods import (
     look_layer_sam,
     look_sam,
     msam,
+    muon_sam,
     rst,
     rwp,
     s2_sam,
@@ -38,7 +39,8 @@ from steppe.methods._row import Row
 _ROWS = (
     sam.ROW, sam.ROW_ADAMW, asam.ROW, layer_sam.ROW, rst.ROW, grst.ROW, gnp.ROW, look_sam.ROW, look_layer_sam.ROW,
     adasam.ROW, gsam.ROW, fsam.ROW, wsam.ROW, aesam.ROW, sam_on.ROW, late_sam.ROW, tail_sam.ROW, le_sam.ROW, sl_sam.ROW,
-    msam.ROW, s2_sam.ROW, rwp.ROW, rwp.ROW_ARWP, esam.ROW, k_sam.ROW, bar.ROW, bar.ROW_OBAR, flat_lora.ROW, bi_lora.ROW,
+    msam.ROW, s2_sam.ROW, rwp.ROW, rwp.ROW_ARWP, esam.ROW, k_sam.ROW, muon_sam.ROW, bar.ROW, bar.ROW_OBAR,
+    flat_lora.ROW, bi_lora.ROW,
 )  # fmt: skip
 METHODS: dict[str, Row] = {row.name: row for row in _ROWS}
 
