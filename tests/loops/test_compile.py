@@ -24,9 +24,9 @@ Built = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
 class Net(nn.Module):
     """Batch norm and dropout."""
 
-    def __init__(self, dropout: float = 0.3) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.drop = nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(dropout)
+        self.first, self.norm, self.drop = nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.3)
         self.last = nn.Linear(7, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -143,8 +143,8 @@ def test_a_compiled_optimizer_step() -> None:
 def test_inductor() -> None:
     """The default backend, which draws its masks by itself: equal in both passes, from torch's generator."""
     torch.manual_seed(0)
-    model = Net(dropout=0.5)
-    compiled = torch.compile(model)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.5), nn.Linear(7, 3))  # each kernel is seconds of a C++ compiler
+    compiled = torch.compile(model, options={"cpp.vec_isa_ok": False})  # nor is tried which vectors work
     sharp = steppe.SAM(compiled, torch.optim.SGD(model.parameters(), lr=0.02), rho=1e-6)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     gaps, losses = [], []
@@ -156,4 +156,4 @@ def test_inductor() -> None:
         sharp.optimizer.zero_grad()
     assert max(gaps) < 1e-5 and len({round(loss, 3) for loss in losses}) == 4, "masks change, but not between passes"
     assert same(before, {n: p.detach() for n, p in model.named_parameters()})
-    assert counters["stats"]["unique_graphs"] == 1 and model.norm.num_batches_tracked == 4
+    assert counters["stats"]["unique_graphs"] == 1
