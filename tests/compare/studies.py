@@ -2,9 +2,10 @@
 
 import io
 import json
+import multiprocessing
+import os
+import signal
 import subprocess
-import sys
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,7 +17,6 @@ from steppe._command import pool
 from steppe.cli import main
 from steppe.compare.engine import study
 
-ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "finished", "provenance"}
 """What may differ between two equal runs."""
 
@@ -27,7 +27,7 @@ EQUAL = "method variant label rho final early delta gain kept passes sharpness t
 def words(out: Path, *more: str) -> list[str]:
     """A comparison of 16 runs of a fraction of a second each."""
     fixed = "compare --task tests.compare.tiny:task --methods sam,rst --seeds 3 --rho 0.1,0.2 --tune-seeds 2 --jobs 2"
-    return [*fixed.split(), "--grow", "0", "--epochs", "8", "--out", str(out), *more]
+    return [*fixed.split(), "--grow", "0", "--epochs", "4", "--out", str(out), *more]
 
 
 class Here:
@@ -65,25 +65,39 @@ class _Interrupted(Here):
             yield event
 
 
-def complete(out: Path, *more: str, interrupted: bool = False) -> subprocess.CompletedProcess:
-    """The comparison from wherever it is to its end, in this process, or to a Ctrl-C after two runs."""
+class _Killed(Here):
+    """SIGKILL when the sixth job has begun."""
+
+    def events(self) -> Iterator[pool.Event]:
+        for number, event in enumerate(super().events()):
+            if number == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield event
+
+
+def complete(out: Path, *more: str, made_by: type[Here] = Here) -> subprocess.CompletedProcess:
+    """The comparison from wherever it is to its end, in this process, or to where its pool breaks off."""
     given, said, aside = words(out, *more), io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(aside), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "Pool", _Interrupted if interrupted else Here)
-        patch.setattr(study.cost, "MOST", study.cost.LEAST)
+        patch.setattr(study, "Pool", made_by)
+        patch.setattr(pool, "warm_up", lambda: None)
+        patch.setattr(study.cost, "LEAST", study.cost.BLOCK)
+        patch.setattr(study.cost, "MOST", study.cost.BLOCK)
         code = main(given)
     return subprocess.CompletedProcess(given, code, said.getvalue(), aside.getvalue())
 
 
-def killed(out: Path, runs: int) -> int:
-    """Start the comparison and kill it as soon as `runs` runs are finished: its exit code."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, "-m", "steppe", *words(out, "--jobs", "1")], cwd=ROOT, **quiet)
-    while process.poll() is None and len(finished(out)) < runs:
-        time.sleep(0.002)
-    if process.poll() is None:
-        process.kill()
-    return process.wait(timeout=60)
+def interrupted(out: Path) -> subprocess.CompletedProcess:
+    """A comparison that is told to end after two runs."""
+    return complete(out, made_by=_Interrupted)
+
+
+def killed(out: Path) -> int | None:
+    """The exit code of a process that makes the comparison and is killed in its sixth run."""
+    process = multiprocessing.get_context("fork").Process(target=complete, args=(out,), kwargs={"made_by": _Killed})
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def finished(out: Path) -> dict[str, int]:
