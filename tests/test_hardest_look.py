@@ -85,13 +85,17 @@ def test_with_maximize_the_hardest_are_those_of_the_lowest_objective() -> None:
     close(grads(one), {n: None if g is None else -g for n, g in grads(other).items()})
 
 
-def test_the_look_leaves_no_trace_and_draws_the_masks_of_the_pass_over_the_batch() -> None:
+@pytest.mark.parametrize("level", [None, -50.0, 50.0], ids=["always", "waits, ascends", "waits, does not"])
+def test_the_look_leaves_no_trace_and_draws_the_masks_of_the_pass_over_the_batch(level: float | None) -> None:
+    """Also under a schedule that decides by the gradient of the look."""
     model, masks = net(), list[Tensor]()
     model.drop.register_forward_hook(lambda module, inputs, output: masks.append(output.detach() == 0))
-    _, sharp = make(model, **parts())
+    schedule = None if level is None else steppe.AboveNorm(9, level, level)
+    _, sharp = make(model, **parts(schedule=schedule))
     torch.manual_seed(3)
     sharp.backward(losses_of(model), BATCH)
     after = torch.get_rng_state()
+    assert sharp.last.ascended is (level != 50)
     assert [len(m) for m in masks] == [8, 3, 8] and torch.equal(masks[0], masks[2])
     plain = net()
     torch.manual_seed(3)

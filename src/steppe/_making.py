@@ -141,7 +141,7 @@ class Making:
         foreseen = present.foreseen() if ahead and ascends is not False else {}
         seen = clean = None
         if ascends is not False and look is not None:
-            seen = self.passes.look(look, stays=ascends is True and not needs_clean)
+            seen = self.passes.look(look, stays=not needs_clean)
         elif ascends is not True or not foreseen or needs_clean:
             seen = clean = self.passes.first(work, ascends)
         if seen is not None:
