@@ -48,6 +48,7 @@ def test_linear_and_cosine_by_hand():
 def test_straight_lines_through_points():
     curve = Through(((2, 0.0), (4, 1.0), (8, 0.5)))
     assert [curve(t) for t in range(11)] == [0, 0, 0, 0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.5, 0.5]
+    assert not Through.steps, "its values are no numbers of steps that follow a host's without a word"
     assert Through(((3, 0.7),))(0) == Through(((3, 0.7),))(9) == 0.7
 
 

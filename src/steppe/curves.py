@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 
 from steppe._parts import Part, Value, check, check_count, check_value, value_at
 
+ROUNDED = 1e-6
+"""How far a learning rate may be from its highest, by share, and still stand there."""
+
 
 @dataclass(frozen=True)
 class Piecewise(Part):
@@ -73,7 +76,6 @@ class Through(Part):
 
     points: tuple[tuple[float, float], ...]
     exchangeable: ClassVar[bool] = True
-    steps: ClassVar[tuple[str, ...]] = ("points",)
 
     def __post_init__(self) -> None:
         """Check numbers and order."""
@@ -123,6 +125,7 @@ class FollowLR(Part):
     """GSAM's radius: rho moves between two values as the group's learning rate moves between two.
 
     rho = rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min), read from each parameter group at each step.
+    A rate that is lr_max but for a millionth is lr_max: schedulers that multiply step by step miss it by some roundings.
     """
 
     rho_max: float
@@ -140,7 +143,10 @@ class FollowLR(Part):
 
     def at(self, group: Mapping[str, Any]) -> float:
         """The radius for a parameter group at its present learning rate."""
-        fraction = (float(group["lr"]) - self.lr_min) / (self.lr_max - self.lr_min)
+        lr = float(group["lr"])
+        if math.isclose(lr, self.lr_max, rel_tol=ROUNDED):
+            return self.rho_max
+        fraction = (lr - self.lr_min) / (self.lr_max - self.lr_min)
         return self.rho_min + (self.rho_max - self.rho_min) * min(max(fraction, 0.0), 1.0)
 
 

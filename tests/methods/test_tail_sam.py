@@ -60,3 +60,20 @@ def test_the_peak_is_a_schedulers_initial_rate():
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.25)
     sharp = steppe.TailSAM(model, optimizer, rho=1.0)
     assert sharp.ascent.radius(0, optimizer.param_groups[0]) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("ramp", [0.0, 1.0])
+def test_a_rate_that_a_scheduler_brings_back_by_products_stands_at_its_highest(ramp):
+    """Of LinearLR's warm-up 0.09999999999999998 is left of 0.1, which is no fall."""
+    model, ascents = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=7)
+    sharp = steppe.TailSAM(model, optimizer, warmup=7, ramp=ramp)
+    for batch in batches(10):
+        sharp.backward(loss_of(model), batch)
+        ascents.append(sharp.last.ascended)
+        optimizer.step()
+        optimizer.zero_grad()
+        warmup.step()
+    assert optimizer.param_groups[0]["lr"] < 0.1, "or there is nothing to test"
+    assert not any(ascents)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from steppe._optimizers import Given, Optimizers
 from steppe._parts import check, check_count
 from steppe.ascent import Ascent
-from steppe.curves import FollowLR
+from steppe.curves import ROUNDED, FollowLR
 from steppe.gradient import SharpnessAware
 from steppe.methods._row import Row
 from steppe.schedule import Window
@@ -61,7 +60,7 @@ def TailSAM(
             f"begin={begin!r} of the highest learning rate, lr_max={lr_max!r}, is {peak:g}; expected a number above 0: "
             "give lr_max, the highest that the rate will be, where the optimizer begins at 0"
         )
-    whole = (1 - ramp) * peak if ramp else math.nextafter(peak, 0.0)
+    whole = (1 - max(ramp, ROUNDED)) * peak
     radius = FollowLR(rho_max=0.0, rho_min=rho, lr_max=peak, lr_min=whole)
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=radius), schedule=Window(warmup), **common)
 
