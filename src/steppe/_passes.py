@@ -211,6 +211,10 @@ class Passes:
         devices = set(map(_DEVICE, self._gradients.parameters.all)) if now.same_dropout else ()
         return Randomness(devices, now.generators, now.same_dropout)
 
+    def foreseen(self) -> Grads:
+        """The direction that is known before any pass; empty where none is."""
+        return self._present.foreseen()
+
     # What the watch asks
 
     def roots(self) -> list[nn.Module]:

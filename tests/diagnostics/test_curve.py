@@ -49,6 +49,13 @@ def test_layer_wise_radii_are_shares_of_the_weights():
     assert look.moved == pytest.approx(0.3, rel=1e-12)
 
 
+def test_noise_is_the_noise_and_not_the_gradient():
+    look = on_the_bowl(lambda rho: steppe.Ascent(rho, steppe.Noise(), scope="none"))[1]
+    noise = steppe.Noise().vector({"w": W}, None, {}, 0, 0)["w"]
+    assert look.moved == pytest.approx(0.3 * float(noise.norm() / W.norm()), rel=1e-12)
+    assert look.predicted == pytest.approx(0.3 * float(noise @ G), rel=1e-12)
+
+
 def test_a_linear_loss_stays_linear():
     model, optimizer = bowl()
     looks = curve(model, optimizer, lambda _: model.w @ G, [None], lambda rho: steppe.Ascent(rho), (0.1, 0.5))

@@ -122,8 +122,8 @@ def find_rho(
     more copies of weights and optimizer state.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, the method has no radius, a group has its own, or there is
-            no batch.
+        ValueError, TypeError: an argument is out of range, the method has no radius (or 0 at this rate, as Tail SAM), a
+            group has its own, or there is no batch.
 
     Example:
         >>> import torch, steppe
@@ -141,7 +141,7 @@ def find_rho(
     series = SERIES if radii is None else _sorted(radii)
     build = _builder(method, settings, max(trial, 1))
     with same_order(batches), untouched(model, optimizer) as copy:
-        build(model, copy, rho=series[0])  # refuses here what it refuses
+        _refuse_idle(build(model, copy, rho=series[0]), copy)  # and what it refuses by itself
         bench = Bench(model, copy, loss_of, batches)
         bench.train(islice(bench.stream(), after))
         curve = measure(bench, lambda rho: build(model, copy, rho=rho), series, looks)
@@ -199,10 +199,8 @@ def _linear(curve: tuple[AtRadius, ...]) -> float:
 def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[..., SharpnessAware]:
     """The method as a function of (model, optimizer, rho=...)."""
     if isinstance(method, Ascent):
-        return lambda model, optimizer, rho: SharpnessAware(
-            model, optimizer, ascent=replace(method, rho=rho), **settings
-        )
-    if isinstance(method, str):
+        recipe: Callable[..., Any] = partial(_of_ascent, method, settings)
+    elif isinstance(method, str):
         from steppe.methods import get  # here: the methods are built on the same core, and may come to use this
 
         row = get(method)
@@ -216,6 +214,12 @@ def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[...,
     return partial(_built, recipe)
 
 
+def _of_ascent(
+    ascent: Ascent, settings: dict[str, Any], model: nn.Module, optimizer: Optimizer, rho: float
+) -> SharpnessAware:
+    return SharpnessAware(model, optimizer, ascent=replace(ascent, rho=rho), **settings)
+
+
 def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, rho: float) -> SharpnessAware:
     sharp: SharpnessAware = checked(recipe(model, optimizer, rho=rho), "the recipe returned", "the search")
     if not hasattr(sharp, "ascent"):
@@ -224,6 +228,14 @@ def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, r
             "SharpnessAware, which has a radius"
         )
     return sharp
+
+
+def _refuse_idle(sharp: SharpnessAware, optimizer: Optimizer) -> None:
+    if not any(sharp.ascent.radius(0, g) for g in optimizer.param_groups if g.get("perturb", True)):
+        raise ValueError(
+            f"the method has radius 0 at the optimizer's present learning rate ({sharp.ascent.rho!r}), where no rho "
+            "can be told from another; expected one that perturbs now: search with method='sam'"
+        )
 
 
 def _single(optimizers: Optimizers) -> Optimizer:
