@@ -125,7 +125,7 @@ class FollowLR(Part):
     """GSAM's radius: rho moves between two values as the group's learning rate moves between two.
 
     rho = rho_min + (rho_max - rho_min) (lr - lr_min) / (lr_max - lr_min), read from each parameter group at each step.
-    A rate that is lr_max but for a millionth is lr_max: schedulers that multiply step by step miss it by some roundings.
+    A rate within a millionth of lr_max is lr_max: schedulers that multiply step by step miss it by some roundings.
     """
 
     rho_max: float
