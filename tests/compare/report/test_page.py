@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -212,15 +214,33 @@ def test_points_far_below_bear_an_arrow() -> None:
     assert not any(mark["below"] for mark in drawn(CLEAN)["marks"])
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_no_mark_lies_on_another(width: int) -> None:
+    base = CLEAN["base"]
+    same = CLEAN | {name: replace(base, label=name, rho=0.1, passes=1.0, time=1.0) for name in ("sam", "asam", "gsam")}
+    places = [(mark["x"], mark["y"]) for mark in drawn(same, width=width)["marks"]]
+    near = [max(abs(a - c), abs(b - d)) for (a, b), (c, d) in itertools.combinations(places, 2)]
+    assert min(near) >= 19 and all(44 <= x <= width - 14 for x, _ in places)
+
+
+def test_all_that_lies_within_some_intervals_is_inside() -> None:
+    flat = {name: replace(NOISY[name], accuracy=level, early=level) for name, level in (("base", 0.6), ("sam", 0.58))}
+    summary = summarise(records(flat, spread=0.02), cost(flat), spec(flat))
+    assert not any(mark["below"] for mark in against_cost(summary, named_points(summary), WIDE)["marks"])
+
+
 def test_few_seeds_are_drawn_themselves_not_as_long_bars() -> None:
     assert all(len(mark["seeds"]) == 3 and not mark["whisker"] for mark in drawn(NOISY, 3)["marks"])
     assert all(mark["whisker"] and not mark["seeds"] for mark in drawn(NOISY, 5)["marks"])
 
 
-def test_the_best_baseline_is_a_line_with_its_name() -> None:
-    picture = drawn(NOISY)
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_best_baseline_is_a_line_with_its_name(width: int) -> None:
+    picture = drawn(NOISY, width=width)
     best = next(mark for mark in picture["marks"] if mark["told"].startswith("base, 2× epochs, stopped early"))
     assert picture["level"]["y"] == best["y"] and "twice the epochs, stopped early, 88." in picture["level"]["text"]
+    near = [mark["x"] for mark in picture["marks"] if abs(mark["y"] - best["y"]) < 20]
+    assert all(abs(picture["level"]["at"] - x) > 100 for x in near), "no mark lies on the name"
 
 
 def test_all_curves_are_in_one_picture_with_their_values(clean: str) -> None:

@@ -24,6 +24,8 @@ WHISKERS = 5
 WIDE, NARROW = 860, 372
 """Widths of a picture in pixels, for a desk and for a phone."""
 ROW, LEFT, TOP, BOTTOM = 19, 44, 36, 40
+SIZE = 20
+"""Width of a mark, with what keeps it from the next."""
 BELOW = 24
 """Room under the scale, for the arrows of marks that lie further down."""
 
@@ -85,7 +87,9 @@ def against_cost(summary: Mapping[str, Any], points: Sequence[Point], width: int
     corners = [f"{x.at(c)},{y.at(v)}" for (_, v), (c, _) in zip(front, front[1:], strict=False)]
     path = [step for pair in zip(steps, [*corners, f"{x.end},{y.at(front[-1][1])}"], strict=True) for step in pair]
     best = summary["baselines"].get(summary["best_baseline"])
+    marks = _apart([_mark(point, x, y, words) for point in points], (x.start + x.end) / 2)
     level = best and {"y": y.at(words.judge.sign * words.judge.scale * best["mean"]), "text": _level(summary, words)}
+    level = level and level | _free(level["y"], level["text"], marks, x)
     way = "" if words.judge.higher else ", lower is better"
     form = "" if summary["judged"] == "final" else f", {FORMS[summary['judged']]}"
     return {
@@ -93,7 +97,7 @@ def against_cost(summary: Mapping[str, Any], points: Sequence[Point], width: int
         "front": " ".join(path),
         "level": level,
         "title": f"test {words.head}{form}{way}", "x_label": AXES[summary["cost_axis"]],
-        "marks": [_mark(point, x, y, words) for point in reversed(points)], "words": describe(summary, points),
+        "marks": marks[::-1], "words": describe(summary, points),
     }  # fmt: skip
 
 
@@ -121,13 +125,15 @@ def _height(point: Point, words: Words) -> float:
 
 
 def _scales(summary: Mapping[str, Any], points: Sequence[Point], width: int, height: int) -> tuple[Axis, Axis]:
-    """Around what matters: the best baseline and all that is not far below it."""
+    """Around what matters: the best baseline, and all that is not below it by several intervals or gains."""
     words = Words(summary)
     heights = sorted((_height(point, words) for point in points), reverse=True)
     best = summary["baselines"].get(summary["best_baseline"])
     needed = words.judge.sign * words.judge.scale * best["mean"] if best else heights[0]
     least = 0.5 if words.judge.percent else abs(heights[0]) / 100 or 1e-9
-    inside = [value for value in heights if value >= needed - 2 * max(heights[0] - needed, least)]
+    halves = sorted(words.judge.scale * (point["figure"]["ci95"] or 0.0) for point in points)
+    reach = max(2 * max(heights[0] - needed, least), 3 * halves[len(halves) // 2])
+    inside = [value for value in heights if value >= needed - reach]
     room = 0.25 * max(inside[0] - inside[-1], least)
     costs = [point["cost"] for point in points]
     spread = max(max(costs) - min(costs), 0.2)
@@ -145,6 +151,29 @@ def _mark(point: Point, x: Axis, y: Axis, words: Words) -> dict[str, Any]:
         "below": mean < y.low, "whisker": half and (y.at(mean - half), y.at(mean + half)),
         "seeds": [y.at(words.judge.sign * words.judge.scale * value) for value in seeds.values()],
     }  # fmt: skip
+
+
+def _apart(marks: list[dict[str, Any]], middle: float) -> list[dict[str, Any]]:
+    """The same with marks that would lie on one another side by side, towards the middle of the picture."""
+    for place, mark in enumerate(marks):
+        aside = SIZE if mark["x"] < middle else -SIZE
+        while any(_on(mark, other) for other in marks[:place]):
+            mark["x"] = round(mark["x"] + aside, 1)
+    return marks
+
+
+def _on(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether a mark lies on another one, or its bar so on the other's that neither can be read."""
+    dx, dy = abs(one["x"] - other["x"]), abs(one["y"] - other["y"])
+    return dx < SIZE - 1 and (dy < SIZE - 1 or (dx < SIZE / 4 and dy < 4 * SIZE))
+
+
+def _free(y: float, text: str, marks: Sequence[Mapping[str, Any]], x: Axis) -> dict[str, Any]:
+    """Where the name of a line may stand: in its middle, or at an end, where no mark is; else the middle."""
+    half = 3.3 * len(text)
+    near = [mark["x"] for mark in marks if abs(mark["y"] - y) < SIZE]
+    places = ((x.start + x.end) / 2, x.start + half, x.end - half)
+    return {"at": next((at for at in places if all(abs(at - m) > half + SIZE / 2 for m in near)), places[0])}
 
 
 def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:
