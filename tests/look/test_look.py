@@ -62,6 +62,23 @@ def test_a_run_that_the_study_lacks(study: Path, capsys: pytest.CaptureFixture) 
     assert "has no finished run of asam and the base with seed 0; it has rst, sam with seeds 0, 1, 2" in err
 
 
+def test_runs_that_five_choices_in_turn_led_to_are_all_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from steppe.look import compared
+
+    def load(ids):
+        return {each: {"run_id": each} for each in ids}
+
+    monkeypatch.setattr(compared, "Store", lambda *_: SimpleNamespace(load=load))
+
+    def needed(records):
+        return {str(i): None for i in range(min(6, len(records) + 1))}
+
+    plan = SimpleNamespace(spec_hash="h", needed=needed)
+    assert len(compared._records(tmp_path, plan)) == 6
+
+
 def test_a_run_that_comes_out_otherwise(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,3 +141,17 @@ def test_what_cannot_be_looked_at_is_refused(words: list[str], sentence: str, ca
     code, out, err = look(capsys, *words)
     assert code == 2 and not out and len(err.splitlines()) == 1
     assert sentence in err
+
+
+def test_the_page_has_the_kept_figures() -> None:
+    root = Path(__file__).parents[2]
+    kept = json.loads((root / "benchmarks" / "results" / "look_ett96.json").read_text())
+    text = (root / "docs" / "look.md").read_text()
+    assert f"    {kept['command']}\n" in text
+    base, look = kept["models"].values()
+    tops, losses = ([each["curvature"][name] for each in (base, look)] for name in ("lambda_max", "loss"))
+    assert "| largest eigenvalue | {:.4g} | {:.4g} |".format(*(each["value"] for each in tops)) in text
+    assert "| training loss | {:.4f} | {:.4f} |".format(*losses) in text
+    traces = [each["curvature"]["trace"] for each in (base, look)]
+    shown = [f"{each['value']:.1f} ± {each['error']:.1f}" for each in traces]
+    assert f"| trace | {shown[0]} | {shown[1]} |" in text

@@ -55,9 +55,10 @@ def _plan(folder: Path) -> Plan:
 
 
 def _records(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
-    store, records = Store(folder, plan.spec_hash), dict[str, dict[str, Any]]()
-    for _ in range(3):  # which runs there are depends on those that chose
-        records = store.load(plan.needed(records))
+    """All that is kept: which runs there are depends on those that chose, and these on those that let a grid grow."""
+    store, records, known = Store(folder, plan.spec_hash), dict[str, dict[str, Any]](), -1
+    while len(records) > known:
+        known, records = len(records), store.load(plan.needed(records))
     return records
 
 
