@@ -1,10 +1,10 @@
-"""How near the radius that `find_rho` proposes comes to the best of a sweep: accuracy at each, on three tasks.
+"""How near the radius that `find_rho` proposes comes to the best of a sweep: the task's metric at each, on six tasks.
 
-    python benchmarks/rho_finder.py --fashion FOLDER     # FOLDER: the four gzip files of Fashion-MNIST
+    python benchmarks/rho_finder.py --fashion FOLDER --data FOLDER     # the four gzip files of Fashion-MNIST; ett/
 
 For every seed: a training at each radius of a sweep; a search (`steppe rho`), whose radius is trained with; and a
 search by the curve alone (`--trial 0`), likewise. Writes benchmarks/results/rho_finder.json. Finished runs are kept, so
-a benchmark that was broken off goes on; about twelve minutes of one core.
+a benchmark that was broken off goes on; about an hour of one core.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from steppe.compare.engine.spec import Spec
 from steppe.compare.rho import SHARE, prepared
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+WIDE = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # for forecasts and tasks on which a few samples look
 NOISY_FASHION = {"labelled": 1000, "noise": 0.2, "model": "mlp", "epochs": 60}
+ETT = "forecast:ett/ETTh1.csv"
+YEARS = {"parts": "8640,2880,2880", "horizon": 96, "lr": 0.001}
 CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     # name: task, settings, method, seeds
     "digits_few": ("digits-few", {}, "sam", 4),
@@ -35,7 +38,13 @@ CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "fashion_noisy": (FASHION, NOISY_FASHION, "sam", 4),
     "digits_few_asam": ("digits-few", {}, "asam", 4),
     "digits_few_samples": ("digits-few", {}, "sam:samples=3", 4),
+    "mnist1d": ("mnist1d", {}, "sam", 4),
+    "mnist1d_asam": ("mnist1d", {}, "asam", 4),
+    "mnist1d_samples": ("mnist1d", {}, "sam:samples=4", 4),
+    "ett96": (ETT, YEARS, "sam", 3),
+    "ett96_samples": (ETT, YEARS, "sam:samples=8", 3),
 }
+GRIDS = {"mnist1d": WIDE, "mnist1d_asam": WIDE, "mnist1d_samples": WIDE, "ett96": WIDE, "ett96_samples": WIDE}
 AFTER = (0, 10, 50, 200)
 TARGET = Path(__file__).parent / "results" / "rho_finder.json"
 
@@ -55,6 +64,17 @@ def searched(spec: Spec, method: str, seed: int, trial: int | None, folder: Path
     return kept
 
 
+def measured(record: dict[str, Any], part: str, of: dict[str, Any] | None = None) -> float:
+    """What judges the task, on `part`: accuracy where a record names nothing else."""
+    name = record.get("metric", {}).get("name", "accuracy")
+    return float((record if of is None else of)[f"{part}_{name}"])
+
+
+def better(record: dict[str, Any]) -> int:
+    """1 where more is better, -1 where less is."""
+    return 1 if record.get("metric", {}).get("higher", True) else -1
+
+
 def at(spec: Spec, method: str, rhos: Sequence[float | None], folder: Path) -> list[dict[str, Any]]:
     """The record of one run per seed, each at its radius; None: the base."""
     runs = [Run("base" if rho is None else method, rho, seed) for seed, rho in enumerate(rhos)]
@@ -62,13 +82,14 @@ def at(spec: Spec, method: str, rhos: Sequence[float | None], folder: Path) -> l
 
 
 def shown(rhos: Sequence[float | None], found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean accuracies at the end of training and of the early-stopped model, and each seed's."""
+    """Means of the metric at the end of training and of the early-stopped model, and each seed's."""
     return {
         "rho": rhos[0] if len(set(rhos)) == 1 else list(rhos),
-        "test": mean(each["test_accuracy"] for each in found),
-        "early": mean(each["early"]["test_accuracy"] for each in found),
-        "val": mean(each["val_accuracy"] for each in found),
-        "tests": [each["test_accuracy"] for each in found],
+        "test": mean(measured(each, "test") for each in found),
+        "early": mean(measured(each, "test", each["early"]) for each in found),
+        "val": mean(measured(each, "val") for each in found),
+        "tests": [measured(each, "test") for each in found],
+        "sign": better(found[0]),
         "steps": found[0]["steps"],
         "passes": mean(each["passes_per_step"] for each in found),
     }
@@ -81,13 +102,16 @@ def cost(search: dict[str, Any], trial: int, training: dict[str, Any]) -> float:
     return (curve + trials) / (training["steps"] * training["passes"])
 
 
-def case(task: str, given: dict[str, Any], method: str, seeds: int, fashion: str, folder: Path) -> dict[str, Any]:
+def case(
+    task: str, given: dict[str, Any], method: str, seeds: int, fashion: str, folder: Path, radii: Sequence[float] = ()
+) -> dict[str, Any]:
     """One task and method: base, sweep, and what the two searches come to."""
     spec = settings(task, fashion, **given)
-    grid = parse(method).grid({"rho": RADII})
+    grid = parse(method).grid({"rho": tuple(radii) or RADII})
     base = shown([None], at(spec, method, [None] * seeds, folder))
     sweep = [shown([rho], at(spec, method, [rho] * seeds, folder)) for rho in grid]
-    best = max(sweep, key=lambda row: row["test"])
+    sign = base["sign"]
+    best = max(sweep, key=lambda row: sign * row["test"])
     result = {
         "task": task,
         "settings": given,
@@ -104,27 +128,38 @@ def case(task: str, given: dict[str, Any], method: str, seeds: int, fashion: str
         rhos = [each["rho"] for each in found]
         row = shown(rhos, at(spec, method, rhos, folder))
         row["in_trainings"] = median(cost(each, 0 if trial == 0 else best["steps"] // SHARE, best) for each in found)
-        row |= {"short_of_best": best["test"] - row["test"], "searches": found}
-        row["early_short_of_best"] = max(each["early"] for each in sweep) - row["early"]
+        row |= {"short_of_best": sign * (best["test"] - row["test"]), "searches": found}
+        row["early_short_of_best"] = max(sign * each["early"] for each in sweep) - sign * row["early"]
+        won = best["test"] - base["test"]
+        row["gain_kept"] = (row["test"] - base["test"]) / won if won else None
         result[name] = row
     return result | {"provenance": provenance(spec)}
+
+
+def located(task: str, fashion: str, data: str) -> str | None:
+    """The task with the folder of its data, or None where none is given."""
+    if task == ETT:
+        return f"forecast:{data}/ett/ETTh1.csv" if data else None
+    return None if task == FASHION and not fashion else task
 
 
 def main() -> None:
     """Run the cases whose data is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion", default="", help="folder of Fashion-MNIST's idx files")
+    parser.add_argument("--data", default="", help="folder of ett/ETTh1.csv")
     parser.add_argument("--folder", type=Path, default=Path("results/rho_finder"), help="where the runs are kept")
     parser.add_argument("--only", nargs="*", choices=[*CASES], default=[*CASES], help="which cases")
     given = parser.parse_args()
     done: dict[str, Any] = read_json(TARGET) or {"command": "python benchmarks/rho_finder.py --fashion FASHION-MNIST"}
     for name in given.only:
         task, options, method, seeds = CASES[name]
-        if task == FASHION and not given.fashion:
-            print(f"{name}: left out, as --fashion names no folder")
+        if (at_home := located(task, given.fashion, given.data)) is None:
+            print(f"{name}: left out, as no folder with its data is named")
             continue
         folder = given.folder / name.removesuffix("_asam").removesuffix("_samples")
-        done[name] = row = case(task, options, method, seeds, given.fashion, folder)
+        done[name] = row = case(at_home, options, method, seeds, given.fashion, folder, GRIDS.get(name, ()))
+        row["task"] = task
         write_json(TARGET, done)
         print(
             f"{name}: base {row['base']['test']:.4f}, best {row['best']['test']:.4f} at {row['best']['rho']}, finder "

@@ -43,7 +43,6 @@ def _record(spec: Spec, run: Run, id_: str, store: Store) -> dict[str, Any]:
     start = time.perf_counter()
     record = store.save(id_, "sweep", train(spec, run))
     seconds = time.perf_counter() - start
-    print(
-        f"{run.label} rho {run.rho} seed {run.seed}: {record['test_accuracy']:.4f} in {seconds:.1f} s", file=sys.stderr
-    )
+    score = record[f"test_{record.get('metric', {}).get('name', 'accuracy')}"]
+    print(f"{run.label} rho {run.rho} seed {run.seed}: {score:.4f} in {seconds:.1f} s", file=sys.stderr)
     return record
