@@ -59,6 +59,19 @@ def test_few_bits(dtype: torch.dtype, iterations: int | None) -> None:
     assert got.dtype is dtype and (got.float() - of(g.to(dtype).float(), iterations)).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("iterations", [None, 5])
+def test_an_overflow_is_left_for_the_scaler(iterations: int | None) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sharp, scaler = steppe.MuonSAM(model, optimizer, iterations=iterations), torch.amp.GradScaler("cpu")
+    before = model.weight.detach().clone()
+    infinite = torch.full((4, 3), torch.inf)
+    sharp.backward(lambda: model(infinite).sum(), backward=lambda loss: scaler.scale(loss).backward())
+    scaler.step(optimizer)
+    scaler.update()
+    assert sharp.step == 0 and scaler.get_scale() == 2.0**15 and torch.equal(model.weight, before)
+
+
 def test_a_scale_of_the_loss_changes_nothing_and_none_is_asked_for() -> None:
     one, other = net(dropout=0), net(dropout=0)
     ascent = steppe.Ascent(0.02, Spectral(), scope="none")

@@ -70,6 +70,8 @@ def _newton_schulz(matrix: Tensor, iterations: int) -> Tensor:
 
 
 def _polar(matrix: Tensor) -> Tensor:
-    u, s, v = torch.linalg.svd(matrix.to(wide(matrix.dtype)), full_matrices=False)
+    whole = matrix.to(wide(matrix.dtype))
+    u, s, v = torch.linalg.svd(whole.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
     there = s > s[:1] * max(matrix.shape) * torch.finfo(s.dtype).eps
-    return ((u * there) @ v).to(matrix.dtype)
+    # svd raises where a scaled loss overflowed; what is not finite stays so, for the GradScaler to skip the step.
+    return ((u * there) @ v + 0 * whole).to(matrix.dtype)
