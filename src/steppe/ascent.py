@@ -304,8 +304,8 @@ class Ascent(Part):
 def _within(budget: float, factors: Any, tv: list[Tensor], scale: Scale) -> Any:
     """The factors of eps, made smaller until <v, eps>, a sum of factor ||T v_l||^2, is within the budget."""
     squares = [n.square() for n in norm_each(tv)]
-    each = factors if isinstance(factors, list) else [factors] * len(squares)
-    rises = [s * (f.to(s.device) if isinstance(f, Tensor) else f) for s, f in zip(squares, each, strict=True)]
-    rise = joined([r.sqrt() for r in rises]).square() / scale
+    there = factors if isinstance(factors, list) else [factors] * len(squares)
+    each = [f.to(s.device) if isinstance(f, Tensor) else f for f, s in zip(there, squares, strict=True)]
+    rise = joined([(f * s).sqrt() for f, s in zip(each, squares, strict=True)]).square() / scale
     shorter = (budget / rise).clamp(max=1.0)
     return [f * shorter.to(s.device) for f, s in zip(each, squares, strict=True)]
