@@ -133,6 +133,9 @@ def test_before_a_setting_is_chosen_the_live_table_has_the_best_so_far_on_valida
     base, sam = (line for line in text.splitlines() if line.split()[-2:-1] == ["0/2"])
     assert "base" in base and "(val.)" not in base
     assert f"{100 * best:.1f} (val.)" in sam
+    longer = [r for r in records() if r["variant"] == "double"]
+    text = screen_text(screen.so_far(summarise(longer, None, {"methods": ["base"], "seeds": [0, 1]})))
+    assert "base  " in text and "0/2" in text, "the base that is not done yet keeps its row"
 
 
 def test_the_time_left_is_told_before_and_between(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from steppe._command.averages import latest_steps
 from steppe.compare import Split, Task
 from steppe.compare.engine import run
 from steppe.compare.engine.plan import Plan, Run
@@ -98,7 +99,7 @@ def test_lawa_is_the_mean_of_the_weights_after_the_latest_epochs():
     [(30, 3, [30, 27, 24, 21, 18]), (30, 30, [30, 27, 24, 21, 18]), (3, 1, [3, 2, 1]), (60, 2, [60, 58, 56, 54, 52])],
 )
 def test_where_lawa_takes_the_weights(steps, per_epoch, taken):
-    assert run.latest_steps(steps, per_epoch) == taken
+    assert latest_steps(steps, per_epoch) == taken
 
 
 def test_the_averaged_weights_are_an_exponential_average_over_a_tenth_of_the_steps():

@@ -15,7 +15,7 @@ from tests.compare.records import CLEAN, NOISY, Fake, cost, records, spec
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.report import page as report
 from steppe.compare.report.bands import Band
-from steppe.compare.report.charts import NARROW, WIDE, Axis, against_cost, lines, named_points
+from steppe.compare.report.charts import NARROW, WIDE, Axis, _free, against_cost, lines, named_points
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "circle", "line", "polyline"}
 SELF_CLOSING = {"path", "use", "rect", "circle", "line", "polyline"}
@@ -234,13 +234,15 @@ def test_few_seeds_are_drawn_themselves_not_as_long_bars() -> None:
     assert all(mark["whisker"] and not mark["seeds"] for mark in drawn(NOISY, 5)["marks"])
 
 
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_the_best_baseline_is_a_line_with_its_name(width: int) -> None:
-    picture = drawn(NOISY, width=width)
+def test_the_best_baseline_is_a_line_with_its_name() -> None:
+    picture = drawn(NOISY)
     best = next(mark for mark in picture["marks"] if mark["told"].startswith("base, 2× epochs, stopped early"))
     assert picture["level"]["y"] == best["y"] and "twice the epochs, stopped early, 88." in picture["level"]["text"]
     near = [mark["x"] for mark in picture["marks"] if abs(mark["y"] - best["y"]) < 20]
     assert all(abs(picture["level"]["at"] - x) > 100 for x in near), "no mark lies on the name"
+    assert drawn(NOISY, width=NARROW)["level"]["text"].startswith("88."), "no room for more"
+    crowd = [{"x": at, "y": 50} for at in range(44, 340, 60)]
+    assert _free(50, "the base, 88.1", crowd, Axis(0, 1, 44, 358)) == {"at": 338, "text": "88.1"}
 
 
 def test_all_curves_are_in_one_picture_with_their_values(clean: str) -> None:

@@ -45,6 +45,19 @@ def epochs(sharpen: Sharpen, seed: int, length: float = 1.0, count: int = 3, lr:
         yield figures(model)
 
 
+def measured(sharpen: Sharpen, seed: int):
+    """Says how its model is measured."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x, y = data(seed)
+    sharp = sharpen(model, optimizer, total_steps=30, measure=lambda: figures(model))
+    for _ in range(30):
+        sharp.backward(lambda: nn.functional.cross_entropy(model(x), y))
+        optimizer.step()
+        optimizer.zero_grad()
+    return figures(model)
+
+
 def once(sharpen: Sharpen, seed: int):
     """Trains to its end and returns one figure for each part; it cannot train longer."""
     model = network()

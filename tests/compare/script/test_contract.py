@@ -31,6 +31,8 @@ MISTAKES = {
     "never_called": "sharpen was never called; expected sharp = sharpen(model, optimizer)",
     "never_backward": "no backward went through what sharpen gave",
     "never_stepped": "the optimizer that sharpen was given never stepped",
+    "no_measure": "measure={'val': 1.0} was given; expected a function without arguments that gives {'val'",
+    "measure_without_length": "measure was given without total_steps, which averages need",
     "two_models": "sharpen was called for a second model",
     "raises": "IndexError: list index out of range",
     "a_loss": "TypeError: backward() was given a Tensor; expected a function that computes the loss",

@@ -103,6 +103,26 @@ def test_what_is_returned_once_has_no_early_stopping(tmp_path):
     assert record("once", Run("base", None, 0), tmp_path)["metric"]["name"] == "score"
 
 
+def test_averages_of_the_weights_are_measured_by_the_script_s_own_function(tmp_path):
+    made = record("measured", Run("base", None, 3), tmp_path)
+    torch.manual_seed(3)
+    model, (x, y) = loops.network(), loops.data(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    ema, kept = None, []
+    for _ in range(30):
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        kept.append({name: each.clone() for name, each in model.state_dict().items()})
+        ema = {name: each + (ema[name] - each) * 2 / 3 for name, each in kept[-1].items()} if ema else kept[-1]
+    assert made["test_nll"] == pytest.approx(float(loops.figures(model)["test"]["nll"]), abs=1e-12)
+    latest = {name: sum(each[name] for each in kept[17::3]) / 5 for name in ema}
+    for name, state in (("averaged", ema), ("lawa", latest)):
+        model.load_state_dict(state)
+        assert made[name]["test_nll"] == pytest.approx(float(loops.figures(model)["test"]["nll"]), abs=1e-9)
+        assert made[name]["test_nll"] != pytest.approx(made["test_nll"], abs=1e-5)
+
+
 def test_the_global_generators_follow_the_seed(tmp_path):
     """`once` draws its weights without seeding anything."""
     first, again, other = (record("once", Run("base", None, s), tmp_path, metric="nll")["val_nll"] for s in (0, 0, 1))

@@ -87,6 +87,16 @@ def never_stepped(sharpen, seed):  # HERE never_stepped
     return {"val": 0.5, "test": 0.5}
 
 
+def no_measure(sharpen, seed):
+    model = torch.nn.Linear(2, 1)
+    sharpen(model, torch.optim.SGD(model.parameters(), lr=0.1), total_steps=3, measure={"val": 1.0})  # HERE no_measure
+
+
+def measure_without_length(sharpen, seed):
+    model = torch.nn.Linear(2, 1)
+    sharpen(model, torch.optim.SGD(model.parameters(), lr=0.1), measure=dict)  # HERE measure_without_length
+
+
 def two_models(sharpen, seed):
     start(sharpen, steps=1)
     other = nn.Linear(2, 1)

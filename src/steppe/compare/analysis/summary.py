@@ -46,7 +46,8 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     groups, judge = group(known), of_records(known)
     against = _Against(baselines(groups), judge)
     rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
-    rows += [_missing(name, spec) for name in spec.get("methods") or () if not any(name == g.method for g in groups)]
+    there = {each.method for each in groups if each.variant == "plain"}
+    rows += [_missing(name, spec) for name in spec.get("methods") or () if name not in there]
     for row in rows:
         tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
         row |= _tuning(row, tries, judge, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))

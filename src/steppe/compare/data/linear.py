@@ -52,9 +52,9 @@ def _fit(z: Tensor, y: Tensor, classes: int) -> nn.Linear:
     def loss() -> Tensor:
         solver.zero_grad()
         found = cross_entropy(model(z), y) + DECAY / 2 * model.weight.square().sum()
-        found.backward()  # type: ignore[no-untyped-call]
+        found.backward()
         return found
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[arg-type]
+        solver.step(loss)
     return model

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from steppe._command import ranks
+from steppe._command import averages, ranks
 from steppe._command.choices import OPTIMIZERS, Choice, parse
 from steppe._command.devices import take_share
 from steppe._command.pool import Tell
@@ -38,13 +38,6 @@ from steppe.compare.engine.spec import SCHEMA, Spec, steps_per_epoch
 from steppe.protocol import needs_of
 
 _ORDER_SEED = 0x0DE5
-
-AVERAGED_SHARES = 10
-"""The weights' average reaches back over one so manieth of the steps."""
-
-LATEST = 5
-"""Epochs at whose ends LAWA takes the weights; of trainings shorter than twice that, it takes them at every tenth."""
-
 
 @dataclass
 class Trainer:
@@ -232,7 +225,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
     curve, balance = Curve(task, spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
     fit = _Fit(curve, balance, _average(spec, trainer.model, steps), _latest(spec, trainer.model))
     losses: list[Tensor] = []
-    taken = set(latest_steps(steps, per_epoch))
+    taken = set(averages.latest_steps(steps, per_epoch))
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
     for step, batch in zip(range(1, steps + 1), stream, strict=False):
         losses.append(trainer.step(batch))
@@ -258,22 +251,12 @@ def _average(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
     """An exponential average of weights and statistics over about a tenth of the training; none of split models."""
     if spec.parallel is not None:
         return None
-    decay = min(max(1 - AVERAGED_SHARES / steps, 0.0), 0.9999)
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averages.decay(steps)), use_buffers=True)
 
 
 def _latest(spec: Spec, model: nn.Module) -> AveragedModel | None:
-    """The plain mean of the weights and statistics that it is given; none of split models.
-
-    Source: LAWA, the average of the latest weights (arXiv 2306.03241).
-    """
+    """The plain mean of the weights and statistics that it is given; none of split models."""
     return AveragedModel(model, use_buffers=True) if spec.parallel is None else None
-
-
-def latest_steps(steps: int, per_epoch: int) -> list[int]:
-    """After which steps LAWA takes the weights: the last, and those an epoch, or a tenth of the training, before."""
-    apart = max(1, min(per_epoch, steps // (2 * LATEST)))
-    return [step for step in range(steps, 0, -apart)][:LATEST]
 
 
 def _averaged(average: AveragedModel | None, task: Task) -> dict[str, float] | None:

@@ -64,10 +64,10 @@ class Run:
 
         What else is measured there is of the last weights, and is left out.
         """
-        kept = None if self.trained is self else FORMS[parse(self.method).average]
-        if kept is None or not record.get(kept):
+        average = None if self.method == "base" else parse(self.method).average
+        if average is None or not record.get(FORMS[average]):
             return dict(record)
-        choice, figures = parse(self.method), record[kept]
+        choice, figures = parse(self.method), record[FORMS[average]]
         own = {"method": self.method, "label": self.label, "settings": choice.settings, **figures}
         own |= {"early": {"epoch": record.get("epochs"), **figures}, "sharpness": None, "slice": None}
         return {key: each for key, each in {**record, **own}.items() if key != "also"}

@@ -6,11 +6,11 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from steppe.compare.script.settings import UNHEARD, check_methods
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import Script, ScriptError, load, said
 
+T = TypeVar("T")
 LENGTHS = {"plain": 1, "double": 2}
 """Variant of the base -> the script's `length`: the factor by which it trains longer."""
 
@@ -53,15 +54,20 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     """
     script, start = load(str(spec.script)), time.perf_counter()
     take_share(spec.device)
-    sharpen = Sharpen(builder(spec, run), tell)
+    sharpen = Sharpen(builder(spec, run), tell, averaging=True)
     looks = Looks(script, sharpen, spec.metric)
     with _printed(spec, run):
         follow(looks, arguments(script, spec, run))
-    return _record(spec, run, looks) | {
-        "seconds": time.perf_counter() - start,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "provenance": made_with(spec.device) | {"schema": SCHEMA},
-    }
+        averaged = _said(looks, looks.averaged)
+    return (
+        _record(spec, run, looks)
+        | averaged
+        | {
+            "seconds": time.perf_counter() - start,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "provenance": made_with(spec.device) | {"schema": SCHEMA},
+        }
+    )
 
 
 def follow(looks: Looks, given: dict[str, Any]) -> None:
@@ -70,10 +76,15 @@ def follow(looks: Looks, given: dict[str, Any]) -> None:
     Raises:
         SaidError: the function, or what it gives, failed.
     """
-    script = looks.script
     everywhere(given["seed"])
+    _said(looks, lambda: looks.follow(looks.script.function(sharpen=looks.sharpen, **given)))
+
+
+def _said(looks: Looks, work: Callable[[], T]) -> T:
+    """What some work of the script's gives; its errors bear their place."""
+    script = looks.script
     try:
-        looks.follow(script.function(sharpen=looks.sharpen, **given))
+        return work()
     except PlacedError as error:
         raise SaidError(str(error)) from error
     except ScriptError as error:

@@ -64,7 +64,7 @@ def _check_methods(plan: Plan) -> None:
     """Refuse settings to try that no method has, and averages of weights that nobody averages."""
     spec = plan.spec
     tune.check(spec.tune or (), plan.choices)
-    alone = "several processes keep" if spec.parallel else "a script keeps" if spec.script is not None else None
+    alone = "several processes keep" if spec.parallel else "methods of a script keep" if spec.script else None
     averaged = next((each.text for each in plan.choices if each.averaged), None)
     if alone and averaged:
         raise ValueError(f"method {averaged!r}: {alone} no averaged weights; leave out average")

@@ -169,11 +169,12 @@ def _on(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _free(y: float, text: str, marks: Sequence[Mapping[str, Any]], x: Axis) -> dict[str, Any]:
-    """Where the name of a line may stand: in its middle, or at an end, where no mark is; else the middle."""
+    """Where the name of a line may stand: in its middle, or at an end, where no mark is; else its figure at the end."""
     half = 3.3 * len(text)
     near = [mark["x"] for mark in marks if abs(mark["y"] - y) < SIZE]
     places = ((x.start + x.end) / 2, x.start + half, x.end - half)
-    return {"at": next((at for at in places if all(abs(at - m) > half + SIZE / 2 for m in near)), places[0])}
+    free = next((at for at in places if all(abs(at - m) > half + SIZE / 2 for m in near)), None)
+    return {"at": x.end - SIZE, "text": text.rpartition(", ")[2]} if free is None else {"at": free}
 
 
 def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:

@@ -107,8 +107,27 @@ class Looks:
                 line = looks.gi_frame.f_lineno if looks.gi_frame else looks.gi_code.co_firstlineno
                 raise PlacedError(f"{Path(looks.gi_code.co_filename).name}:{line}: {error}") from None
 
+    def averaged(self) -> dict[str, dict[str, float]]:
+        """The figures at each average of the weights, where the script says how a model is measured.
+
+        Raises:
+            ScriptError: what it gives is not what its looks are.
+        """
+        kept, measure = self.sharpen.averages, self.sharpen.measure
+        if kept is None or measure is None:
+            return {}
+        return {name: self._figures(given, "measure gave") for name, given in kept.measured(measure).items()}
+
     def add(self, given: Any, how: str) -> None:
         """Take down one look."""
+        loss = self.sharpen.mean_loss()
+        found = self._figures(given, how)
+        self._check_finite(found, loss)
+        self.losses.append(loss)
+        self.figures.append(found)
+
+    def _figures(self, given: Any, how: str) -> dict[str, float]:
+        """The figures of both parts by name, `val_accuracy` and so on."""
         if not isinstance(given, Mapping):
             raise ScriptError(f"{how} {_shown(given)}; {EXPECTED}")
         for part in PARTS:
@@ -122,12 +141,8 @@ class Looks:
         self._check_names(list(val), list(test))
         if not self.figures:
             self.judge = judge_for(self.metric, list(val))
-        loss = self.sharpen.mean_loss()
         named = ((part, each) for part, each in zip(PARTS, (val, test), strict=True))
-        found = {f"{part}_{name}": value for part, each in named for name, value in each.items()}
-        self._check_finite(found, loss)
-        self.losses.append(loss)
-        self.figures.append(found)
+        return {f"{part}_{name}": value for part, each in named for name, value in each.items()}
 
     def _numbers(self, given: Any, part: str) -> dict[str, float]:
         """The figures of a part by name; a single one has the name that the user gave the metric."""

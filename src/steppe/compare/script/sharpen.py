@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steppe._batch import NOTHING, batch_size
+from steppe._command.averages import Averages
 from steppe._nested import tensors_of
 from steppe.compare.script.source import ScriptError
 from steppe.gradient import SharpnessAware
@@ -33,11 +34,12 @@ class Sharpen:
         build: makes the method.
         tell: told the share of the training that is done, where the script says how long it is.
         before: called when a backward begins, before anything of it runs.
+        averaging: keep averages of the weights where the script says how a model is measured.
     """
 
     def __init__(
         self, build: Build, tell: Callable[[float], None] = lambda share: None,
-        before: Callable[[], None] = lambda: None,
+        before: Callable[[], None] = lambda: None, averaging: bool = False,
     ) -> None:  # fmt: skip
         self._build, self._tell, self._before = build, tell, before
         self.sharp: Any = None
@@ -46,19 +48,26 @@ class Sharpen:
         self.calls, self.ascents, self.passes = 0, 0, 0.0
         self.losses: list[Tensor] = []
         self.clock = Stopwatch()
+        self.averages: Averages | None = None
+        self.measure: Callable[[], Any] | None = None
+        self._averaging = averaging
         self._before_this = 0  # steps of earlier methods on the same model
 
-    def __call__(self, model: Any, optimizer: Any, total_steps: int | None = None) -> Any:
+    def __call__(
+        self, model: Any, optimizer: Any, total_steps: int | None = None, *, measure: Callable[[], Any] | None = None
+    ) -> Any:
         """The method of this run on a model and its optimizer.
 
         Args:
             model: the model whose loss is minimised.
             optimizer: steps it; several of one network as a list.
             total_steps: optimizer steps of the whole training, for methods whose schedule needs to know.
+            measure: gives {"val": ..., "test": ...} of the model as it stands, for the base with averaged weights.
 
         Raises:
-            ScriptError: called for another model than before.
+            ScriptError: called for another model than before, or `measure` cannot be.
         """
+        _check_measure(measure, total_steps)
         if self.model is not None and model is not self.model:
             raise ScriptError(
                 "sharpen was called for a second model, and a comparison is of one; expected one call (several "
@@ -66,7 +75,9 @@ class Sharpen:
             )
         self._before_this = self.steps
         sharp = self._build(model, optimizer, total_steps)
-        self.model, self.sharp, self.total_steps = model, sharp, total_steps
+        self.model, self.sharp, self.total_steps, self.measure = model, sharp, total_steps, measure
+        if self._averaging and measure is not None and total_steps:
+            self.averages = Averages(model, optimizer, total_steps)
         sharp.__dict__["backward"] = self._counting(sharp, sharp.backward)
         if needs_of(sharp).passes and hasattr(sharp, "ascend"):
             sharp.__dict__["ascend"] = self._climbing(sharp, sharp.ascend)
@@ -145,6 +156,16 @@ class Sharpen:
     def ascended_share(self) -> float:
         """Share of the backwards that ran a pass at perturbed weights."""
         return self.ascents / self.calls if self.calls else 0.0
+
+
+def _check_measure(measure: Any, total_steps: int | None) -> None:
+    if measure is not None and not callable(measure):
+        raise ScriptError(
+            f"measure={measure!r} was given; expected a function without arguments that gives "
+            "{'val': ..., 'test': ...}"
+        )
+    if measure is not None and not total_steps:
+        raise ScriptError("measure was given without total_steps, which averages need; give sharpen the length too")
 
 
 class Stopwatch:
