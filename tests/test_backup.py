@@ -9,7 +9,7 @@ from tests.problems import batches, loss_of, net
 from torch import nn
 
 import steppe
-from steppe._backup import BACKUPS, SMALL, Rows, SavedWeights
+from steppe._backup import BACKUPS, MANY, SMALL, Rows, SavedWeights
 
 METHODS = ("sam", "look_sam", "gsam", "fsam", "asam")
 
@@ -69,13 +69,14 @@ def test_rows_are_made_anew_where_a_weight_lies_elsewhere() -> None:
         weight.data = other
         assert not rows.fit([weight])
         weight.data = memory[:8]
-    model = nn.Linear(4, 3)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(MANY)))
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
     for scale in (1.0, 2.0, 3.0):
-        model.weight.data = before = torch.randn(4, 3).t().contiguous() * scale
-        kept = before.clone()
+        model[0].weight.data = before = torch.randn(4, 4) * scale
+        kept = [p.detach().clone() for p in model.parameters()]
         sharp.backward(lambda: model(torch.ones(2, 4)).square().sum())
-        assert model.weight.data_ptr() == before.data_ptr() and torch.equal(before, kept)
+        assert sharp.last.ascended and model[0].weight.data_ptr() == before.data_ptr()
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), kept, strict=True))
         model.zero_grad()
 
 

@@ -13,8 +13,8 @@ from steppe._shards import local
 
 BACKUPS = ("device", "host")
 
-SMALL = 2**15
-"""Bytes: up to here it is cheaper to copy weights as pieces of one vector than each by itself."""
+MANY, SMALL = 32, 2**15
+"""From so many weights on, those of up to so many bytes are copied as pieces of one vector, which is cheaper."""
 
 Row = tuple[list[int], list[Tensor], list[int]]
 

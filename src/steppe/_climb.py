@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._algebra import as_real, cloned
-from steppe._backup import Rows, SavedWeights
+from steppe._backup import MANY, Rows, SavedWeights
 from steppe._doors import Doors
 from steppe._draft import Draft
 from steppe._gradients import Gradients
@@ -51,8 +51,8 @@ class Climb:
         self._gradients.drop_others()
         weights, eps = self._eps(direction, clean, scale, draft)
         now, sharded = self._present.now, self._parameters.sharded
-        rows = None if sharded or now.backup == "host" or torch.compiler.is_compiling() else self._rows_of(weights)
-        saved = SavedWeights(weights, now.backup, rows)
+        apart = len(weights) < MANY or sharded or now.backup == "host" or torch.compiler.is_compiling()
+        saved = SavedWeights(weights, now.backup, None if apart else self._rows_of(weights))
         self.perturbation = there = Perturbation(self._model, weights, saved, clean, replay, sharded)
         try:
             self._doors.shut(self._parameters.entries)

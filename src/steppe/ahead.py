@@ -69,15 +69,13 @@ class Momentum(Ahead):
     def vector(self, params: Grads, optimizer: Any, memory: Memory, step: int, seed: int) -> Grads:
         """A copy of the momentum, with its sign."""
         if self.decay is not None:
-            found = _copies(memory.get("average", {}), params)
+            found = _copies(memory.get("average", {}), params, self.sign)
         else:
             states = optimizer.state
             kept = {k: _momentum(states, p) for k, p in params.items()}
-            found = _copies({k: as_real(m) for k, m in kept.items() if m is not None}, params)
+            found = _copies({k: as_real(m) for k, m in kept.items() if m is not None}, params, self.sign)
             if not found and params and step > 0:
                 raise ValueError(_no_momentum(optimizer))
-        if self.sign < 0:
-            scale_(found.values(), self.sign)
         return found
 
     @property
@@ -133,15 +131,17 @@ class Previous(Ahead):
         return {"previous": {k: torch.zeros_like(p) for k, p in params.items()}}
 
 
-def _copies(tensors: Grads, params: Grads) -> Grads:
+def _copies(tensors: Grads, params: Grads, sign: int = 1) -> Grads:
     """New tensors for the parameters that have one, in their order, type and place; one call for all where it can.
 
-    Of a complex parameter, pairs of real numbers.
+    Of a complex parameter, pairs of real numbers. ``sign``: -1 turns them round.
     """
     found = {k: (tensors[k], as_real(p)) for k, p in params.items() if k in tensors}
     if all(t.dtype == p.dtype and t.device == p.device for t, p in found.values()):
-        return dict(zip(found, cloned([t for t, _ in found.values()]), strict=True))
-    return {k: t.to(device=p.device, dtype=p.dtype, copy=True) for k, (t, p) in found.items()}
+        new = cloned([t for t, _ in found.values()], sign)
+    else:
+        new = [t.to(device=p.device, dtype=p.dtype, copy=True).mul_(sign) for t, p in found.values()]
+    return dict(zip(found, new, strict=True))
 
 
 def _momentum(states: Any, param: Tensor) -> Tensor | None:
