@@ -34,6 +34,7 @@ from steppe._command.settings import (
 from steppe.compare.data import tasks, transformer
 from steppe.compare.data.also import ALSO
 from steppe.compare.data.options import DataOptions
+from steppe.compare.engine import beside
 from steppe.compare.script import settings as scripts
 from steppe.compare.script.source import fingerprint, load, read_settings
 from steppe.text.models import Lora
@@ -60,7 +61,6 @@ _LATER = {
 _MU = (0.5, 1.0, 0.2, 2.0, 0.1, 5.0)
 _SIGMA = (0.05, 0.1, 0.15, 0.2, 0.02, 0.5)
 """The most usual values first: a grid of n takes n of them, so that every method has as many tuning runs."""
-
 
 SPELLED = {
     "text_column": ("--text-column", "--text"), "label_column": ("--label-column", "--label"),
@@ -318,59 +318,11 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
     given |= {key: value for key, value in flags.items() if value is not None}
     first = _validated(given)
     scripts.check(given, first.settings)
-    spec = _validated(_fitting(_proposed(first, given), given) | given)
-    _check_together(spec, given)
+    spec = _validated(beside.fitting(beside.proposed(first, given), given) | given)
+    beside.check_together(spec, given)
     device = usable_device(spec.device) if spec.on == "local" else spec.device
     out = spec.out or f"results/{_slug(spec.task)}"
     return spec.model_copy(update={"device": device, "out": out})
-
-
-def _proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the task proposes, once it is known that there can be one; of a script its name."""
-    if first.script is not None:
-        return {"task": f"script:{first.script}"}
-    tasks.check_name(first.task)
-    tasks.check_options(first.task, given)
-    tasks.check_model(first.task, str(given.get("model", "")))
-    return tasks.recipe_of(first.task, first.adapt)
-
-
-_EITHER = (("lr", "lr_grid"), ("epochs", "max_steps"), ("labelled", "per_class"))
-"""Settings of which a user gives one."""
-
-_SETS_ASIDE = {"lr": "lr_grid", "epochs": "max_steps", "labelled": "per_class"}
-"""What a user gives -> what a recipe may say instead, which goes. The other way round what is given is stronger."""
-
-
-def _fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe still holds beside what the user gave: `--lr` sets aside its grid of rates, and so on.
-
-    Learning rates and decay were found for one optimizer: beside another they are that one's usual ones.
-    """
-    found = dict(recipe)
-    for one, other in _SETS_ASIDE.items():
-        if one in given:
-            found.pop(other, None)
-    if given.get("optimizer", found.get("optimizer")) != found.get("optimizer"):
-        found.pop("lr_grid", None)
-        found |= {"lr": tasks.USUAL_LR[given["optimizer"]]} if given["optimizer"] in tasks.USUAL_LR else {}
-    if "lr_grid" not in found and "lr_grid" not in given:
-        found.pop("tune_lr", None)
-    return found
-
-
-def _check_together(spec: Spec, given: Mapping[str, Any]) -> None:
-    """Refuse what would not be listened to because of another setting."""
-    if spec.optimizer != "sgd" and "momentum" in given:
-        raise ValueError(f"momentum belongs to the optimizer 'sgd'; leave it out with {spec.optimizer!r}")
-    lora = next((name for name in given if name.startswith("lora_")), None)
-    if spec.adapt == "full" and lora:
-        raise ValueError(f"{lora} belongs to adapt = 'lora'; leave it out with 'full', which trains every weight")
-    if spec.tune_lr == "each" and not spec.lr_grid:
-        raise ValueError("tune_lr = 'each' has nothing to choose from; give learning rates too, as lr_grid")
-    for one, other in _EITHER:
-        if one in given and other in given:
-            raise ValueError(f"{one} and {other} are both given; give one of them")
 
 
 def _check_keys(given: Mapping[str, Any], where: str) -> None:

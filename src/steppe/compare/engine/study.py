@@ -9,20 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from steppe._command.beats import Shared
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
-from steppe._command.ranks import InStep, agree, check_shares, first
+from steppe._command.ranks import InStep, agree, first
 from steppe._command.trackers import Log
 from steppe._command.trackers import check as check_trackers
 from steppe.compare.analysis import summary
 from steppe.compare.analysis.wording import told
-from steppe.compare.data import also
-from steppe.compare.engine import cost, rehearsal, rows, run, script, tune, turns
+from steppe.compare.engine import beforehand, cost, run, script, turns
 from steppe.compare.engine.executors import Engine
 from steppe.compare.engine.flights import Flights
 from steppe.compare.engine.logged import logged
@@ -54,41 +52,10 @@ def check(spec: Spec) -> Plan:
     """
     check_trackers(spec.log)
     plan = Plan(spec, spec.hash())
-    _check_methods(plan)
-    (_check_task if spec.script is None else script.check)(Plan(_as_here(spec), plan.spec_hash))
+    beforehand.check_methods(plan)
+    (beforehand.check_task if spec.script is None else script.check)(beforehand.as_here(plan))
     Store(Path(spec.out), plan.spec_hash).open()
     return plan
-
-
-def _check_methods(plan: Plan) -> None:
-    """Refuse settings to try that no method has, and averages of weights that nobody averages."""
-    spec = plan.spec
-    tune.check(spec.tune or (), plan.choices)
-    alone = "several processes keep" if spec.parallel else "methods of a script keep" if spec.script else None
-    averaged = next((each.text for each in plan.choices if each.averaged), None)
-    if alone and averaged:
-        raise ValueError(f"method {averaged!r}: {alone} no averaged weights; leave out average")
-
-
-def _check_task(plan: Plan) -> None:
-    spec = plan.spec
-    task = run.load_task(spec, spec.seeds[0])
-    also.check(task, spec.also or [])
-    rehearsal.check_targets(task)
-    rows.check_rows(task)
-    rehearsal.check_model(spec.model, run.fresh(spec, task, spec.seeds[0]), task)
-    check_shares(len(task.train), spec.batch_size)
-    for choice in plan.choices:
-        for each in plan.ends(choice):
-            try:
-                run.make_trainer(spec, task, each, total_steps=100)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"method {choice.text!r}: {error}") from error
-
-
-def _as_here(spec: Spec) -> Spec:
-    """The settings for a machine that only checks: the one that starts a study on others may have no GPU."""
-    return spec if torch.cuda.is_available() else spec.model_copy(update={"device": "cpu"})
 
 
 def compare(plan: Plan, progress: PlainProgress, engine: Engine | None = None) -> Outcome:
