@@ -10,13 +10,13 @@ from torch import Tensor
 
 from steppe.bench.contender import LR, Contender, Loss
 from steppe.bench.measure import Maker
-from steppe.bench.subject import Job
+from steppe.bench.subject import Problem
 
 RHO, K = 0.05, 5
 SGD = {"lr": LR, "momentum": 0.9}
 
 
-def naive(job: Job) -> Contender:
+def naive(job: Problem) -> Contender:
     """SAM as one writes it down: a loop over the tensors, w + eps and w - eps."""
     loss, weights = Loss(job), [p for p in job.model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, **SGD)
@@ -44,7 +44,7 @@ def naive(job: Job) -> Contender:
     return Contender("naive SAM loop", step, loss, lambda: True, share=1.0)
 
 
-def documented(job: Job, name: str) -> Contender:
+def documented(job: Problem, name: str) -> Contender:
     """pytorch_optimizer's SAM, LookSAM or FriendlySAM: a pass by hand, then ``step(closure)``."""
     import pytorch_optimizer
 
@@ -75,7 +75,7 @@ def documented(job: Job, name: str) -> Contender:
     return Contender(label, step, loss, lambda: refreshes, place, 1 / K if name == "LookSAM" else 1.0)
 
 
-def documented_gsam(job: Job) -> Contender:
+def documented_gsam(job: Problem) -> Contender:
     """pytorch_optimizer's GSAM, which runs both passes itself; the closure stands for its ``set_closure``."""
     from pytorch_optimizer import GSAM, ProportionScheduler
 

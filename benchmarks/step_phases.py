@@ -16,7 +16,7 @@ from step_peers import LR, RHO, NoStep
 from torch import Tensor, nn
 
 import steppe
-from steppe.bench.subject import Job, Subject
+from steppe.bench.subject import Problem, Subject
 
 STREAMS = 10
 """Reads and writes of one buffer: norm 1, scaling 2, saving 2, adding 3, restoring 2."""
@@ -105,7 +105,7 @@ def in_steps(subject: Subject, rounds: int) -> dict[str, Any]:
     return {name: _shares(parts) for name, parts in found.items()}
 
 
-def _one_step(job: Job, halves: Halves, device: str) -> dict[str, float]:
+def _one_step(job: Problem, halves: Halves, device: str) -> dict[str, float]:
     def one_pass() -> None:
         job.loss_of(job.model, job.batch).backward()
 

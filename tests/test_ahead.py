@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.foreseen import DIRECTIONS, RHO, ahead, begun, each, known
+from tests.directions_ahead import DIRECTIONS, RHO, ahead, begun, each, known
 from tests.problems import BASES, BATCH, batches, close, everything, grads, loss_of, make, net, same, train, weights
 from torch import Tensor
 

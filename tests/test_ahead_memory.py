@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.foreseen import ahead, begun, each
+from tests.directions_ahead import ahead, begun, each
 from tests.problems import BATCH, batches, close, everything, grads, loss_of, make, net, same, train
 from torch import Tensor, nn
 

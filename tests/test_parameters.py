@@ -132,7 +132,7 @@ def test_a_layer_added_later_is_found():
     parameters = Parameters(model, Optimizers(optimizer), "all")
     model["tail"] = nn.Linear(1, 1)
     optimizer.add_param_group({"params": model["tail"].parameters()})
-    parameters.look_again()
+    parameters.refresh()
     assert [e.name for e in parameters.entries] == [*NAMES, "tail.weight", "tail.bias"]
 
 
@@ -258,7 +258,7 @@ def test_parameters_of_a_group_may_be_exchanged_for_as_many_others():
     optimizer = sgd([model["body"].weight])
     parameters = Parameters(model, Optimizers(optimizer), "all")
     optimizer.param_groups[0]["params"] = [model["head"].weight]
-    parameters.look_again()
+    parameters.refresh()
     assert [e.name for e in parameters.entries if e.group is not None] == ["head.weight"]
 
 

@@ -39,7 +39,7 @@ class Replay:
         """Begin the second pass; ``once``: there will be no third."""
         self._after, start = self._before.now(), self._start
         if start is not None:
-            start.look()
+            start.learn()
         self._left, self._start = self._watch.now(), None if once else start
         if start is not None:
             start.back(self._left)

@@ -48,14 +48,14 @@ class Making:
         self.passes = Passes(model, self._gradients, self._present, averaging, self.lookout)
         self.climb = Climb(model, self._gradients, self._present)
         self._stepping: int | None = None  # the optimizer within whose step we are: its closure may call backward
-        self._foreseen_later: dict[str, Any] = {}  # what a direction will remember when that step was a real one
+        self._memory_ahead: dict[str, Any] = {}  # what a direction will remember when that step was a real one
 
     # What a call of the user's finds
 
-    def look_again(self, now: Now) -> dict[str, Any]:
+    def refresh(self, now: Now) -> dict[str, Any]:
         """The memory, which follows parameters that were renamed, and starts anew for those that were exchanged."""
         before, memory = self._parameters.entries, now.memory
-        if names := self._parameters.look_again():
+        if names := self._parameters.refresh():
             known = {e.name for e in before}
             memory, self.draft.memory = (self._follow(m, names, known, now) for m in (memory, self.draft.memory))
             self.draft.correction = renamed(self.draft.correction, names, known)
@@ -138,16 +138,16 @@ class Making:
         """
         present, draft = self._present, self.draft
         ahead, needs_clean = present.ahead, present.needs_clean
-        foreseen = present.foreseen() if ahead and ascends is not False else {}
+        vector = present.known_ahead() if ahead and ascends is not False else {}
         seen = clean = None
         if ascends is not False and look is not None:
             seen = self.passes.look(look, stays=not needs_clean)
-        elif ascends is not True or not foreseen or needs_clean:
+        elif ascends is not True or not vector or needs_clean:
             seen = clean = self.passes.first(work, ascends)
         if seen is not None:
-            draft.remember("select", self._selection.look(seen.grads, seen.scale))
+            draft.remember("select", self._selection.norms_of(seen.grads, seen.scale))
             decided = present.decide(draft, seen.grads, seen.scale)
-            ascends = decided and present.moves(foreseen if ahead else seen.grads)
+            ascends = decided and present.moves(vector if ahead else seen.grads)
         if clean is None and (needs_clean or not ascends):
             if seen is not None and seen.start is not None:
                 seen.start.again()  # as if the look had not been
@@ -157,7 +157,7 @@ class Making:
             self._skip(clean.grads)
             return Last(False, clean.loss)
         kept = clean.grads if clean is not None and needs_clean else {}
-        direction, scale = (foreseen, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
+        direction, scale = (vector, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
         first = clean or seen
         start = None if first is None else first.start
         with self.climb.closing():
@@ -205,7 +205,7 @@ class Making:
             self.draft = Draft()
         grads, mark = self.passes.taken(), self.passes.take_mark()
         self.passes.scale = scale
-        direction = present.foreseen() if ahead else grads
+        direction = present.known_ahead() if ahead else grads
         if not (present.decide(self.draft, grads, scale) and present.moves(direction)):
             self._skip(grads)
             self.lookout.handed(self._parameters)
@@ -240,7 +240,7 @@ class Making:
                 "perturbed() found no gradient to climb along: call backward first, and look before zero_grad()"
             )
         if ahead:
-            grads = self._present.foreseen()
+            grads = self._present.known_ahead()
         else:
             there = ((e.name, e.param.grad) for e in self._parameters.entries)
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
@@ -278,7 +278,7 @@ class Making:
     def _keep_handed(self, which: int, scale: Scale = 1.0) -> None:
         """Let the direction remember the gradient that an optimizer's step is about to take."""
         if self._present.ahead and self.draft.decision is not None:
-            self._foreseen_later = self._present.after(self._gradients, which, scale)
+            self._memory_ahead = self._present.after(self._gradients, which, scale)
 
     def after_step(
         self, which: int, memory: dict[str, Any], skipped: bool, stepped: Callable[[int], tuple[bool, bool]]
@@ -288,7 +288,7 @@ class Making:
         Returns:
             The memory from now on, and whether a step of the method is done.
         """
-        self._stepping, later, self._foreseen_later = None, self._foreseen_later, {}
+        self._stepping, later, self._memory_ahead = None, self._memory_ahead, {}
         if skipped:
             self.draft = self.draft if self._parameters.count > 1 else Draft()
             return memory, False

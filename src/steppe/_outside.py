@@ -43,7 +43,7 @@ class Held:
     def again(self) -> None:
         """Begin the second pass where the first began."""
         if self._start is not None:
-            self._start.look()
+            self._start.learn()
         self._left = self._watch.now()
         if self._start is not None:
             self._start.back()
@@ -100,7 +100,7 @@ class Outside:
                 return loss_of(*arguments)
             before = _COUNT() if _COUNT is not None else 0
             loss = loss_of(*arguments)
-            self._look(loss, _COUNT() - before if _COUNT is not None else None, loss_of)
+            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, loss_of)
             return loss
 
         return watched
@@ -163,7 +163,7 @@ class Outside:
             module.done()
         self._joined = []
 
-    def _look(self, loss: Any, size: int | None, loss_of: Callable[..., Any]) -> None:
+    def _inspect(self, loss: Any, size: int | None, loss_of: Callable[..., Any]) -> None:
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
         about = _about(loss_of)

@@ -88,7 +88,7 @@ class Parameters:
     """All parameters of the model that may get a gradient, in the model's order.
 
     Attributes:
-        entries: as of the latest :meth:`look_again`; the lists below are made of it once.
+        entries: as of the latest :meth:`refresh`; the lists below are made of it once.
         all: the parameters. owned: name -> parameter of those that an optimizer steps. rest: the others.
         sharded: whether any is spread over processes (FSDP2).
     """
@@ -104,14 +104,14 @@ class Parameters:
         self._moved: Moved | None = None
         self._tree = Tree(bare(model))
         self._left: set[Tensor] = set()  # still in the optimizer, but no longer in the model
-        self.look_again()
+        self.refresh()
         if not any(self.perturbable(e) for e in self.entries):
             raise ValueError(
                 f"nothing to perturb: subset={self.subset!r} and the groups' perturb flags leave no parameter of the "
                 "optimizer; choose another subset or set perturb=True in a group"
             )
 
-    def look_again(self) -> Renames:
+    def refresh(self) -> Renames:
         """Find the parameters anew if modules, parameters or the optimizer's groups were exchanged, added or renamed.
 
         Returns:

@@ -211,9 +211,9 @@ class Passes:
         devices = set(map(_DEVICE, self._gradients.parameters.all)) if now.same_dropout else ()
         return Randomness(devices, now.generators, now.same_dropout)
 
-    def foreseen(self) -> Grads:
+    def known_ahead(self) -> Grads:
         """The direction that is known before any pass; empty where none is."""
-        return self._present.foreseen()
+        return self._present.known_ahead()
 
     # What the watch asks
 

@@ -119,7 +119,7 @@ class Present:
         return not alone or self.now.select is not None or self._averaging.puts_off
 
     @torch.no_grad()
-    def foreseen(self) -> Grads:
+    def known_ahead(self) -> Grads:
         """The direction that needs no gradient of this step; empty where nothing is known yet."""
         direction, parameters, now = self.now.ascent.direction, self.parameters, self.now
         moved: Grads = {n: p for n, p in self.moved().params.items() if p.requires_grad}

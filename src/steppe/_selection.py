@@ -100,7 +100,7 @@ class Selection:
 
         return rooted
 
-    def look(self, grads: Grads, scale: Scale) -> Memory:
+    def norms_of(self, grads: Grads, scale: Scale) -> Memory:
         """What the step under construction keeps of its first pass: the active units' norms, on their way to the host.
 
         An active unit without a gradient has norm 0.

@@ -100,7 +100,7 @@ class State:
         self._copies = self._cut.copied()
         self._versions = [_version(t) for t, *_ in self._cut.left]
 
-    def look(self) -> None:
+    def learn(self) -> None:
         """After the pass: learn which large tensors move."""
         for (tensor, module, name, _), version in zip(self._cut.left, self._versions, strict=False):
             if _version(tensor) != version:
@@ -121,7 +121,7 @@ class State:
 
         ``left``: the state of just now.
         """
-        self.look()
+        self.learn()
         if not (self._bindings is left._bindings if left is not None else self._bindings.hold()):
             self._bindings.back()
         for (tensor, *_), (alias, pointer, shape) in zip(self._cut.all, self._cut.aliases, strict=True):

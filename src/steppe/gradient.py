@@ -138,7 +138,7 @@ class SharpnessAware:
         self._selection.check(model, self.ascent, self.averaging)
         check_optimizers(self._optimizers, self.ascent, self.combine, per_sample(look, hardest))
         self._making = Making(model, self._parameters, self._selection, self.averaging)
-        self._look_again()
+        self._refresh()
         self._steps = Steps(self, self._optimizers)
 
     # The gradient in one call
@@ -190,7 +190,7 @@ class SharpnessAware:
         draws fresh masks and begins from what the first left in buffers and attributes (right for batch norms, which
         do not read what they write; a warning names any other tensor). After it the state is the first pass's anyway.
         """
-        self._look_again()
+        self._refresh()
         self._making.passes.mark = self._making.passes.replay()
 
     def ascend(self, *, same_step: bool = False, scale: Scale | HasScale = 1.0) -> bool:
@@ -239,7 +239,7 @@ class SharpnessAware:
                 scale that the method reads (F-SAM's average, the scope "paper") and ``scale`` is not given.
         """
         self._refuse_while_perturbed("enter perturbed()")
-        self._look_again()
+        self._refresh()
         with self._making.perturbed(self._making.scale_in_grad() if scale is None else scale_of(scale)):
             yield
 
@@ -251,7 +251,7 @@ class SharpnessAware:
         Save it beside the model's and the optimizer's; ``torch.load(..., weights_only=True)`` reads it.
         """
         self._refuse_while_perturbed("save the state")
-        self._look_again()
+        self._refresh()
         return pack(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -264,7 +264,7 @@ class SharpnessAware:
             ValueError: the state is of another method or kind, names parameters that the model lacks, or shapes differ.
         """
         self._refuse_while_perturbed("load a state")
-        self._look_again()
+        self._refresh()
         unpack(self, state)
         self._making.draft = Draft()
 
@@ -282,10 +282,10 @@ class SharpnessAware:
         self._refuse_while_perturbed(what)
         if self._wrapper is not None:
             refuse_uneven(self._wrapper)
-        self._look_again()
+        self._refresh()
 
-    def _look_again(self) -> None:
-        self.memory = self._making.look_again(self._now())
+    def _refresh(self) -> None:
+        self.memory = self._making.refresh(self._now())
 
     def _refuse_while_perturbed(self, what: str) -> None:
         if self._making.climb.perturbation is not None:
@@ -296,7 +296,7 @@ class SharpnessAware:
     def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> None:
         self._refuse_while_perturbed("step the optimizer")
         if self._making.draft.correction or self.ascent.direction.ahead:
-            self._look_again()  # what is kept of the gradients, or taken off the weights, is by name
+            self._refresh()  # what is kept of the gradients, or taken off the weights, is by name
         self._making.before_step(which, self._steps.comes_again(which))
 
     @property

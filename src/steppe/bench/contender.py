@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from steppe._batch import batch_size
 from steppe._command.choices import Choice
-from steppe.bench.subject import Job
+from steppe.bench.subject import Problem
 from steppe.protocol import needs_of
 
 STEPS = 1000
@@ -27,15 +27,15 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 class Loss:
-    """The loss of a job, which counts the examples that go through it."""
+    """The loss of a problem, which counts the examples that go through it."""
 
-    def __init__(self, job: Job) -> None:
-        self._job, self._whole, self._seen = job, batch_size(job.batch), 0
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._whole, self._seen = problem, batch_size(problem.batch), 0
 
     def __call__(self, batch: Any) -> Tensor:
         """The loss of a batch, whole or in part."""
         self._seen += batch_size(batch)
-        return self._job.loss_of(self._job.model, batch)
+        return self._problem.loss_of(self._problem.model, batch)
 
     def passes(self) -> float:
         """Passes over the whole batch since the last call."""
@@ -78,9 +78,9 @@ class Contender:
         self.passes[self.ascended()] = self.loss.passes()
 
 
-def base(job: Job, optimizer: str) -> Contender:
+def base(problem: Problem, optimizer: str) -> Contender:
     """The bare optimizer."""
-    loss, bare = Loss(job), OPTIMIZERS[optimizer](_trainable(job))
+    loss, bare = Loss(problem), OPTIMIZERS[optimizer](_trainable(problem))
 
     def step(batch: Any) -> None:
         loss(batch).backward()
@@ -90,12 +90,12 @@ def base(job: Job, optimizer: str) -> Contender:
     return Contender("base", step, loss)
 
 
-def ours(job: Job, choice: Choice, optimizer: str) -> Contender:
+def ours(problem: Problem, choice: Choice, optimizer: str) -> Contender:
     """A method of steppe, on the same optimizer or on the one that its paper brings along."""
     method = choice.method
-    loss, weights = Loss(job), _trainable(job)
+    loss, weights = Loss(problem), _trainable(problem)
     bare = choice.own_optimizer(weights) or OPTIMIZERS[optimizer](weights)
-    sharp = choice.build(job.model, bare, value=None, seed=0, total_steps=STEPS)
+    sharp = choice.build(problem.model, bare, value=None, seed=0, total_steps=STEPS)
     choice.with_the_mean("the benchmark", sharp)
 
     def step(batch: Any) -> None:
@@ -114,8 +114,8 @@ def ours(job: Job, choice: Choice, optimizer: str) -> Contender:
     )
 
 
-def _trainable(job: Job) -> list[Tensor]:
-    return [p for p in job.model.parameters() if p.requires_grad]
+def _trainable(problem: Problem) -> list[Tensor]:
+    return [p for p in problem.model.parameters() if p.requires_grad]
 
 
 def _known(sharp: Any) -> bool:

@@ -21,7 +21,7 @@ from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
 from steppe.bench.contender import OPTIMIZERS, Contender, base, ours
-from steppe.bench.subject import Job, Subject, check_counts
+from steppe.bench.subject import Problem, Subject, check_counts
 from steppe.bench.tasked import Tasked
 
 SCHEMA = 1
@@ -35,7 +35,7 @@ SLOW = 0.2
 BRIEF = 2.0
 """Seconds of a round below which there is time for a second one before the clock counts."""
 
-Maker = Callable[[Job], Contender]
+Maker = Callable[[Problem], Contender]
 
 
 @dataclass(frozen=True)
@@ -162,24 +162,25 @@ def _kind(ratios: list[float]) -> dict[str, float]:
 def _add_memory(rows: dict[str, Any], subject: Subject | Tasked, every: Mapping[str, Maker], unit: int) -> None:
     for name, maker in every.items():
         gc.collect()  # what lies about now must not be released while a peak is measured
-        job = subject.make()
-        above = peak(partial(_few_steps, maker, job), subject.device)
-        rows[name]["memory_bytes"] = above + sum(t.numel() * t.element_size() for t in job.model.state_dict().values())
-        del job
+        problem = subject.make()
+        above = peak(partial(_few_steps, maker, problem), subject.device)
+        there = problem.model.state_dict().values()
+        rows[name]["memory_bytes"] = above + sum(t.numel() * t.element_size() for t in there)
+        del problem, there
     for row in rows.values():
         row["memory_ratio"] = row["memory_bytes"] / rows["base"]["memory_bytes"]
         row["buffers"] = (row["memory_bytes"] - rows["base"]["memory_bytes"]) / unit
 
 
-def _few_steps(maker: Maker, job: Job) -> None:
-    contender = maker(job)
+def _few_steps(maker: Maker, problem: Problem) -> None:
+    contender = maker(problem)
     for turn in range(MEMORY_STEPS):
         contender.place(contender.kinds[turn % len(contender.kinds)])
-        contender.step(job.batch)
+        contender.step(problem.batch)
 
 
-def _sizes(job: Job) -> dict[str, Any]:
-    every = list(job.model.parameters())
+def _sizes(problem: Problem) -> dict[str, Any]:
+    every = list(problem.model.parameters())
     trained = [p for p in every if p.requires_grad]
     return {
         "parameters": sum(p.numel() for p in every), "trained": sum(p.numel() for p in trained),

@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Job:
+class Problem:
     """A model, a batch on its device, and ``loss_of(model, batch)``, a scalar with a graph."""
 
     model: nn.Module
@@ -74,7 +74,7 @@ class Subject:
         """Settings for the record."""
         return asdict(self) | {"shape": list(self.shape)}
 
-    def make(self) -> Job:
+    def make(self) -> Problem:
         """The same weights and the same batch at every call; the global generator is left as it was.
 
         Raises:
@@ -82,30 +82,30 @@ class Subject:
         """
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            job = self._job()
-        model = job.model.to(self.device, DTYPES[self.dtype]).train()
-        return Job(model, moved(job.batch, self.device, DTYPES[self.dtype]), job.loss_of)
+            problem = self._problem()
+        model = problem.model.to(self.device, DTYPES[self.dtype]).train()
+        return Problem(model, moved(problem.batch, self.device, DTYPES[self.dtype]), problem.loss_of)
 
-    def _job(self) -> Job:
+    def _problem(self) -> Problem:
         if self.model.startswith(HF):
             return self._pretrained(self.model.removeprefix(HF))
         build: Callable[..., Any] = named_function(self.model, "model") if ":" in self.model else find(self.model)
         if len(inspect.signature(build).parameters) == 1:
-            return _whole_job(self.model, called(build, self.batch_size, what=f"model {self.model!r}", form=_FORM))
+            return _whole_problem(self.model, called(build, self.batch_size, what=f"model {self.model!r}", form=_FORM))
         model = called(build, self.shape, self.classes, what=f"model {self.model!r}", form=_FORM)
         if not isinstance(model, nn.Module):
             raise ValueError(f"model {self.model!r} gave a {type(model).__name__}; expected a torch.nn.Module")
         images = torch.randn(self.batch_size, *self.shape)
-        return Job(model, (images, torch.randint(self.classes, (self.batch_size,))), _cross_entropy)
+        return Problem(model, (images, torch.randint(self.classes, (self.batch_size,))), _cross_entropy)
 
-    def _pretrained(self, path: str) -> Job:
+    def _pretrained(self, path: str) -> Problem:
         from steppe.text.models import Lora, classifier
 
         model, _ = classifier(path, 2, None if self.lora is None else Lora(r=self.lora), 0)
         words = int(getattr(model, "config").vocab_size)  # noqa: B009  mypy takes attributes of modules for tensors
         tokens = torch.randint(words, (self.batch_size, self.length))
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        return Job(model, batch | {"labels": torch.randint(2, (self.batch_size,))}, _own_loss)
+        return Problem(model, batch | {"labels": torch.randint(2, (self.batch_size,))}, _own_loss)
 
 
 def check_counts(**counts: int | None) -> None:
@@ -115,9 +115,9 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
-def _whole_job(name: str, given: Any) -> Job:
+def _whole_problem(name: str, given: Any) -> Problem:
     if isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], nn.Module) and callable(given[2]):
-        return Job(*given)
+        return Problem(*given)
     raise ValueError(
         f"model {name!r}: function(batch_size) gave a {type(given).__name__}; expected (model, batch, loss_of), where "
         "loss_of(model, batch) is the loss"

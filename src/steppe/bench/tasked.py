@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe.bench.subject import DTYPES, Job, Subject, moved
+from steppe.bench.subject import DTYPES, Problem, Subject, moved
 from steppe.compare.data.losses import mean_of
 from steppe.compare.data.options import DataOptions
 from steppe.compare.engine import rehearsal, run
@@ -50,7 +50,7 @@ class Tasked:
             "model": self.spec.model, "batch_size": self.spec.batch_size, "device": self.device, "dtype": self.dtype
         }  # fmt: skip
 
-    def make(self) -> Job:
+    def make(self) -> Problem:
         """The same weights and the same batch, the first of seed 0, at every call.
 
         Raises:
@@ -71,7 +71,7 @@ class Tasked:
         def loss_of(model: nn.Module, batch: Any) -> Tensor:
             return mean_of(task.loss, model(batch[0]), batch[1])
 
-        return Job(model.to(dtype=dtype).train(), moved(batch, self.device, dtype), loss_of)
+        return Problem(model.to(dtype=dtype).train(), moved(batch, self.device, dtype), loss_of)
 
 
 def chosen(flags: Mapping[str, Any]) -> Subject | Tasked:

@@ -85,7 +85,7 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
 @contextmanager
 def _at(sharp: SharpnessAware, parameters: list[nn.Parameter], direction: list[Tensor]) -> Iterator[list[Tensor]]:
     """In the block the weights are at w + eps, and ``.grad`` is empty; gives eps as it came out of the rounding."""
-    if sharp.ascent.direction.ahead and not sharp._passes.foreseen():  # no momentum yet: along the gradient instead
+    if sharp.ascent.direction.ahead and not sharp._passes.known_ahead():  # no momentum yet: along the gradient instead
         sharp.ascent = replace(sharp.ascent, direction=Gradient())
     weights = [p.detach().clone() for p in parameters]
     for p, g in zip(parameters, direction, strict=True):

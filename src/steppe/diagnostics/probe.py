@@ -148,7 +148,7 @@ class _Before:
         sharp, new = self._sharp, copy.copy(combine)
 
         def ascended(t: int, clean: Any, perturbed: Any, memory: Any) -> Combined:
-            self._look(clean, perturbed)
+            self._compare(clean, perturbed)
             return combine.ascended(t, clean, perturbed, memory)
 
         object.__setattr__(new, "ascended", ascended)
@@ -158,7 +158,7 @@ class _Before:
         return new
 
     @torch.no_grad()
-    def _look(self, clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> None:
+    def _compare(self, clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> None:
         names = [name for name in clean if name in perturbed]
         g, there = ([side[name] for name in names] for side in (clean, perturbed))
         if names and not _rankwise(self._sharp):

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from steppe.integrations import _trainer
 from steppe.integrations._probing import Probing
-from steppe.integrations._trainer import Factory, NoFurther, Passes, Tally
+from steppe.integrations._trainer import Factory, NoFurther, Tally, TrainerPasses
 from steppe.protocol import Method
 
 
@@ -85,7 +85,8 @@ class SharpTrainerMixin(NoFurther):
 
     def _backward(self, model: nn.Module, pieces: list[Any], num_items_in_batch: Any, weight: float) -> Tensor:
         host: Any = super()
-        passes = Passes(self, model, pieces, lambda inputs: host.training_step(model, inputs, num_items_in_batch))
+        step = lambda inputs: host.training_step(model, inputs, num_items_in_batch)  # noqa: E731
+        passes = TrainerPasses(self, model, pieces, step)
         # The Trainer's step has run its own backward; what it returns has no graph left, and the same backward on it
         # only shows the loss scale.
         self.sharp.backward(passes, micro_batches=pieces, backward=self.accelerator.backward)

@@ -93,7 +93,7 @@ class OnePass:
         """
         refuse_uneven(self.model)
         work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
-        self._look_again()
+        self._refresh()
         try:
             loss = self._pass(work)
         finally:
@@ -139,7 +139,7 @@ class OnePass:
         groups = [(id(g), len(g["params"])) for g in self._optimizers.param_groups]
         return self._adapters.marks(), groups
 
-    def _look_again(self) -> None:
+    def _refresh(self) -> None:
         if self._present() != self._seen:
             self._adapters = Adapters(self.model)
             self._find()
@@ -149,7 +149,7 @@ class OnePass:
     # Real steps
 
     def _before_step(self, which: int, args: Any, kwargs: dict[str, Any]) -> Any:
-        self._look_again()
+        self._refresh()
 
     _awaits_step = False  # nothing of a gradient is kept for the step
 
