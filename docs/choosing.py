@@ -15,7 +15,7 @@ DEFAULT = ROOT / "benchmarks" / "results" / "default.json"
 PUSHES = ROOT / "benchmarks" / "results" / "look_sam_default.json"
 ARMS = {
     "sam": "SAM", "few-1": "SAM on 1 sample", "few-1-half": "the same, every 2nd step",
-    "few-1-quarter": "the same, every 4th (recommended)", "msam": "MSAM", "msam-half": "MSAM, every 2nd step",
+    "few-1-quarter": "the same, every 4th (recommended once)", "msam": "MSAM", "msam-half": "MSAM, every 2nd step",
 }  # fmt: skip
 TIMED = {**ARMS, "look-sam": "LookSAM, k = 5, natural push"}
 TASKS = {

@@ -13,7 +13,7 @@ from steppe._command.lookup import module_text, named_function
 from steppe.methods import METHODS, Row, get
 
 RECOMMENDED = Row(
-    "recommended", "Recommended", recommended, "RST (Zhao, Zhang, Hu), arXiv 2203.09962, on few samples", 2022,
+    "recommended", "Recommended", recommended, "SAM on few samples (Bahri, Mobahi, Tay), arXiv 2110.08529", 2022,
     "1 + p samples/batch", "1", "the default to begin with, in any loop that has the batch at hand",
 )  # fmt: skip
 
