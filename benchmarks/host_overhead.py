@@ -4,7 +4,8 @@
 
 A step of SAM stands beside a twelve-line loop of the same arithmetic (`loop_of`) on chains of small linear layers, a
 step that is known to skip beside a plain one, and MSAM, an ascent on one sample and LookSAM's reuse beside the base on
-the CNN of digits-few. Contenders have copies of one model and take turns in one process, step by step. Writes
+the CNN of digits-few, the first two also written by hand. Contenders have copies of one model and take turns in one
+process, step by step. Writes
 benchmarks/results/host_overhead.json; `python docs/overhead.py` makes the page of it.
 """
 
@@ -16,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -53,12 +55,18 @@ def base_of(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callabl
     return step
 
 
-def loop_of(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Any], Tensor], batch: Any) -> Step:
-    """SAM in twelve lines, with one call for all tensors where there is one."""
-    params = list(model.parameters())
+def loop_of(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Any], Tensor],
+    batch: Any,
+    samples: int | None = None,
+) -> Step:
+    """SAM in twelve lines, with one call for all tensors where there is one; ``samples``: it climbs on so many."""
+    params, few = list(model.parameters()), tuple(part[:samples] for part in batch)
 
     def step() -> None:
-        loss_of(batch).backward()
+        loss_of(few).backward()
         with torch.no_grad():
             grads = [p.grad for p in params]
             length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
@@ -66,6 +74,30 @@ def loop_of(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callabl
             torch._foreach_mul_(grads, 0.05 / (length + 1e-12))
             torch._foreach_add_(params, grads)
         optimizer.zero_grad()
+        loss_of(batch).backward()
+        with torch.no_grad():
+            torch._foreach_copy_(params, saved)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def momentum_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Any], Tensor], batch: Any
+) -> Step:
+    """MSAM by hand: against the momentum of SGD, before the only pass."""
+    params = list(model.parameters())
+
+    def step() -> None:
+        found = [optimizer.state[p].get("momentum_buffer") for p in params]
+        saved = [p.detach().clone() for p in params]
+        if found[0] is not None:
+            with torch.no_grad():
+                vectors = torch._foreach_neg(found)
+                length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vectors)))
+                torch._foreach_mul_(vectors, 0.05 / (length + 1e-12))
+                torch._foreach_add_(params, vectors)
         loss_of(batch).backward()
         with torch.no_grad():
             torch._foreach_copy_(params, saved)
@@ -164,7 +196,8 @@ def of_cnn(turns: int) -> dict[str, Any]:
     """Methods whose passes are nearly the base's, beside the base, on the CNN of digits-few."""
     torch.manual_seed(0)
     makes = {
-        "base": base_of, "msam": method(steppe.MSAM), "look": method(steppe.SAM, sliced=True, samples=1),
+        "base": base_of, "msam": method(steppe.MSAM), "msam by hand": momentum_of,
+        "look": method(steppe.SAM, sliced=True, samples=1), "look by hand": partial(loop_of, samples=1),
         "reuse": method(reusing), "skip": method(skipping),
     }  # fmt: skip
     batch = torch.randn(50, 1, 8, 8), torch.randint(10, (50,))

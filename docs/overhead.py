@@ -20,7 +20,8 @@ BUSY = 2
 AIMS = {"msam": 1.06, "look": 1.15}
 NAMES = {
     "msam": "MSAM (one pass)", "look": "SAM, ascent on one sample", "reuse": "LookSAM, a step that reuses",
-    "skip": "a step known to skip",
+    "skip": "a step known to skip", "msam by hand": "MSAM written by hand",
+    "look by hand": "SAM written by hand, ascent on one sample",
 }  # fmt: skip
 
 
