@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steppe._graphs import Trace, raise_in_our_words
@@ -24,6 +25,7 @@ class Nothing:
 
 
 NOTHING = Nothing()
+_TENSOR = frozenset((Tensor,))
 
 
 @dataclass
@@ -163,6 +165,9 @@ def first_samples(batch: Any, samples: int | float) -> Any:
         TypeError, ValueError: an object in it cannot be cut, its parts disagree on the number of samples, or it can be
             read in two ways.
     """
+    if (size := _size_of_tensors(batch)) is not None:
+        count = share_of(samples, size)
+        return batch if count >= size else tuple(part[:count] for part in batch)
     starts = packed_starts(batch)
     if starts is not None:
         return _first_packed(batch, starts, share_of(samples, len(starts)))
@@ -171,6 +176,16 @@ def first_samples(batch: Any, samples: int | float) -> Any:
     if count >= (found.size or 0):
         return batch
     return found.sure().take(Take.first(count))
+
+
+def _size_of_tensors(batch: Any) -> int | None:
+    """How many samples a tuple of plain tensors holds, which is the commonest batch and has one reading; else None."""
+    if type(batch) is not tuple or not _TENSOR.issuperset(map(type, batch)):
+        return None
+    if not all(part.layout is torch.strided and not part.is_nested and part.ndim for part in batch):
+        return None
+    sizes = {len(part) for part in batch}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def chosen_samples(batch: Any, rows: Tensor) -> Any:
