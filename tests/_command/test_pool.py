@@ -78,7 +78,7 @@ def test_workers_leave_when_their_parent_is_killed():
     assert _alive(worker)
     parent.kill()
     parent.join()
-    for _ in range(100):
+    for _ in range(1200):
         if not _alive(worker):
             break
         time.sleep(0.1)

@@ -292,7 +292,7 @@ def test_a_study_of_texts_from_settings_to_report(folder, monkeypatch):
     monkeypatch.setattr(cost, "MOST", 20)
     monkeypatch.setattr(study, "Pool", lambda size: InStep())
     settings = words.settings(
-        folder, methods=["sam", "nbar"], seeds=2, tune_seeds=1, rho=[0.1, 0.2], lr_grid=[0.001, 0.01], jobs=1
+        folder, methods=["sam", "nbar"], seeds=1, tune_seeds=1, rho=[0.1, 0.2], lr_grid=[0.001, 0.01], jobs=1
     )
     outcome = study.compare(study.check(settings), PlainProgress(Console(quiet=True)))
     assert not outcome.failed
