@@ -137,7 +137,7 @@ def test_help_about_nothing_is_refused(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("compare --rate 3", "unknown flag --rate; see --help"),
+        ("compare --rate 3", "unknown flag --rate; did you mean --learning-rate?"),
         ("compare --epoch 3", "unknown flag --epoch; did you mean --epochs?"),
         ("compare --column x", "unknown flag --column; did you mean --text-column?"),
         ("finetune --epoch 3", "unknown flag --epoch; did you mean --epochs?"),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from steppe._command import averages, ranks
 from steppe._command.choices import OPTIMIZERS, Choice, parse
@@ -256,7 +256,12 @@ def _average(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
 
 def _latest(spec: Spec, model: nn.Module) -> AveragedModel | None:
     """The plain mean of the weights and statistics that it is given; none of split models."""
-    return AveragedModel(model, use_buffers=True) if spec.parallel is None else None
+    return AveragedModel(model, avg_fn=_mean, use_buffers=True) if spec.parallel is None else None
+
+
+def _mean(averaged: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
+    """torch's mean of what is a number; masks and counts are the latest."""
+    return get_swa_avg_fn()(averaged, latest, count) if averaged.is_floating_point() else latest
 
 
 def _averaged(average: AveragedModel | None, task: Task) -> dict[str, float] | None:
