@@ -119,25 +119,23 @@ def _never(a: Any, b: Any) -> bool:
 class _Twister:
     """A Mersenne Twister whose state takes longer to read and write than all others: done only where it has moved.
 
-    The words in its memory tell that. They tell nothing of a normal variate that is kept for the next call; but none
-    appears without new words.
+    Its memory tells that: the words, and the normal variate that may be kept for the next call.
 
     Args:
         words: what lies in its memory; nothing where that is not known.
-        get: its state. put: sets it. spare: whether a state holds such a variate. same: whether two states are of one
-            place.
+        get: its state. put: sets it. same: whether two states are of one place.
     """
 
     def __init__(
-        self, words: Callable[[], bytes], get: Callable[[], Any], put: Any, spare: Any, same: Callable[[Any, Any], bool]
+        self, words: Callable[[], bytes], get: Callable[[], Any], put: Any, same: Callable[[Any, Any], bool]
     ) -> None:
-        self._words, self._get, self._put, self._spare, self._same = words, get, put, spare, same
+        self._words, self._get, self._put, self._same = words, get, put, same
         self._latest, self._known = b"", None
 
     def read(self) -> Any:
         """The state, not to be written on."""
         words = self._words()
-        if not words or words != self._latest or self._spare(self._known):
+        if not words or words != self._latest:
             self._latest, self._known = words, self._get()
         return self._known
 
@@ -151,8 +149,13 @@ class _Twister:
 @functools.cache
 def _python() -> Source:
     """Python's global generator."""
-    get, put = random.getstate, random.setstate
-    twister = _Twister(_python_words(get.__self__), get, put, lambda state: state[2] is not None, _same_place)  # type: ignore[attr-defined]
+    generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
+    words = _python_words(generator)
+
+    def all_words() -> bytes:  # nothing while a normal variate is kept
+        return words() if generator.gauss_next is None else b""
+
+    twister = _Twister(all_words, random.getstate, random.setstate, _same_place)
     return Source(twister.read, twister.put, _same_place)
 
 
@@ -175,22 +178,43 @@ def _numpy() -> list[Source]:
 def _of_numpy(generator: Any) -> Source:
     """NumPy's global generator."""
     get = functools.partial(generator.get_state, legacy=False)
-    twister = _Twister(_NumpyWords(generator), get, generator.set_state, lambda state: state["has_gauss"], _same_words)
+    twister = _Twister(_NumpyWords(generator), get, generator.set_state, _same_words)
     return Source(twister.read, twister.put, _same_words)
 
 
 class _NumpyWords:
-    """Reads a generator's numbers at the address that NumPy tells, as long as it stands on the same bit generator."""
+    """Reads a generator's numbers at the address that NumPy tells, as long as it stands on the same bit generator.
+
+    And the object itself, in which the normal variate lies that is kept for the next call.
+    """
 
     def __init__(self, generator: Any) -> None:
         self._generator, self._bits, self._address = generator, None, 0
+        self._told = _keeps_its_variate(generator)
 
     def __call__(self) -> bytes:
         bits: Any = getattr(self._generator, "_bit_generator", None)
         if bits is not self._bits:
-            twister = type(bits).__name__ == "MT19937"
+            twister = self._told and type(bits).__name__ == "MT19937"
             self._bits, self._address = bits, bits.ctypes.state_address if twister else 0
-        return ctypes.string_at(self._address, 4 * _BLOCK) if self._address else b""
+        return ctypes.string_at(self._address, 4 * _BLOCK) + _body(self._generator) if self._address else b""
+
+
+def _body(thing: Any) -> bytes:
+    """An object's memory behind its head, as CPython lays it out."""
+    head = object.__basicsize__
+    return ctypes.string_at(id(thing) + head, type(thing).__basicsize__ - head)
+
+
+def _keeps_its_variate(generator: Any) -> bool:
+    """Whether the body of a generator of this kind tells of it: of two normal numbers the second is kept."""
+    if sys.implementation.name != "cpython":
+        return False
+    other = type(generator)(0)
+    other.standard_normal()
+    kept = _body(other)
+    other.standard_normal()
+    return kept != _body(other)
 
 
 def _of_device(device: torch.device) -> Source:

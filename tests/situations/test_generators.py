@@ -167,3 +167,24 @@ def test_what_lies_in_a_twisters_memory_is_its_state_or_is_not_read() -> None:
             return (3, (0,) * 625, None)
 
     assert _python_words(Other())() == b""
+
+
+@pytest.mark.parametrize(
+    ("seed", "get", "put", "normal"),
+    [
+        (random.seed, random.getstate, random.setstate, lambda: random.gauss(0.0, 1.0)),
+        (np.random.seed, np.random.get_state, np.random.set_state, np.random.standard_normal),
+    ],
+    ids=["python", "numpy"],
+)
+def test_a_kept_normal_number_that_the_loop_puts_back_is_seen(seed, get, put, normal):
+    """The same words as before, but a number beside them: both passes draw that one."""
+    model, seen = nn.Linear(2, 1), []
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    seed(3)
+    normal()
+    kept = get()
+    for _ in range(2):
+        put(kept)
+        sharp.backward(lambda: model(torch.ones(3, 2)).sum() + (seen.append(float(normal())) or 0.0))
+    assert len(set(seen)) == 1 and len(seen) == 4
