@@ -104,6 +104,11 @@ def test_a_loss_that_is_not_a_number_is_infinite():
     found.plot()
 
 
+def test_a_loss_of_zero_everywhere_is_drawn_without_contours():
+    axes = loss_plane(model := Tensors(w=END), lambda _: 0 * model.w.sum(), [None], points=3).plot()
+    assert not axes.collections
+
+
 @pytest.mark.parametrize(
     ("base", "options", "sentence"),
     [

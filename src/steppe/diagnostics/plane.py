@@ -63,7 +63,7 @@ class Plane:
         least = min(v for row in self.loss for v in row)
         most = max((v for row in self.loss for v in row if math.isfinite(v)), default=least)
         shift = 1e-3 * (most - least) - least if least <= 0 else 0.0  # a loss of zero or less has no logarithm
-        low, high = math.log(least + shift), math.log(most + shift)
+        low, high = (math.log(v + shift) if most > least else 0.0 for v in (least, most))
         levels = [math.exp(low + (high - low) * i / 24) - shift for i in range(25)]
         height = [[min(v, most) for v in row] for row in self.loss]
         if high > low:
