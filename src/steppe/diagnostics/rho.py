@@ -161,6 +161,8 @@ def _verdict(
     keep: float,
 ) -> RhoSearch:
     bend = f"the ascent leaves the linear regime at rho = {linear:.3g}, where cos(g, g~) falls to {COSINE:g}"
+    if curve[-1].cosine >= COSINE:
+        bend = f"the ascent is linear up to rho = {linear:.3g}, the last looked at: cos(g, g~) = {curve[-1].cosine:.3g}"
     if not trials:
         reason = f"; the base learned nothing in {steps} steps to measure trials by" if steps else ""
         return RhoSearch(start, f"{bend}{reason}.", linear, curve)
