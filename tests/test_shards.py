@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from steppe._algebra import inner, norm, norm_each, scale_
-from steppe._guards import SavedWeights
+from steppe._backup import SavedWeights
 from steppe._rounding import displacement
 from steppe._shards import is_sharded, laid_out_like, local, summed
 
