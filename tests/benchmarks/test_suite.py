@@ -53,8 +53,8 @@ def test_the_page_is_that_of_the_files() -> None:
 
 def test_gains_are_in_points_bold_where_clear_and_by_passes() -> None:
     lines = page.table(record()).splitlines()[2:]
-    assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | -75 % [-200, 50] |"
-    assert lines[1] == "| SAM | 0.1 | **+2.00 ± 1.00** | 2.00 | – |"
+    assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | 1.10 | -75 % [-200, 50] |"
+    assert lines[1] == "| SAM | 0.1 | **+2.00 ± 1.00** | 2.00 | 2.00 | – |"
 
 
 @pytest.mark.parametrize(("mean", "shown"), [(0.402, "0.402 ± 0.030"), (3.25, "3.250 ± 0.030"), (3000.0, "3000 ± 0")])
