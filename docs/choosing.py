@@ -74,7 +74,7 @@ def pushes(record: dict[str, Any]) -> str:
 BASELINES = {
     "base": "the base, its learning rate tuned", "early": "stopped early", "averaged": "averaged weights",
     "lawa": "the latest weights averaged",
-    "double": "twice the epochs", "double_early": "twice the epochs, stopped early",
+    "double": "twice the epochs", "double_early": "twice the epochs, stopped early", "a linear model": "a linear model",
 }  # fmt: skip
 
 
@@ -85,11 +85,16 @@ def default(record: dict[str, Any]) -> str:
     lines = [f"> {summary['verdict']}", "", *head]
     for name, figure in summary["baselines"].items():
         mark = " (the best: gains are over this)" if name == summary["best_baseline"] else ""
-        lines.append(f"| {BASELINES[name]}{mark} | {_percent(figure)} | | {2 if 'double' in name else 1} |")
+        lines.append(f"| {BASELINES[name]}{mark} | {_percent(figure)} | | {_passes(name)} |")
     for row in (row for row in summary["rows"] if row["method"] != "base"):
         gain = f"{100 * row['gain']['mean']:+.1f} ± {100 * row['gain']['ci95']:.1f}".replace("-", "−")
         lines.append(f"| {row['label']} | {_percent(row[summary['judged']])} | {gain} | {row['passes']:.2f} |")
     return "\n".join(lines)
+
+
+def _passes(baseline: str) -> str:
+    """Passes of a baseline, in units of the base's."""
+    return "–" if "linear" in baseline else "2" if "double" in baseline else "1"
 
 
 def _percent(figure: dict[str, Any]) -> str:

@@ -51,15 +51,15 @@ def test_the_picture_is_that_of_the_result():
     assert "docs/default.svg" in (ROOT / "README.md").read_text()
 
 
-def test_it_is_small_enough_for_two_minutes():
-    """Trainings in units of the base's, a look at four samples taken for 1.6; one step of each grid may be added."""
+def test_it_is_small_enough_for_three_minutes():
+    """Trainings in units of the base's (6 s), a look at four samples taken for 1.6."""
     spec = resolve({})
     made = Plan(spec, "hash")
     assert [choice.text for choice in made.choices] == ["sam:samples=4"]
     seeds, again = len(spec.seeds), len(spec.tune_seeds)
     tried = (len(spec.lr_grid) + spec.grow) * again
     units = tried + 3 * seeds - again + 1.6 * ((len(spec.rho) + spec.grow) * again + seeds - again)
-    assert units < 50
+    assert units < 65 and spec.epochs == 80
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,10 @@ def test_a_recipe_that_tunes_each_methods_rate_gives_that_up_with_the_grid(monke
 
 
 def test_the_result_is_of_the_settings_there_are():
-    """Another recipe is another study: run it again, and README tells what came of that. Kept are twelve seeds."""
+    """Another recipe is another study: run it again, and README tells what came of that."""
     found, spec = kept()["summary"]["spec"], resolve({}).model_dump()
     known = {key: found.get(key, Spec.model_fields[key].default) for key in spec}  # some settings came later
-    assert {key for key in spec.keys() - OF_THE_PLACE - {"seeds"} if known[key] != spec[key]} == set()
-    assert known["seeds"] == list(range(12)) and spec["seeds"] == list(range(7))
+    assert {key for key in spec.keys() - OF_THE_PLACE if known[key] != spec[key]} == set()
 
 
 def test_its_intervals_follow_from_its_seeds():
@@ -104,22 +103,14 @@ def test_its_intervals_follow_from_its_seeds():
         assert row["final"]["ci95"] == pytest.approx(again.ci95, abs=1e-12)
 
 
-def test_the_page_tells_what_the_default_itself_comes_to():
-    rows = {row["label"]: row["by_seed"]["final"] for row in kept()["summary"]["rows"]}
-    pairs = [(rows["SAM (samples=4)"][str(seed)], rows["base, 2× epochs"][str(seed)]) for seed in resolve({}).seeds]
-    gain = estimate([100 * (one - other) for one, other in pairs])
-    assert gain.ci95 is not None and gain.mean > gain.ci95, "its verdict is clear of zero"
-    assert f"{gain.mean:+.1f} ± {gain.ci95:.1f}" in (ROOT / "docs" / "compare.md").read_text()
-
-
 def test_readme_quotes_it():
     readme = " ".join((ROOT / "README.md").read_text().split())
     summary = kept()["summary"]
     (row,) = [row for row in summary["rows"] if row["method"] != "base"]
     gain = f"{100 * row['gain']['mean']:+.1f} ± {100 * row['gain']['ci95']:.1f} points"
-    assert f"has {gain} over the best baseline, twice the epochs, at {row['passes']:.2f} passes" in readme
+    assert f"has {gain} over the best baseline, averaged weights, at {row['passes']:.2f} passes" in readme
     assert f"{row['time_ratio']['median']:.2f} times the time of the base" in readme
-    assert summary["best_baseline"] == "double" and row["gain"]["clear"] == 1 and row["passes"] <= 1.1
+    assert summary["best_baseline"] == "averaged" and row["gain"]["clear"] == 1 and row["passes"] <= 1.1
     assert summary["verdict"] in (ROOT / "docs" / "compare.md").read_text()
 
 
