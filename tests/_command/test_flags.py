@@ -100,8 +100,8 @@ def helped(words: list[str], capsys) -> str:
 def test_the_help_shows_choices_and_defaults(capsys):
     shown = helped(["compare", "--help"], capsys)
     for text in (
-        "--optimizer [sgd|adamw|amsgrad]", "[default: the task's, or 30]", "[default: the task's, or 0,1]", "[default: lora]",
-        "--text-column, --text <str>",
+        "--optimizer [sgd|adamw|amsgrad]", "[default: the task's, or 30]", "[default: lora]",
+        "[default: the task's, or 0,1]", "--text-column, --text <str>",
     ):  # fmt: skip
         assert text in shown, text
     assert "[default: 0]" in helped(["finetune", "-h"], capsys), "a seed of 0 is a default too"
