@@ -38,9 +38,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "fashion_noisy": (FASHION, NOISY_FASHION, "sam", 4),
     "digits_few_asam": ("digits-few", {}, "asam", 4),
     "digits_few_samples": ("digits-few", {}, "sam:samples=3", 4),
-    "mnist1d": ("mnist1d", {}, "sam", 4),
-    "mnist1d_asam": ("mnist1d", {}, "asam", 4),
-    "mnist1d_samples": ("mnist1d", {}, "sam:samples=4", 4),
+    "mnist1d": ("mnist1d", {"epochs": 40}, "sam", 4),
+    "mnist1d_asam": ("mnist1d", {"epochs": 40}, "asam", 4),
+    "mnist1d_samples": ("mnist1d", {"epochs": 40}, "sam:samples=4", 4),
     "ett96": (ETT, YEARS, "sam", 3),
     "ett96_samples": (ETT, YEARS, "sam:samples=8", 3),
 }

@@ -60,7 +60,7 @@ FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1 --tune-seeds 1 --seeds 5"
 ETT = f"--task forecast:{{data}}/ett/ETTh1.csv --parts 8640,2880,2880 {FORECAST}"
 WEATHER = f"--task forecast:{{made}}/weather.csv {FORECAST}"
 SIGNALS = "--task mnist1d --rho 0.1,0.2,0.4 --seeds 5 --tune-seeds 1"
-DEFAULT = "--task mnist1d --lr-grid 0.003,0.01,0.03 --rho 0.2,0.4,0.8 --seeds 7"
+DEFAULT = "--task mnist1d --epochs 40 --lr-grid 0.003,0.01,0.03 --rho 0.2,0.4,0.8 --grow 1 --tune-seeds 2 --seeds 7"
 TABLES = "--lr-grid 0.001,0.003,0.01 --seeds 10"
 
 SUITE = {

@@ -28,7 +28,7 @@ long as one over all ([choosing](choosing.md)).
 
 FOUND = """What to make of it:
 
-- **One gain is clear after the correction**: on ETTh1 at 96 hours a look at 8 of 256 windows, and G-RST, err less
+- **One task has clear gains after the correction**: on ETTh1 at 96 hours a look at 8 of 256 windows and G-RST err less
   than the best baseline; SAM itself, whose radius one seed chose, does not settle. On the weather SAM and G-RST
   gain about a per cent, and the look a third of that; on MNIST-1D SAM's and the look's point or two need more seeds
   than seven ([twelve, of the default](compare.md#what-the-default-says), show them).

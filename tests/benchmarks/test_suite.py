@@ -51,6 +51,14 @@ def test_the_page_is_that_of_the_files() -> None:
     assert page.TARGET.read_text() == page.page(found)
 
 
+def test_readme_quotes_the_look_where_it_wins_and_where_it_loses() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for name in ("ett96", "ett720"):
+        found = page.kept(name)
+        shown = page._won(page.columns(name, found)["a look at few samples"], found).strip("*+−")
+        assert shown in text, name
+
+
 def test_gains_are_in_points_bold_where_clear_and_by_passes() -> None:
     lines = page.table(record()).splitlines()[2:]
     assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | 1.10 | -75 % [-200, 50] |"
