@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "late_sam": {"rho": 0.3, "start": 5, "stop": 8},
 }
 GROUP_TIMEOUT = timedelta(minutes=10)  # that a rank is gone is heard at once; a busy machine only takes its time
+GRACE = 300.0  # seconds for the other ranks after one has failed
 Work = Callable[..., Any]
 Record = Callable[[str, object], None]
 
@@ -67,8 +68,7 @@ def run(world: int, work: Work, *args: Any, timeout: float = 1200.0, may_die: bo
             for process, (_, theirs) in zip(processes, pairs, strict=True):
                 process.start()
                 theirs.close()  # so that the death of a rank is seen as the end of its pipe
-            deadline = time.monotonic() + timeout
-            answers = [_answer(rank, mine, deadline) for rank, (mine, _) in enumerate(pairs)]
+            answers = _answers([mine for mine, _ in pairs], time.monotonic() + timeout)
         finally:
             for process in processes:
                 process.kill()
@@ -105,6 +105,18 @@ def _forget() -> None:
             kind._reset_state()
 
 
+def _answers(pipes: list[Connection], deadline: float) -> list[tuple[bool, Any]]:
+    """Of every rank, in their order; once one has failed the others, which may wait for it, have only GRACE."""
+    answers: dict[Connection, tuple[bool, Any]] = {}
+    while waiting := [pipe for pipe in pipes if pipe not in answers]:
+        ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+        for pipe in ready or waiting:
+            answers[pipe] = _answer(pipes.index(pipe), pipe, deadline)
+        if not all(fine for fine, _ in answers.values()):
+            deadline = min(deadline, time.monotonic() + GRACE)
+    return [answers[pipe] for pipe in pipes]
+
+
 def _answer(rank: int, pipe: Connection, deadline: float) -> tuple[bool, Any]:
     try:
         if not pipe.poll(max(0.0, deadline - time.monotonic())):
@@ -120,7 +132,8 @@ def _rank(work: Work, args: tuple[Any, ...], rank: int, world: int, meet: str, a
     _forget()
     if "lo" in (name for _, name in socket.if_nameindex()):
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # works without a network
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world))
+    # With the barrier no rank leaves while another is still joining, to which that would look like a crash.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), TORCH_DIST_INIT_BARRIER="1")
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{meet}", rank=rank, world_size=world, timeout=GROUP_TIMEOUT
