@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -108,7 +108,9 @@ class Making:
             self.lookout.begin(self._parameters)
             with self._selection.held(now.step, now.seed, now.memory):
                 if may_ascend or now.combine.reuses or now.select is not None:
-                    last = self._beside_earlier(work, look, ascends)
+                    with self._beside_earlier():
+                        last = self._gradient(work, look, ascends)
+                    self.draft.note_handed(self._gradients)
                 else:
                     last = Last(False, self.passes.plain(work))
         finally:
@@ -121,14 +123,11 @@ class Making:
             self._keep_handed(self._stepping)
         return last
 
-    def _beside_earlier(self, work: Work, look: Work | None, ascends: bool | None) -> Last:
-        """:meth:`_gradient`, added to what earlier micro-batches left."""
+    def _beside_earlier(self) -> AbstractContextManager[None]:
+        """What is made within it is added to what earlier micro-batches left."""
         if self._parameters.sharded:
             refuse_unreduced(self._model)
-        with self._gradients.aside(lambda earlier: average_earlier(self._model, earlier)):
-            last = self._gradient(work, look, ascends)
-        self.draft.note_handed(self._gradients)
-        return last
+        return self._gradients.aside(lambda earlier: average_earlier(self._model, earlier))
 
     def _gradient(self, work: Work, look: Work | None, ascends: bool | None) -> Last:
         """One step in at most three passes, each only where a part needs it; the gradient to hand on is in ``.grad``.
