@@ -106,6 +106,26 @@ def test_an_upward_import_is_found(module: str, name: str) -> None:
     assert upward(module, {name, "steppe._parts.check_choice"}) == [f"{module} -> {name}"]
 
 
+DEEPEST = 17
+"""Modules of the longest chain in which each imports the next at its head; the package's own face is no link."""
+
+
+def test_no_import_is_deeper() -> None:
+    names = {p: ".".join(p.relative_to(ROOT / "src").with_suffix("").parts) for p in (ROOT / "src").rglob("*.py")}
+    heads = {name.removesuffix(".__init__"): ast.parse(p.read_text()).body for p, name in names.items()}
+    depth = {"steppe": 0}
+
+    def depth_of(module: str) -> int:
+        if module not in depth:
+            found = [node for node in heads[module] if isinstance(node, ast.ImportFrom) and node.module in heads]
+            whole = {f"{node.module}.{each.name}": node.module for node in found for each in node.names}
+            depth[module] = 1 + max((depth_of(name if name in heads else of) for name, of in whole.items()), default=0)
+        return depth[module]
+
+    deepest = max(heads, key=depth_of)
+    assert depth[deepest] == DEEPEST, f"{deepest} is {depth[deepest]} deep; keep the number true"
+
+
 def test_torch_is_the_only_core_dependency() -> None:
     assert [re.match(r"[\w-]+", need)[0] for need in PROJECT["dependencies"]] == ["torch"]
 

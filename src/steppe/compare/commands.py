@@ -56,7 +56,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import ranks
     from steppe._command.pool import warm_up
     from steppe.compare import screen
-    from steppe.compare.engine import executors, parallel, rehearsal, study
+    from steppe.compare.engine import beforehand, executors, parallel, study
     from steppe.compare.engine.script import FirstFailedError
 
     errors = Console(stderr=True)
@@ -69,7 +69,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
         errors.quiet = not ranks.first()
         try:
             with screen.on(errors, plan) as shown:
-                shown.foretell(rehearsal.seconds(plan) if engine is None else 0.0)
+                shown.foretell(beforehand.seconds(plan) if engine is None else 0.0)
                 outcome = study.compare(plan, shown, engine)
         except (FirstFailedError, executors.ExecutorError) as error:
             raise BadInputError(str(error)) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,13 +79,6 @@ def _under(train: Any, settings: Settings, what: str, source: str, split: str | 
     """Data of another source, its labels those of the training data."""
     found = _read(settings, source, split)
     return found if settings.language else found.under(train.names, f"the {what} data {source}")
-
-
-def fingerprint(settings: Settings) -> list[str]:
-    """A hash of each file's content, by which a resumed run sees that its data is what it was."""
-    sources = (settings.data, settings.test, settings.validation)
-    paths = [Path(source) for source in sources if isinstance(source, str) and not source.startswith("hf:")]
-    return [hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in paths]
 
 
 def tokens(settings: Settings, found: Examples, model: Any, tokenizer: Any) -> Tokens:
@@ -177,4 +168,4 @@ def _of_dialogues(found: Dialogues, tokenizer: Any, length: int) -> tuple[list[E
 _WHOLE = 10**9  # tokens: nothing is cut
 
 
-__all__ = ["Examples", "Tokens", "examples", "fingerprint", "tokens"]
+__all__ = ["Examples", "Tokens", "examples", "tokens"]

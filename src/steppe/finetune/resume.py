@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steppe.finetune import data
 from steppe.finetune.folder import Folder
 from steppe.finetune.spec import Settings
 from steppe.integrations import _trainer
@@ -31,7 +30,7 @@ def check_same(folder: Folder, settings: Settings) -> None:
     trained = {key: value for key, value in now.pop("training").items() if key not in FREE}
     _refuse_change(folder, before.get("training", {}), trained)
     _refuse_change(folder, before, now)
-    if begun.get("data") != data.fingerprint(settings):
+    if begun.get("data") != settings.fingerprint():
         raise ValueError(f"the data of the run in {folder.path} has changed since; begin anew with another --out")
     last_checkpoint(folder)
 

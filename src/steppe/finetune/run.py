@@ -179,7 +179,7 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), plan.folder, plan.settings
     checkpoint = None if plan.fresh else last_checkpoint(folder)
     if plan.fresh:
-        ranks.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings), shared(plan.arguments)))
+        ranks.once(lambda: folder.begin(settings.decisive(), settings.fingerprint(), shared(plan.arguments)))
     watch, begin = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):

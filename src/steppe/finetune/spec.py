@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,6 +127,12 @@ class Settings(BaseModel):
     def decisive(self) -> dict[str, Any]:
         """What the result depends on: all but the place it is written to."""
         return self.model_dump(exclude={"out"})
+
+    def fingerprint(self) -> list[str]:
+        """A hash of each file's content, by which a resumed run sees that its data is what it was."""
+        sources = (self.data, self.test, self.validation)
+        paths = [Path(source) for source in sources if isinstance(source, str) and not source.startswith(HUB)]
+        return [hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in paths]
 
 
 def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Settings:

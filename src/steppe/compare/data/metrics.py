@@ -211,3 +211,21 @@ def named(name: str) -> Metric:
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; {nearest(str(name), METRICS)}, or give a steppe.compare.Metric")
     return METRICS[name]
+
+
+def read_metric(text: str) -> Judge:
+    """The judge that `accuracy`, `loss:lower` or `iou:higher:percent` names.
+
+    Raises:
+        ValueError: which way is better is not known, or a word is none of these.
+    """
+    name, *words = text.split(":")
+    if not name.isidentifier():
+        raise ValueError(f"metric {text!r}: expected a name of letters, digits and _, such as loss:lower")
+    if not set(words) <= {"higher", "lower", "percent"} or {"higher", "lower"} <= set(words):
+        raise ValueError(f"metric {text!r}: expected NAME:higher or NAME:lower, and :percent behind it for shares of 1")
+    if not words and name in METRICS:
+        return METRICS[name].judge
+    if not {"higher", "lower"} & set(words):
+        raise ValueError(f"metric {text!r}: say which way is better, {name}:higher or {name}:lower")
+    return Judge(name, name.replace("_", " "), "higher" in words, "percent" in words)

@@ -15,27 +15,23 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from steppe._command.choices import Choice, parse
+from steppe._command.choices import parse
 from steppe._command.devices import take_share
 from steppe._command.pool import SaidError, Tell
 from steppe._command.provenance import made_with
 from steppe._length import lacking
 from steppe.compare.analysis import lost
-from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SCHEMA, Spec
 from steppe.compare.script.plain import Plain
 from steppe.compare.script.results import Looks, PlacedError
-from steppe.compare.script.settings import UNHEARD, check_methods
+from steppe.compare.script.settings import UNHEARD
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import Script, ScriptError, load, said
 
 T = TypeVar("T")
 LENGTHS = {"plain": 1, "double": 2}
 """Variant of the base -> the script's `length`: the factor by which it trains longer."""
-
-TRIED = 2
-"""Backwards after which a first trial of a script has shown that it can."""
 
 
 class FirstFailedError(ValueError):
@@ -54,9 +50,9 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     """
     script, start = load(str(spec.script)), time.perf_counter()
     take_share(spec.device)
-    sharpen = Sharpen(builder(spec, run), tell, averaging=True)
+    sharpen = Sharpen(builder(run), tell, averaging=True)
     looks = Looks(script, sharpen, spec.metric)
-    with _printed(spec, run):
+    with printed(spec, run):
         follow(looks, arguments(script, spec, run))
         averaged = _said(looks, looks.averaged)
     return (
@@ -107,19 +103,17 @@ def arguments(script: Script, spec: Spec, run: Run) -> dict[str, Any]:
     return {"seed": run.seed} | (spec.settings or {}) | {name: each for name, each in own.items() if script.takes(name)}
 
 
-def builder(spec: Spec, run: Run) -> Build:
+def builder(run: Run) -> Build:
     """What makes the run's method on the script's model and optimizer."""
     if run.method == "base":
         return lambda model, optimizer, total_steps: Plain(model, optimizer, seed=run.seed)
-    return partial(_built, parse(run.method), run.value, run.seed, more=dict(run.more))
+    return partial(_built, run)
 
 
-def _built(
-    choice: Choice, value: Any, seed: int, model: Any, optimizer: Any, total_steps: Any,
-    more: dict[str, Any] | None = None,
-) -> Any:  # fmt: skip
+def _built(run: Run, model: Any, optimizer: Any, total_steps: Any) -> Any:
+    choice, more = parse(run.method), dict(run.more)
     try:
-        return choice.build(model, optimizer, value=value, seed=seed, total_steps=total_steps, more=more)
+        return choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps, more=more)
     except (TypeError, ValueError) as error:
         lacks = total_steps is None and lacking(choice.method.recipe, 1, choice.arguments)
         hint = "; give sharpen the length: sharpen(model, optimizer, total_steps=...)" if lacks else ""
@@ -148,7 +142,7 @@ def _lost(looks: Looks) -> str | None:
 
 
 @contextlib.contextmanager
-def _printed(spec: Spec, run: Run) -> Iterator[None]:
+def printed(spec: Spec, run: Run) -> Iterator[None]:
     """What a script prints goes to a file of its run, or nowhere where there is no folder to write to."""
     path = Path(spec.out) / "printed" / f"{run.id('')}.txt"
     with contextlib.ExitStack() as open_:
@@ -165,45 +159,3 @@ def _printed(spec: Spec, run: Run) -> Iterator[None]:
 def shown(settings: dict[str, Any]) -> dict[str, Any]:
     """Of the settings of a comparison those that a script listens to."""
     return {name: each for name, each in settings.items() if name == "task" or name not in UNHEARD}
-
-
-# Before anything is trained
-
-
-def check(plan: Plan) -> None:
-    """Start the script twice, on the first seed: build every method on its model, then run the base's first backwards.
-
-    Raises:
-        ValueError: one sentence about the first thing that cannot be, with its place in the script.
-    """
-    spec = plan.spec
-    check_methods(spec.methods)
-    script = load(str(spec.script))
-    base = Run("base", None, spec.seeds[0], lr=spec.lr_grid[0] if spec.lr_grid else None)
-    for sharpen in (Sharpen(partial(_every, plan)), _short(builder(spec, base))):
-        looks = Looks(script, sharpen, spec.metric)
-        with contextlib.suppress(Enough), _printed(spec, base):
-            try:
-                follow(looks, arguments(script, spec, base))
-            except SaidError as error:
-                raise ValueError(str(error)) from error
-
-
-def _every(plan: Plan, model: Any, optimizer: Any, total_steps: Any) -> Any:
-    """All methods on one model, and no training."""
-    for choice, run in [(each, run) for each in plan.choices for run in plan.ends(each)]:
-        made = _built(choice, run.value, run.seed, model, optimizer, total_steps, more=dict(run.more))
-        if hasattr(made, "remove"):
-            made.remove()
-    raise Enough
-
-
-def _short(build: Build) -> Sharpen:
-    """A `sharpen` that ends the script after a few backwards."""
-
-    def before() -> None:
-        if sharpen.calls >= TRIED:
-            raise Enough
-
-    sharpen = Sharpen(build, before=before)
-    return sharpen

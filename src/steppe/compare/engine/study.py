@@ -53,7 +53,7 @@ def check(spec: Spec) -> Plan:
     check_trackers(spec.log)
     plan = Plan(spec, spec.hash())
     beforehand.check_methods(plan)
-    (beforehand.check_task if spec.script is None else script.check)(beforehand.as_here(plan))
+    (beforehand.check_task if spec.script is None else beforehand.check_script)(beforehand.as_here(plan))
     Store(Path(spec.out), plan.spec_hash).open()
     return plan
 

@@ -78,7 +78,7 @@ class Contender:
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._left = False
         self.ended: str | None = None
-        self.sharpen = Sharpen(builder(spec, run), before=self._stop)
+        self.sharpen = Sharpen(builder(run), before=self._stop)
         looks = Looks(script, self.sharpen, spec.metric)
         self._thread = threading.Thread(target=self._run, args=(looks, arguments(script, spec, run)), daemon=True)
         self._thread.start()

@@ -10,7 +10,7 @@ from types import GeneratorType
 from typing import Any
 
 from steppe._command.lookup import nearest
-from steppe.compare.data.metrics import METRICS
+from steppe.compare.data.metrics import METRICS, read_metric
 from steppe.compare.judge import Judge
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import Script, ScriptError
@@ -20,24 +20,6 @@ UNNAMED = "score"
 """What a single figure is called where nobody names it; higher is better then."""
 
 EXPECTED = "expected {'val': ..., 'test': ...}, each a number or several by name ({'accuracy': .93, 'nll': .2})"
-
-
-def read_metric(text: str) -> Judge:
-    """The judge that `accuracy`, `loss:lower` or `iou:higher:percent` names.
-
-    Raises:
-        ValueError: which way is better is not known, or a word is none of these.
-    """
-    name, *words = text.split(":")
-    if not name.isidentifier():
-        raise ValueError(f"metric {text!r}: expected a name of letters, digits and _, such as loss:lower")
-    if not set(words) <= {"higher", "lower", "percent"} or {"higher", "lower"} <= set(words):
-        raise ValueError(f"metric {text!r}: expected NAME:higher or NAME:lower, and :percent behind it for shares of 1")
-    if not words and name in METRICS:
-        return METRICS[name].judge
-    if not {"higher", "lower"} & set(words):
-        raise ValueError(f"metric {text!r}: say which way is better, {name}:higher or {name}:lower")
-    return Judge(name, name.replace("_", " "), "higher" in words, "percent" in words)
 
 
 def judge_for(metric: str | None, names: list[str]) -> Judge:
