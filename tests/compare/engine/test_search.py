@@ -181,6 +181,7 @@ def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
     assert sam["by_seed"]["final"] != ema["by_seed"]["final"] and ema["passes"] == 2.0 and ema["time_ratio"]
     lawa = rows["sam:average=lawa,rho=0.1"]
     assert lawa["final"] == sam["lawa"]
+    assert lawa["averaged"] == lawa["early"] == lawa["lawa"] and ema["lawa"] == ema["final"], "in every form its own"
     assert lawa["by_seed"]["final"] not in (sam["by_seed"]["final"], ema["by_seed"]["final"])
     assert sam["sharpness"] and ema["sharpness"] is None, "that is of the last weights"
     runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]

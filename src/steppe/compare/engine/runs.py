@@ -60,7 +60,7 @@ class Run:
         return replace(self, method=choice.trained)
 
     def seen(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of its training as its own: that of averaged weights has their figures, at the end and early.
+        """The record of its training as its own: that of averaged weights has their figures, in whatever form is asked.
 
         What else is measured there is of the last weights, and is left out.
         """
@@ -70,6 +70,7 @@ class Run:
         choice, figures = parse(self.method), record[FORMS[average]]
         own = {"method": self.method, "label": self.label, "settings": choice.settings, **figures}
         own |= {"early": {"epoch": record.get("epochs"), **figures}, "sharpness": None, "slice": None}
+        own |= dict.fromkeys(FORMS.values(), figures)  # where an averaged base is the best, too
         return {key: each for key, each in {**record, **own}.items() if key != "also"}
 
     def steps(self, spec: Spec, per_epoch: int) -> int:
