@@ -39,6 +39,12 @@ def near(best):
     return lambda run: 0.5 if run.value is None else 0.9 - 0.1 * abs(math.log(run.value / best))
 
 
+def test_a_small_figure_chooses_as_a_large_one():
+    made = plan(grow=5)
+    records, _ = finished(made, lambda run: 1e-12 * near(0.4)(run))
+    assert made.best(made.choices[0], records).value == 0.4
+
+
 @pytest.mark.parametrize(
     ("best", "grow", "radii", "chosen"),
     [

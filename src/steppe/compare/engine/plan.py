@@ -217,7 +217,8 @@ def _validation(found: Sequence[Mapping[str, Any]]) -> float:
     """Mean validation figure at the end of some runs, larger for better; a run that diverged makes it the last."""
     judge = of_records(found)
     values = [judge.of(record, "val") for record in found]
-    return judge.rank(math.nan if None in values else round(sum(v for v in values if v is not None) / len(found), 9))
+    mean = math.nan if None in values else sum(v for v in values if v is not None) / len(found)
+    return judge.rank(float(f"{mean:.9g}"))  # equal is what differs by rounding alone
 
 
 def _smallness(run: Run) -> tuple[float, float]:
