@@ -83,8 +83,10 @@ class Choice:
     @property
     def average(self) -> str | None:
         """Which average of its weights is judged, a key of `AVERAGES`; None: the last weights are."""
-        own = _AVERAGE in inspect.signature(self.method.recipe).parameters
-        return None if own else self.settings.get(_AVERAGE)
+        found: str | None = self.settings.get(_AVERAGE)  # nearly always None, and asked many times
+        if found is None or _AVERAGE in inspect.signature(self.method.recipe).parameters:
+            return None
+        return found
 
     @property
     def trained(self) -> str:
