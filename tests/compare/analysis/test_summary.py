@@ -160,6 +160,11 @@ def test_nothing_pays() -> None:
     assert any("does not clearly gain on" in note for note in summary["notes"])
 
 
+def test_a_method_with_too_few_seeds_is_not_said_to_be_below() -> None:
+    runs = plain("base", [0.90, 0.91, 0.92]) + plain("sam", [0.89, 0.90, 0.905]) + plain("asam", [0.97, 0.96])
+    assert "none with seeds enough to tell is above the base; sam" in summarise(runs, None, {})["verdict"]
+
+
 def test_one_lucky_interval_among_many_does_not_pay() -> None:
     base = [0.90, 0.91, 0.92, 0.93]
     runs = plain("base", base)
