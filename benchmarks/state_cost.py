@@ -49,10 +49,10 @@ class Moments:
         sharp = steppe.SAM(model, optimizer)
         self._passes = sharp._passes
         if not state:
-            self._passes.watch = Watch(list, list)
+            self._making.passes.watch = Watch(list, list)
 
     def __call__(self) -> None:
-        replay = self._passes.replay()
+        replay = self._making.passes.replay()
         replay.again()
         replay.done()
 
@@ -73,7 +73,7 @@ def measure(subject: Subject) -> dict[str, Any]:
         }
         for name, value in found.items() if turn else ():
             times[name].append(1e3 * value)
-    tensors = with_state._passes.watch.bindings().tensors
+    tensors = with_state._making.passes.watch.bindings().tensors
     state = median(a - b for a, b in zip(times["with"], times["without"], strict=True))
     return {
         "modules": sum(1 for _ in job.model.modules()),

@@ -51,7 +51,7 @@ class Climb:
         self._gradients.drop_others()
         weights, eps = self._eps(direction, clean, scale, draft)
         now, sharded = self._present.now, self._parameters.sharded
-        apart = len(weights) < MANY or sharded or now.backup == "host" or torch.compiler.is_compiling()
+        apart = len(weights) < MANY or sharded or now.backup == "host"
         saved = SavedWeights(weights, now.backup, None if apart else self._rows_of(weights))
         self.perturbation = there = Perturbation(self._model, weights, saved, clean, replay, sharded)
         try:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._parameters import bare, layers
 from steppe._state import State, Watch
@@ -90,8 +91,8 @@ class Outside:
         """Their state as it is now."""
         return [Held(self._watch, begun)] if self.modules() else []
 
-    def watched(self, loss_of: Callable[..., Any]) -> Callable[..., Any]:
-        """``loss_of``, whose graph is looked at in passes that another one follows."""
+    def watched(self, loss_of: Callable[..., Any], about: Any) -> Callable[..., Any]:
+        """``loss_of``, whose graph is looked at in passes that another one follows; ``about``: the user's function."""
         if not callable(loss_of) or self._gradients.parameters.sharded:
             return loss_of
 
@@ -100,7 +101,7 @@ class Outside:
                 return loss_of(*arguments)
             before = _COUNT() if _COUNT is not None else 0
             loss = loss_of(*arguments)
-            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, loss_of)
+            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, about)
             return loss
 
         return watched
@@ -154,7 +155,7 @@ class Outside:
                 "passes that steppe does not run itself its .grad is the sum of both passes; pass one module that "
                 f"owns all, such as nn.ModuleList([model, {type(there[0]).__name__.lower()}]), as the model, or use "
                 "backward()",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _close(self) -> None:
@@ -163,10 +164,10 @@ class Outside:
             module.done()
         self._joined = []
 
-    def _inspect(self, loss: Any, size: int | None, loss_of: Callable[..., Any]) -> None:
+    def _inspect(self, loss: Any, size: int | None, function: Any) -> None:
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
-        about = _about(loss_of)
+        about = _about(function)
         if size is None or (size, about) not in self._graphs:
             self._fresh = FRESH
         elif not self._fresh and not self._doubt:
@@ -188,7 +189,8 @@ class Outside:
     def _arm(self) -> None:
         own = [*bare(self._model).modules(), *layers(self._model)]
         # A global hook is part of what torch.compile traces: the model would be compiled twice.
-        if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in own):
+        compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in own)
+        if compiled or in_compiled_step():
             return
         self._met, self._thread = {}, threading.get_ident()
         self._seen = {id(m) for m in own}

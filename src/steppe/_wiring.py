@@ -206,5 +206,5 @@ def warn_of_fresh_masks(model: nn.Module) -> None:
         warnings.warn(
             "ascend() without mark(): the second pass draws fresh dropout masks; call sharp.mark() before the first "
             "forward, or construct with same_dropout=False",
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steppe._backup import BACKUPS
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
+from steppe._compiled import compiled_again, untraced
 from steppe._doors import perturbed_message
 from steppe._draft import Draft, Last
 from steppe._hardest import PerSample, per_sample
@@ -19,7 +20,6 @@ from steppe._making import Making
 from steppe._optimizers import Given
 from steppe._parameters import Parameters, parallel
 from steppe._parts import check_choice
-from steppe._passes import Passes
 from steppe._present import Now
 from steppe._randomness import check_generators
 from steppe._rounding import ROUNDINGS
@@ -143,6 +143,7 @@ class SharpnessAware:
 
     # The gradient in one call
 
+    @untraced
     def backward(
         self,
         closure: LossOf,
@@ -174,7 +175,7 @@ class SharpnessAware:
         """
         self._begin("start another backward")
         kind, wrapper = PerSample if per_sample(self.look, self.hardest) else Work, self._wrapper
-        loss_of = self._making.passes.outside.watched(self._selection.rooted(closure))
+        loss_of = self._making.passes.outside.watched(self._selection.rooted(compiled_again(closure)), closure)
         work = kind.of(loss_of, batch, micro_batches, backward, nullcontext if wrapper is None else wrapper.no_sync)
         self.last = self._making.backward(closure, work, self._steps.begin)
         loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
@@ -183,6 +184,7 @@ class SharpnessAware:
 
     # The phases
 
+    @untraced
     def mark(self) -> None:
         """Remember the generators and the model's state before a first pass that is not run by :meth:`backward`.
 
@@ -193,6 +195,7 @@ class SharpnessAware:
         self._refresh()
         self._making.passes.mark = self._making.passes.replay()
 
+    @untraced
     def ascend(self, *, same_step: bool = False, scale: Scale | HasScale = 1.0) -> bool:
         """After an ordinary backward: perturb the weights if this step ascends.
 
@@ -219,6 +222,7 @@ class SharpnessAware:
         self.last = self._making.ascend(scale, same_step, self._steps.begin)
         return self.last.ascended
 
+    @untraced
     def restore(self) -> None:
         """Bring the weights back, bit for bit, and leave the combined gradient in ``.grad``."""
         self._making.restore()
@@ -323,10 +327,6 @@ class SharpnessAware:
     def looking(self) -> bool:
         """A pass runs whose only use is the direction: not one to log."""
         return self._making.passes.looking
-
-    @property
-    def _passes(self) -> Passes:
-        return self._making.passes
 
     # Copies
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from steppe._batch import NOTHING, Backward, LossOf, Work
+from steppe._compiled import compiled_again, untraced
 from steppe._draft import Last
 from steppe._optimizers import Given
 from steppe._parameters import without_sync
@@ -72,6 +73,7 @@ class OnePass:
 
     # As an object that loops treat like any method's
 
+    @untraced
     def backward(
         self,
         closure: LossOf,
@@ -92,7 +94,7 @@ class OnePass:
             The detached loss, 0-dim (at the perturbed weights, where the method perturbs the model).
         """
         refuse_uneven(self.model)
-        work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
+        work = Work.of(compiled_again(closure), batch, micro_batches, backward, without_sync(self.model))
         self._refresh()
         try:
             loss = self._pass(work)
