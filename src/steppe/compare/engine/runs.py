@@ -85,11 +85,16 @@ class Run:
             return chosen
         return {self.tunes: self.value, "tunes": self.tunes} | chosen
 
+    @property
+    def beside(self) -> list[Any]:
+        """What makes the method beside its text and value, where there is such: further settings, the user's code."""
+        own = fingerprint(divided(self.method)[0])
+        return ([self.more] if self.more else []) + ([own] if own else [])
+
     def id(self, spec_hash: str) -> str:
         """A readable name that ends in a hash of everything that decides the result."""
         chosen: list[Any] = [] if self.lr is None else [self.lr]
-        chosen += [self.more] if self.more else []
-        chosen += [own] if (own := fingerprint(divided(self.method)[0])) else []
+        chosen += self.beside
         decisive = short_hash([spec_hash, self.method, self.variant, self.value, self.seed, *chosen])
         method = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.method)
         value = "" if self.value is None else f"-{self.tunes}{self.value:g}"

@@ -271,7 +271,7 @@ class _Session:
 
     def cost_key(self) -> str:
         """A hash of what was measured: kept costs count for the same methods at the same values only."""
-        measured = [[each.method, each.value, each.seed] for each in self.cost_runs()]
+        measured = [[each.method, each.value, each.seed, *each.beside] for each in self.cost_runs()]
         return short_hash([self.plan.spec_hash, measured, self.shares()])
 
 
