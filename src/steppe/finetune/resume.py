@@ -20,7 +20,7 @@ FREE = frozenset((
 
 
 def check_same(folder: Folder, settings: Settings) -> None:
-    """Refuse to go on with other settings or other data than the run was begun with.
+    """Refuse to go on with other settings, other data or another model than the run was begun with.
 
     Raises:
         ValueError: one sentence about the first difference, or that there is nothing to go on with.
@@ -32,6 +32,10 @@ def check_same(folder: Folder, settings: Settings) -> None:
     _refuse_change(folder, before, now)
     if begun.get("data") != settings.fingerprint():
         raise ValueError(f"the data of the run in {folder.path} has changed since; begin anew with another --out")
+    if begun.get("weights") not in (None, settings.weights()):  # None: begun by an older version
+        raise ValueError(
+            f"the model that the run in {folder.path} began with has changed since; begin anew with another --out"
+        )
     last_checkpoint(folder)
 
 

@@ -179,7 +179,8 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), plan.folder, plan.settings
     checkpoint = None if plan.fresh else last_checkpoint(folder)
     if plan.fresh:
-        ranks.once(lambda: folder.begin(settings.decisive(), settings.fingerprint(), shared(plan.arguments)))
+        files = {"data": settings.fingerprint(), "weights": settings.weights()}
+        ranks.once(lambda: folder.begin(settings.decisive(), shared(plan.arguments), **files))
     watch, begin = Watch(shown), measure.balancedness(plan.model)
     trainer = make_trainer(plan, watch)
     with shown, quiet(), writing(folder.path):

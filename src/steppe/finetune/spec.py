@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from steppe._command.lookup import nearest
+from steppe._command.saved import weights
 from steppe._command.settings import Expected, Modules, Name, Positive, Share, Whole, refusal
 from steppe.finetune import arguments
 from steppe.finetune.folder import Folder
@@ -133,6 +134,10 @@ class Settings(BaseModel):
         sources = (self.data, self.test, self.validation)
         paths = [Path(source) for source in sources if isinstance(source, str) and not source.startswith(HUB)]
         return [hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in paths]
+
+    def weights(self) -> list[str]:
+        """The same of the model and the adapter that it begins with."""
+        return [weights(each) for each in (self.model, self.adapter) if each is not None]
 
 
 def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Settings:

@@ -231,6 +231,7 @@ class Spec(BaseModel):
             data = tasks.fingerprint(self.task)
         model = tasks.model_fingerprint(self.model)
         decisive |= {"model_files": model} if model else {}
+        decisive |= {"weights": pretrained} if (pretrained := transformer.fingerprint(self.model)) else {}
         decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": data}
         return short_hash(decisive)
 
