@@ -66,9 +66,9 @@ class Present:
 
     def begin(self, now: Now) -> None:
         """A call of the user's."""
-        if self._checked != (passes := (now.ascent.direction, now.look, now.hardest)):
-            check_passes(*passes)
-            self._checked = passes
+        if self._checked != (asked := (now.ascent.direction, now.look, now.hardest)):
+            check_passes(*asked)
+            self._checked = asked
         self.now, self._moved = now, None
 
     @property

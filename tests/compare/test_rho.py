@@ -9,7 +9,7 @@ import steppe
 from steppe._command.choices import parse
 from steppe.cli import main
 from steppe.compare.engine.spec import resolve
-from steppe.compare.rho import SHARE, prepared
+from steppe.compare.rho import ONE_IN, prepared
 
 TASK = ["--task", "tests.compare.tiny:task"]
 
@@ -65,7 +65,7 @@ def test_flags_of_the_study_are_heard(capsys):
 
 def test_a_trial_is_a_fifth_of_the_training():
     found = prepared(spec(epochs=10), parse("sam"), 0)()
-    assert f"in {10 * 4 // SHARE} steps" in found.why
+    assert f"in {10 * 4 // ONE_IN} steps" in found.why
 
 
 def test_the_search_is_find_rho_on_the_run_of_that_seed():

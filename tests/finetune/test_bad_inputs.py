@@ -166,9 +166,9 @@ def interrupted(folder: Path) -> list[str]:
     words += ["--max-steps", "6", "--save-steps", "2", "--per-device-train-batch-size", "4"]
 
     training = arguments.flags(words[6:], ())
-    plan = running.prepare(resolve({"model": words[1], "data": words[3], "out": words[5]}, training))
+    ready = running.prepare(resolve({"model": words[1], "data": words[3], "out": words[5]}, training))
     with pytest.raises(KeyboardInterrupt):
-        running.train(plan, Stop(5))
+        running.train(ready, Stop(5))
     return words
 
 

@@ -22,7 +22,7 @@ from steppe.bench.table import table
 from steppe.bench.tasked import DATA, chosen
 from steppe.compare.engine.spec import SPELLED, Spec
 
-_OWN = {each.name for kind in (Subject, measure.Settings) for each in fields(kind)}
+_OWN = {each.name for kind in (Subject, measure.Request) for each in fields(kind)}
 _NOT_HERE = Spec.model_fields.keys() - _OWN - set(DATA)
 """Settings of a comparison that do not say what a step is."""
 
@@ -30,7 +30,7 @@ _SHOWN = {"task": "none: made-up inputs", "model": "the task's, or cnn", "batch_
 
 
 @app.command()
-@taking(Spec, Subject, measure.Settings, without=_NOT_HERE, spelled=SPELLED, shown=_SHOWN)
+@taking(Spec, Subject, measure.Request, without=_NOT_HERE, spelled=SPELLED, shown=_SHOWN)
 def bench(
     flags: dict[str, Any],
     methods: Annotated[str, typer.Option(help="Such as sam,rst,my.py:MySAM.")] = "sam,rst,look_sam:k=5",
@@ -41,7 +41,7 @@ def bench(
     with refusing():
         subject = chosen(flags)
         choices = [choice.with_the_mean("the benchmark") for choice in parse_all([methods])]
-        settings = measure.Settings(**given(flags, measure.Settings))
+        settings = measure.Request(**given(flags, measure.Request))
         makers = measure.makers(choices, settings.optimizer)
         for choice in choices:  # refused now, before anything is measured
             _try(choice, makers[choice.text], subject)
@@ -61,9 +61,9 @@ def bench(
 
 def _try(choice: Any, maker: Any, subject: Any) -> None:
     """Refuse a method that cannot be built on the subject."""
-    job = subject.make()
+    problem = subject.make()
     try:
-        maker(job)
+        maker(problem)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {choice.text!r}: {error}") from error
 

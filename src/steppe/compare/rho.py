@@ -22,8 +22,8 @@ from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 
-SHARE = 5
-"""A trial lasts one so manieth of the training."""
+ONE_IN = 5
+"""A trial lasts a training's steps divided by this."""
 
 
 _NOT_HERE = (
@@ -95,7 +95,7 @@ def prepared(
     rehearsal.check_model(spec.model, fresh(spec, task, seed), task)
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     total = spec.steps(per_epoch)
-    trial = max(1, total // SHARE) if trial is None else trial
+    trial = max(1, total // ONE_IN) if trial is None else trial
     # A run of the method itself, for its own optimizer where it brings one; the search makes the rest anew.
     trainer = make_trainer(spec, task, Run(choice.text, None, seed), total, bare=True)
     for group in trainer.optimizer.param_groups:
@@ -134,9 +134,9 @@ def _curve(found: RhoSearch) -> Table:
     table = Table(box=None, header_style="bold")
     for column in ("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"):
         table.add_column(column, justify="right")
-    for look in found.curve:
+    for at in found.curve:
         table.add_row(
-            f"{look.rho:g}", *(f"{v:.3g}" for v in (look.rise, look.predicted, look.cosine, look.change, look.moved))
+            f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved))
         )
     return table
 

@@ -16,11 +16,11 @@ from rich.console import Console
 from steppe._command.app import INTERRUPTED, BadInputError, app, refusing
 from steppe._command.files import finite
 from steppe._command.flags import taking
-from steppe.finetune.spec import SPELLED, Settings
+from steppe.finetune.spec import SPELLED, Spec
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@taking(Settings, without=("training",), spelled=SPELLED)
+@taking(Spec, without=("training",), spelled=SPELLED)
 def finetune(
     context: typer.Context,
     flags: dict[str, Any],
@@ -79,7 +79,7 @@ def _training(words: Sequence[str], sets: Sequence[str]) -> dict[str, Any]:
 
 def _names() -> list[str]:
     """All flags of the command."""
-    own = (SPELLED.get(name, (name,)) for name in Settings.model_fields if name != "training")
+    own = (SPELLED.get(name, (name,)) for name in Spec.model_fields if name != "training")
     return [part.lstrip("-") for words in own for word in words for part in word.split("/")] + list(_SWITCHES)
 
 
@@ -96,9 +96,9 @@ def _one(
         make = spec.resumed if resume else spec.resolve
         settings = make(flags, asked, recipe)
         errors.print(f"Reading {settings.data} and {settings.model}", highlight=False, markup=False, soft_wrap=True)
-        plan = prepare(settings, resume=resume, overwrite=overwrite)
+        ready = prepare(settings, resume=resume, overwrite=overwrite)
     try:
-        result = train(plan, watch.on(errors))
+        result = train(ready, watch.on(errors))
     except DiskError as error:
         raise BadInputError(str(error)) from error
     if _rank() > 0:

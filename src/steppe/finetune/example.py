@@ -44,23 +44,23 @@ def run(out: str, *, overwrite: bool = False, shown: Quiet | None = None) -> dic
     earlier = read_json(folder.path / RESULT)
     if not (isinstance(earlier, dict) and earlier.get("kind") == "example"):
         folder.check_fresh(overwrite)
-    jobs = [(text, seed) for seed in SEEDS for text in METHODS]
+    wanted = [(text, seed) for seed in SEEDS for text in METHODS]
     folder.check_free()
     with shown, folder.alone(shown.say), writing(folder.path):
         shown.say("A small transformer learns the digits 0 to 6 (once), then 7 to 9 by LoRA from noisy labels")
         prepare_folder(folder.path, SEEDS, overwrite=True)
-        results = _all(folder.path, jobs, shown)
+        results = _all(folder.path, wanted, shown)
         record = summarise(results, out)
         write_json(folder.path / RESULT, record)
     return record
 
 
-def _all(folder: Path, jobs: Sequence[tuple[str, int]], shown: Quiet) -> list[dict[str, Any]]:
+def _all(folder: Path, wanted: Sequence[tuple[str, int]], shown: Quiet) -> list[dict[str, Any]]:
     """The result of each run, as many side by side as there are cores, at most 2: timings are compared."""
     found: dict[str, dict[str, Any]] = {}
-    shown.begin(len(jobs), 0, "runs")
+    shown.begin(len(wanted), 0, "runs")
     with Pool(min(2, usable_cores())) as pool:
-        for text, seed in jobs:
+        for text, seed in wanted:
             pool.submit(Job(f"{text} {seed}", one, (str(folder), text, seed)))
         for event in pool.events():
             if event.kind == "failed":
@@ -72,7 +72,7 @@ def _all(folder: Path, jobs: Sequence[tuple[str, int]], shown: Quiet) -> list[di
                 shown.say(
                     f"{name}, seed {event.key.rpartition(' ')[2]}: {100 * event.value['metrics']['accuracy']:.2f} %"
                 )
-    return [found[f"{text} {seed}"] for text, seed in jobs]
+    return [found[f"{text} {seed}"] for text, seed in wanted]
 
 
 def one(folder: str, text: str, seed: int, tell: Callable[[float], None] = lambda share: None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from steppe.finetune.folder import Folder
-from steppe.finetune.spec import Settings
+from steppe.finetune.spec import Spec
 from steppe.integrations import _trainer
 
 FREE = frozenset((
@@ -19,7 +19,7 @@ FREE = frozenset((
 """The Trainer's arguments that measure, log and load only: they may be others in the part that goes on."""
 
 
-def check_same(folder: Folder, settings: Settings) -> None:
+def check_same(folder: Folder, settings: Spec) -> None:
     """Refuse to go on with other settings, other data or another model than the run was begun with.
 
     Raises:
@@ -48,12 +48,12 @@ def _refuse_change(folder: Folder, before: dict[str, Any], now: dict[str, Any]) 
             )
 
 
-def shared(arguments: Any) -> dict[str, int]:
+def split_among(arguments: Any) -> dict[str, int]:
     """Among how many a batch is shared out: processes, and devices of each (the Trainer takes all GPUs it sees)."""
     return {"processes": arguments.world_size, "devices": max(1, arguments.n_gpu)}
 
 
-def check_shared(folder: Folder, arguments: Any) -> None:
+def check_split(folder: Folder, arguments: Any) -> None:
     """Refuse to go on with another number of processes or devices, with which a step would see another batch.
 
     Args:
@@ -65,7 +65,7 @@ def check_shared(folder: Folder, arguments: Any) -> None:
     """
     begun = folder.begun_with() or {}
     before = begun.get("shared") or {"processes": _states(last_checkpoint(folder))}
-    now = shared(arguments)
+    now = split_among(arguments)
     if any(now[key] != count for key, count in before.items()):
         batch = arguments.per_device_train_batch_size
         raise ValueError(
@@ -100,4 +100,4 @@ def last_checkpoint(folder: Folder) -> str:
         ) from None
 
 
-__all__ = ["FREE", "check_same", "check_shared", "last_checkpoint", "shared"]
+__all__ = ["FREE", "check_same", "check_split", "last_checkpoint", "split_among"]

@@ -13,7 +13,7 @@ from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import builder, follow
 from steppe.compare.engine.spec import resolve
 from steppe.compare.script.plain import Plain
-from steppe.compare.script.results import Looks
+from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import check_settings, fingerprint, load, read_settings
 
@@ -48,7 +48,7 @@ def line(name: str) -> int:
 
 def run(name: str, build=lambda model, optimizer, total_steps: Plain(model, optimizer), metric=None) -> None:
     script = load(f"{WRONG}:{name}")
-    follow(Looks(script, Sharpen(build), metric), {"seed": 0})
+    follow(Figures(script, Sharpen(build), metric), {"seed": 0})
 
 
 @pytest.mark.parametrize("name", MISTAKES)

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from steppe._command.pool import SaidError
-from steppe._command.ranks import check_shares
+from steppe._command.ranks import check_divides
 from steppe.compare.data import also
 from steppe.compare.engine import rehearsal, rows, run, tune
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow, printed
 from steppe.compare.engine.spec import steps_per_epoch
-from steppe.compare.script.results import Looks
+from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import load
 
@@ -46,7 +46,7 @@ def check_task(plan: Plan) -> None:
     rehearsal.check_targets(task)
     rows.check_rows(task)
     rehearsal.check_model(spec.model, run.fresh(spec, task, spec.seeds[0]), task)
-    check_shares(len(task.train), spec.batch_size)
+    check_divides(len(task.train), spec.batch_size)
     for choice in plan.choices:
         for each in plan.ends(choice):
             try:
@@ -71,10 +71,10 @@ def check_script(plan: Plan) -> None:
     script = load(str(spec.script))
     base = Run("base", None, spec.seeds[0], lr=spec.lr_grid[0] if spec.lr_grid else None)
     for sharpen in (Sharpen(partial(_every, plan)), _short(builder(base))):
-        looks = Looks(script, sharpen, spec.metric)
+        figures = Figures(script, sharpen, spec.metric)
         with contextlib.suppress(Enough), printed(spec, base):
             try:
-                follow(looks, arguments(script, spec, base))
+                follow(figures, arguments(script, spec, base))
             except SaidError as error:
                 raise ValueError(str(error)) from error
 

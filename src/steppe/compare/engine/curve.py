@@ -44,7 +44,7 @@ class Curve:
         """What is judged by."""
         return self.task.measured[0].judge
 
-    def look(self, model: nn.Module, epoch: float, train_loss: float) -> None:
+    def note(self, model: nn.Module, epoch: float, train_loss: float) -> None:
         """Note the judging metric on validation and test, and keep the weights if they are the best so far."""
         val = self._judged(model, self.task.val)
         if not self.val or self.judge.better(val, self.val[self.best]):

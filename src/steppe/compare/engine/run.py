@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_a
 
 from steppe._command import averages, ranks
 from steppe._command.choices import OPTIMIZERS, Choice, parse
-from steppe._command.devices import take_share
+from steppe._command.devices import take_gpu
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
 from steppe.compare.analysis import lost
@@ -68,7 +68,7 @@ class Trainer:
 
     def step(self, batch: tuple[Any, Tensor]) -> Tensor:
         """One training step, as in anybody's loop; returns the loss before it."""
-        batch = ranks.share(batch)
+        batch = ranks.own_part(batch)
         if self.sharp is None:
             loss = self.loss_of(batch)
             loss.backward()
@@ -238,9 +238,9 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
         curve.step(trainer.sharp)
         if step % spec.every(per_epoch) == 0 or step == steps:
             epoch = _epochs(step, per_epoch)
-            fit.curve.look(trainer.whole(), epoch, float(torch.stack(losses).mean()))
+            fit.curve.note(trainer.whole(), epoch, float(torch.stack(losses).mean()))
             if fit.balance:
-                fit.balance.look(epoch)
+                fit.balance.note(epoch)
             losses = []
         if step % per_epoch == 0 or step == steps:
             tell(step / steps)
@@ -296,7 +296,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
 def _same_everywhere(spec: Spec) -> None:
     """On a GPU, the algorithms that give the same result every time."""
     if spec.parallel is None:
-        take_share(spec.device)
+        take_gpu(spec.device)
     if spec.device != "cpu":
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)

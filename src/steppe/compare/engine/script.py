@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from steppe._command.choices import parse
-from steppe._command.devices import take_share
+from steppe._command.devices import take_gpu
 from steppe._command.pool import SaidError, Tell
 from steppe._command.provenance import made_with
 from steppe._length import lacking
@@ -24,7 +24,7 @@ from steppe.compare.analysis import lost
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SCHEMA, Spec
 from steppe.compare.script.plain import Plain
-from steppe.compare.script.results import Looks, PlacedError
+from steppe.compare.script.results import Figures, PlacedError
 from steppe.compare.script.settings import UNHEARD
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import Script, ScriptError, load, said
@@ -49,14 +49,14 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
         SaidError: the script failed, or does not do what is expected; says where.
     """
     script, start = load(str(spec.script)), time.perf_counter()
-    take_share(spec.device)
+    take_gpu(spec.device)
     sharpen = Sharpen(builder(run), tell, averaging=True)
-    looks = Looks(script, sharpen, spec.metric)
+    figures = Figures(script, sharpen, spec.metric)
     with printed(spec, run):
-        follow(looks, arguments(script, spec, run))
-        averaged = _said(looks, looks.averaged)
+        follow(figures, arguments(script, spec, run))
+        averaged = _said(figures, figures.averaged)
     return (
-        _record(spec, run, looks)
+        _record(spec, run, figures)
         | averaged
         | {
             "seconds": time.perf_counter() - start,
@@ -66,19 +66,19 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     )
 
 
-def follow(looks: Looks, given: dict[str, Any]) -> None:
+def follow(figures: Figures, given: dict[str, Any]) -> None:
     """Call the function and take down what comes of it; an error is said with its place.
 
     Raises:
         SaidError: the function, or what it gives, failed.
     """
     everywhere(given["seed"])
-    _said(looks, lambda: looks.follow(looks.script.function(sharpen=looks.sharpen, **given)))
+    _said(figures, lambda: figures.follow(figures.script.function(sharpen=figures.sharpen, **given)))
 
 
-def _said(looks: Looks, work: Callable[[], T]) -> T:
+def _said(figures: Figures, work: Callable[[], T]) -> T:
     """What some work of the script's gives; its errors bear their place."""
-    script = looks.script
+    script = figures.script
     try:
         return work()
     except PlacedError as error:
@@ -120,25 +120,25 @@ def _built(run: Run, model: Any, optimizer: Any, total_steps: Any) -> Any:
         raise ScriptError(f"method {choice.text!r}: {error}{hint}") from error
 
 
-def _record(spec: Spec, run: Run, looks: Looks) -> dict[str, Any]:
-    sharpen = looks.sharpen
+def _record(spec: Spec, run: Run, figures: Figures) -> dict[str, Any]:
+    sharpen = figures.sharpen
     return {
         "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
         "settings": parse(run.method).settings if run.method != "base" else {},
-        "metric": looks.judge.as_dict(), **looks.figures[-1], "averaged": None, "lawa": None, "early": looks.early(),
-        "sharpness": None, "slice": None, "curve": looks.curve(),
-        "epochs": len(looks.figures), "steps": sharpen.steps, "backwards": sharpen.calls,
+        "metric": figures.judge.as_dict(), **figures.noted[-1], "averaged": None, "lawa": None,
+        "early": figures.early(), "sharpness": None, "slice": None, "curve": figures.curve(),
+        "epochs": len(figures.noted), "steps": sharpen.steps, "backwards": sharpen.calls,
         "passes_per_step": sharpen.passes_per_step, "ascended_share": sharpen.ascended_share,
-        "step_seconds": sharpen.clock.medians(), "diverged": _lost(looks),
+        "step_seconds": sharpen.clock.medians(), "diverged": _lost(figures),
     }  # fmt: skip
 
 
-def _lost(looks: Looks) -> str | None:
+def _lost(figures: Figures) -> str | None:
     """In what the run diverged."""
-    losses = [loss for loss in looks.losses if loss is not None]
+    losses = [loss for loss in figures.losses if loss is not None]
     why = lost.why(losses) if losses else None
-    gone = looks.judge.of(looks.figures[-1], "val") is None
-    return why or (f"its validation {looks.judge.title} is not finite" if gone else None)
+    gone = figures.judge.of(figures.noted[-1], "val") is None
+    return why or (f"its validation {figures.judge.title} is not finite" if gone else None)
 
 
 @contextlib.contextmanager

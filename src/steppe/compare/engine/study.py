@@ -31,7 +31,7 @@ from steppe.compare.engine.store import Store
 from steppe.compare.report import page
 
 _COST = "cost"
-_LOOK = 0.5
+_POLL = 0.5
 """Seconds between two looks at what other processes have done."""
 
 
@@ -142,7 +142,7 @@ class _Session:
                 waiting = True
                 self.progress.say("waiting for runs that another process has begun in this folder")
             if self.missing():
-                time.sleep(_LOOK)
+                time.sleep(_POLL)
                 self._take_in(self.missing())
 
     def _fill(self, pool: _Workers, size: Callable[[], int]) -> None:
@@ -221,7 +221,7 @@ class _Session:
             if not waiting:
                 waiting = True
                 self.progress.say("waiting for the times that another process measures in this folder")
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         return kept
 
     def finish_cost(self, pool: _Workers) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow
 from steppe.compare.engine.spec import Spec
-from steppe.compare.script.results import Looks
+from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import load
 from steppe.protocol import needs_of
@@ -79,14 +79,14 @@ class Contender:
         self._left = False
         self.ended: str | None = None
         self.sharpen = Sharpen(builder(run), before=self._stop)
-        looks = Looks(script, self.sharpen, spec.metric)
-        self._thread = threading.Thread(target=self._run, args=(looks, arguments(script, spec, run)), daemon=True)
+        figures = Figures(script, self.sharpen, spec.metric)
+        self._thread = threading.Thread(target=self._run, args=(figures, arguments(script, spec, run)), daemon=True)
         self._thread.start()
         self._stopped.acquire()
 
-    def _run(self, looks: Looks, given: dict[str, Any]) -> None:
+    def _run(self, figures: Figures, given: dict[str, Any]) -> None:
         try:
-            follow(looks, given)
+            follow(figures, given)
             self.ended = f"a run of the script has {self.sharpen.calls} steps only"
         except Enough:
             self.ended = "left"
