@@ -19,8 +19,8 @@ from sweep import records, settings
 
 from steppe._command.choices import parse
 from steppe._command.files import write_json
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import provenance
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec
 
 TASK, RADII, SEEDS = "digits-noisy", (0.05, 0.1), 3

@@ -21,8 +21,8 @@ from sweep import FASHION, records, settings
 
 from steppe._command.choices import parse
 from steppe._command.files import read_json, write_json
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import provenance
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec
 from steppe.compare.rho import ONE_IN, prepared
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from steppe.compare.data.examples import Split
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

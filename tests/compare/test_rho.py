@@ -69,8 +69,8 @@ def test_a_trial_is_a_fifth_of_the_training():
 
 
 def test_the_search_is_find_rho_on_the_run_of_that_seed():
-    from steppe.compare.engine.plan import Run
     from steppe.compare.engine.run import batches, load_task, make_trainer
+    from steppe.compare.engine.runs import Run
 
     given = spec()
     task = load_task(given, 0)

@@ -14,7 +14,8 @@ from steppe._command.ranks import InStep
 from steppe.cli import main
 from steppe.compare.data import tasks
 from steppe.compare.engine import cost, run, spec, study
-from steppe.compare.engine.plan import Plan, Run, describe
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run, describe
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.lora.bar import BAR
 from steppe.optim import AMSGrad

@@ -16,7 +16,6 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
-from types import TracebackType
 from typing import Any, Literal
 
 _IMPORTED = ["torch._dynamo", "steppe._command.pool"]
@@ -97,9 +96,7 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.connection.close()
             worker.process.terminate()

@@ -42,11 +42,6 @@ class Estimate:
         """True when the whole interval lies above 0."""
         return self.ci95 is not None and self.mean - self.ci95 > 0
 
-    @property
-    def below_zero(self) -> bool:
-        """True when the whole interval lies below 0."""
-        return self.ci95 is not None and self.mean + self.ci95 < 0
-
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and 95 % t-interval of independent values, without interval below `LEAST`; None when there are none."""

@@ -89,8 +89,8 @@ def _one(
 ) -> None:  # fmt: skip
     errors.quiet = _rank() > 0
     with refusing():
+        from steppe._command.files import DiskError
         from steppe.finetune import spec, watch
-        from steppe.finetune.folder import DiskError
         from steppe.finetune.run import prepare, train
 
         make = spec.resumed if resume else spec.resolve

@@ -166,6 +166,3 @@ def _of_dialogues(found: Dialogues, tokenizer: Any, length: int) -> tuple[list[E
 
 
 _WHOLE = 10**9  # tokens: nothing is cut
-
-
-__all__ = ["Examples", "Tokens", "examples", "tokens"]

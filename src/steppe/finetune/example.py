@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from steppe._command.choices import BASE
 from steppe._command.devices import usable_cores
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Job, Pool
@@ -22,7 +23,7 @@ from steppe.finetune.run import finetune
 from steppe.finetune.spec import resolve
 from steppe.finetune.watch import Quiet
 
-METHODS = ("base", "sam:rho=0.05", "nbar:mu=1")
+METHODS = (BASE, "sam:rho=0.05", "nbar:mu=1")
 SEEDS = (0, 1, 2)
 STEPS = 120
 _SETTINGS = {"r": 8, "alpha": 16.0, "targets": "query,key,value,dense", "max_length": 18}
@@ -100,7 +101,7 @@ def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
     by_method = {
         text: {r["settings"]["seed"]: r for r in results if r["method"]["name"] == text} for text in _texts(results)
     }
-    base = by_method[method.BASE]
+    base = by_method[BASE]
     rows = [_row(found, base) for found in by_method.values()]
     first = next(iter(base.values()))
     return {

@@ -207,6 +207,3 @@ def writing(folder: Path) -> Iterator[None]:
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         raise DiskError(disk_sentence(folder, "a checkpoint could not be written to its end", _THEN)) from error
-
-
-__all__ = ["CHECKPOINTS", "RESULT", "SETTINGS", "DiskError", "Folder", "writing"]

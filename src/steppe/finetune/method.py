@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from steppe._command.choices import parse
+from steppe._command.choices import BASE, parse
 from steppe._length import of_this_length
 from steppe.protocol import Method, checked
-
-BASE = "base"
 
 
 def check(text: str) -> str:

@@ -98,6 +98,3 @@ def last_checkpoint(folder: Folder) -> str:
             f"the run in {folder.path} was interrupted before its first checkpoint, so nothing is there to resume: "
             "begin anew with --overwrite"
         ) from None
-
-
-__all__ = ["FREE", "check_same", "check_split", "last_checkpoint", "split_among"]

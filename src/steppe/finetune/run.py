@@ -65,7 +65,7 @@ def finetune(
 
     Raises:
         ValueError: one sentence about what does not fit; nothing has been written then.
-        steppe.finetune.folder.DiskError: something could not be written.
+        steppe._command.files.DiskError: something could not be written.
     """
     return train(prepare(settings, resume=resume, overwrite=overwrite), shown or Quiet())
 
@@ -157,7 +157,7 @@ def train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
     """Train what :func:`prepare` gave, save it, write the result; nobody else writes to the folder meanwhile.
 
     Raises:
-        steppe.finetune.folder.DiskError: something could not be written.
+        steppe._command.files.DiskError: something could not be written.
         ValueError: another process writes there, or has begun a run since.
     """
     shown = shown if ranks.first() else Quiet()
@@ -296,6 +296,3 @@ def _method(ready: Prepared, balance: dict[str, Any] | None) -> dict[str, Any]:
 
 def _balance(model: Any, begin: dict[str, float]) -> dict[str, Any] | None:
     return {"begin": begin, "end": measure.balancedness(model)} if begin else None
-
-
-__all__ = ["Prepared", "finetune", "last_checkpoint", "make_trainer", "prepare", "train"]

@@ -11,7 +11,7 @@ from tests.compare.engine.test_plan import finish, plan
 from steppe.compare.analysis import lost
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.engine import run, study
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table

@@ -10,7 +10,7 @@ import torch
 from steppe.compare.data import language, models
 from steppe.compare.engine import run
 from steppe.compare.engine.measure import chunks, metrics
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 
 TEXT = "".join(f"{i} sheep went over the bridge, and then {i % 7} more.\n" for i in range(40))

@@ -8,7 +8,7 @@ from tests.compare import tiny
 import steppe
 from steppe._command import meter
 from steppe.compare.engine import cost, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 
 

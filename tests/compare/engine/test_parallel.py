@@ -18,7 +18,7 @@ from tests.loops import distributed
 from steppe._command import ranks
 from steppe.cli import main
 from steppe.compare.engine import cost, parallel, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.finetune.folder import DiskError
 

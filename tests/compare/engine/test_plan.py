@@ -3,7 +3,8 @@ import json
 import pytest
 
 from steppe._command.devices import usable_cores
-from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.methods import METHODS
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from steppe._command.choices import BASE
 from steppe._command.pool import SaidError
 from steppe._command.ranks import check_divides
 from steppe.compare.data import also
@@ -69,7 +70,7 @@ def check_script(plan: Plan) -> None:
                 "or make that optimizer in the script and compare sam"
             )
     script = load(str(spec.script))
-    base = Run("base", None, spec.seeds[0], lr=spec.lr_grid[0] if spec.lr_grid else None)
+    base = Run(BASE, None, spec.seeds[0], lr=spec.lr_grid[0] if spec.lr_grid else None)
     for sharpen in (Sharpen(partial(_every, plan)), _short(builder(base))):
         figures = Figures(script, sharpen, spec.metric)
         with contextlib.suppress(Enough), printed(spec, base):
@@ -115,7 +116,7 @@ def seconds(plan: Plan) -> float:
         return 0.0
     task = run.load_task(spec, spec.seeds[0])
     steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
-    trainer = run.make_trainer(spec, task, Run("base", None, spec.seeds[0]), steps)
+    trainer = run.make_trainer(spec, task, Run(BASE, None, spec.seeds[0]), steps)
     batch = next(next(run.batches(task, spec.batch_size, 0)))
     taken = []
     try:

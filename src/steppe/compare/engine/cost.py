@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
+from steppe._command.choices import BASE
 from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe._command.ranks import agree
@@ -45,7 +46,7 @@ def measure(
     """
     task = load_task(spec, runs[0].seed)
     steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
-    base = Run("base", None, runs[0].seed, lr=runs[0].lr)
+    base = Run(BASE, None, runs[0].seed, lr=runs[0].lr)
     trainers = {run.method: make_trainer(spec, task, run, steps) for run in [base, *runs]}
     clocks = {method: Clock(trainer.step, trainer.ascended) for method, trainer in trainers.items()}
     _take_turns(spec, task, list(trainers.values()), list(clocks.values()), steps, tell)
@@ -53,15 +54,15 @@ def measure(
     methods = {
         run.method: {
             "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
-            "memory_ratio": memory[run.method] / memory["base"], "passes": 1 + shares[run.method],
+            "memory_ratio": memory[run.method] / memory[BASE], "passes": 1 + shares[run.method],
             "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
         }
         for run in runs
     }  # fmt: skip
-    step_ms = 1e3 * median(clocks["base"].seconds[False])
+    step_ms = 1e3 * median(clocks[BASE].seconds[False])
     return {
-        "base": {"label": base.label, "step_ms": step_ms, "memory_bytes": memory["base"], "passes": 1.0},
-        "methods": methods, "turns": len(clocks["base"].seconds[False]),
+        "base": {"label": base.label, "step_ms": step_ms, "memory_bytes": memory[BASE], "passes": 1.0},
+        "methods": methods, "turns": len(clocks[BASE].seconds[False]),
     }  # fmt: skip
 
 

@@ -8,7 +8,6 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from steppe._command import beats
@@ -47,9 +46,7 @@ class Flights:
     def __enter__(self) -> Flights:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for future in self._flying:
             future.cancel()
         if self._sign:

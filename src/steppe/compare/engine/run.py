@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from steppe._command import averages, ranks
-from steppe._command.choices import OPTIMIZERS, Choice, parse
+from steppe._command.choices import BASE, OPTIMIZERS, Choice
 from steppe._command.devices import take_gpu
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
@@ -100,7 +100,7 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
     blank = partial(fresh, spec, task, run.seed)
     torch.manual_seed(run.seed)
     model = ranks.spread(blank(), spec.parallel)
-    choice = parse(run.method) if run.method != "base" else None
+    choice = run.choice
     optimizer = make_optimizer(spec, model, choice, run.lr)
     sharp = None
     if choice is not None and not bare:
@@ -197,7 +197,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     counter = measure.PassCounter(trainer.model)
     fit = _fit(spec, task, run, trainer, steps, tell)
     record = _figures(spec, task, run, trainer, fit)
-    if task.rows and (run.method, run.variant) == ("base", "plain"):
+    if task.rows and (run.method, run.variant) == (BASE, "plain"):
         record["rows"] = untrained(task)
     return record | {
         "epochs": _epochs(steps, per_epoch), "steps": steps, "passes_per_step": counter.examples / fit.examples,
@@ -283,9 +283,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     more = forecasts.kept(model, task)  # before early stopping takes other weights
     more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
-        "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
-        "settings": parse(run.method).settings if run.method != "base" else {},
-        "metric": curve.judge.as_dict(), **val, **test,
+        **run.named(), "metric": curve.judge.as_dict(), **val, **test,
         "averaged": _averaged(fit.average, task), "lawa": _averaged(fit.lawa, task),
         "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),

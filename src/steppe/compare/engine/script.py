@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from steppe._command.choices import parse
+from steppe._command.choices import Choice
 from steppe._command.devices import take_gpu
 from steppe._command.pool import SaidError, Tell
 from steppe._command.provenance import made_with
@@ -105,13 +105,13 @@ def arguments(script: Script, spec: Spec, run: Run) -> dict[str, Any]:
 
 def builder(run: Run) -> Build:
     """What makes the run's method on the script's model and optimizer."""
-    if run.method == "base":
+    if run.choice is None:
         return lambda model, optimizer, total_steps: Plain(model, optimizer, seed=run.seed)
-    return partial(_built, run)
+    return partial(_built, run, run.choice)
 
 
-def _built(run: Run, model: Any, optimizer: Any, total_steps: Any) -> Any:
-    choice, more = parse(run.method), dict(run.more)
+def _built(run: Run, choice: Choice, model: Any, optimizer: Any, total_steps: Any) -> Any:
+    more = dict(run.more)
     try:
         return choice.build(model, optimizer, value=run.value, seed=run.seed, total_steps=total_steps, more=more)
     except (TypeError, ValueError) as error:
@@ -123,9 +123,7 @@ def _built(run: Run, model: Any, optimizer: Any, total_steps: Any) -> Any:
 def _record(spec: Spec, run: Run, figures: Figures) -> dict[str, Any]:
     sharpen = figures.sharpen
     return {
-        "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
-        "settings": parse(run.method).settings if run.method != "base" else {},
-        "metric": figures.judge.as_dict(), **figures.noted[-1], "averaged": None, "lawa": None,
+        **run.named(), "metric": figures.judge.as_dict(), **figures.noted[-1], "averaged": None, "lawa": None,
         "early": figures.early(), "sharpness": None, "slice": None, "curve": figures.curve(),
         "epochs": len(figures.noted), "steps": sharpen.steps, "backwards": sharpen.calls,
         "passes_per_step": sharpen.passes_per_step, "ascended_share": sharpen.ascended_share,

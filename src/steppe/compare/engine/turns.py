@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from steppe._command.choices import BASE
 from steppe._command.meter import Clock, quartiles, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP
@@ -28,7 +29,6 @@ from steppe.compare.script.source import load
 from steppe.protocol import needs_of
 
 Record = Mapping[str, Any]
-BASE = "base"
 _PATIENCE = 10.0
 """Seconds for a script to clean up behind itself."""
 
