@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from steppe._algebra import as_real
+from steppe._changes import Change, changes, plain_changes, tell
 from steppe._parts import Part, check_choice, check_count, decode, encode
 from steppe._rounding import ROUNDINGS
-from steppe._settings import Change, changes, plain_changes, tell
 from steppe._shards import laid_out_like
 from steppe._tree import by_parameter
 from steppe._wiring import part_or_default

@@ -7,8 +7,6 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +32,7 @@ def evaluate(
     asked = given(flags, Request)
     if "delimiter" in asked:
         asked["delimiter"] = asked["delimiter"].replace("\\n", "\n")
-    with refusing(), _needing_the_extra():
+    with refusing():
         target = _target(out, asked.get("adapter") or model)
         _hush()
         request = Request(model=model, **asked)
@@ -45,18 +43,6 @@ def evaluate(
     _save(target, record)
     if not as_json:
         typer.echo(f"Results: {target}")
-
-
-@contextmanager
-def _needing_the_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("steppe"):
-            raise
-        raise ValueError(
-            f"this needs {error.name}, which is not installed; run: pip install 'steppe[study,evaluate]'"
-        ) from error
 
 
 def _hush() -> None:

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from steppe._batch import NOTHING, Backward, LossOf, Work
+from steppe._changes import another_method, plain_changes, tell
 from steppe._compiled import compiled_again, untraced
 from steppe._draft import Last
 from steppe._optimizers import Given
 from steppe._parameters import without_sync
 from steppe._parts import check_count
-from steppe._settings import another_method, plain_changes, tell
 from steppe._steps import Steps
 from steppe._sync import refuse_uneven
 from steppe._wiring import check_arguments
@@ -63,6 +63,7 @@ class OnePass:
         raise NotImplementedError
 
     def _pass(self, work: Work) -> Tensor:
+        """The pass, which makes the gradient: within it a method may perturb (:class:`InForward`)."""
         return work.run()
 
     def _end(self) -> None:

@@ -56,7 +56,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
         follow(figures, arguments(script, spec, run))
         averaged = _said(figures, figures.averaged)
     return (
-        _record(spec, run, figures)
+        _record(run, figures)
         | averaged
         | {
             "seconds": time.perf_counter() - start,
@@ -120,7 +120,7 @@ def _built(run: Run, choice: Choice, model: Any, optimizer: Any, total_steps: An
         raise ScriptError(f"method {choice.text!r}: {error}{hint}") from error
 
 
-def _record(spec: Spec, run: Run, figures: Figures) -> dict[str, Any]:
+def _record(run: Run, figures: Figures) -> dict[str, Any]:
     sharpen = figures.sharpen
     return {
         **run.named(), "metric": figures.judge.as_dict(), **figures.noted[-1], "averaged": None, "lawa": None,

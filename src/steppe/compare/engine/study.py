@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steppe._command.beats import Shared
+from steppe._command.beats import BeatingClaim
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
@@ -103,7 +103,7 @@ class _Session:
         self.failed: dict[str, str] = {}
         self.records: dict[str, dict[str, Any]] = {}
         self.under_way: dict[str, Run] = {}
-        self._held: dict[str, Shared] = {}
+        self._held: dict[str, BeatingClaim] = {}
         self._log = Log(plan.spec.log if first() else (), store.folder, progress.say)
         self._load()
 
