@@ -115,6 +115,7 @@ class Making:
                     last = Last(False, self.passes.plain(work))
         finally:
             self.lookout.end()
+            self.passes.outside.over()
             self.passes.mark = None  # a failed pass must not lend its masks to the next step
         self.lookout.handed(self._parameters)
         if work.trace is not None and last.ascended == may_ascend:

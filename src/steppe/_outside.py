@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._parameters import bare, layers
+from steppe._reach import anything_compiled, is_compiled, reached
 from steppe._state import State, Watch
 
 FRESH = 3
@@ -78,6 +79,7 @@ class Outside:
         self._met: dict[int, nn.Module] = {}  # kept while a pass runs, so that no id comes back
         self._seen: set[int] = set()
         self._hook: RemovableHandle | None = None
+        self._function: Any = None  # whose graph is looked at, within a backward
         self._thread = 0
 
     def modules(self) -> list[nn.Module]:
@@ -96,6 +98,8 @@ class Outside:
         if not callable(loss_of) or self._gradients.parameters.sharded:
             return loss_of
 
+        self._function = about
+
         def watched(*arguments: Any) -> Any:
             if not self._first:
                 return loss_of(*arguments)
@@ -105,6 +109,10 @@ class Outside:
             return loss
 
         return watched
+
+    def over(self) -> None:
+        """The passes of a backward are over."""
+        self._function = None
 
     @contextmanager
     def first(self) -> Iterator[list[Held]]:
@@ -188,12 +196,16 @@ class Outside:
 
     def _arm(self) -> None:
         own = [*bare(self._model).modules(), *layers(self._model)]
-        # A global hook is part of what torch.compile traces: the model would be compiled twice.
-        compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in own)
-        if compiled or in_compiled_step():
-            return
         self._met, self._thread = {}, threading.get_ident()
         self._seen = {id(m) for m in own}
+        if anything_compiled():
+            there = [*layers(self._model), *reached(self._function)]
+            # A global hook is part of what torch.compile traces: the model would be compiled twice.
+            if in_compiled_step() or any(map(is_compiled, there)):
+                for module in there:
+                    if isinstance(module, nn.Module) and id(module) not in self._seen:
+                        self._meet(module)
+                return
         me = weakref.ref(self)
 
         def hook(module: nn.Module, args: Any) -> None:
@@ -212,8 +224,9 @@ class Outside:
     def _meet(self, module: nn.Module) -> None:
         root = bare(module)
         inner = list(root.modules())
+        mine = id(root) in self._seen  # a wrapper that the method was not given
         self._seen |= {id(m) for m in [*layers(module), *inner]}
-        if any(hasattr(m, "_get_fsdp_state") for m in inner) or isinstance(root, torch.jit.ScriptModule):
+        if mine or any(hasattr(m, "_get_fsdp_state") for m in inner) or isinstance(root, torch.jit.ScriptModule):
             return
         self._met[id(root)] = root
         if self._first:

@@ -69,11 +69,11 @@ def step_of(built: Built) -> Callable[[Tensor, Tensor], Tensor]:
     return step
 
 
-def run(step: Callable[[Tensor, Tensor], Tensor]) -> tuple[list[float], list[int]]:
+def run(step: Callable[[Tensor, Tensor], Tensor], steps: int = STEPS) -> tuple[list[float], list[int]]:
     """The losses, and how many graphs there were after each step."""
     losses, graphs = [], []
     COMPILED.clear()
-    for t, (x, y) in enumerate(BATCHES):
+    for t, (x, y) in enumerate(BATCHES[:steps]):
         torch.manual_seed(t)  # the masks are a function of the step
         losses.append(step(x, y).item())
         graphs.append(counters["stats"]["unique_graphs"])
@@ -103,22 +103,46 @@ def test_a_compiled_model(name: str, record_property: Record) -> None:
     agrees(built, losses, name)
 
 
-def in_place(model: nn.Module) -> nn.Module:
+def whole(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+def in_place(model: nn.Module) -> Callable[[Tensor], Tensor]:
     model.compile(backend="eager")
     return model
 
 
-def one_layer(model: nn.Module) -> nn.Module:
+def one_layer(model: nn.Module) -> Callable[[Tensor], Tensor]:
     model.first = torch.compile(model.first, backend="eager")
     return model
 
 
-@pytest.mark.parametrize("way", [in_place, one_layer], ids=["in place", "one layer"])
-def test_other_ways_to_compile_a_model(way: Callable[[nn.Module], nn.Module]) -> None:
-    built = build("look_sam", way)
-    losses, graphs = run(step_of(built))
-    assert graphs == [1] * STEPS
-    agrees(built, losses, "look_sam")
+def its_forward(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def a_function(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.compile(lambda x: model(x), backend="eager")
+
+
+@pytest.mark.parametrize("way", [whole, in_place, one_layer, its_forward, a_function])
+def test_other_ways_to_compile_a_model(way: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> None:
+    """Of the model, to which the method was tied before, or which it does not know to be compiled."""
+    model, optimizer, sharp = build("look_sam", settings=ALL["look_sam"] | {"k": 2})
+    run_model = way(model)
+    losses, graphs = [], []
+    for t, (x, y) in enumerate(BATCHES[:4]):
+        torch.manual_seed(t)
+        losses.append(sharp.backward(lambda x=x, y=y: nn.functional.cross_entropy(run_model(x), y)).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs == [1] * 4
+    assert not sharp._making.passes.outside.modules(), "the model is not taken for another"
+    free = build("look_sam", settings=ALL["look_sam"] | {"k": 2})
+    expected, _ = run(step_of(free), 4)
+    assert losses == expected and model.norm.num_batches_tracked == 4
 
 
 def phases(built: Built) -> Callable[[Tensor, Tensor], Tensor]:
