@@ -183,7 +183,8 @@ def _lost(task: Task, losses: list[float], record: dict[str, Any]) -> str | None
     guessing = float(torch.special.entr(torch.bincount(labels).double() / len(labels)).sum())
     chance = int(torch.bincount(held).max()) / len(held)
     accuracy = record.get("val_accuracy", 1.0)
-    return lost.why(losses, guessing=guessing, accuracy=accuracy, chance=chance, of=len(held))
+    judges = task.measured[0].name == "accuracy"
+    return lost.why(losses, guessing=guessing, accuracy=accuracy, chance=chance, of=len(held), judges=judges)
 
 
 def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, Any]:
