@@ -115,6 +115,7 @@ BAD = [
     ("--after -3", "after=-3"),
     ("--epochs 0", "epochs must be a whole number of at least 1, got 0"),
     ("--trails 3", "--trial"),
+    ("--warmup 0.1", "unknown flag --warmup"),
     ("--plot /dev/null/rho.png", "there is no folder /dev/null; make it, or name another file"),
     ("--plot rho.zzz", "--plot rho.zzz is no picture that can be drawn; end it in one of ."),
 ]

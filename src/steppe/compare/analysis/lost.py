@@ -26,8 +26,8 @@ def why(
         accuracy: on the validation set, never the test set: what is found here keeps a run from being chosen.
         chance: that of its commonest class.
         of: how many validation examples there are.
-        judges: whether the accuracy judges. Where classes are rare, what is good by F1 or likelihood may answer as often
-            rightly as who always names the commonest.
+        judges: whether the accuracy judges. Where classes are rare, what is good by F1 or likelihood may answer as
+            often rightly as who always names the commonest.
     """
     first, last = losses[0], losses[-1]
     if not math.isfinite(last):
