@@ -177,7 +177,7 @@ class Spec(BaseModel):
     kind: Literal["classes", "numbers"] | None = Field(
         None, description="What the target is (classes: words, or at most ten whole numbers)."
     )
-    context: Two | None = Field(None, description="Bytes of an example of an lm: task (128).")
+    context: Two | None = Field(None, description="Bytes of an example of an lm: task (64).")
     leave_out: Names | None = Field(None, description="Columns of a file that are not used: a,b.")
     parts: Parts | None = Field(
         None, description="Training, validation, test in turn: shares (0.7,0.1,0.2) or numbers of rows or bytes."
