@@ -79,7 +79,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(flags, word
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("place", "words"), [("", "is a folder"), ("file/x.json", "its folder cannot be made")])
+@pytest.mark.parametrize(("place", "words"), [("", "is a folder"), ("file/x.json", "is no folder to write in")])
 def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(place, words, tmp_path, capsys):
     (tmp_path / "file").write_text("a file")
     assert main([*TINY, "--methods", "sam", "--out", str(tmp_path / place)]) == 2

@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from steppe._command import files
 from steppe._command.app import app, refusing
 from steppe._command.choices import parse_all
+from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, taking
 from steppe.bench import measure
 from steppe.bench.subject import Subject
@@ -45,7 +45,8 @@ def bench(
         makers = measure.makers(choices, settings.optimizer)
         for choice in choices:  # refused now, before anything is measured
             _try(choice, makers[choice.text], subject)
-        target = _target(out, subject.name)
+        slug = re.sub(r"[^0-9A-Za-z]+", "-", subject.name).strip("-")
+        target = free_target(Path(out or f"results/bench/{slug}.json"))
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("turns", total=1.0)
         record = measure.measure(subject, makers, settings, lambda share: bar.update(task, completed=share))
@@ -54,7 +55,7 @@ def bench(
     else:
         Console().print(table(record))
     with refusing():
-        _keep(record, target)
+        keep_figures(target, record)
     if not as_json:
         typer.echo(f"Figures: {target}")
 
@@ -66,22 +67,3 @@ def _try(choice: Any, maker: Any, subject: Any) -> None:
         maker(problem)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method {choice.text!r}: {error}") from error
-
-
-def _target(out: str | None, name: str) -> Path:
-    """Where the figures go; refused where there can be no such file."""
-    target = Path(out or f"results/bench/{re.sub(r'[^0-9A-Za-z]+', '-', name).strip('-')}.json")
-    if target.is_dir():
-        raise ValueError(f"--out {target} is a folder; name a file in it")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {target}: its folder cannot be made ({error.strerror}); name another file") from error
-    return target
-
-
-def _keep(record: dict[str, Any], target: Path) -> None:
-    try:
-        files.write_json(target, record)
-    except OSError as error:
-        raise ValueError(f"the figures above could not be written to {target} ({error.strerror})") from error
