@@ -89,7 +89,7 @@ class Making:
     # A gradient in one call
 
     def backward(self, closure: Any, work: Work, begin: Callable[[], bool]) -> Last:
-        """Add the gradient to ``.grad``: plainly, where that is known to be all.
+        """Add the gradient to ``.grad``: plainly, where that is known to be all, else by :meth:`_gradient`.
 
         Args:
             closure: as it was given.
