@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from steppe._command.app import app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import parse_all
 from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, taking
@@ -51,7 +50,7 @@ def bench(
         task = bar.add_task("turns", total=1.0)
         record = measure.measure(subject, makers, settings, lambda share: bar.update(task, completed=share))
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        print_json(record)
     else:
         Console().print(table(record))
     with refusing():

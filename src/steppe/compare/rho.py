@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
 from steppe.compare.engine import rehearsal
@@ -65,7 +64,7 @@ def rho(
 
 def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1))
+        print_json(found.as_dict())
         return
     console = Console()
     console.print(_curve(found), _trials(found) if found.trials else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steppe._command.app import app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.files import read_json
 from steppe.compare.analysis.groups import finite
 from steppe.compare.analysis.wording import ABSENT, Words, count
@@ -39,7 +38,7 @@ def studies(
         if not found:
             raise ValueError(f"{asked[0]} holds no comparison; give the --out of steppe compare, or a folder of such")
     if as_json:
-        typer.echo(json.dumps({str(folder): summary for folder, summary in found.items()}, indent=1))
+        print_json({str(folder): summary for folder, summary in found.items()})
     elif as_csv:
         typer.echo(table_of_runs(list(found)), nl=False)
     else:

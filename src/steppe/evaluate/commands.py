@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import app, refusing
-from steppe._command.files import finite, free_target, keep_figures
+from steppe._command.app import app, print_json, refusing
+from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, help_of, taking
 from steppe.evaluate.request import Request
 
@@ -40,7 +39,10 @@ def evaluate(
         from steppe.evaluate.run import evaluate as measure  # after the checks: it takes seconds to import
 
         record = measure(request)
-    _show(record, as_json)
+    if as_json:
+        print_json(record)
+    else:
+        Console().print(table(record))
     with refusing():
         keep_figures(target, record)
     if not as_json:
@@ -53,13 +55,6 @@ def _hush() -> None:
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # read on import: few lines in a log file
     for name in ("lm_eval", "transformers", "huggingface_hub", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _show(record: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(finite(record), indent=1))
-    else:
-        Console().print(table(record))
 
 
 def table(record: dict[str, Any]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -13,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe._command.app import INTERRUPTED, BadInputError, app, refusing
-from steppe._command.files import finite
+from steppe._command.app import INTERRUPTED, app, print_json, refusing
+from steppe._command.files import DiskError
 from steppe._command.flags import taking
 from steppe.finetune.spec import SPELLED, Spec
 
@@ -89,7 +88,6 @@ def _one(
 ) -> None:  # fmt: skip
     errors.quiet = _rank() > 0
     with refusing():
-        from steppe._command.files import DiskError
         from steppe.finetune import spec, watch
         from steppe.finetune.run import prepare, train
 
@@ -97,14 +95,12 @@ def _one(
         settings = make(flags, asked, recipe)
         errors.print(f"Reading {settings.data} and {settings.model}", highlight=False, markup=False, soft_wrap=True)
         ready = prepare(settings, resume=resume, overwrite=overwrite)
-    try:
+    with refusing(DiskError):
         result = train(ready, watch.on(errors))
-    except DiskError as error:
-        raise BadInputError(str(error)) from error
     if _rank() > 0:
         return
     if as_json:
-        typer.echo(json.dumps(finite(result), indent=1))
+        print_json(result)
     else:
         from steppe.finetune.table import summary
 
@@ -124,7 +120,7 @@ def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -
 
         record = example.run(out or "results/finetune/digits", overwrite=overwrite, shown=watch.on(errors))
     if as_json:
-        typer.echo(json.dumps(finite(record), indent=1))
+        print_json(record)
     else:
         from steppe.finetune.table import comparison
 
