@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,20 +131,22 @@ def _draw(found: RhoSearch, path: Path) -> None:
 
 
 def _curve(found: RhoSearch) -> Table:
-    table = Table(box=None, header_style="bold")
-    for column in ("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"):
-        table.add_column(column, justify="right")
-    for at in found.curve:
-        table.add_row(
-            f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved))
-        )
-    return table
+    rows = (
+        (f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved)))
+        for at in found.curve
+    )
+    return _table(("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"), rows)
 
 
 def _trials(found: RhoSearch) -> Table:
+    rows = ((f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}") for trial in found.trials)
+    return _table(("rho", "loss after", "learned, beside the base"), rows)
+
+
+def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     table = Table(box=None, header_style="bold")
-    for column in ("rho", "loss after", "learned, beside the base"):
-        table.add_column(column, justify="right")
-    for trial in found.trials:
-        table.add_row(f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}")
+    for header in headers:
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table
