@@ -15,9 +15,10 @@ from steppe._command.app import app, print_json, refusing
 from steppe._command.files import DiskError, finite, write_json, writing
 from steppe._command.flags import given, help_of, taking
 from steppe._command.provenance import made_with
+from steppe.look.find import find
 from steppe.look.pictures import draw
 from steppe.look.request import Request
-from steppe.look.subjects import Subject, Subjects, find
+from steppe.look.subjects import Subject, Subjects
 
 SCHEMA = 1
 _THEN = "make room or name another --out"
