@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -51,18 +51,25 @@ def measure(
     clocks = {method: Clock(trainer.step, trainer.ascended) for method, trainer in trainers.items()}
     _take_turns(spec, task, list(trainers.values()), list(clocks.values()), steps, tell)
     memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
-    methods = {
-        run.method: {
-            "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
-            "memory_ratio": memory[run.method] / memory[BASE], "passes": 1 + shares[run.method],
-            "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
-        }
-        for run in runs
-    }  # fmt: skip
-    step_ms = 1e3 * median(clocks[BASE].seconds[False])
+    ratios = {method: each / memory[BASE] for method, each in memory.items()}
     return {
-        "base": {"label": base.label, "step_ms": step_ms, "memory_bytes": memory[BASE], "passes": 1.0},
-        "methods": methods, "turns": len(clocks[BASE].seconds[False]),
+        "base": of_base(clocks[BASE].seconds[False], memory[BASE]), "turns": len(clocks[BASE].seconds[False]),
+        "methods": {r.method: of_method(r, clocks[r.method], shares[r.method], ratios[r.method]) for r in runs},
+    }  # fmt: skip
+
+
+def of_base(seconds: Collection[float], memory: int | None = None) -> dict[str, Any]:
+    """What a step of the base costs; None where nothing is known."""
+    return {
+        "label": BASE, "step_ms": 1e3 * median(seconds) if seconds else None, "memory_bytes": memory, "passes": 1.0
+    }  # fmt: skip
+
+
+def of_method(run: Run, clock: Clock, share: float, memory: float | None = None) -> dict[str, Any]:
+    """What a method costs, each kind of step in its share: ratios to the base, and the time of a step."""
+    return {
+        "label": run.label, "time_ratio": weighted(clock.ratios, share), "memory_ratio": memory, "passes": 1 + share,
+        "step_ms": 1e3 * weighted(clock.seconds, share)["median"],
     }  # fmt: skip
 
 

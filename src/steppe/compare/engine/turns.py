@@ -19,7 +19,7 @@ from typing import Any
 from steppe._command.choices import BASE
 from steppe._command.meter import Clock, quartiles, take_turn, weighted
 from steppe._command.pool import Tell
-from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP
+from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP, of_base, of_method
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow
 from steppe.compare.engine.spec import Spec
@@ -54,20 +54,13 @@ def measure(
         clocks = _turns(spec, runs, shares, int(of_runs["steps"]), tell)
     except CannotError as why:
         return _from_runs(runs, shares, of_runs, str(why))
-    base = median(clocks[BASE].seconds[False])
     methods = {
-        run.method: {
-            "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
-            "busy_ratio": weighted(clocks[run.method].busy, shares[run.method]), "memory_ratio": None,
-            "passes": 1 + shares[run.method],
-            "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
-        }
+        run.method: of_method(run, clocks[run.method], shares[run.method])
+        | {"busy_ratio": weighted(clocks[run.method].busy, shares[run.method])}
         for run in runs
-    }  # fmt: skip
-    return {
-        "base": {"label": BASE, "step_ms": 1e3 * base, "memory_bytes": None, "passes": 1.0}, "methods": methods,
-        "turns": len(clocks[BASE].seconds[False]), "measured": "turns",
-    }  # fmt: skip
+    }
+    seconds = clocks[BASE].seconds[False]
+    return {"base": of_base(seconds), "methods": methods, "turns": len(seconds), "measured": "turns"}
 
 
 class Contender:
@@ -208,11 +201,7 @@ def _from_runs(runs: list[Run], shares: Mapping[str, float], of_runs: Mapping[st
             "label": run.label, "time_ratio": quartiles(ratios) if ratios else None, "memory_ratio": None,
             "passes": 1 + shares[run.method], "step_ms": 1e3 * median(known) if known else None,
         }  # fmt: skip
-    step_ms = 1e3 * median(base.values()) if base else None
-    return {
-        "base": {"label": BASE, "step_ms": step_ms, "memory_bytes": None, "passes": 1.0}, "methods": methods,
-        "turns": 0, "measured": "runs", "why": why,
-    }  # fmt: skip
+    return {"base": of_base(base.values()), "methods": methods, "turns": 0, "measured": "runs", "why": why}
 
 
 def _mean(step: Mapping[str, float | None], share: float) -> float | None:
