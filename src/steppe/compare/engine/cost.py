@@ -17,7 +17,7 @@ from typing import Any
 from steppe._command.choices import BASE
 from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
-from steppe._command.ranks import agree
+from steppe._command.ranks import agree, ranks
 from steppe.compare.data.examples import Task
 from steppe.compare.engine.run import Trainer, batches, load_task, make_trainer
 from steppe.compare.engine.runs import Run
@@ -48,13 +48,14 @@ def measure(
     steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
     base = Run(BASE, None, runs[0].seed, lr=runs[0].lr)
     trainers = {run.method: make_trainer(spec, task, run, steps) for run in [base, *runs]}
-    clocks = {method: Clock(trainer.step, trainer.ascended) for method, trainer in trainers.items()}
+    clocks = {method: Clock(each.step, each.ascended, by_processor(spec)) for method, each in trainers.items()}
     _take_turns(spec, task, list(trainers.values()), list(clocks.values()), steps, tell)
     memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
     ratios = {method: each / memory[BASE] for method, each in memory.items()}
     return {
         "base": of_base(clocks[BASE].seconds[False], memory[BASE]), "turns": len(clocks[BASE].seconds[False]),
         "methods": {r.method: of_method(r, clocks[r.method], shares[r.method], ratios[r.method]) for r in runs},
+        "clock": clock_of(spec),
     }  # fmt: skip
 
 
@@ -68,9 +69,19 @@ def of_base(seconds: Collection[float], memory: int | None = None) -> dict[str, 
 def of_method(run: Run, clock: Clock, share: float, memory: float | None = None) -> dict[str, Any]:
     """What a method costs, each kind of step in its share: ratios to the base, and the time of a step."""
     return {
-        "label": run.label, "time_ratio": weighted(clock.ratios, share), "memory_ratio": memory, "passes": 1 + share,
+        "label": run.label, "time_ratio": weighted(clock.fair, share), "memory_ratio": memory, "passes": 1 + share,
         "step_ms": 1e3 * weighted(clock.seconds, share)["median"],
     }  # fmt: skip
+
+
+def by_processor(spec: Spec) -> bool:
+    """Whether times are the processor's, in which other programs do not show; nor would the work of a GPU."""
+    return spec.device == "cpu" and ranks() == 1
+
+
+def clock_of(spec: Spec) -> str:
+    """The same in a word, for `cost.json`."""
+    return "processor" if by_processor(spec) else "wall"
 
 
 def _take_turns(spec: Spec, task: Task, trainers: list[Trainer], clocks: list[Clock], steps: int, tell: Tell) -> None:

@@ -17,9 +17,9 @@ from statistics import median
 from typing import Any
 
 from steppe._command.choices import BASE
-from steppe._command.meter import Clock, quartiles, take_turn, weighted
+from steppe._command.meter import Clock, quartiles, take_turn
 from steppe._command.pool import Tell
-from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP, of_base, of_method
+from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP, by_processor, clock_of, of_base, of_method
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow
 from steppe.compare.engine.spec import Spec
@@ -41,7 +41,7 @@ def measure(
     spec: Spec, runs: list[Run], shares: Mapping[str, float], of_runs: Mapping[str, Any],
     tell: Tell = lambda share: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of `cost.json` (without its key); `busy_ratio` is of processor time, `time_ratio` of the clock's.
+    """The content of `cost.json` (without its key).
 
     Args:
         spec: the settings.
@@ -53,14 +53,11 @@ def measure(
     try:
         clocks = _turns(spec, runs, shares, int(of_runs["steps"]), tell)
     except CannotError as why:
-        return _from_runs(runs, shares, of_runs, str(why))
-    methods = {
-        run.method: of_method(run, clocks[run.method], shares[run.method])
-        | {"busy_ratio": weighted(clocks[run.method].busy, shares[run.method])}
-        for run in runs
-    }
+        return _from_runs(runs, shares, of_runs, str(why)) | {"clock": clock_of(spec)}
+    methods = {run.method: of_method(run, clocks[run.method], shares[run.method]) for run in runs}
     seconds = clocks[BASE].seconds[False]
-    return {"base": of_base(seconds), "methods": methods, "turns": len(seconds), "measured": "turns"}
+    how = {"measured": "turns", "clock": clock_of(spec)}
+    return {"base": of_base(seconds), "methods": methods, "turns": len(seconds)} | how
 
 
 class Contender:
@@ -137,7 +134,7 @@ def _turns(spec: Spec, runs: list[Run], shares: Mapping[str, float], steps: int,
             contenders[each.method] = Contender(spec, each)
             at_end.callback(contenders[each.method].leave)
         _check_apart(list(contenders.values()))
-        clocks = {method: Clock(each.step, each.ascended) for method, each in contenders.items()}
+        clocks = {method: Clock(each.step, each.ascended, by_processor(spec)) for method, each in contenders.items()}
         _take(spec.device, list(contenders.values()), list(clocks.values()), steps, tell)
     for method, share in shares.items():
         _check_seen(method, clocks[method], share)

@@ -14,6 +14,7 @@ from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, figure
 
 Row = Mapping[str, Any]
 ALWAYS = 0
+CLOCKS = {"processor": " (the processor's)", "wall": " (wall clock)"}  # of results of 0.1.0 it is not known
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def legend(summary: Mapping[str, Any]) -> str:
     return (
         f"{means(summary)}. "
         f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed; kept: share of SAM's gain; "
-        f"time and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
+        f"time{CLOCKS.get(summary.get('clock'), '')} and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
     )
 
 
