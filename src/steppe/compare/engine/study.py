@@ -104,6 +104,7 @@ class _Session:
         self.records: dict[str, dict[str, Any]] = {}
         self.under_way: dict[str, Run] = {}
         self._held: dict[str, BeatingClaim] = {}
+        self._needed: tuple[tuple[int, int], dict[str, Run]] = (-1, -1), {}
         self._log = Log(plan.spec.log if first() else (), store.folder, progress.say)
         self._load()
 
@@ -123,7 +124,10 @@ class _Session:
 
     def missing(self) -> dict[str, Run]:
         """Runs known to be needed that are neither done nor failed, by id."""
-        needed = self.plan.needed(self.records, self.failed)
+        known = len(self.records), len(self.failed)  # both only grow; asked several times a second, which adds up
+        if self._needed[0] != known:
+            self._needed = known, self.plan.needed(self.records, self.failed)
+        needed = self._needed[1]
         return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
 
     def finish_runs(self, pool: _Workers, size: Callable[[], int]) -> None:
