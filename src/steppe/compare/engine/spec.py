@@ -94,9 +94,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     task: Annotated[str, Expected("the name of a task")] = Field(
-        "mnist1d",
-        description="mnist1d, digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, "
-        "module:name.",
+        "mnist1d-10k",
+        description="mnist1d-10k, mnist1d, digits-few, digits-noisy, {idx,images}:FOLDER, "
+        "{text,forecast,table,lm}:FILE, hf:ID, module:name.",
     )
     script: Annotated[str | None, Expected("FILE.py:FUNCTION, such as train.py:train")] = Field(
         None, description="FILE.py:FUNCTION, training code of your own instead of a task (docs/script.md)."
