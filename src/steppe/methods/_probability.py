@@ -48,7 +48,7 @@ def probability(p: float, schedule: str, p_end: float | None, total_steps: int |
         warnings.warn(
             f"schedule={schedule!r} from p = 0.5 to 1 - p is constant, the same as schedule='constant'; give another p"
             + (" or p_end" if schedule == "trigonometric" else ""),
-            stacklevel=3,
+            stacklevel=4,
         )
     return SCHEDULES[schedule](p, end, total_steps or 1)
 

@@ -12,9 +12,10 @@ from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._look import with_samples
 from steppe.methods._probability import draws, probability
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def RST(
     model: nn.Module,
     optimizer: Given,
