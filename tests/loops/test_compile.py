@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,6 +225,16 @@ def test_an_error_in_a_compiled_step_leaves_the_compiler_as_it_was() -> None:
     torch.compile(step, backend="eager")(*BATCHES[0])
     assert same(weights(before), weights(everything(model))), "the second pass raised"
     assert eval_frame.set_eval_frame(None) is None and not in_compiled_step()
+
+
+def test_the_page_has_the_figures_of_the_file() -> None:
+    root = Path(__file__).parent.parent.parent
+    found = json.loads((root / "benchmarks" / "results" / "compiled_step.json").read_text())
+    page = (root / "docs" / "loops" / "compile.md").read_text()
+    for each in (found[model][f"{method}, {what}"] for model in ("cnn", "transformer") for method in ("base", "sam")
+                 for what in ("nothing", "model", "step")):  # fmt: skip
+        low, high = each["quartiles_ms"]
+        assert f"| {each['ms']:.2f} ({low:.2f} to {high:.2f}) |" in page
 
 
 @pytest.mark.slow
