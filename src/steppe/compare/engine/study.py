@@ -302,9 +302,19 @@ def plan_of(folder: Path) -> Plan:
 
 def rewrite(folder: Path) -> Outcome:
     """Summary and report of the study in a folder anew, from the runs and times that are kept; nothing is run."""
-    plan = plan_of(folder)
-    session = _Session(plan, Store(folder, plan.spec_hash), PlainProgress(Console(quiet=True)))
+    session = _kept(folder)
     return _outcome(session, _kept_cost(session))
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The records behind the figures that a folder shows: what chose has the phase "tune", what counts "final"."""
+    session = _kept(folder)
+    return session.plan.records(session.records)
+
+
+def _kept(folder: Path) -> _Session:
+    plan = plan_of(folder)
+    return _Session(plan, Store(folder, plan.spec_hash), PlainProgress(Console(quiet=True)))
 
 
 def _kept_cost(session: _Session) -> dict[str, Any] | None:
