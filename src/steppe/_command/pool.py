@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
-_IMPORTED = ["torch._dynamo", "steppe._command.pool"]
-"""What workers import that takes seconds; an optimizer's first step asks for the compiler too."""
+_IMPORTED = ["steppe._command.preload"]
+"""What workers import that takes seconds."""
 
 Tell = Callable[[float], None]
 """Told the share of a run that is done, 0 to 1."""

@@ -87,7 +87,7 @@ def _say(summary: dict[str, Any], report: Path, as_json: bool) -> None:
         return
     console = Console()
     console.print(table(summary, console.width))
-    console.print(legend(summary), style="dim", highlight=False, markup=False)
+    console.print(legend(summary, console.width), style="dim", highlight=False, markup=False)
     if summary.get("also"):
         console.print(also.table(summary))
     console.print(summary["verdict"], style="bold", highlight=False, markup=False)

@@ -303,6 +303,8 @@ def test_table_fits(methods: dict[str, Fake], width: int) -> None:
     best = max((r["gain"] for r in summary["rows"] if r["gain"]), key=lambda gain: gain["mean"])
     assert Words(summary).gain(best) in text
     assert table(summary, width).row_count == len(summary["rows"])
+    said, headers = legend(summary, width), {"kept": "kept", "memory": "memory", "sharpness": "sharp-"}
+    assert all((word in said) is (header in text) for word, header in headers.items())
 
 
 def test_table_shows_the_difference_to_the_base_where_it_says_more() -> None:
