@@ -33,7 +33,6 @@ from torch.nn import functional as F  # noqa: N812
 import steppe
 from steppe._algebra import add_scaled_, inner, norm, ratio
 from steppe.combine import Grads, Memory, Reuse
-from steppe.compare.data.signals import drawn
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -114,8 +113,9 @@ class Data:
     """Training, validation and test parts of both tasks."""
 
     def __init__(self, fashion: str) -> None:
-        x, y = drawn(5000, seed=42)
-        self.fashion, self.line = fashion, (torch.tensor(x, dtype=torch.float32), torch.tensor(y))
+        from mnist1d import make
+
+        self.fashion, self.line = fashion, make()
         self._images: dict[str, tuple[Tensor, Tensor]] = {}
 
     def parts(self, task: str, seed: int) -> tuple[tuple[Tensor, Tensor], ...]:

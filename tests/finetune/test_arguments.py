@@ -1,10 +1,10 @@
 import pytest
 
 from steppe.finetune import arguments
-from steppe.finetune.spec import Spec, resolve
+from steppe.finetune.spec import Settings, resolve
 
 
-def settings(**more: object) -> Spec:
+def settings(**more: object) -> Settings:
     return resolve({"model": "m", "data": "d.csv"} | more)
 
 

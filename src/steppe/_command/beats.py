@@ -26,7 +26,7 @@ from steppe._command.locks import Claim, lock, same_file, whoami
 BEAT, DEAD = 10.0, 60.0
 
 
-class BeatingClaim(Claim):
+class Shared(Claim):
     """A claim that is held and shows it, until it is freed or the process ends.
 
     Args:
@@ -67,7 +67,7 @@ class BeatingClaim(Claim):
             pass  # freed meanwhile, or the file system is away: then others may take it
 
 
-_beating: WeakSet[BeatingClaim] = WeakSet()
+_beating: WeakSet[Shared] = WeakSet()
 
 
 class _Heart(threading.Thread):
@@ -88,7 +88,7 @@ class _Heart(threading.Thread):
                 each.beat()
 
 
-def claim(path: Path, what: str) -> BeatingClaim | None:
+def claim(path: Path, what: str) -> Shared | None:
     """The claim that `path` stands for, or None where another living process holds it, here or on another machine.
 
     Args:
@@ -107,7 +107,7 @@ def claim(path: Path, what: str) -> BeatingClaim | None:
         if got is False or not (new or _left(path, handle, locks=got is not None)):
             os.close(handle)
             return None
-        return BeatingClaim(path, handle, what)
+        return Shared(path, handle, what)
 
 
 def holds(path: Path) -> bool:

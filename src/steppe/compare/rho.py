@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import app, print_json, refusing
+from steppe._command.app import app, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
 from steppe.compare.engine import rehearsal
@@ -21,14 +22,13 @@ from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 
-ONE_IN = 5
-"""A trial lasts a training's steps divided by this."""
+SHARE = 5
+"""A trial lasts one so manieth of the training."""
 
 
 _NOT_HERE = (
     "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
-    "sharpness_examples", "jobs", "parallel", "out", "script", "settings", "tune", "grow", "metric", "also", "on",
-    "shard", "log", "warmup", "lr_schedule",
+    "sharpness_examples", "jobs", "parallel", "out", "script", "settings",
 )  # fmt: skip
 """Settings of a comparison that the search for a radius has no use for."""
 
@@ -64,7 +64,7 @@ def rho(
 
 def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
     if as_json:
-        print_json(found.as_dict())
+        typer.echo(json.dumps(found.as_dict(), indent=1))
         return
     console = Console()
     console.print(_curve(found), _trials(found) if found.trials else "")
@@ -95,7 +95,7 @@ def prepared(
     rehearsal.check_model(spec.model, fresh(spec, task, seed), task)
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     total = spec.steps(per_epoch)
-    trial = max(1, total // ONE_IN) if trial is None else trial
+    trial = max(1, total // SHARE) if trial is None else trial
     # A run of the method itself, for its own optimizer where it brings one; the search makes the rest anew.
     trainer = make_trainer(spec, task, Run(choice.text, None, seed), total, bare=True)
     for group in trainer.optimizer.param_groups:
@@ -131,22 +131,20 @@ def _draw(found: RhoSearch, path: Path) -> None:
 
 
 def _curve(found: RhoSearch) -> Table:
-    rows = (
-        (f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved)))
-        for at in found.curve
-    )
-    return _table(("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"), rows)
+    table = Table(box=None, header_style="bold")
+    for column in ("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"):
+        table.add_column(column, justify="right")
+    for look in found.curve:
+        table.add_row(
+            f"{look.rho:g}", *(f"{v:.3g}" for v in (look.rise, look.predicted, look.cosine, look.change, look.moved))
+        )
+    return table
 
 
 def _trials(found: RhoSearch) -> Table:
-    rows = ((f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}") for trial in found.trials)
-    return _table(("rho", "loss after", "learned, beside the base"), rows)
-
-
-def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     table = Table(box=None, header_style="bold")
-    for header in headers:
-        table.add_column(header, justify="right")
-    for row in rows:
-        table.add_row(*row)
+    for column in ("rho", "loss after", "learned, beside the base"):
+        table.add_column(column, justify="right")
+    for trial in found.trials:
+        table.add_row(f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}")
     return table

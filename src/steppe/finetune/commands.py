@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -12,14 +13,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe._command.app import INTERRUPTED, app, print_json, refusing
-from steppe._command.files import DiskError
+from steppe._command.app import INTERRUPTED, BadInputError, app, refusing
+from steppe._command.files import finite
 from steppe._command.flags import taking
-from steppe.finetune.spec import SPELLED, Spec
+from steppe.finetune.spec import SPELLED, Settings
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@taking(Spec, without=("training",), spelled=SPELLED)
+@taking(Settings, without=("training",), spelled=SPELLED)
 def finetune(
     context: typer.Context,
     flags: dict[str, Any],
@@ -78,7 +79,7 @@ def _training(words: Sequence[str], sets: Sequence[str]) -> dict[str, Any]:
 
 def _names() -> list[str]:
     """All flags of the command."""
-    own = (SPELLED.get(name, (name,)) for name in Spec.model_fields if name != "training")
+    own = (SPELLED.get(name, (name,)) for name in Settings.model_fields if name != "training")
     return [part.lstrip("-") for words in own for word in words for part in word.split("/")] + list(_SWITCHES)
 
 
@@ -89,18 +90,21 @@ def _one(
     errors.quiet = _rank() > 0
     with refusing():
         from steppe.finetune import spec, watch
+        from steppe.finetune.folder import DiskError
         from steppe.finetune.run import prepare, train
 
         make = spec.resumed if resume else spec.resolve
         settings = make(flags, asked, recipe)
         errors.print(f"Reading {settings.data} and {settings.model}", highlight=False, markup=False, soft_wrap=True)
-        ready = prepare(settings, resume=resume, overwrite=overwrite)
-    with refusing(DiskError):
-        result = train(ready, watch.on(errors))
+        plan = prepare(settings, resume=resume, overwrite=overwrite)
+    try:
+        result = train(plan, watch.on(errors))
+    except DiskError as error:
+        raise BadInputError(str(error)) from error
     if _rank() > 0:
         return
     if as_json:
-        print_json(result)
+        typer.echo(json.dumps(finite(result), indent=1))
     else:
         from steppe.finetune.table import summary
 
@@ -120,7 +124,7 @@ def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -
 
         record = example.run(out or "results/finetune/digits", overwrite=overwrite, shown=watch.on(errors))
     if as_json:
-        print_json(record)
+        typer.echo(json.dumps(finite(record), indent=1))
     else:
         from steppe.finetune.table import comparison
 

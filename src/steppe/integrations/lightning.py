@@ -143,7 +143,8 @@ class SharpCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave module and strategy as they were."""
-        self.on_train_end(trainer, pl_module)
+        self._changes.close()
+        self._whole = None
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state, for the checkpoint; whole tensors, as Lightning saves those of the first rank only."""
@@ -199,7 +200,8 @@ class ProbeCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the method as it was."""
-        self.on_train_end(trainer, pl_module)
+        self._probing.drop()
+        self._trainer = None
 
 
 def _refuse(module: LightningModule) -> None:

@@ -76,7 +76,6 @@ class InForward(OnePass):
         super().remove()
 
     def _pass(self, work: Work) -> Tensor:
-        """The pass, within which the calls named in ``HOOKS`` perturb every layer."""
         self._inside = True
         try:
             return work.run()

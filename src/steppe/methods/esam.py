@@ -10,10 +10,9 @@ from steppe._optimizers import Given
 from steppe._parts import Value, check
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row, recipe
+from steppe.methods._row import BAD_RHO, Row
 
 
-@recipe
 def ESAM(
     model: nn.Module,
     optimizer: Given,
