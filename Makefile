@@ -81,7 +81,7 @@ costs: $(DEV) ## measure step time and memory beside other libraries, and write 
 	$(BIN)/python docs/overhead.py
 
 claims: $(DEV) ## measure what papers claim and write docs/claims.md; FASHION=FOLDER for Fashion-MNIST too
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/claims.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/suite.py schedules look_sam look_sam_sgd adasam adasam_amsgrad newer
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rho_finder.py $(if $(FASHION),--fashion $(FASHION))
 	$(if $(FASHION),OMP_NUM_THREADS=1 $(BIN)/python benchmarks/large_batch.py --fashion $(FASHION))
 	$(BIN)/python docs/claims.py

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from steppe._command.files import read_json, write_json
 from steppe.compare.engine import measure, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve, short_hash
 
 BATCHES = (4, 8, 16)

@@ -33,6 +33,7 @@ from torch.nn import functional as F  # noqa: N812
 import steppe
 from steppe._algebra import add_scaled_, inner, norm, ratio
 from steppe.combine import Grads, Memory, Reuse
+from steppe.compare.data.signals import drawn
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -113,9 +114,8 @@ class Data:
     """Training, validation and test parts of both tasks."""
 
     def __init__(self, fashion: str) -> None:
-        from mnist1d import make
-
-        self.fashion, self.line = fashion, make()
+        x, y = drawn(5000, seed=42)
+        self.fashion, self.line = fashion, (torch.tensor(x, dtype=torch.float32), torch.tensor(y))
         self._images: dict[str, tuple[Tensor, Tensor]] = {}
 
     def parts(self, task: str, seed: int) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -142,7 +142,7 @@ FINETUNE = [
     ),
     Mutant(
         "resume accepts changed data",
-        'if begun.get("data") != data.fingerprint(settings):', "if False:",
+        'if begun.get("data") != settings.fingerprint():', "if False:",
         "tests/finetune/test_bad_inputs.py -k other_settings_or_other_data",
     ),
     Mutant(

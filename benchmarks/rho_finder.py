@@ -21,10 +21,10 @@ from sweep import FASHION, records, settings
 
 from steppe._command.choices import parse
 from steppe._command.files import read_json, write_json
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import provenance
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec
-from steppe.compare.rho import SHARE, prepared
+from steppe.compare.rho import ONE_IN, prepared
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 WIDE = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # for forecasts and tasks on which a few samples look
@@ -127,7 +127,7 @@ def case(
         found = [searched(spec, method, seed, trial, folder) for seed in range(seeds)]
         rhos = [each["rho"] for each in found]
         row = shown(rhos, at(spec, method, rhos, folder))
-        row["in_trainings"] = median(cost(each, 0 if trial == 0 else best["steps"] // SHARE, best) for each in found)
+        row["in_trainings"] = median(cost(each, 0 if trial == 0 else best["steps"] // ONE_IN, best) for each in found)
         row |= {"short_of_best": sign * (best["test"] - row["test"]), "searches": found}
         row["early_short_of_best"] = max(sign * each["early"] for each in sweep) - sign * row["early"]
         won = best["test"] - base["test"]

@@ -19,8 +19,8 @@ from paired import Figures, against_baselines, over
 from sweep import records, settings
 
 from steppe._command.files import read_json, write_json
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import provenance
+from steppe.compare.engine.runs import Run
 
 STEPS, RHO, RATES = 80, 0.01, (2e-4, 5e-4)
 TARGET = Path(__file__).parent / "results" / "full_study.json"

@@ -47,21 +47,21 @@ class Moments:
     def __init__(self, model: nn.Module, state: bool) -> None:
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
         sharp = steppe.SAM(model, optimizer)
-        self._passes = sharp._passes
+        self._passes = sharp._making.passes
         if not state:
-            self._passes.watch = Watch(list, list)
+            self._making.passes.watch = Watch(list, list)
 
     def __call__(self) -> None:
-        replay = self._passes.replay()
+        replay = self._making.passes.replay()
         replay.again()
         replay.done()
 
 
 def measure(subject: Subject) -> dict[str, Any]:
     """Medians over the turns, of everything in milliseconds."""
-    job = subject.make()
-    job.model.train()
-    with_state, without = Moments(job.model, True), Moments(job.model, False)
+    problem = subject.make()
+    problem.model.train()
+    with_state, without = Moments(problem.model, True), Moments(problem.model, False)
     for _ in range(4):  # the first ones copy and compare everything
         with_state(), without()
     times: dict[str, list[float]] = {"with": [], "without": [], "pass": []}
@@ -69,14 +69,14 @@ def measure(subject: Subject) -> dict[str, Any]:
         found = {
             "with": seconds(with_state, REPEATS),
             "without": seconds(without, REPEATS),
-            "pass": seconds(lambda: job.loss_of(job.model, job.batch).backward(), 1),
+            "pass": seconds(lambda: problem.loss_of(problem.model, problem.batch).backward(), 1),
         }
         for name, value in found.items() if turn else ():
             times[name].append(1e3 * value)
-    tensors = with_state._passes.watch.bindings().tensors
+    tensors = with_state._making.passes.watch.bindings().tensors
     state = median(a - b for a, b in zip(times["with"], times["without"], strict=True))
     return {
-        "modules": sum(1 for _ in job.model.modules()),
+        "modules": sum(1 for _ in problem.model.modules()),
         "tensors_of_state": len(tensors),
         "bytes_copied": sum(t.nbytes for t, *_ in tensors if t.nbytes <= SMALL),
         "pass_ms": median(times["pass"]),

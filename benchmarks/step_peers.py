@@ -16,9 +16,9 @@ RHO, K = 0.05, 5
 SGD = {"lr": LR, "momentum": 0.9}
 
 
-def naive(job: Problem) -> Contender:
+def naive(problem: Problem) -> Contender:
     """SAM as one writes it down: a loop over the tensors, w + eps and w - eps."""
-    loss, weights = Loss(job), [p for p in job.model.parameters() if p.requires_grad]
+    loss, weights = Loss(problem), [p for p in problem.model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(weights, **SGD)
 
     def perturb() -> list[tuple[Tensor, Tensor]]:
@@ -44,12 +44,12 @@ def naive(job: Problem) -> Contender:
     return Contender("naive SAM loop", step, loss, lambda: True, share=1.0)
 
 
-def documented(job: Problem, name: str) -> Contender:
+def documented(problem: Problem, name: str) -> Contender:
     """pytorch_optimizer's SAM, LookSAM or FriendlySAM: a pass by hand, then ``step(closure)``."""
     import pytorch_optimizer
 
-    loss, more = Loss(job), {"k": K} if name == "LookSAM" else {}
-    weights = [p for p in job.model.parameters() if p.requires_grad]
+    loss, more = Loss(problem), {"k": K} if name == "LookSAM" else {}
+    weights = [p for p in problem.model.parameters() if p.requires_grad]
     optimizer: Any = getattr(pytorch_optimizer, name)(weights, torch.optim.SGD, rho=RHO, **more, **SGD)
     refreshes = name != "LookSAM"
 
@@ -75,15 +75,15 @@ def documented(job: Problem, name: str) -> Contender:
     return Contender(label, step, loss, lambda: refreshes, place, 1 / K if name == "LookSAM" else 1.0)
 
 
-def documented_gsam(job: Problem) -> Contender:
+def documented_gsam(problem: Problem) -> Contender:
     """pytorch_optimizer's GSAM, which runs both passes itself; the closure stands for its ``set_closure``."""
     from pytorch_optimizer import GSAM, ProportionScheduler
 
-    loss, weights = Loss(job), [p for p in job.model.parameters() if p.requires_grad]
+    loss, weights = Loss(problem), [p for p in problem.model.parameters() if p.requires_grad]
     base = torch.optim.SGD(weights, **SGD)
     rates = torch.optim.lr_scheduler.ConstantLR(base, 1.0)
     radii = ProportionScheduler(rates, max_lr=LR, min_lr=LR, max_value=RHO, min_value=RHO)
-    optimizer = GSAM(weights, base, job.model, radii)
+    optimizer = GSAM(weights, base, problem.model, radii)
 
     def both(batch: Any) -> tuple[None, Tensor]:
         base.zero_grad()

@@ -94,24 +94,24 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def in_steps(subject: Subject, rounds: int) -> dict[str, Any]:
     """Perturb and restore within real steps, as a share of a pass that lies beside them."""
-    jobs = {name: subject.make() for name in WAYS}
-    halves = {name: way(jobs[name].model) for name, way in WAYS.items()}
+    problems = {name: subject.make() for name in WAYS}
+    halves = {name: way(problems[name].model) for name, way in WAYS.items()}
     found: dict[str, dict[str, list[float]]] = {name: {"pass": [], "perturb": [], "restore": []} for name in WAYS}
     for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            times = _one_step(job, halves[name], subject.device)
+        for name, problem in problems.items():
+            times = _one_step(problem, halves[name], subject.device)
             for part, value in times.items() if turn else ():
                 found[name][part].append(value)
     return {name: _shares(parts) for name, parts in found.items()}
 
 
-def _one_step(job: Problem, halves: Halves, device: str) -> dict[str, float]:
+def _one_step(problem: Problem, halves: Halves, device: str) -> dict[str, float]:
     def one_pass() -> None:
-        job.loss_of(job.model, job.batch).backward()
+        problem.loss_of(problem.model, problem.batch).backward()
 
     first, perturb = seconds(one_pass, device), seconds(halves[0], device)
     second, restore = seconds(one_pass, device), seconds(halves[1], device)
-    for p in job.model.parameters():
+    for p in problem.model.parameters():
         p.grad = None
     return {"pass": (first + second) / 2, "perturb": perturb, "restore": restore}
 

@@ -30,7 +30,7 @@ from step_phases import ROUNDS, SIZES
 
 from steppe._command.choices import parse_all
 from steppe._command.files import write_json
-from steppe.bench.measure import Settings, makers, measure, provenance
+from steppe.bench.measure import Request, makers, measure, provenance
 from steppe.bench.subject import DTYPES, Subject
 from steppe.bench.table import table
 
@@ -101,7 +101,7 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
 def run(name: str, case: Case, steps: int | None) -> None:
     """One case, written and shown."""
     texts, peers = case.what
-    settings = Settings(steps=steps or case.steps, threads=case.threads, budget=90.0)
+    settings = Request(steps=steps or case.steps, threads=case.threads, budget=90.0)
     contenders = makers(parse_all([texts]), settings.optimizer) | {peer: PEERS[peer] for peer in peers}
     record = measure(case.subject, contenders, settings, lambda share: print(f"{name}: {share:.0%}", file=sys.stderr))
     more = f" --steps {steps}" if steps else ""

@@ -59,18 +59,17 @@ MEASURED = ("temp", "dewp", "humid", "wind_speed", "pressure")
 FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1 --tune-seeds 1 --seeds 5"
 ETT = f"--task forecast:{{data}}/ett/ETTh1.csv --parts 8640,2880,2880 {FORECAST}"
 WEATHER = f"--task forecast:{{made}}/weather.csv {FORECAST}"
-SIGNALS = "--task mnist1d --rho 0.1,0.2,0.4 --seeds 5 --tune-seeds 1"
-DEFAULT = "--task mnist1d --epochs 40 --lr-grid 0.003,0.01,0.03 --rho 0.2,0.4,0.8 --grow 1 --tune-seeds 2 --seeds 7"
+SIGNALS = "--task mnist1d-10k --rho 0.2,0.4,0.8,1.6 --grow 1 --tune-seeds 2 --seeds 6"
+PLAIN = f"{SIGNALS} --optimizer sgd --lr-grid 0.05,0.1,0.2"
 TABLES = "--lr-grid 0.001,0.003,0.01 --seeds 10"
 
 SUITE = {
     "mnist1d_cnn": Task(
-        "MNIST-1D, CNN", f"{SIGNALS} --lr-grid 0.01,0.02,0.04 --model cnn", FIVE, linear="--model linear"
+        "MNIST-1D, CNN",
+        f"{SIGNALS} --model cnn --lr-grid 0.01,0.02,0.04", FIVE,
     ),
-    "mnist1d_mlp": Task("MNIST-1D, MLP", DEFAULT, LOOKS),
-    "mnist1d_gru": Task(
-        "MNIST-1D, GRU", f"{SIGNALS} --lr-grid 0.003,0.01,0.03 --model suite_models:gru", THREE
-    ),
+    "mnist1d_mlp": Task("MNIST-1D, MLP", SIGNALS, LOOKS),
+    "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
     "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", FIVE, 8, "ett", "--model linear"),
     "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
     "weather96": Task(
@@ -90,10 +89,32 @@ SUITE = {
     ),
     "reviews": Task(
         "film reviews, bytes",
-        "--task lm:{made}/reviews.txt --epochs 4 --lr-grid 0.001,0.003 --rho 0.1,0.2 --grow 0 --seeds 3 --tune-seeds 1",
+        "--task lm:{made}/reviews.txt --lr-grid 0.003,0.01 --rho 0.1,0.2 --grow 0 --seeds 3 --tune-seeds 1",
         TWO, 2, "sst2",
     ),
 }  # fmt: skip
+
+REUSES = ("guarded", "natural", "paper,alpha=0.1")
+PUSHES = ",".join(f"look_sam:k={k},push={push}" for k in (2, 5, 10) for push in REUSES)
+CLAIMS = {
+    "schedules": Task(
+        "the seven schedules of G-RST", SIGNALS,
+        "sam,rst,grst,grst:p=0.5,schedule=piecewise1,grst:p=0.5,schedule=piecewise2,grst:p=0.2,schedule=piecewise3,"
+        "grst:p=0.5,schedule=linear1,grst:p=0.2,schedule=linear2,grst:p=0,schedule=trigonometric",
+    ),
+    "look_sam": Task("LookSAM over k and push, AdamW", SIGNALS, f"sam,{PUSHES},look_sam:k=5,push=paper,alpha=0.7"),
+    "look_sam_sgd": Task(
+        "LookSAM over push, SGD", PLAIN,
+        "sam,look_sam:k=5,look_sam:k=5,push=natural,look_sam:k=5,push=paper,alpha=0.1,look_sam:k=10",
+    ),
+    "adasam": Task("AdaSAM beside SAM on AdamW", f"{SIGNALS} --tune-lr each", "sam,adasam"),
+    "adasam_amsgrad": Task("AdaSAM beside AMSGrad", f"{SIGNALS} --optimizer amsgrad", "adasam"),
+    "newer": Task(
+        "newer methods", SIGNALS,
+        "rwp,arwp,s2_sam,k_sam,le_sam,tail_sam,asam,sam:samples=4,average=ema,fsam,sl_sam",
+    ),
+}  # fmt: skip
+"""Comparisons of variants that papers claim something of, for docs/claims.md; run by name like the tasks."""
 
 
 def make_files(data: Path, made: Path) -> None:
@@ -146,7 +167,7 @@ def _table(path: Path, head: list[str], rows: list[list[object]]) -> None:
 
 def run(name: str, data: Path, folder: Path) -> None:
     """One task, and the same with the plainer network, each summary beside the command that makes it."""
-    task = SUITE[name]
+    task = (SUITE | CLAIMS)[name]
     methods = task.methods.format(few=task.few)
     _compare(name, f"{task.command} --methods {methods}", data, folder)
     if task.linear:
@@ -165,7 +186,7 @@ def _compare(name: str, command: str, data: Path, folder: Path) -> None:
     )  # fmt: skip
     kept = json.loads((out / "summary.json").read_text())
     kept = {"command": f"steppe compare {command.format(data='DATA', made='MADE')}"} | kept
-    kept["task"] = kept["spec"]["task"] = next(w for w in kept["command"].split() if ":" in w or w == "mnist1d")
+    kept["task"] = kept["spec"]["task"] = kept["command"].split("--task ")[1].split()[0]
     kept["spec"]["out"] = ""
     target = HERE / "results" / f"suite_{name}.json"
     target.with_suffix(".part").write_text(json.dumps(kept, indent=1) + "\n")
@@ -175,13 +196,13 @@ def _compare(name: str, command: str, data: Path, folder: Path) -> None:
 def main() -> None:
     """Run the tasks that are named, or all whose data is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", choices=[[], *SUITE], help="which; all by default")
+    parser.add_argument("names", nargs="*", choices=[[], *SUITE, *CLAIMS], help="which; all by default")
     parser.add_argument("--data", type=Path, default=Path(), help="folder with ett, fashion_mnist and sst2")
     parser.add_argument("--folder", type=Path, default=Path("results/suite"), help="where the runs are kept")
     given = parser.parse_args()
     make_files(given.data, given.folder / "made")
-    for name in given.names or SUITE:
-        if (needs := SUITE[name].needs) and not (given.data / needs).exists() and not find_spec(needs):
+    for name in given.names or [*SUITE, *CLAIMS]:
+        if (needs := (SUITE | CLAIMS)[name].needs) and not (given.data / needs).exists() and not find_spec(needs):
             print(f"{name}: left out, as {needs} is neither in --data nor installed")
         else:
             run(name, given.data, given.folder)

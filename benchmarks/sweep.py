@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import train
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.compare.engine.store import Store
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from suite_page import best, figure
+from suite_page import table as gains
+
 ABSENT = "not measured"
 Record = dict[str, Any]
 
@@ -48,24 +51,16 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return ["| " + " | ".join(cells) + " |" for cells in (head, ("---",) * len(head), *rows)]
 
 
-def kept(record: Record) -> list[str]:
-    """Methods with the share of SAM's gain that they keep, and of its extra passes that they cost."""
-    base, sam = (row for method in ("base", "sam") if (row := row_of(record, method)))
-    gain, extra = sam["test"] - base["test"], sam["passes"] - base["passes"]
-    rows = [
-        (
-            row["label"], "–" if row["rho"] is None else f"{row['rho']:g}",
-            f"{percent(row['test'])} ({percent(row['deviation'])})", percent(row["early"]), f"{row['passes']:.2f}",
-            "–" if row is base or gain <= 0 else f"{(row['test'] - base['test']) / gain:.0%}",
-            "–" if row is base else f"{(row['passes'] - base['passes']) / extra:.0%}",
-        )
-        for row in record["rows"]
-    ]  # fmt: skip
-    head = ("method", "rho", "accuracy", "stopped early", "passes", "of SAM's gain", "of its extra passes")
+def compared(record: Record) -> list[str]:
+    """One comparison: its best baseline, its command, and each method's gain over that baseline."""
+    hardest = f"{figure(best(record), record)} ({record['best_baseline'].replace('_', ' and ')})"
     return [
-        f"{record['task']}, {sam['seeds']} seeds, rho chosen from {_listed(record['radii'])}.",
+        f"`{record['command']}`",
         "",
-        *table(head, rows),
+        f"{best(record)['n']} seeds; best baseline {hardest}; gains in points, **bold** where clear after Holm's "
+        "correction over the table.",
+        "",
+        gains(record),
     ]
 
 

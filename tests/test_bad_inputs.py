@@ -36,6 +36,8 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "a schedule by name": (lambda: sharp(schedule="always"), "expected a steppe Schedule part such as Always()"),
     "a combination by class": (lambda: sharp(combine=steppe.Mix), "expected a steppe Combine part"),
     "an ascent that is a number": (lambda: sharp(ascent=0.05), "expected a steppe Ascent part"),
+    "a part that the method makes": (
+        lambda: steppe.KSAM(MODEL, sgd(), look=steppe.Look(2)), "given to KSAM, which makes this part of its own"),
     "an unknown argument": (lambda: steppe.SAM(MODEL, sgd(), radius=1), "radius=1 was given, which is no setting"),
     "another model's optimizer": (
         lambda: steppe.SAM(nn.Linear(3, 4), sgd()), "holds 4 parameter(s) that the model does not"),

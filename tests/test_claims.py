@@ -39,22 +39,21 @@ def ratio(median):
     return {"mean": median + 0.01, "median": median, "low": median - 0.1, "high": median + 0.1}
 
 
-def grid_row(method, label, test, passes, rho=0.1):
+def gained(label, gain, passes, clear, share=None):
+    """A row of a comparison with a gain."""
+    kept = {"share": share, "low": share - 0.2, "high": share + 0.2} if share else None
     return {
-        "method": method, "label": label, "rho": rho, "test": test, "deviation": 0.004, "early": test + 0.01,
-        "passes": passes, "seeds": 3,
+        "method": label.lower(), "label": label, "rho": 0.1, "passes": passes, "time_ratio": {"median": passes},
+        "gain": {"mean": gain, "ci95": 0.01, "n": 3, "clear": clear}, "kept": kept,
     }  # fmt: skip
 
 
 GRID = {
-    "task": "digits-noisy",
-    "radii": [0.05, 0.1],
-    "rows": [
-        grid_row("base", "base", 0.90, 1.0, None),
-        grid_row("sam", "SAM", 0.96, 2.0),
-        grid_row("rst", "RST", 0.93, 1.5),
-        grid_row("rst:schedule=linear1", "RST (schedule=linear1)", 0.97, 1.25, 0.05),
-    ],
+    "command": "steppe compare --methods sam,rst",
+    "metric": {"name": "accuracy", "title": "accuracy", "percent": True, "higher": True},
+    "best_baseline": "double_early",
+    "baselines": {"base": {"mean": 0.89, "ci95": 0.01, "n": 3}, "double_early": {"mean": 0.9, "ci95": 0.02, "n": 3}},
+    "rows": [{"method": "base"}, gained("SAM", 0.04, 2.0, 1), gained("RST", -0.02, 1.5, 0, share=-0.5)],
 }
 
 
@@ -96,7 +95,7 @@ def test_without_files_everything_is_not_measured(tmp_path):
     page = claims.page(tmp_path)
     for claim in claims.CLAIMS:
         assert f"| {claim.published} | not measured | `{claim.command}` | `{claim.file}` |" in page
-    assert page.count("not measured") == len(claims.CLAIMS) + 7, "and the seven sections"
+    assert page.count("not measured") == len(claims.CLAIMS) + 11, "and the eleven sections"
 
 
 def test_a_study_gives_accuracies_and_passes_in_the_order_asked_for(tmp_path):
@@ -215,19 +214,13 @@ def test_speed_up_of_adasam(tmp_path):
     assert "rho 0.02, lr 3e-05 * sqrt(batch / 16); steps" in page
 
 
-def test_shares_of_sams_gain_and_of_its_passes(tmp_path):
-    put(tmp_path, rst_schedules=GRID)
+def test_a_comparison_stands_beside_its_best_baseline_and_its_command(tmp_path):
+    put(tmp_path, suite_schedules=GRID)
     page = claims.page(tmp_path)
-    assert line(page, "RST |").endswith("| 0.1 | 93.00 (0.40) | 94.00 | 1.50 | 50% | 50% |")
-    assert line(page, "RST (schedule=linear1)").endswith("| 0.05 | 97.00 (0.40) | 98.00 | 1.25 | 117% | 25% |")
-    assert line(page, "base |").endswith("| – | 90.00 (0.40) | 91.00 | 1.00 | – | – |")
-    assert "digits-noisy, 3 seeds, rho chosen from 0.05, 0.1." in page
-
-
-def test_no_share_of_a_gain_that_is_none(tmp_path):
-    rows = [dict(row, test=0.9) for row in GRID["rows"]]
-    put(tmp_path, look_sam_grid=GRID | {"rows": rows})
-    assert line(claims.page(tmp_path), "RST |").endswith("| 1.50 | – | 50% |")
+    assert "3 seeds; best baseline 90.00 ± 2.00 (double and early)" in page
+    assert "`steppe compare --methods sam,rst`" in page
+    assert line(page, "RST |") == "| RST | 0.1 | −2.00 ± 1.00 | 1.50 | 1.50 | -50 % [-70, -30] |"
+    assert line(page, "SAM |") == "| SAM | 0.1 | **+4.00 ± 1.00** | 2.00 | 2.00 | – |"
 
 
 def test_large_batches_by_column_and_what_is_missing_yet(tmp_path):
@@ -248,7 +241,7 @@ def test_the_finder_beside_the_best_of_the_sweep(tmp_path):
 
 def test_every_table_has_one_width(tmp_path):
     put(
-        tmp_path, rst_schedules=GRID, look_sam_grid=GRID, large_batch=LARGE, rho_finder=FINDER, lora_study=LORA,
+        tmp_path, suite_schedules=GRID, suite_look_sam=GRID, large_batch=LARGE, rho_finder=FINDER, lora_study=LORA,
         full_study=FULL, adasam_speedup=SPEEDUP,
     )  # fmt: skip
     for block in claims.page(tmp_path).split("\n\n"):

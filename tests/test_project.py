@@ -1,11 +1,13 @@
 """The project's own promises: one version, quiet import, torch only, a wheel that holds what it should."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -66,15 +68,42 @@ def room(module: str) -> str:
     return max(inside, key=len, default="")
 
 
-def imported(path: Path) -> set[str]:
-    """What a file imports of the package, at its head or in a function."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{each.name}" for each in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {each.name for each in node.names}
+@functools.cache
+def modules() -> dict[str, tuple[set[str], ...]]:
+    """Module -> what it imports of the package at its head, in functions, and for types; each name as it is written."""
+    return {
+        ".".join(p.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__"): imported(p.read_text())
+        for p in (ROOT / "src").rglob("*.py")
+    }
+
+
+def imported(source: str) -> tuple[set[str], ...]:
+    """What is imported of the package at the head, in functions, and behind an `if`."""
+    body, head, late, types = ast.parse(source).body, set(), set(), set()
+    nested = re.search(r"^ +(from|import) steppe", source, re.MULTILINE) is not None
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            head |= names_in(node)
+        elif nested:
+            into = types if isinstance(node, ast.If) else late
+            into |= {name for each in ast.walk(node) for name in names_in(each)}
+    return head, late, types
+
+
+def names_in(node: ast.AST) -> set[str]:
+    found = {each.name for each in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
+    found = {f"{node.module}.{name}" for name in found} if isinstance(node, ast.ImportFrom) else found
     return {name for name in found if name.partition(".")[0] == "steppe"}
+
+
+def graph(late: bool) -> dict[str, set[str]]:
+    """Module -> modules; the package's own face, which is imported before any of them, is left out."""
+    known = modules()
+    every = {name: head | later if late else head for name, (head, later, _) in known.items()}
+    return {
+        name: {each if each in known else each.rpartition(".")[0] for each in found} - {"steppe"}
+        for name, found in every.items()
+    }
 
 
 def upward(module: str, names: set[str]) -> list[str]:
@@ -88,9 +117,8 @@ def upward(module: str, names: set[str]) -> list[str]:
 
 
 def test_imports_go_down_only() -> None:
-    sources = {".".join(p.relative_to(ROOT / "src").with_suffix("").parts): p for p in (ROOT / "src").rglob("*.py")}
-    assert {room(name) for name in sources} == set(FLOORS), "a room that is not there"
-    assert not [each for name, path in sources.items() for each in upward(name, imported(path))]
+    assert {room(name) for name in modules()} == set(FLOORS), "a room that is not there"
+    assert not [each for name, found in modules().items() for each in upward(name, set().union(*found))]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +132,23 @@ def test_imports_go_down_only() -> None:
 )  # fmt: skip
 def test_an_upward_import_is_found(module: str, name: str) -> None:
     assert upward(module, {name, "steppe._parts.check_choice"}) == [f"{module} -> {name}"]
+
+
+DEEPEST = 17
+"""Modules of the longest chain in which each imports the next at its head."""
+
+
+def test_no_import_is_deeper() -> None:
+    depth: dict[str, int] = {}
+    heads = graph(late=False)
+    for name in TopologicalSorter(heads).static_order():
+        depth[name] = 1 + max((depth[each] for each in heads[name]), default=0)
+    deepest = max(depth, key=depth.__getitem__)
+    assert depth[deepest] == DEEPEST, f"{deepest} is {depth[deepest]} deep; keep the number true"
+
+
+def test_no_modules_import_one_another_even_late() -> None:
+    TopologicalSorter(graph(late=True)).prepare()
 
 
 def test_torch_is_the_only_core_dependency() -> None:

@@ -43,6 +43,36 @@ def test_muons_iteration_is_near_it_and_the_same_for_the_transposed() -> None:
     torch.testing.assert_close(-w.detach().double(), of(g, 5), rtol=0, atol=0.05)  # torch's is in bf16
 
 
+@pytest.mark.parametrize("iterations", [None, 5])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 2, 2)])
+def test_a_complex_matrix_is_one_matrix(shape: tuple[int, ...], iterations: int | None) -> None:
+    """Its factor is that of the real matrix [[Re, -Im], [Im, Re]], and w + eps = w + rho U V^H, whatever the layout."""
+    w = torch.nn.Parameter(torch.randn(shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(3)))
+    b = torch.nn.Parameter(torch.ones(3, dtype=torch.complex128))
+    model = torch.nn.ParameterDict({"w": w, "b": b})
+    sharp = steppe.MuonSAM(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.25, iterations=iterations)
+    before, seen = w.detach().clone(), list[Tensor]()
+
+    def loss() -> Tensor:
+        seen.extend(p.detach().clone() for p in (w, b))
+        return (w.real.sin() + 2 * w.imag.square()).sum() + b.abs().sum()
+
+    gradient = torch.autograd.grad(loss(), w)[0].flatten(1)
+    seen.clear()
+    sharp.backward(loss)
+    block = torch.cat([torch.cat([gradient.real, -gradient.imag], 1), torch.cat([gradient.imag, gradient.real], 1)])
+    factor, (rows, columns) = of(block), gradient.shape
+    wanted = torch.complex(factor[:rows, :columns], factor[rows:, :columns])
+    moved = ((seen[2] - before) / 0.25).flatten(1)
+    if iterations is None:
+        torch.testing.assert_close(moved, wanted, rtol=1e-12, atol=1e-12)
+    same_vectors = wanted.mH @ moved if rows > columns else wanted @ moved.mH  # U S U^H
+    torch.testing.assert_close(same_vectors, same_vectors.mH.resolve_conj(), rtol=1e-10, atol=1e-10)
+    assert 0.65 < torch.linalg.eigvalsh(same_vectors).min() and torch.linalg.eigvalsh(same_vectors).max() < 1.25
+    torch.testing.assert_close(seen[3] - seen[1], torch.full_like(b, 0.25 / 3**0.5).detach(), rtol=1e-12, atol=0)
+    assert torch.equal(w.detach(), before)
+
+
 def test_what_has_no_direction_stays() -> None:
     for zero in (torch.zeros(3, 4), torch.zeros(5), torch.zeros(())):
         assert not of(zero).any() and not of(zero, 5).any()

@@ -166,13 +166,13 @@ def first_samples(batch: Any, samples: int | float) -> Any:
             read in two ways.
     """
     if (size := _size_of_tensors(batch)) is not None:
-        count = share_of(samples, size)
+        count = count_of(samples, size)
         return batch if count >= size else tuple(part[:count] for part in batch)
     starts = packed_starts(batch)
     if starts is not None:
-        return _first_packed(batch, starts, share_of(samples, len(starts)))
+        return _first_packed(batch, starts, count_of(samples, len(starts)))
     found = read(batch)
-    count = share_of(samples, found.size or 0)
+    count = count_of(samples, found.size or 0)
     if count >= (found.size or 0):
         return batch
     return found.sure().take(Take.first(count))
@@ -193,7 +193,7 @@ def chosen_samples(batch: Any, rows: Tensor) -> Any:
     return batch if packed_starts(batch) is not None else read(batch).sure().take(Take.rows(rows))
 
 
-def share_of(samples: int | float, size: int) -> int:
+def count_of(samples: int | float, size: int) -> int:
     """How many of ``size`` samples: a whole number of them, or a fraction (rounded, at least one)."""
     return max(1, math.floor(samples * size + 0.5)) if isinstance(samples, float) else min(samples, size)
 

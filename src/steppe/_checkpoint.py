@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from steppe._algebra import as_real
+from steppe._changes import Change, changes, plain_changes, tell
 from steppe._parts import Part, check_choice, check_count, decode, encode
 from steppe._rounding import ROUNDINGS
-from steppe._settings import Change, changes, plain_changes, tell
 from steppe._shards import laid_out_like
 from steppe._tree import by_parameter
 from steppe._wiring import part_or_default
@@ -34,8 +34,8 @@ _KEYS = {"format", "step", "seed", "same_dropout", "rounding", "memory", *PARTS}
 def pack(sharp: SharpnessAware) -> dict[str, Any]:
     """The state as nested dicts. Memory is never written in place, so its tensors need no copy."""
     settings = {name: encode(getattr(sharp, name)) for name in PARTS}
-    passes = {name: value for name, value in _passes(sharp).items() if name not in _LATER or value is not None}
-    settings["ascent"] |= {name: encode(value) for name, value in passes.items()}
+    over = {name: value for name, value in _over(sharp).items() if name not in _LATER or value is not None}
+    settings["ascent"] |= {name: encode(value) for name, value in over.items()}
     position = {"format": FORMAT, "step": sharp.step, "seed": sharp.seed}
     switches = {"same_dropout": sharp.same_dropout, "rounding": sharp.rounding}
     if sharp.select is not None:  # only then, so that files of 0.1 and those without a selection are alike
@@ -43,7 +43,7 @@ def pack(sharp: SharpnessAware) -> dict[str, Any]:
     return position | switches | settings | {"memory": _merged(_blank(sharp, torch.detach), sharp.memory)}
 
 
-def _passes(sharp: SharpnessAware) -> dict[str, Any]:
+def _over(sharp: SharpnessAware) -> dict[str, Any]:
     """What its passes are over; since 0.1.0 it lies among the settings of the ascent."""
     look = {field.name: getattr(sharp.look, field.name, None) for field in dataclasses.fields(Look)}
     return look | {"hardest": sharp.hardest}
@@ -103,8 +103,8 @@ def unpack(sharp: SharpnessAware, state: dict[str, Any]) -> None:
 
 
 def _changes(sharp: SharpnessAware, state: dict[str, Any]) -> Iterator[Change]:
-    passes, ascent = _passes(sharp), dict(_dict(state["ascent"]))
-    for name, now in passes.items():
+    over, ascent = _over(sharp), dict(_dict(state["ascent"]))
+    for name, now in over.items():
         yield from changes(name, decode(ascent.pop(name, None), now), now, sharp.hosts_length)
     for name in PARTS:
         now, saved = getattr(sharp, name), ascent if name == "ascent" else state[name]

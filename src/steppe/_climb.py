@@ -21,6 +21,8 @@ from steppe._present import Present
 from steppe._thin import thin_
 from steppe.ascent import Grads, Scale
 
+_COMPLEX = Tensor.is_complex
+
 
 class Climb:
     """Makes eps of a direction and adds it, and takes it away again, whatever happens in between.
@@ -51,7 +53,7 @@ class Climb:
         self._gradients.drop_others()
         weights, eps = self._eps(direction, clean, scale, draft)
         now, sharded = self._present.now, self._parameters.sharded
-        apart = len(weights) < MANY or sharded or now.backup == "host" or torch.compiler.is_compiling()
+        apart = len(weights) < MANY or sharded or now.backup == "host"
         saved = SavedWeights(weights, now.backup, None if apart else self._rows_of(weights))
         self.perturbation = there = Perturbation(self._model, weights, saved, clean, replay, sharded)
         try:
@@ -79,10 +81,11 @@ class Climb:
         if clean is direction:  # the ascent writes on what it is handed
             handed = dict(zip(handed, cloned(list(handed.values())), strict=True))
         weights = moved.params if names is moved.names else {n: moved.params[n] for n in names}
-        if any(map(Tensor.is_complex, weights.values())):
+        pairs = [n for n, w in weights.items() if w.is_complex()] if any(map(_COMPLEX, weights.values())) else ()
+        if pairs:
             weights = {n: as_real(w) for n, w in weights.items()}
         ascent, budget = now.ascent, now.ascent.budget(now.step)
-        eps, memory = ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale, budget)
+        eps, memory = ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale, budget, pairs)
         thin_(eps.values(), now.ascent.beta, now.seed, now.step)
         draft.remember("ascent", memory)
         return list(weights.values()), list(eps.values())

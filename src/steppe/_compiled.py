@@ -1,27 +1,82 @@
-"""Functions that torch.compile must not look into, at no cost where nothing is compiled."""
+"""A step that torch.compile compiles as a whole: steppe's own work is left alone in it, and the user's is compiled.
+
+What steppe does between the passes is bookkeeping of the host's, with other objects at every step: traced, it would be
+compiled in a hundred pieces, and again with each number that counts. So the compiler is off from an entry made by
+:func:`untraced` on, and on again, with the step's own backend and settings, in functions of :func:`compiled_again`.
+Nothing is loaded where nothing is compiled.
+"""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-import torch
-from torch._compile import _disable_dynamo
+from torch._C._dynamo import eval_frame
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_REASON = "steppe runs the passes of a step by itself; the functions that it is given are compiled by themselves"
+
+
+class _Present(threading.local):
+    """What the step that called steppe is compiled by."""
+
+    compiler: Any = None
+
+
+_present = _Present()
+# Sets what this thread's frames are compiled by, None for nothing, and returns what it was.
+_switch: Callable[[Any], Any] = eval_frame.set_eval_frame
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, at which a step that is compiled as a whole breaks its graph.
-
-    Torch's own way asks for its compiler at every call, and loads it at the first: seconds that most never need.
-    """
-    apart: Callable[P, R] = _disable_dynamo(function)
+    """``function``, an entry into steppe, at which a compiled step has one break of its graph."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return (apart if torch.compiler.is_compiling() else function)(*args, **kwargs)
+        compiler = _switch(None)
+        if compiler is None:
+            return function(*args, **kwargs)
+        outer, _present.compiler = _present.compiler, compiler
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _present.compiler = outer
+            _switch(compiler)
+
+    _leave_alone(call.__code__)  # type: ignore[attr-defined]
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    call._torchdynamo_disable_msg = _REASON  # type: ignore[attr-defined]
+    return call
+
+
+def compiled_again(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of the user's, compiled as the step is that gave it to steppe; as it is where none is compiled."""
+    compiler = _present.compiler
+    if compiler is None:
+        return function
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        _switch(compiler)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _switch(None)
 
     return call
+
+
+def in_compiled_step() -> bool:
+    """Whether a step that is compiled as a whole has called steppe."""
+    return _present.compiler is not None
+
+
+def _leave_alone(code: Any) -> None:
+    """Have frames of this code run as they are; what they call is compiled as ever."""
+    if hasattr(eval_frame, "skip_code"):  # torch 2.6
+        eval_frame.skip_code(code)
+        return
+    action = eval_frame._FrameAction
+    eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(action.SKIP, action.DEFAULT))

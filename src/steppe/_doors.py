@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from steppe._compiled import untraced
 from steppe._optimizers import Optimizers
 
 
@@ -27,7 +26,6 @@ class Doors:
         self._handles: list[RemovableHandle] = []
         weakref.finalize(self, _remove, self._handles).atexit = False
 
-    @untraced
     def shut(self, parameters: Any) -> None:
         """Refuse from now on.
 

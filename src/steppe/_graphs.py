@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from types import FunctionType
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
-from steppe._compiled import untraced
 from steppe._nested import children
 
 OUTSIDE = (
@@ -72,12 +69,10 @@ class Trace:
         for tensor in _tensors([*_free(function), *arguments]):
             self._seen |= _nodes(tensor.grad_fn)
 
-    @untraced
     def begin(self) -> None:
         """A call begins."""
         self._before = self._gradients()
 
-    @untraced
     def end(self, loss: Any) -> None:
         """The call has returned; its backward has not begun.
 
@@ -94,7 +89,6 @@ class Trace:
             raise RuntimeError(OUTSIDE)
         self._seen |= here
 
-    @untraced
     def after(self) -> None:
         """The backward is over."""
         refuse_second_order(p.grad for p in self._moved)
@@ -115,18 +109,12 @@ class Tracing:
     def __init__(self) -> None:
         self._known: set[Any] = set()
 
-    @untraced
     def trace(
         self, function: Any, arguments: Iterable[Any], moved: Callable[[], list[Tensor]], ascends: bool
     ) -> Trace | None:
         """The trace of a function that has not been looked at yet."""
         return None if (_code(function), ascends) in self._known else Trace(function, arguments, moved())
 
-    def knows(self, function: Any) -> bool:
-        """Whether it has been looked at in a step that does not ascend; not asked while a step is compiled."""
-        return (_code(function), False) in self._known and not torch.compiler.is_compiling()
-
-    @untraced
     def done(self, function: Any, ascended: bool) -> None:
         """It has passed."""
         self._known.add((_code(function), ascended))
@@ -136,8 +124,6 @@ class Tracing:
 
 
 def _code(function: Any) -> Any:
-    if type(function) is FunctionType:
-        return function.__code__
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__code__", None) or type(function)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from steppe._compiled import untraced
 from steppe._randomness import Randomness
 from steppe._state import State, Watch
 
@@ -21,11 +20,8 @@ class Replay:
         watch: knows the model's state.
         draws: where the generators stand, at the time that it is called.
         begun: False: the first pass is over and nothing was remembered before it; the state can only be held.
-
-    A step that is compiled as a whole breaks its graph here: what a module holds is nothing to trace.
     """
 
-    @untraced
     def __init__(self, watch: Watch, draws: Callable[[], Randomness], begun: bool = True) -> None:
         self._watch, self._unmarked = watch, not begun
         self._before = draws()
@@ -34,7 +30,6 @@ class Replay:
         self._left: State | None = None
         self.also: list[Any] = []  # states of modules outside the model
 
-    @untraced
     def again(self, once: bool = True) -> None:
         """Begin the second pass; ``once``: there will be no third."""
         self._after, start = self._before.now(), self._start
@@ -47,7 +42,6 @@ class Replay:
             module.again()
         self._before.set(self._after)
 
-    @untraced
     def done(self) -> None:
         """End the second pass: generators and state are as they were after the first."""
         if self._after is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe._batch import Work, batch_size, checked, chosen_samples, share_of
+from steppe._batch import Work, batch_size, checked, chosen_samples, count_of
 from steppe.views import Look
 
 
@@ -70,7 +70,7 @@ class PerSample(Work):
 
     def taken(self, marks: list[Tensor], samples: int | float, falls: bool = False) -> PerSample:
         """The samples of each batch with the highest marks (``falls``: the lowest), in the batch's own order."""
-        rows = [(-m if falls else m).topk(share_of(samples, len(m))).indices.sort().values for m in marks]
+        rows = [(-m if falls else m).topk(count_of(samples, len(m))).indices.sort().values for m in marks]
         batches = tuple((chosen_samples(b, r),) for (b,), r in zip(self.batches, rows, strict=True))
         return replace(self, batches=batches, losses=[])
 

@@ -87,7 +87,7 @@ class Lookout:
                 f"{PATIENCE} gradients were made and no step of the {optimizers.name} given was heard, so every one of "
                 "them was that of step 0; expected step() of the very optimizer (all of them, if there are several) "
                 "that the method was built with",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     # Optimizers that are not known

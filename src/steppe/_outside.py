@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._parameters import bare, layers
+from steppe._reach import anything_compiled, is_compiled, reached
 from steppe._state import State, Watch
 
 FRESH = 3
@@ -77,6 +79,7 @@ class Outside:
         self._met: dict[int, nn.Module] = {}  # kept while a pass runs, so that no id comes back
         self._seen: set[int] = set()
         self._hook: RemovableHandle | None = None
+        self._function: Any = None  # whose graph is looked at, within a backward
         self._thread = 0
 
     def modules(self) -> list[nn.Module]:
@@ -90,20 +93,26 @@ class Outside:
         """Their state as it is now."""
         return [Held(self._watch, begun)] if self.modules() else []
 
-    def watched(self, loss_of: Callable[..., Any]) -> Callable[..., Any]:
-        """``loss_of``, whose graph is looked at in passes that another one follows."""
+    def watched(self, loss_of: Callable[..., Any], about: Any) -> Callable[..., Any]:
+        """``loss_of``, whose graph is looked at in passes that another one follows; ``about``: the user's function."""
         if not callable(loss_of) or self._gradients.parameters.sharded:
             return loss_of
+
+        self._function = about
 
         def watched(*arguments: Any) -> Any:
             if not self._first:
                 return loss_of(*arguments)
             before = _COUNT() if _COUNT is not None else 0
             loss = loss_of(*arguments)
-            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, loss_of)
+            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, about)
             return loss
 
         return watched
+
+    def over(self) -> None:
+        """The passes of a backward are over."""
+        self._function = None
 
     @contextmanager
     def first(self) -> Iterator[list[Held]]:
@@ -154,7 +163,7 @@ class Outside:
                 "passes that steppe does not run itself its .grad is the sum of both passes; pass one module that "
                 f"owns all, such as nn.ModuleList([model, {type(there[0]).__name__.lower()}]), as the model, or use "
                 "backward()",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _close(self) -> None:
@@ -163,10 +172,10 @@ class Outside:
             module.done()
         self._joined = []
 
-    def _inspect(self, loss: Any, size: int | None, loss_of: Callable[..., Any]) -> None:
+    def _inspect(self, loss: Any, size: int | None, function: Any) -> None:
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
-        about = _about(loss_of)
+        about = _about(function)
         if size is None or (size, about) not in self._graphs:
             self._fresh = FRESH
         elif not self._fresh and not self._doubt:
@@ -187,11 +196,16 @@ class Outside:
 
     def _arm(self) -> None:
         own = [*bare(self._model).modules(), *layers(self._model)]
-        # A global hook is part of what torch.compile traces: the model would be compiled twice.
-        if any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in own):
-            return
         self._met, self._thread = {}, threading.get_ident()
         self._seen = {id(m) for m in own}
+        if anything_compiled():
+            there = [*layers(self._model), *reached(self._function)]
+            # A global hook is part of what torch.compile traces: the model would be compiled twice.
+            if in_compiled_step() or any(map(is_compiled, there)):
+                for module in there:
+                    if isinstance(module, nn.Module) and id(module) not in self._seen:
+                        self._meet(module)
+                return
         me = weakref.ref(self)
 
         def hook(module: nn.Module, args: Any) -> None:
@@ -210,8 +224,9 @@ class Outside:
     def _meet(self, module: nn.Module) -> None:
         root = bare(module)
         inner = list(root.modules())
+        mine = id(root) in self._seen  # a wrapper that the method was not given
         self._seen |= {id(m) for m in [*layers(module), *inner]}
-        if any(hasattr(m, "_get_fsdp_state") for m in inner) or isinstance(root, torch.jit.ScriptModule):
+        if mine or any(hasattr(m, "_get_fsdp_state") for m in inner) or isinstance(root, torch.jit.ScriptModule):
             return
         self._met[id(root)] = root
         if self._first:

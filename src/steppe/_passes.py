@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from steppe._batch import Work
-from steppe._compiled import untraced
 from steppe._gradients import Gradients
 from steppe._graphs import raise_in_our_words
 from steppe._guards import Replay, forget_derived
@@ -245,11 +244,9 @@ class Passes:
         """A mark is of these very generators."""
         return vars(self) | {"mark": None, "_losses": []}
 
-    @untraced
     def _here(self) -> tuple[Randomness, State, list[Held]]:
         return self.draws(), self.watch.start(), self.outside.held()
 
-    @untraced
     def _there(self, generators: Randomness, state: State, outside: list[Held]) -> None:
         generators.set()
         state.back()

@@ -66,9 +66,9 @@ class Present:
 
     def begin(self, now: Now) -> None:
         """A call of the user's."""
-        if self._checked != (passes := (now.ascent.direction, now.look, now.hardest)):
-            check_passes(*passes)
-            self._checked = passes
+        if self._checked != (asked := (now.ascent.direction, now.look, now.hardest)):
+            check_passes(*asked)
+            self._checked = asked
         self.now, self._moved = now, None
 
     @property
@@ -91,19 +91,14 @@ class Present:
         return None if self.now.schedule.needs_gradient else self.decide(draft, {}, 1.0)
 
     def decide(self, draft: Draft, grads: Grads, scale: Scale) -> bool:
-        """The schedule's decision, and whether any radius is above zero."""
-        return self.scheduled(draft, grads, scale) and self.moved().any
-
-    def scheduled(self, draft: Draft, grads: Grads, scale: Scale) -> bool:
-        """The schedule's decision, one for each step."""
+        """The schedule's decision, one for each step, and whether any radius is above zero."""
         if draft.decision is None:
             now = self.now
             draft.decision, memory = now.schedule.decide(
                 now.step, now.seed, lambda: (norm(list(grads.values())) / scale) ** 2, now.known("schedule")
             )
-            if memory:
-                draft.remember("schedule", memory)
-        return draft.decision
+            draft.remember("schedule", memory)
+        return draft.decision and self.moved().any
 
     def moves(self, direction: Grads) -> bool:
         """Whether a direction has anything to perturb (ranks with directions of their own must agree on their passes).

@@ -63,7 +63,7 @@ def warn_if_lost(share: Tensor) -> None:
         warnings.warn(
             f"rounding ate the perturbation: of ||eps||, {float(share):.0%} is left in weights of few bits; construct "
             "with rounding='stochastic', raise rho, or keep fp32 weights (autocast)",
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from steppe._algebra import norm
+from steppe._compiled import untraced
 from steppe._optimizers import Optimizers, Stepper
 
 
@@ -56,10 +57,8 @@ class Steps:
 
     def begin(self) -> bool:
         """New gradients: what steps from now on is another round; whether the round before had begun to step."""
-        if not self._taken:
-            return False
-        self._taken = set()
-        return True
+        begun, self._taken = bool(self._taken), set()
+        return begun
 
     def comes_again(self, which: int) -> bool:
         """Whether this optimizer has stepped in the present round already."""
@@ -94,6 +93,7 @@ class _Ear:
         self.steps, self._which, self._stepper = steps, which, stepper
         self._depth, self._frame = 0, None  # type: int, FrameType | None
 
+    @untraced
     def before(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         if self._depth and not _running(self._frame):
             self._depth = 0  # an earlier step raised, and its post-hook never ran
@@ -101,13 +101,14 @@ class _Ear:
         listener = self.steps.who()
         if self._depth > 1 or listener is None:
             return None
-        self._frame = sys._getframe(1)
+        self._frame = sys._getframe(2)  # that of the step, which calls this through the one of `untraced`
         try:
             return listener._before_step(self._which, args, kwargs)
         except BaseException:
             self._depth, self._frame = 0, None
             raise
 
+    @untraced
     def after(self, *_: Any) -> None:
         self._depth = max(self._depth - 1, 0)
         listener = self.steps.who()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from steppe._hardest import by_loss
 from steppe._optimizers import Optimizers
 from steppe._parts import Part, check
 from steppe._rates import check_rates
@@ -144,7 +143,7 @@ def check_passes(direction: Direction, look: Look | None, hardest: float | None)
     check("hardest", hardest, 0.0, 1.0)
     if hardest == 0:
         raise ValueError("hardest=0 was given; expected a share above 0 of the samples, or None")
-    if (look is not None and not by_loss(look)) or direction.ahead:
+    if (look is not None and look.chosen is None) or direction.ahead:
         raise ValueError(
             f"hardest={hardest!r} was given with look={look!r} and {direction!r}; expected no look, or one with "
             "chosen='hardest', and a direction that has a pass, which knows the losses of all samples"
@@ -207,5 +206,5 @@ def warn_of_fresh_masks(model: nn.Module) -> None:
         warnings.warn(
             "ascend() without mark(): the second pass draws fresh dropout masks; call sharp.mark() before the first "
             "forward, or construct with same_dropout=False",
-            stacklevel=5,
+            stacklevel=6,
         )

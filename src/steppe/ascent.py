@@ -7,14 +7,14 @@ Gradients come as dicts from parameter name to tensor and belong to the part tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from steppe._algebra import add_scaled_, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_, wide
+from steppe._algebra import add_scaled_, as_real, cloned, joined, multiply_, norm_each, ratio, scale_, scale_each_, wide
 from steppe._kinds import is_bias
 from steppe._parts import Part, check, check_choice, check_value, moved, value_at
 from steppe.curves import FollowLR, LossBudget
@@ -30,6 +30,7 @@ class Direction(Part):
 
     ahead: ClassVar[bool] = False  # True: :meth:`vector` knows it before any pass of the step (steppe.ahead)
     unitless: ClassVar[bool] = False  # True: made of a gradient, but of a length that is not the gradient's
+    sees_complex: ClassVar[bool] = False  # True: is handed complex tensors as they are; else as pairs of real numbers
 
     def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
         """The direction (may overwrite ``grads``) and the memory to keep after a real step.
@@ -245,6 +246,7 @@ class Ascent(Part):
         memory: Memory,
         scale: Scale = 1.0,
         budget: float | None = None,
+        pairs: Collection[str] = (),
     ) -> tuple[Grads, Memory]:
         """The perturbation of every named weight, in the storage of ``grads``, and the direction's new memory.
 
@@ -256,9 +258,14 @@ class Ascent(Part):
             memory: the direction's memory.
             scale: the loss scale that ``grads`` carry.
             budget: what :meth:`budget` said for this step.
+            pairs: names of those that are complex numbers, as pairs of real ones.
         """
         scale = 1.0 if self.direction.ahead else scale
+        if pairs and self.direction.sees_complex:
+            grads = grads | {name: torch.view_as_complex(grads[name]) for name in pairs}
         vector, memory = self.direction(grads, memory, scale)
+        if pairs:
+            vector = {name: as_real(v) for name, v in vector.items()}
         scale = 1.0 if self.direction.unitless else scale
         tensors, metric = list(vector.values()), self.metric(weights)
         if metric is not None:

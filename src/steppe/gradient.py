@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steppe._backup import BACKUPS
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._checkpoint import pack, unpack
+from steppe._compiled import compiled_again, untraced
 from steppe._doors import perturbed_message
 from steppe._draft import Draft, Last
 from steppe._hardest import PerSample, per_sample
@@ -19,7 +20,6 @@ from steppe._making import Making
 from steppe._optimizers import Given
 from steppe._parameters import Parameters, parallel
 from steppe._parts import check_choice
-from steppe._passes import Passes
 from steppe._present import Now
 from steppe._randomness import check_generators
 from steppe._rounding import ROUNDINGS
@@ -143,6 +143,7 @@ class SharpnessAware:
 
     # The gradient in one call
 
+    @untraced
     def backward(
         self,
         closure: LossOf,
@@ -172,21 +173,18 @@ class SharpnessAware:
             TypeError, ValueError: no scalar loss with a graph comes back, or the arguments contradict each other.
             RuntimeError: called between ``ascend`` and ``restore``.
         """
-        self._refuse("start another backward")
+        self._begin("start another backward")
         kind, wrapper = PerSample if per_sample(self.look, self.hardest) else Work, self._wrapper
-        work = kind.of(closure, batch, micro_batches, backward, nullcontext if wrapper is None else wrapper.no_sync)
-        making, begun, now = self._making, self._steps.begin(), self._now()
-        if making.skips(now, closure, begun):
-            self.last = making.plainly(work)
-        else:
-            self.memory = making.refresh(now)
-            self.last = making.backward(closure, work, begun)
+        loss_of = self._making.passes.outside.watched(self._selection.rooted(compiled_again(closure)), closure)
+        work = kind.of(loss_of, batch, micro_batches, backward, nullcontext if wrapper is None else wrapper.no_sync)
+        self.last = self._making.backward(closure, work, self._steps.begin)
         loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
         assert loss is not None
         return loss
 
     # The phases
 
+    @untraced
     def mark(self) -> None:
         """Remember the generators and the model's state before a first pass that is not run by :meth:`backward`.
 
@@ -197,6 +195,7 @@ class SharpnessAware:
         self._refresh()
         self._making.passes.mark = self._making.passes.replay()
 
+    @untraced
     def ascend(self, *, same_step: bool = False, scale: Scale | HasScale = 1.0) -> bool:
         """After an ordinary backward: perturb the weights if this step ascends.
 
@@ -218,11 +217,12 @@ class SharpnessAware:
             RuntimeError: called twice, with nothing in ``.grad``, or with ``look`` or ``hardest``, which are for
                 :meth:`backward` with a batch.
         """
-        self._refuse("ascend again")
-        self._refresh()  # the parameters, groups and parts may be others than at the last call
-        self.last = self._making.ascend(scale_of(scale), same_step, self._steps.begin)
+        scale = scale_of(scale)
+        self._begin("ascend again")
+        self.last = self._making.ascend(scale, same_step, self._steps.begin)
         return self.last.ascended
 
+    @untraced
     def restore(self) -> None:
         """Bring the weights back, bit for bit, and leave the combined gradient in ``.grad``."""
         self._making.restore()
@@ -277,15 +277,16 @@ class SharpnessAware:
     def _now(self) -> Now:
         """All of the user's that a step reads."""
         return Now(
-            self.ascent, self.look, self.schedule, self.combine, self.hardest, self._selection.select, self.step,
-            self.seed, self.memory, self.same_dropout, self.generators, self.rounding, self.backup, self.measure,
+            self.ascent, self.look, self.schedule, self.combine, self.hardest, self.select, self.step, self.seed,
+            self.memory, self.same_dropout, self.generators, self.rounding, self.backup, self.measure,
         )  # fmt: skip
 
-    def _refuse(self, what: str) -> None:
-        """Refuse a call that makes a gradient at the wrong time."""
+    def _begin(self, what: str) -> None:
+        """A call that makes a gradient; the parameters, groups and parts may be others than at the last."""
         self._refuse_while_perturbed(what)
         if self._wrapper is not None:
             refuse_uneven(self._wrapper)
+        self._refresh()
 
     def _refresh(self) -> None:
         self.memory = self._making.refresh(self._now())
@@ -300,7 +301,7 @@ class SharpnessAware:
         self._refuse_while_perturbed("step the optimizer")
         if self._making.draft.correction or self.ascent.direction.ahead:
             self._refresh()  # what is kept of the gradients, or taken off the weights, is by name
-        self._making.before_step(which, self._steps)
+        self._making.before_step(which, self._steps.comes_again(which))
 
     @property
     def _awaits_step(self) -> bool:
@@ -326,10 +327,6 @@ class SharpnessAware:
     def looking(self) -> bool:
         """A pass runs whose only use is the direction: not one to log."""
         return self._making.passes.looking
-
-    @property
-    def _passes(self) -> Passes:
-        return self._making.passes
 
     # Copies
 

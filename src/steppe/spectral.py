@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from steppe._algebra import norm, ratio, wide
+from steppe._algebra import as_real, norm, ratio, wide
 from steppe._parts import check_count
 from steppe._shards import alike_everywhere, is_sharded
 from steppe.ascent import Direction, Grads, Memory, Scale
@@ -18,7 +18,7 @@ MUON = (3.4445, -4.7750, 2.0315)  # of Newton-Schulz, as in torch.optim.Muon
 
 @dataclass(frozen=True)
 class Spectral(Direction):
-    """Of a matrix G = U S V^T its polar factor U V^T; of a vector or a number g / ||g||.
+    """Of a matrix G = U S V^T its polar factor U V^T (complex: U V^H); of a vector or a number g / ||g||.
 
     Of all perturbations whose matrices have no singular value above rho, and whose vectors are no longer, rho v raises
     the loss most, to first order. The length of v is its own: ``Ascent(rho, Spectral(), scope="none")``. A tensor of
@@ -35,6 +35,7 @@ class Spectral(Direction):
 
     iterations: int | None = 5
     unitless: ClassVar[bool] = True
+    sees_complex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Check the range."""
@@ -57,21 +58,23 @@ class Spectral(Direction):
 
 
 def _unit(tensor: Tensor) -> Tensor:
-    return tensor * ratio(1.0, norm([tensor])).to(tensor.dtype)
+    real = as_real(tensor)
+    return tensor * ratio(1.0, norm([real])).to(real.dtype)
 
 
 def _newton_schulz(matrix: Tensor, iterations: int) -> Tensor:
     a, b, c = MUON
-    x = _unit(matrix.T if matrix.shape[0] > matrix.shape[1] else matrix)
+    x = _unit(matrix.mH.resolve_conj() if matrix.shape[0] > matrix.shape[1] else matrix)
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mH
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mH.resolve_conj() if matrix.shape[0] > matrix.shape[1] else x
 
 
 def _polar(matrix: Tensor) -> Tensor:
     whole = matrix.to(wide(matrix.dtype))
-    u, s, v = torch.linalg.svd(whole.nan_to_num(0.0, 0.0, 0.0), full_matrices=False)
+    finite = as_real(whole).nan_to_num(0.0, 0.0, 0.0)
+    u, s, v = torch.linalg.svd(torch.view_as_complex(finite) if whole.is_complex() else finite, full_matrices=False)
     there = s > s[:1] * max(matrix.shape) * torch.finfo(s.dtype).eps
     # svd raises where a scaled loss overflowed; what is not finite stays so, for the GradScaler to skip the step.
     return ((u * there) @ v + 0 * whole).to(matrix.dtype)

@@ -25,7 +25,7 @@ class Four:
     def process(self) -> int:
         """The GPU that one more process takes."""
         devices._own_gpu.cache_clear()
-        devices.take_share("cuda")
+        devices.take_gpu("cuda")
         return self.chosen[-1]
 
 
@@ -39,13 +39,13 @@ def test_each_process_takes_the_gpu_with_the_fewest(four: Four) -> None:
     assert [four.process() for _ in range(5)] == [0, 1, 2, 0, 1]
     devices._places[2].free()  # the process on the third GPU has ended
     assert [four.process() for _ in range(2)] == [2, 2], "the free place first"
-    devices.take_share("cuda")
+    devices.take_gpu("cuda")
     assert four.chosen[-1] == 2, "a process keeps its own"
 
 
 def test_one_gpu_a_gpu_by_number_and_none_are_left_as_they_are(four: Four, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices.take_share("cpu")
-    devices.take_share("cuda:1")
+    devices.take_gpu("cpu")
+    devices.take_gpu("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    devices.take_share("cuda")
+    devices.take_gpu("cuda")
     assert four.chosen == [] and devices.gpus("cuda:1") == devices.gpus("cuda") == devices.gpus("cpu") == 1

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from steppe import cli
 from steppe._command.app import app
 from steppe._command.flags import taking
-from steppe.bench.measure import Settings as Timing
+from steppe.bench.measure import Request as Timing
 from steppe.bench.subject import Subject
 from steppe.compare.engine.spec import Spec
 from steppe.evaluate.request import Request
-from steppe.finetune.spec import Settings
+from steppe.finetune.spec import Spec as Finetuning
 
 for commands in cli._COMMANDS:
     import_module(commands)
@@ -110,7 +110,7 @@ def test_the_help_shows_choices_and_defaults(capsys):
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("compare", list(Spec.model_fields)), ("finetune", list(Settings.model_fields)),
+        ("compare", list(Spec.model_fields)), ("finetune", list(Finetuning.model_fields)),
         ("bench", [each.name for kind in (Subject, Timing) for each in fields(kind)]),
         ("evaluate", [each.name for each in fields(Request)]),
     ],

@@ -1,10 +1,12 @@
+import json
+
 import pytest
 import torch
 from tests.compare import tiny
 
-from steppe._command import networks
-from steppe.compare.data import models, tasks
-from steppe.compare.engine.spec import resolve
+from steppe._command import networks, saved
+from steppe.compare.data import models, tasks, transformer
+from steppe.compare.engine.spec import Spec, resolve
 
 
 @pytest.mark.parametrize("name", list(networks.MODELS))
@@ -50,3 +52,21 @@ def test_a_pretrained_model_s_files_are_part_of_the_study(tmp_path):
     assert before and before != tasks.model_fingerprint(f"hf:{tmp_path}")
     (tmp_path / "model.safetensors").write_bytes(b"1234")
     assert len({before, tasks.model_fingerprint(f"hf:{tmp_path}")}) == 2
+
+
+def test_another_training_of_a_pretrained_model_is_another_study(tmp_path, monkeypatch):
+    """The names and sizes of its files are the same, and their numbers others; of large files pieces are read."""
+    monkeypatch.setattr(saved, "_PIECE", 16)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    seen = set()
+    for size, byte in ((10, b"1"), (10, b"2"), (5000, b"1"), (5000, b"2")):
+        (tmp_path / "model.safetensors").write_bytes(size * byte)
+        seen |= {transformer.fingerprint(f"hf:{tmp_path}"), transformer.fingerprint(f"hf:{tmp_path / 'adapter'}")}
+    assert len(seen) == 4
+    assert transformer.fingerprint("hf:owner/model") == transformer.fingerprint("cnn") == ""
+    spec = Spec(task="text:x", model=f"hf:{tmp_path}")
+    monkeypatch.setattr(tasks, "fingerprint", lambda task: "")
+    before = spec.hash()
+    (tmp_path / "model.safetensors").write_bytes(5000 * b"3")
+    assert spec.hash() != before

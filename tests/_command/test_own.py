@@ -11,8 +11,8 @@ import steppe
 from steppe._command import lookup, rows
 from steppe._command.choices import parse, parse_all, split_list
 from steppe.cli import main
-from steppe.compare.engine.plan import Run
 from steppe.compare.engine.run import train
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.finetune import method as finetuned
 

@@ -10,7 +10,7 @@ from steppe.bench.subject import Subject
 from steppe.cli import main
 from steppe.optim import AMSGrad
 
-TINY = ["bench", "--model", "tests.bench.tiny:job", "--batch-size", "4", "--steps", "2"]
+TINY = ["bench", "--model", "tests.bench.tiny:problem", "--batch-size", "4", "--steps", "2"]
 
 
 def test_a_table_on_the_terminal_and_the_figures_in_a_file(tmp_path, capsys):
@@ -38,10 +38,11 @@ def test_a_task_s_own_network_batch_and_loss_are_measured(tmp_path, capsys):
     assert {**subject, "task": f"table:{place}", "target": "price", "model": "mlp", "batch_size": 32} == subject
     assert f"mlpontable:{place}," in "".join(capsys.readouterr().out.split())
     same = tasked.chosen({"task": f"table:{place}", "target": "price"})
-    job, again = same.make(), same.make()
-    x, y = job.batch
+    problem, again = same.make(), same.make()
+    x, y = problem.batch
     assert len(x) == 32 and torch.equal(x, again.batch[0])
-    torch.testing.assert_close(job.loss_of(job.model, job.batch), F.mse_loss(job.model(x).view_as(y), y))
+    loss = problem.loss_of(problem.model, problem.batch)
+    torch.testing.assert_close(loss, F.mse_loss(problem.model(x).view_as(y), y))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(flags, word
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("place", "words"), [("", "is a folder"), ("file/x.json", "its folder cannot be made")])
+@pytest.mark.parametrize(("place", "words"), [("", "is a folder"), ("file/x.json", "is no folder to write in")])
 def test_a_file_that_cannot_be_is_refused_before_anything_is_measured(place, words, tmp_path, capsys):
     (tmp_path / "file").write_text("a file")
     assert main([*TINY, "--methods", "sam", "--out", str(tmp_path / place)]) == 2
@@ -99,7 +100,7 @@ def test_figures_that_cannot_be_kept_are_shown_first(tmp_path, capsys, monkeypat
 def test_a_learning_rate_reaches_the_optimizer_that_the_method_brings(tmp_path):
     out = tmp_path / "figures.json"
     assert main([*TINY, "--methods", "adasam:lr=0.01", "--out", str(out)]) == 0
-    weights = list(Subject("tests.bench.tiny:job", 4).make().model.parameters())
+    weights = list(Subject("tests.bench.tiny:problem", 4).make().model.parameters())
     made = parse("adasam:lr=0.01").own_optimizer(weights, 0.5)
     assert isinstance(made, AMSGrad) and made.param_groups[0]["lr"] == 0.01
     assert parse("adasam").own_optimizer(weights, 0.5).param_groups[0]["lr"] == 0.5

@@ -6,34 +6,34 @@ from steppe.bench import contender
 from steppe.bench.contender import Loss, base, ours
 from steppe.bench.subject import Subject
 
-SUBJECT = Subject("tests.bench.tiny:job", 8)
+SUBJECT = Subject("tests.bench.tiny:problem", 8)
 
 
 def method(text):
-    job = SUBJECT.make()
-    return job, ours(job, parse(text), "sgd")
+    problem = SUBJECT.make()
+    return problem, ours(problem, parse(text), "sgd")
 
 
-def weights(job):
-    return torch.cat([p.detach().flatten() for p in job.model.parameters()])
+def weights(problem):
+    return torch.cat([p.detach().flatten() for p in problem.model.parameters()])
 
 
 def test_the_loss_counts_the_share_of_the_batch_that_goes_through():
-    job = SUBJECT.make()
-    loss = Loss(job)
-    loss(job.batch)
-    loss({key: value[:2] if key != "name" else value for key, value in job.batch.items()})
+    problem = SUBJECT.make()
+    loss = Loss(problem)
+    loss(problem.batch)
+    loss({key: value[:2] if key != "name" else value for key, value in problem.batch.items()})
     assert loss.passes() == 1.25
     assert loss.passes() == 0
 
 
 def test_the_base_takes_one_pass_and_moves_the_weights():
-    job = SUBJECT.make()
-    before, one = weights(job), base(job, "sgd")
-    one.take(job.batch)
+    problem = SUBJECT.make()
+    before, one = weights(problem), base(problem, "sgd")
+    one.take(problem.batch)
     assert one.passes == {False: 1.0} and one.kinds == (False,)
-    assert not torch.equal(weights(job), before)
-    assert all(p.grad is None for p in job.model.parameters())
+    assert not torch.equal(weights(problem), before)
+    assert all(p.grad is None for p in problem.model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -46,68 +46,68 @@ def test_the_base_takes_one_pass_and_moves_the_weights():
     ],
 )
 def test_shares_and_passes_of_methods(text, share, kinds, passes):
-    job, one = method(text)
+    problem, one = method(text)
     assert (one.share, one.kinds) == (share, kinds)
     for kind in kinds:
         one.place(kind)
-        one.take(job.batch)
+        one.take(problem.batch)
     assert one.passes == passes
 
 
 @pytest.mark.parametrize("text", ["nbar", "flat_lora", "bi_lora:rank=1"])
 def test_methods_of_lora_take_the_one_pass_of_the_base(text):
-    job = Subject("tests.bench.tiny:lora", 8).make()
-    one = ours(job, parse(text), "sgd")
+    problem = Subject("tests.bench.tiny:lora", 8).make()
+    one = ours(problem, parse(text), "sgd")
     assert (one.share, one.kinds) == (0.0, (False,))
     one.place(False)
-    one.take(job.batch)
+    one.take(problem.batch)
     assert one.passes == {False: 1.0}
 
 
 def test_random_shares_are_near_their_chance_and_placed_exactly():
-    job, one = method("rst:p=0.3")
+    problem, one = method("rst:p=0.3")
     assert one.share == pytest.approx(0.3, abs=0.05)
     for wanted in (True, True, False, True, False, False):
         one.place(wanted)
-        one.take(job.batch)
+        one.take(problem.batch)
         assert one.ascended() is wanted
 
 
 def test_placing_moves_no_weight_and_comes_round():
-    job, one = method("late_sam")
-    before = weights(job)
+    problem, one = method("late_sam")
+    before = weights(problem)
     one.place(True)
     one.place(False)
-    assert torch.equal(weights(job), before)
-    one.take(job.batch)
+    assert torch.equal(weights(problem), before)
+    one.take(problem.batch)
     assert not one.ascended()
 
 
 def test_a_schedule_that_asks_the_gradient_tells_its_share_only_by_its_steps():
-    job, one = method("aesam")
+    problem, one = method("aesam")
     assert one.share is None and one.kinds == (True, False)
     one.place(True)
-    one.take(job.batch)
+    one.take(problem.batch)
     assert set(one.passes) == {one.ascended()}
 
 
 def test_a_step_is_the_step_of_the_library():
     """What is timed trains as the loop of the README does."""
-    job, one = method("sam")
+    problem, one = method("sam")
     other = SUBJECT.make()
     optimizer = contender.OPTIMIZERS["sgd"](other.model.parameters())
     import steppe
 
     sharp = steppe.SAM(other.model, optimizer, seed=0)
     for _ in range(3):
-        one.take(job.batch)
+        one.take(problem.batch)
         sharp.backward(lambda: other.loss_of(other.model, other.batch))
         optimizer.step()
         optimizer.zero_grad()
-    assert torch.equal(weights(job), weights(other))
+    assert torch.equal(weights(problem), weights(other))
 
 
 def test_a_method_may_bring_its_own_optimizer():
-    job, one = method("sam_adamw")
-    one.take(job.batch)
+    problem, one = method("sam_adamw")
+    one.take(problem.batch)
     assert one.passes == {True: 2.0} and one.stated.startswith("1")

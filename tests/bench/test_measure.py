@@ -7,7 +7,7 @@ from tests._command.clock import counting_modules
 from steppe._command.choices import parse_all
 from steppe.bench import measure
 from steppe.bench.contender import Contender, Loss
-from steppe.bench.measure import Settings, makers
+from steppe.bench.measure import Request, makers
 from steppe.bench.subject import Subject
 from steppe.bench.table import COLUMNS, cells, table, title
 
@@ -16,7 +16,7 @@ from steppe.bench.table import COLUMNS, cells, table, title
 def record():
     subject = Subject("tests.bench.tiny:wide", 64)
     with counting_modules():
-        return measure.measure(subject, makers(parse_all(["sam,look_sam:k=5,gsam"]), "sgd"), Settings(steps=12))
+        return measure.measure(subject, makers(parse_all(["sam,look_sam:k=5,gsam"]), "sgd"), Request(steps=12))
 
 
 def test_where_modules_alone_take_time_it_is_the_passes(record):
@@ -57,15 +57,15 @@ def test_the_record_says_what_it_was_made_with(record):
 
 def test_threads_are_given_back():
     before = torch.get_num_threads()
-    measure.measure(Subject("tests.bench.tiny:job", 4), {}, Settings(steps=1, threads=2, memory=False))
+    measure.measure(Subject("tests.bench.tiny:problem", 4), {}, Request(steps=1, threads=2, memory=False))
     assert torch.get_num_threads() == before
 
 
 def test_any_other_code_can_be_a_contender():
     calls = []
 
-    def other(job):
-        loss = Loss(job)
+    def other(problem):
+        loss = Loss(problem)
 
         def step(batch):
             calls.append(len(batch["x"]))
@@ -74,7 +74,7 @@ def test_any_other_code_can_be_a_contender():
 
         return Contender("other", step, loss, lambda: True, share=1.0)
 
-    found = measure.measure(Subject("tests.bench.tiny:job", 4), {"other": other}, Settings(steps=3, memory=False))
+    found = measure.measure(Subject("tests.bench.tiny:problem", 4), {"other": other}, Request(steps=3, memory=False))
     assert found["methods"]["other"]["passes"] == 3 and set(calls) == {4}
     assert "memory_bytes" not in found["base"]
 

@@ -11,11 +11,11 @@ import torch
 
 from steppe._command.choices import parse, parse_all
 from steppe.bench.contender import base, ours
-from steppe.bench.measure import Settings, makers, measure
+from steppe.bench.measure import Request, makers, measure
 from steppe.bench.subject import Subject
 
 ROOT = Path(__file__).parents[2]
-SUBJECT = Subject("tests.bench.tiny:job", 8)
+SUBJECT = Subject("tests.bench.tiny:problem", 8)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +39,11 @@ def page():
 
 
 def after(maker, steps=4):
-    job = SUBJECT.make()
-    one = maker(job)
+    problem = SUBJECT.make()
+    one = maker(problem)
     for _ in range(steps):
-        one.take(job.batch)
-    return torch.cat([p.detach().flatten() for p in job.model.parameters()]), one
+        one.take(problem.batch)
+    return torch.cat([p.detach().flatten() for p in problem.model.parameters()]), one
 
 
 @pytest.mark.parametrize("name", ["peer_naive", "peer_sam"])
@@ -51,8 +51,8 @@ def test_the_peers_sam_is_sam_on_the_same_base(peers, name):
     if name != "peer_naive":
         pytest.importorskip("pytorch_optimizer", reason="an extra: pip install '.[oracles]'")
     theirs, one = after(peers.PEERS[name])
-    mine, _ = after(lambda job: ours(job, parse("sam"), "sgd"))
-    bare, _ = after(lambda job: base(job, "sgd"))
+    mine, _ = after(lambda problem: ours(problem, parse("sam"), "sgd"))
+    bare, _ = after(lambda problem: base(problem, "sgd"))
     torch.testing.assert_close(theirs, mine, rtol=1e-5, atol=1e-7)
     assert not torch.allclose(theirs, bare, rtol=1e-5, atol=1e-7)
     assert one.passes == {True: 2.0}
@@ -67,11 +67,11 @@ def test_other_peers_take_two_passes(peers, name):
 
 def test_the_peers_look_sam_is_placed_and_takes_two_passes_either_way(peers):
     pytest.importorskip("pytorch_optimizer", reason="an extra: pip install '.[oracles]'")
-    job = SUBJECT.make()
-    one = peers.PEERS["peer_look_sam"](job)
+    problem = SUBJECT.make()
+    one = peers.PEERS["peer_look_sam"](problem)
     for wanted in (True, False, False, True):
         one.place(wanted)
-        one.take(job.batch)
+        one.take(problem.batch)
         assert one.ascended() is wanted
     assert one.passes == {True: 2.0, False: 2.0} and one.share == 0.2
 
@@ -79,16 +79,16 @@ def test_the_peers_look_sam_is_placed_and_takes_two_passes_either_way(peers):
 def test_each_way_to_perturb_moves_the_weights_by_rho_and_back(phases):
     pytest.importorskip("pytorch_optimizer", reason="an extra: pip install '.[oracles]'")
     for way in phases.WAYS.values():
-        job = SUBJECT.make()
-        perturb, restore = way(job.model)
-        before = [p.detach().clone() for p in job.model.parameters()]
-        job.loss_of(job.model, job.batch).backward()
+        problem = SUBJECT.make()
+        perturb, restore = way(problem.model)
+        before = [p.detach().clone() for p in problem.model.parameters()]
+        problem.loss_of(problem.model, problem.batch).backward()
         perturb()
-        moved = [p.detach() - b for p, b in zip(job.model.parameters(), before, strict=True)]
+        moved = [p.detach() - b for p, b in zip(problem.model.parameters(), before, strict=True)]
         assert float(torch.stack([m.norm() for m in moved]).norm()) == pytest.approx(phases.RHO, rel=1e-4)
-        job.loss_of(job.model, job.batch).backward()
+        problem.loss_of(problem.model, problem.batch).backward()
         restore()
-        for p, b in zip(job.model.parameters(), before, strict=True):
+        for p, b in zip(problem.model.parameters(), before, strict=True):
             torch.testing.assert_close(p.detach(), b, rtol=0, atol=1e-7)
 
 
@@ -103,13 +103,13 @@ def test_widths_count_bytes_and_compare_with_a_copy(phases):
 def test_the_cases_of_a_gpu_run_in_small_on_the_cpu(phases):
     """The models, phases and dtype of the case for a GPU, shrunk."""
     subject = Subject("step_models:transformer_tiny", 2, dtype="bfloat16")
-    record = measure(subject, makers(parse_all(["sam"]), "sgd"), Settings(steps=1, memory=False))
+    record = measure(subject, makers(parse_all(["sam"]), "sgd"), Request(steps=1, memory=False))
     assert record["methods"]["sam"]["passes"] == 2
     assert phases.in_steps(Subject("step_models:transformer_tiny", 2), 2)["steppe"]["share_of_a_pass"]["median"] > 0
 
 
 def test_the_page_shows_every_figure_that_was_measured(page, tmp_path, monkeypatch):
-    record = measure(SUBJECT, makers(parse_all(["sam,rst,look_sam:k=5"]), "sgd"), Settings(steps=2))
+    record = measure(SUBJECT, makers(parse_all(["sam,rst,look_sam:k=5"]), "sgd"), Request(steps=2))
     record |= {"case": "resnet18_b128", "command": "python benchmarks/step_time.py resnet18_b128"}
     record["methods"]["sam"]["time_ratio"] = {"median": 2.0123, "low": 1.99, "high": 2.05}
     record["provenance"]["load_average"] = [7.5]

@@ -4,28 +4,28 @@ import torch
 from steppe.bench.subject import Subject
 
 
-def weights(job):
-    return torch.cat([p.detach().flatten() for p in job.model.parameters()])
+def weights(problem):
+    return torch.cat([p.detach().flatten() for p in problem.model.parameters()])
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp", "tests.bench.tiny:linear"])
 def test_an_image_model_gets_images_and_labels_of_its_shape(model):
-    job = Subject(model, 4, (1, 8, 8), 5).make()
-    images, labels = job.batch
+    problem = Subject(model, 4, (1, 8, 8), 5).make()
+    images, labels = problem.batch
     assert images.shape == (4, 1, 8, 8) and labels.shape == (4,) and int(labels.max()) < 5
-    assert job.model.training
-    loss = job.loss_of(job.model, job.batch)
+    assert problem.model.training
+    loss = problem.loss_of(problem.model, problem.batch)
     assert loss.shape == () and loss.requires_grad
 
 
 def test_a_function_of_the_batch_size_brings_model_batch_and_loss():
-    job = Subject("tests.bench.tiny:job", 7).make()
-    assert job.batch["x"].shape == (7, 6) and job.batch["name"] == "tiny"
-    expected = (job.model(job.batch["x"])[:, 0] - job.batch["y"]).square().mean()
-    assert torch.equal(job.loss_of(job.model, job.batch), expected)
+    problem = Subject("tests.bench.tiny:problem", 7).make()
+    assert problem.batch["x"].shape == (7, 6) and problem.batch["name"] == "tiny"
+    expected = (problem.model(problem.batch["x"])[:, 0] - problem.batch["y"]).square().mean()
+    assert torch.equal(problem.loss_of(problem.model, problem.batch), expected)
 
 
-@pytest.mark.parametrize("model", ["cnn", "tests.bench.tiny:job"])
+@pytest.mark.parametrize("model", ["cnn", "tests.bench.tiny:problem"])
 def test_every_call_makes_the_same_and_draws_nothing_from_the_global_generator(model):
     subject, before = Subject(model, 3, (1, 8, 8)), torch.get_rng_state()
     first, second = subject.make(), subject.make()
@@ -34,16 +34,16 @@ def test_every_call_makes_the_same_and_draws_nothing_from_the_global_generator(m
 
 
 def test_dtype_is_of_weights_and_of_floating_inputs_alone():
-    job = Subject("cnn", 2, (1, 8, 8), dtype="bfloat16").make()
-    assert {p.dtype for p in job.model.parameters()} == {torch.bfloat16}
-    assert job.batch[0].dtype == torch.bfloat16 and job.batch[1].dtype == torch.int64
+    problem = Subject("cnn", 2, (1, 8, 8), dtype="bfloat16").make()
+    assert {p.dtype for p in problem.model.parameters()} == {torch.bfloat16}
+    assert problem.batch[0].dtype == torch.bfloat16 and problem.batch[1].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
     ("model", "words"),
     [
         ("cn", "did you mean 'cnn'"),
-        ("tests.bench.tiny:jobb", "did you mean 'job'"),
+        ("tests.bench.tiny:problemb", "did you mean 'problem'"),
         ("tests.bench.tiny:wrong", "expected (model, batch, loss_of)"),
         ("tests.bench.tiny:no_model", "gave a Tensor; expected a torch.nn.Module"),
         ("no_such_module:f", "cannot import module 'no_such_module'"),
@@ -63,12 +63,12 @@ def test_a_pretrained_classifier_is_trained_whole_or_by_adapters(tmp_path, lora)
     if lora:
         pytest.importorskip("peft", reason="peft is an extra: pip install '.[hosts]'")
     save_tiny_bert(transformers, tmp_path)
-    job = Subject(f"hf:{tmp_path}", 3, length=6, lora=lora).make()
-    assert job.batch["input_ids"].shape == (3, 6) and int(job.batch["input_ids"].max()) < 20
-    trained = [name for name, p in job.model.named_parameters() if p.requires_grad]
+    problem = Subject(f"hf:{tmp_path}", 3, length=6, lora=lora).make()
+    assert problem.batch["input_ids"].shape == (3, 6) and int(problem.batch["input_ids"].max()) < 20
+    trained = [name for name, p in problem.model.named_parameters() if p.requires_grad]
     assert any("lora" in name for name in trained) == bool(lora)
     assert any(name.endswith("word_embeddings.weight") for name in trained) != bool(lora)
-    assert job.loss_of(job.model, job.batch).requires_grad
+    assert problem.loss_of(problem.model, problem.batch).requires_grad
 
 
 def save_tiny_bert(transformers, folder):

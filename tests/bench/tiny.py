@@ -11,7 +11,7 @@ def linear(shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(int(torch.Size(shape).numel()), classes))
 
 
-def job(batch_size: int) -> tuple[nn.Module, Any, Any]:
+def problem(batch_size: int) -> tuple[nn.Module, Any, Any]:
     batch = {"x": torch.randn(batch_size, 6), "y": torch.randn(batch_size), "name": "tiny"}
     return nn.Linear(6, 1), batch, lambda model, b: (model(b["x"])[:, 0] - b["y"]).square().mean()
 

@@ -8,7 +8,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import look_sam_default as study  # noqa: E402
-import mnist1d  # noqa: E402
 
 sys.path.remove(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -33,12 +32,3 @@ def test_a_candidate_is_the_smallest_of_its_bounds(name, bounds, agree, seed):
 def test_harm_is_the_worst_radius_beside_the_base_of_the_same_seeds():
     tests = {"SAM": {"0.05": [81.0, 82.0], "0.2": [79.0, 79.0]}, "pilot": {"0.05": [70.0], "0.2": [80.5]}}
     assert study.worst([80.0, 81.0], tests) == {"SAM": -1.5, "pilot": -10.0}
-
-
-def test_mnist1d_is_what_its_paper_describes():
-    signals, classes = mnist1d.make(200, seed=3)
-    assert signals.shape == (200, 40) and torch.bincount(classes).tolist() == [20] * 10
-    assert abs(signals.mean()) < 1e-5 and abs(signals.std(correction=0) - 1) < 1e-5
-    again, _ = mnist1d.make(200, seed=3)
-    other, _ = mnist1d.make(200, seed=4)
-    assert torch.equal(signals, again) and not torch.equal(signals, other)

@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from steppe.compare.data.examples import Split
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import claims as claim_runs  # noqa: E402
 import large_batch  # noqa: E402
 import rho_finder  # noqa: E402
+import suite  # noqa: E402
 import sweep  # noqa: E402
 
 sys.path.remove(str(ROOT / "benchmarks"))
@@ -69,26 +69,15 @@ def test_the_cost_of_a_search_in_passes():
     assert rho_finder.cost(search | {"trials": []}, 0, {"steps": 400, "passes": 2.0}) == pytest.approx(40 / 800)
 
 
-def test_a_claims_row_chooses_rho_on_validation_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(claim_runs, "RADII", (0.01, 0.3))
-    monkeypatch.setattr(claim_runs, "SEEDS", 2)
-    spec = sweep.settings(TINY, "")
-    found = claim_runs.row(spec, "sam", tmp_path)
-    tries = sweep.records(spec, [Run("sam", rho, 0) for rho in (0.01, 0.3)], tmp_path)
-    best = max(zip((0.01, 0.3), tries, strict=True), key=lambda pair: pair[1]["val_accuracy"])[0]
-    assert found["rho"] == best and len(found["tests"]) == 2 and found["passes"] == 2.0
-    assert claim_runs.row(spec, "base", tmp_path)["rho"] is None
-
-
 def test_every_schedule_ascends_on_half_of_the_steps():
-    from steppe._command.choices import parse
+    from steppe._command.choices import parse_all
 
-    for text in claim_runs.STUDIES["rst_schedules"][1:]:
+    for choice in parse_all([suite.CLAIMS["schedules"].methods])[1:]:
         model = torch.nn.Linear(2, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        sharp = parse(text).build(model, optimizer, value=0.1, seed=0, total_steps=2000)
+        sharp = choice.build(model, optimizer, value=0.1, seed=0, total_steps=2000)
         taken = [sharp.schedule.decide(step, 0, lambda: torch.zeros(()), {})[0] for step in range(2000)]
-        assert sum(taken) / 2000 == pytest.approx(0.5, abs=0.04), text
+        assert sum(taken) / 2000 == pytest.approx(0.5, abs=0.04), choice.text
 
 
 def test_the_rate_rises_and_falls():

@@ -89,10 +89,12 @@ def test_runs_as_csv(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["studies", str(whole), "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     runs = [json.loads((whole / "runs" / name).read_text()) for name in studies.finished(whole)]
-    assert len(rows) == len(runs)
     found = {(r["method"], r["variant"], r["seed"], r["rho"]): float(r["test"]) for r in rows}
     want = {(k["method"], k["variant"], str(k["seed"]), str(k["rho"] or "")): k["test_accuracy"] for k in runs}
     assert found == want
+    for row in json.loads((whole / "summary.json").read_text())["rows"]:  # also where the run was made to choose
+        same = (r for r in rows if (r["method"], r["variant"], r["phase"]) == (row["method"], row["variant"], "final"))
+        assert {r["seed"]: float(r["test"]) for r in same} == row["by_seed"]["final"]
 
 
 def test_a_full_disk_is_one_sentence_and_finished_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

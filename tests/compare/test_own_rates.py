@@ -13,7 +13,8 @@ from tests.compare.report.test_page import Page
 from steppe.compare.analysis.groups import Group
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.analysis.wording import chosen
-from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page as report
 from steppe.compare.report.table import table

@@ -9,7 +9,7 @@ import steppe
 from steppe._command.choices import parse
 from steppe.cli import main
 from steppe.compare.engine.spec import resolve
-from steppe.compare.rho import SHARE, prepared
+from steppe.compare.rho import ONE_IN, prepared
 
 TASK = ["--task", "tests.compare.tiny:task"]
 
@@ -65,12 +65,12 @@ def test_flags_of_the_study_are_heard(capsys):
 
 def test_a_trial_is_a_fifth_of_the_training():
     found = prepared(spec(epochs=10), parse("sam"), 0)()
-    assert f"in {10 * 4 // SHARE} steps" in found.why
+    assert f"in {10 * 4 // ONE_IN} steps" in found.why
 
 
 def test_the_search_is_find_rho_on_the_run_of_that_seed():
-    from steppe.compare.engine.plan import Run
     from steppe.compare.engine.run import batches, load_task, make_trainer
+    from steppe.compare.engine.runs import Run
 
     given = spec()
     task = load_task(given, 0)
@@ -115,6 +115,7 @@ BAD = [
     ("--after -3", "after=-3"),
     ("--epochs 0", "epochs must be a whole number of at least 1, got 0"),
     ("--trails 3", "--trial"),
+    ("--warmup 0.1", "unknown flag --warmup"),
     ("--plot /dev/null/rho.png", "there is no folder /dev/null; make it, or name another file"),
     ("--plot rho.zzz", "--plot rho.zzz is no picture that can be drawn; end it in one of ."),
 ]

@@ -14,7 +14,8 @@ from steppe._command.ranks import InStep
 from steppe.cli import main
 from steppe.compare.data import tasks
 from steppe.compare.engine import cost, run, spec, study
-from steppe.compare.engine.plan import Plan, Run, describe
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run, describe
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.lora.bar import BAR
 from steppe.optim import AMSGrad
@@ -81,11 +82,11 @@ def test_a_grid_of_many_is_spread_over_the_usual_range():
     [
         ("--task text:{data}", "needs a pretrained model; name one with --model hf:FOLDER or hf:ID"),
         ("--task text:{data} --model cnn", "model 'cnn' cannot read task"),
-        ("--model hf:{model}", "cannot read task 'mnist1d'"),
+        ("--model hf:{model}", "cannot read task 'mnist1d-10k'"),
         ("--task text:{data} --model hf:{data}", "cannot load a model|no folder here|cannot get the model"),
         ("--task text:nowhere.train --model hf:{model}", "is neither a file nor a folder"),
         ("--task text:{data} --model hf:{model} --image-size 16", "does not take 'image_size'"),
-        ("--per-class 5", "task 'mnist1d' does not take 'per_class'"),
+        ("--per-class 5", "task 'mnist1d-10k' does not take 'per_class'"),
         ("--adapt full", "does not take 'adapt'"),
         ("--task text:{data} --model hf:{model} --adapt half", "adapt must be 'lora' or 'full', got 'half'"),
         ("--task text:{data} --model hf:{model} --adapt full --lora-r 4", "lora_r belongs to adapt = 'lora'"),
@@ -209,9 +210,9 @@ def test_a_method_with_its_own_optimizer_is_not_told_the_bases_rate():
 
 def test_runs_say_what_was_tuned():
     bar, sam, base = Run("nbar", 0.5, 1, lr=0.01), Run("sam", 0.1, 1), Run("base", None, 1)
-    assert bar.tuned() == {"rho": None, "tunes": "mu", "mu": 0.5, "lr": 0.01} and bar.rho is None
-    assert sam.tuned() == {"rho": 0.1} and base.tuned() == {"rho": None}
-    assert Run("base", None, 1, lr=0.01).tuned() == {"rho": None, "tunes": "lr", "lr": 0.01}
+    assert bar._tuned() == {"rho": None, "tunes": "mu", "mu": 0.5, "lr": 0.01} and bar.rho is None
+    assert sam._tuned() == {"rho": 0.1} and base._tuned() == {"rho": None}
+    assert Run("base", None, 1, lr=0.01)._tuned() == {"rho": None, "tunes": "lr", "lr": 0.01}
     assert describe(bar) == "nBAR mu=0.5 lr=0.01 seed 1"
     assert bar.id("x").startswith("nbar-mu0.5-lr0.01-seed1-")
 

@@ -1,10 +1,10 @@
 import pytest
 
 from steppe.finetune import arguments
-from steppe.finetune.spec import Settings, resolve
+from steppe.finetune.spec import Spec, resolve
 
 
-def settings(**more: object) -> Settings:
+def settings(**more: object) -> Spec:
     return resolve({"model": "m", "data": "d.csv"} | more)
 
 

@@ -166,9 +166,9 @@ def interrupted(folder: Path) -> list[str]:
     words += ["--max-steps", "6", "--save-steps", "2", "--per-device-train-batch-size", "4"]
 
     training = arguments.flags(words[6:], ())
-    plan = running.prepare(resolve({"model": words[1], "data": words[3], "out": words[5]}, training))
+    ready = running.prepare(resolve({"model": words[1], "data": words[3], "out": words[5]}, training))
     with pytest.raises(KeyboardInterrupt):
-        running.train(plan, Stop(5))
+        running.train(ready, Stop(5))
     return words
 
 
@@ -183,9 +183,14 @@ def test_resuming_with_other_settings_or_other_data(tmp_path: Path, capsys: pyte
     assert "holds a run that was interrupted: give --resume," in refused(words, capsys)
     with open(words[3], "a") as file:
         file.write("\n1 good")
-    assert "has changed since" in refused(out, capsys)
-    assert tree(tmp_path) == before
+    assert "the data of the run in" in refused(out, capsys)
     Path(words[3]).write_text(Path(words[3]).read_text().removesuffix("\n1 good"))
+    weights = Path(words[1], "model.safetensors")
+    trained = weights.read_bytes()
+    weights.write_bytes(trained[:-1] + bytes([trained[-1] ^ 1]))
+    assert "the model that the run in" in refused(out, capsys)
+    weights.write_bytes(trained)
+    assert tree(tmp_path) == before
     assert main(["finetune", *out]) == 0
 
 

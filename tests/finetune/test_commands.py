@@ -8,7 +8,7 @@ from tests.text import tiny
 
 from steppe.cli import main
 from steppe.finetune import watch
-from steppe.finetune.data import examples, fingerprint, tokens
+from steppe.finetune.data import examples, tokens
 from steppe.finetune.folder import DiskError, Folder, writing
 from steppe.finetune.method import label, optimizer_of
 from steppe.finetune.spec import resolve
@@ -180,10 +180,10 @@ def test_every_class_keeps_a_training_example(tmp_path: Path) -> None:
 def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     first = resolve({"model": "m", "data": sentences(tmp_path, "a.txt")})
     same = resolve({"model": "m", "data": sentences(tmp_path, "b.txt")})
-    assert fingerprint(first) == fingerprint(same) != []
+    assert first.fingerprint() == same.fingerprint() != []
     Path(same.data).write_text("1 another\n0 one")
-    assert fingerprint(first) != fingerprint(same)
-    assert fingerprint(resolve({"model": "m", "data": "hf:a/b"})) == []
+    assert first.fingerprint() != same.fingerprint()
+    assert resolve({"model": "m", "data": "hf:a/b"}).fingerprint() == []
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.finetune.cases import FEW, flags
 from transformers import TrainingArguments
 
+from steppe.finetune import method
 from steppe.finetune.run import prepare
 from steppe.finetune.spec import resolve
 
@@ -48,3 +49,12 @@ def test_what_cannot_work_on_several_processes_is_refused(tmp_path: Path, more: 
 
 def test_one_process_alone_has_nothing_to_wait_for(tmp_path: Path) -> None:
     assert arguments(tmp_path, "sl_sam", **REENTRANT).ddp_find_unused_parameters is None
+
+
+def test_a_method_that_reads_the_momentum_finds_that_of_the_trainers_optimizer(tmp_path: Path) -> None:
+    settings = resolve(flags(tmp_path, method="msam"), FEW)
+    made = prepare(settings)
+    assert method.rehearse("msam", made.model, settings.training) is not None
+    with pytest.raises(ValueError, match="keeps no momentum"):
+        method.rehearse("msam", made.model, settings.training | {"optim": "sgd"})
+    assert method.rehearse("msam", made.model, settings.training | {"optim": "sgd", "optim_args": "momentum=0.9"})

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments
 from steppe.cli import main
 from steppe.finetune import measure
 from steppe.finetune import run as running
-from steppe.finetune.spec import Settings, resolve
+from steppe.finetune.spec import Spec, resolve
 
 STEPS = 12
 TRAINING = FEW | {"max_steps": STEPS, "save_steps": 3, "logging_steps": 3}
@@ -24,9 +24,9 @@ SHORT = TRAINING | {"max_steps": 3}
 
 
 def broken_off(folder: Path, at: int, **more: object) -> None:
-    plan = running.prepare(resolve(flags(folder, **more), TRAINING))
+    ready = running.prepare(resolve(flags(folder, **more), TRAINING))
     with pytest.raises(KeyboardInterrupt):
-        running.train(plan, Stop(at))
+        running.train(ready, Stop(at))
 
 
 def weights(folder: Path) -> dict[str, object]:
@@ -59,9 +59,9 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(tmp_path: Path, more: 
 def test_a_language_model_resumes_too(tmp_path: Path) -> None:
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
-    plan = running.prepare(resolve(flags(tmp_path / "broken", "gpt2", packing=True, method="nbar"), TRAINING))
+    ready = running.prepare(resolve(flags(tmp_path / "broken", "gpt2", packing=True, method="nbar"), TRAINING))
     with pytest.raises(KeyboardInterrupt):
-        running.train(plan, Stop(11))
+        running.train(ready, Stop(11))
     run(tmp_path / "broken", "gpt2", training=TRAINING, packing=True, method="nbar", resume=True)
     run(tmp_path / "whole", "gpt2", training=TRAINING, packing=True, method="nbar")
     assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
@@ -102,9 +102,9 @@ def test_a_process_killed_while_it_writes_a_checkpoint_resumes_with_its_folder_a
 
 def test_a_run_that_is_begun_anew_leaves_no_result_of_the_one_before(tmp_path: Path) -> None:
     run(tmp_path, method="nbar")
-    plan = running.prepare(resolve(flags(tmp_path, method="sam"), TRAINING), overwrite=True)
+    ready = running.prepare(resolve(flags(tmp_path, method="sam"), TRAINING), overwrite=True)
     with pytest.raises(KeyboardInterrupt):
-        running.train(plan, Stop(1))
+        running.train(ready, Stop(1))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["checkpoints", "settings.json"]
 
 
@@ -121,7 +121,7 @@ def test_another_learning_rate_is_refused_wherever_it_stands(
 ) -> None:
     """In the method's text, or among the Trainer's arguments."""
 
-    def asked(more: dict[str, object]) -> Settings:
+    def asked(more: dict[str, object]) -> Spec:
         flag = {key: value for key, value in more.items() if key == "method"}
         return resolve(flags(tmp_path, **({"method": "sam"} | flag)), TRAINING | {"save_steps": 1} | _rest(more))
 

@@ -50,9 +50,9 @@ def logits(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Ten
 def trained(folder: Path, kind: str = "bert", **more: object) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """The model in memory as training left it, and the logits that it gives."""
     settings = resolve(flags(folder, kind, **more), FEW)
-    plan = prepare(settings)
-    train(plan, Quiet())
-    return plan.model, encode(plan.tokenizer, ["a good film", "dull plot ."], 12)
+    ready = prepare(settings)
+    train(ready, Quiet())
+    return ready.model, encode(ready.tokenizer, ["a good film", "dull plot ."], 12)
 
 
 def test_plain_peft_loads_the_adapter_of_a_classifier_with_equal_logits(tmp_path: Path) -> None:
@@ -131,18 +131,18 @@ def test_packing_is_refused_where_the_model_would_mix_the_dialogues(tmp_path: Pa
 def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Path) -> None:
     """Not per batch: here each response is a batch of its own, and they are of two lengths."""
     given = flags(tmp_path, "llama", test=dialogues(tmp_path, "test.jsonl"), method="base")
-    plan = prepare(resolve(given, FEW | {"per_device_eval_batch_size": 1}))
-    assert len({sum(label != -100 for label in row["labels"]) for row in plan.tokens.test}) == 2
-    trainer = make_trainer(plan, Watch(Quiet()))
+    ready = prepare(resolve(given, FEW | {"per_device_eval_batch_size": 1}))
+    assert len({sum(label != -100 for label in row["labels"]) for row in ready.tokens.test}) == 2
+    trainer = make_trainer(ready, Watch(Quiet()))
     total, count = 0.0, 0
-    for row in plan.tokens.test:
+    for row in ready.tokens.test:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
         with torch.no_grad():
-            logits = plan.model.eval()(input_ids=ids).logits[:, :-1]
+            logits = ready.model.eval()(input_ids=ids).logits[:, :-1]
         kept = labels[:, 1:] != -100
         total += float(torch.nn.functional.cross_entropy(logits[kept], labels[:, 1:][kept], reduction="sum"))
         count += int(kept.sum())
-    assert measure.loss_per_token(trainer, plan.tokens.test) == pytest.approx(total / count, rel=1e-5)
+    assert measure.loss_per_token(trainer, ready.tokens.test) == pytest.approx(total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -154,22 +154,22 @@ def test_a_classifier_is_measured_by_the_plain_loss_of_every_test_example(
     tmp_path: Path, more: dict[str, object]
 ) -> None:
     training = FEW | {"per_device_eval_batch_size": 3} | more
-    plan = prepare(resolve(flags(tmp_path, held_out=0.25, method="base"), training))
-    found = train(plan, Quiet())["metrics"]
-    given = plan.model.eval()
-    scores = torch.cat([logits(given, encode(plan.tokenizer, [text], 24)) for text in plan.found.test.texts])
-    labels = torch.tensor(plan.found.test.labels)
+    ready = prepare(resolve(flags(tmp_path, held_out=0.25, method="base"), training))
+    found = train(ready, Quiet())["metrics"]
+    given = ready.model.eval()
+    scores = torch.cat([logits(given, encode(ready.tokenizer, [text], 24)) for text in ready.found.test.texts])
+    labels = torch.tensor(ready.found.test.labels)
     assert len(labels) == 5
     assert found["accuracy"] == pytest.approx(float((scores.argmax(-1) == labels).float().mean()))
     assert found["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(scores, labels)), rel=1e-5)
-    assert plan.arguments.dataloader_drop_last == bool(more.get("dataloader_drop_last"))
+    assert ready.arguments.dataloader_drop_last == bool(more.get("dataloader_drop_last"))
 
 
 def test_the_trainers_arguments_reach_it(tmp_path: Path) -> None:
-    plan = prepare(
+    ready = prepare(
         resolve(flags(tmp_path), FEW | {"lr_scheduler_type": "cosine", "max_grad_norm": "0.5", "warmup_steps": 2})
     )
-    found = plan.arguments
+    found = ready.arguments
     assert (found.lr_scheduler_type, found.max_grad_norm, found.warmup_steps) == ("cosine", 0.5, 2)
     assert (found.max_steps, found.seed) == (6, 0)
 
@@ -184,8 +184,8 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
 
 def test_few_examples_of_each_class(tmp_path: Path) -> None:
     source = sentences(tmp_path, "test.txt")
-    plan = prepare(resolve(flags(tmp_path, per_class=3, test=source), FEW))
-    assert sorted(plan.found.train.labels) == [0, 0, 0, 1, 1, 1] and len(plan.found.test) == len(read(source))
+    ready = prepare(resolve(flags(tmp_path, per_class=3, test=source), FEW))
+    assert sorted(ready.found.train.labels) == [0, 0, 0, 1, 1, 1] and len(ready.found.test) == len(read(source))
     assert len(prepare(resolve(flags(tmp_path, examples=5), FEW)).found.train) == 5
     both = prepare(resolve(flags(tmp_path, per_class=5, examples=5), FEW)).found.train
     assert len(both) == 5 and {*both.labels} == {0, 1}, "the cut to 5 leaves the classes mixed"
@@ -196,10 +196,10 @@ def test_an_adapter_is_trained_further(tmp_path: Path) -> None:
     again = flags(
         tmp_path, "gpt2", method="nbar", adapter=str(tmp_path / "out" / "adapter"), out=str(tmp_path / "more")
     )
-    plan = prepare(resolve(again, FEW))
-    before = {name: w.clone() for name, w in plan.model.named_parameters() if "lora_B" in name}
+    ready = prepare(resolve(again, FEW))
+    before = {name: w.clone() for name, w in ready.model.named_parameters() if "lora_B" in name}
     assert before and all(w.abs().sum() > 0 for w in before.values())
-    assert all(w.requires_grad for name, w in plan.model.named_parameters() if "lora_" in name)
+    assert all(w.requires_grad for name, w in ready.model.named_parameters() if "lora_" in name)
 
 
 @pytest.mark.parametrize(("body", "method"), [("bert", "sam"), ("gpt2", "base")])

@@ -65,18 +65,18 @@ def test_weights_that_are_not_finite_are_enough() -> None:
 def test_an_explosion_is_marked_everywhere(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
     wild = {"learning_rate": 30.0, "optim": "sgd", "max_grad_norm": 0, "gradient_accumulation_steps": 2,
             "per_device_train_batch_size": 2}  # fmt: skip
-    plan = prepare(resolve(flags(tmp_path, method=method, full=True), FEW | wild))
-    result = watch_on(plan)
+    ready = prepare(resolve(flags(tmp_path, method=method, full=True), FEW | wild))
+    result = watch_on(ready)
     assert result["diverged"] and "its loss rose from" in result["why_diverged"]
     assert capsys.readouterr().err.count("warning: the training diverged: its loss rose from") == 1
     said = _diverged([result, run(tmp_path / "good", method=method)])
     assert said.startswith(" Diverged") and said.count("with seed 0") == 1
 
 
-def watch_on(plan: Any) -> dict[str, Any]:
+def watch_on(ready: Any) -> dict[str, Any]:
     from steppe.finetune.run import train
 
-    return train(plan, watch.on(Console(stderr=True)))
+    return train(ready, watch.on(Console(stderr=True)))
 
 
 def test_each_class_and_the_commonest_answer(tmp_path: Path) -> None:

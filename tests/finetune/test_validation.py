@@ -62,9 +62,9 @@ def test_data_of_its_own(tmp_path: Path) -> None:
 def test_whatever_looks_gets_a_validation_part(tmp_path: Path, training: dict[str, Any]) -> None:
     made = settings(tmp_path, training)
     assert made.validation == 0.1 and made.decisive()["validation"] == 0.1
-    plan = prepare(made)
-    trainer = running.make_trainer(plan, running.Watch(Quiet()))
-    assert trainer.eval_dataset == plan.tokens.validation and len(trainer.eval_dataset) == 4
+    ready = prepare(made)
+    trainer = running.make_trainer(ready, running.Watch(Quiet()))
+    assert trainer.eval_dataset == ready.tokens.validation and len(trainer.eval_dataset) == 4
     assert settings(tmp_path).validation is None
 
 
@@ -81,20 +81,20 @@ def test_the_best_step_on_the_validation_is_saved_and_the_test_has_no_say(
         self.state.log_history[-1]["eval_loss"] = found["eval_loss"]
         return found
 
-    plan = prepare(resolve(flags(tmp_path, held_out=0.25, validation=0.2, method="sam"), BEST))
+    ready = prepare(resolve(flags(tmp_path, held_out=0.25, validation=0.2, method="sam"), BEST))
     kept: dict[int, Any] = {}
 
     class Weights(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            kept[state.global_step] = {n: w.clone() for n, w in plan.model.named_parameters() if w.requires_grad}
+            kept[state.global_step] = {n: w.clone() for n, w in ready.model.named_parameters() if w.requires_grad}
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "evaluate", scripted)
         patch.setattr(running, "Watch", _with(Weights()))
-        result = train(plan, Quiet())
+        result = train(ready, Quiet())
     assert seen == [3, 3, 3, 3]
     assert result["best"] == {"step": 4, "metric": "loss", "value": 0.2} and result["steps"] == 8
-    assert all(torch.equal(w, kept[4][n]) for n, w in plan.model.named_parameters() if w.requires_grad)
+    assert all(torch.equal(w, kept[4][n]) for n, w in ready.model.named_parameters() if w.requires_grad)
     assert (result["data"]["train"], result["data"]["validation"], result["data"]["test"]) == (12, 3, 5)
     assert 0 <= result["validation"]["accuracy"] <= 1
 

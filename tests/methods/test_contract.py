@@ -53,6 +53,20 @@ def test_bad_settings_are_refused_in_one_sentence(name: str, i: int) -> None:
     assert "\n" not in str(error.value) and ("expected" in str(error.value) or "needs" in str(error.value))
 
 
+@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if not row.lora])
+def test_a_part_that_a_method_makes_by_itself_is_refused_in_our_words(name: str) -> None:
+    parts: dict[str, Any] = {"ascent": steppe.Ascent(), "look": steppe.Look(2), "schedule": steppe.Always()}
+    parts |= {"combine": steppe.Replace(), "hardest": 0.5, "select": steppe.Sparse()}
+    refused = []
+    for part, value in parts.items():
+        try:
+            build(METHODS[name], dict(METHODS[name].good[0]) | {part: value})
+        except (TypeError, ValueError) as error:
+            refused.append(part)
+            assert "keyword" not in str(error) and "expected" in str(error), error
+    assert "ascent" in refused
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_scale_does_not_change_the_direction(name: str) -> None:
     """1024 L gives 1024 d; an even power of two, so exactly but for the adaptive policy's own threshold."""

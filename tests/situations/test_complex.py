@@ -92,8 +92,10 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     return [settings | each for each in more.get(name, [{}])]
 
 
-# LoRA on complex layers: no such; noise is drawn by a tensor's name and shape, which are others there.
-NAMES = [n for n, row in METHODS.items() if (not row.lora or row.tunes == "mu") and n not in ("rwp", "arwp")]
+# LoRA on complex layers: no such; noise is drawn by a tensor's name and shape, which are others there; for MuonSAM a
+# matrix of complex numbers is one (test_spectral).
+OTHERS = ("rwp", "arwp", "muon_sam")
+NAMES = [n for n, row in METHODS.items() if (not row.lora or row.tunes == "mu") and n not in OTHERS]
 CASES = [(name, i) for name in NAMES for i in range(len(settings_of(name)))]
 
 

@@ -282,22 +282,38 @@ def test_checkpointing_goes_on_working(reentrant: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_modules_go_on_working_and_get_the_last_pass_alone() -> None:
+@pytest.mark.parametrize("what", ["function", "model", "step"])
+def test_beside_what_is_compiled_it_is_found_without_running(what: str) -> None:
     g, d = generator(), critic()
-    _, sharp = built("sam", g)
+    model = torch.compile(g, backend="eager") if what == "model" else g
+    _, sharp = built("sam", model)
     loss = Watched(g, d)
-    run = torch.compile(lambda x: loss.value(g, d, x), backend="eager")
-    for x in draws(4):
+
+    def run(x: Tensor) -> Tensor:
+        return loss.value(model, d, x)
+
+    value = torch.compile(run, backend="eager") if what == "function" else run
+
+    @torch.compiler.disable
+    def note(x: Tensor) -> None:
+        loss.passes.append(({k: p.detach().clone() for k, p in g.named_parameters()}, buffers(d), x))
+
+    def noted(x: Tensor) -> Tensor:
+        note(x)
+        return value(x)
+
+    def step(x: Tensor) -> Tensor:
+        return sharp.backward(noted, x)
+
+    run_step = torch.compile(step, backend="eager") if what == "step" else step
+    for x in draws(2):
         loss.passes.clear()
-
-        def noted(x: Tensor = x) -> Tensor:
-            loss.passes.append(({k: p.detach().clone() for k, p in g.named_parameters()}, buffers(d), x))
-            return run(x)
-
-        sharp.backward(noted)
+        run_step(x)
         for param, wanted in zip(outside(loss), loss.by_hand(-1)[0], strict=True):
             torch.testing.assert_close(param.grad, wanted, **TIGHT)
             param.grad = None
+        torch.testing.assert_close(buffers(d), loss.by_hand(0)[1], **TIGHT)
+        assert len(loss.passes) == 2
         g.zero_grad()
 
 

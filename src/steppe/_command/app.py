@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import steppe
+from steppe._command.files import finite
 
 FAILED, INTERRUPTED = 1, 130
 UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -26,12 +28,22 @@ class BadInputError(Exception):
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Bad input raises ValueError with its sentence; other ValueErrors are bugs and keep their traceback."""
+def refusing(*kinds: type[ValueError]) -> Iterator[None]:
+    """Bad input raises ValueError with its sentence; other ValueErrors are bugs and keep their traceback.
+
+    Args:
+        kinds: where only these are about input, or the disk; all by default.
+    """
+    caught = kinds or (ValueError,)
     try:
         yield
-    except ValueError as error:
+    except caught as error:
         raise BadInputError(str(error)) from error
+
+
+def print_json(value: Any) -> None:
+    """A record on stdout, for other programs."""
+    typer.echo(json.dumps(finite(value), indent=1))
 
 
 def _version(asked: bool) -> None:

@@ -26,7 +26,7 @@ from steppe._command.locks import Claim, lock, same_file, whoami
 BEAT, DEAD = 10.0, 60.0
 
 
-class Shared(Claim):
+class BeatingClaim(Claim):
     """A claim that is held and shows it, until it is freed or the process ends.
 
     Args:
@@ -67,7 +67,7 @@ class Shared(Claim):
             pass  # freed meanwhile, or the file system is away: then others may take it
 
 
-_beating: WeakSet[Shared] = WeakSet()
+_beating: WeakSet[BeatingClaim] = WeakSet()
 
 
 class _Heart(threading.Thread):
@@ -88,7 +88,7 @@ class _Heart(threading.Thread):
                 each.beat()
 
 
-def claim(path: Path, what: str) -> Shared | None:
+def claim(path: Path, what: str) -> BeatingClaim | None:
     """The claim that `path` stands for, or None where another living process holds it, here or on another machine.
 
     Args:
@@ -107,7 +107,7 @@ def claim(path: Path, what: str) -> Shared | None:
         if got is False or not (new or _left(path, handle, locks=got is not None)):
             os.close(handle)
             return None
-        return Shared(path, handle, what)
+        return BeatingClaim(path, handle, what)
 
 
 def holds(path: Path) -> bool:

@@ -24,6 +24,9 @@ from steppe.methods import Row
 from steppe.optim import AMSGrad
 from steppe.protocol import needs_of
 
+BASE = "base"
+"""What stands for no method: the bare optimizer."""
+
 _GIVEN_BY_STUDY = ("model", "optimizer", "seed", "total_steps")
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW, "amsgrad": AMSGrad}
 """What a study calls an optimizer -> what it is."""
@@ -83,8 +86,10 @@ class Choice:
     @property
     def average(self) -> str | None:
         """Which average of its weights is judged, a key of `AVERAGES`; None: the last weights are."""
-        own = _AVERAGE in inspect.signature(self.method.recipe).parameters
-        return None if own else self.settings.get(_AVERAGE)
+        found: str | None = self.settings.get(_AVERAGE)  # nearly always None, and asked many times
+        if found is None or _AVERAGE in inspect.signature(self.method.recipe).parameters:
+            return None
+        return found
 
     @property
     def trained(self) -> str:
@@ -208,7 +213,7 @@ def parse(text: str) -> Choice:
         ValueError: unknown method, unknown or unreadable setting, or one the method cannot do without.
     """
     name, rest = divided(text)
-    if name == "base":
+    if name == BASE:
         raise ValueError("the base always runs; leave 'base' out of the methods")
     row(name)
     if rest == "":

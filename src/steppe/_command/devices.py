@@ -37,7 +37,7 @@ def gpus(device: str) -> int:
     return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
-def take_share(device: str) -> None:
+def take_gpu(device: str) -> None:
     """Make "cuda" one of this machine's GPUs for this process: the one on which the fewest other processes of ours are.
 
     Whoever started the process, it takes the next free place; the place goes with the process.

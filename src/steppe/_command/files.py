@@ -125,3 +125,31 @@ def writing(folder: Path, then: str) -> Iterator[None]:
 def disk_sentence(folder: Path, why: str, then: str) -> str:
     """What could not be written, why, and what to do."""
     return f"cannot write to {folder} ({' '.join(why.split())}); {then}"
+
+
+def free_target(target: Path) -> Path:
+    """The file to write, found to be writable before hours are spent; nothing is made yet.
+
+    Raises:
+        ValueError: it is a folder, or no folder above it can be written in.
+    """
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name a file with --out")
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write to {target} ({there} is no folder to write in); name another file with --out")
+    return target
+
+
+def keep_figures(target: Path, record: dict[str, Any]) -> None:
+    """Write a record whose figures have been shown already.
+
+    Raises:
+        ValueError: the disk refuses.
+    """
+    try:
+        write_json(target, record)
+    except OSError as error:
+        raise ValueError(
+            f"the figures above could not be written to {target} ({error.strerror}); make room or name another --out"
+        ) from error

@@ -72,10 +72,14 @@ def _from_name(name: str) -> ModuleType:
 
 @functools.cache
 def _from_file(path: str) -> ModuleType:
-    """The module in a file, under a name that no other module has; what lies beside it can be imported by it."""
+    """The module in a file, under a name that no other module has."""
     if not os.path.isfile(path):
         raise ImportError("there is no such file")
-    name = f"{Path(path).stem}_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}"
+    return executed(f"{Path(path).stem}_{hashlib.blake2b(path.encode(), digest_size=4).hexdigest()}", path)
+
+
+def executed(name: str, path: str) -> ModuleType:
+    """The module in a file, kept under `name` as an import keeps it; what lies beside it can be imported by it."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)

@@ -34,11 +34,13 @@ def _times() -> Times:
 class Clock:
     """Step times of one method, in seconds, beside the base's of the same turn; by whether the step ascended.
 
-    `busy` are ratios of processor time: what another process takes away from this one is not in them.
+    `busy` are ratios of processor time: what another process takes away from this one is not in them. `processor` says
+    whether `seconds` and `fair`, what is shown where there is room for one figure, are of it.
     """
 
     step: Callable[[Any], Any]
     ascended: Callable[[], bool]
+    processor: bool = False
     ratios: Times = field(default_factory=_times)
     seconds: Times = field(default_factory=_times)
     busy: Times = field(default_factory=_times)
@@ -47,8 +49,13 @@ class Clock:
         """Wall-clock and processor seconds of the latest step, and of the base's in the same turn."""
         ascended = self.ascended()
         self.ratios[ascended].append(own[0] / base[0])
-        self.seconds[ascended].append(own[0])
+        self.seconds[ascended].append(own[1 if self.processor else 0])
         self.busy[ascended].append(own[1] / base[1])
+
+    @property
+    def fair(self) -> Times:
+        """Ratios of processor time or of the clock's, as `processor` says."""
+        return self.busy if self.processor else self.ratios
 
 
 def take_turn(device: str, clocks: list[Clock], batch: Any, keep: bool = True) -> None:

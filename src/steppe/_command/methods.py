@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from steppe._command.app import app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import settings_of
 from steppe._command.rows import RECOMMENDED, row
 from steppe.methods import METHODS
@@ -30,7 +29,7 @@ def methods(
         row(name or "sam")
     if as_json:
         rows = [_row(each) for each in (RECOMMENDED.name, *METHODS)] if name is None else _row(name)
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         Console().print(_table() if name is None else Markdown(write_card(row(name))))
 

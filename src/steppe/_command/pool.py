@@ -16,11 +16,10 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
-from types import TracebackType
 from typing import Any, Literal
 
-_IMPORTED = ["torch._dynamo", "steppe._command.pool"]
-"""What workers import that takes seconds; an optimizer's first step asks for the compiler too."""
+_IMPORTED = ["steppe._command.preload"]
+"""What workers import that takes seconds."""
 
 Tell = Callable[[float], None]
 """Told the share of a run that is done, 0 to 1."""
@@ -97,9 +96,7 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.connection.close()
             worker.process.terminate()

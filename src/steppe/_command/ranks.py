@@ -40,7 +40,7 @@ def first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def check_shares(examples: int, batch_size: int) -> None:
+def check_divides(examples: int, batch_size: int) -> None:
     """Refuse batches that cannot be shared out evenly: a mean of unequal means is another loss.
 
     Raises:
@@ -106,7 +106,7 @@ def whole(model: nn.Module, blank: Callable[[], nn.Module]) -> nn.Module:
     return copy
 
 
-def share(batch: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
+def own_part(batch: tuple[Any, Tensor]) -> tuple[Any, Tensor]:
     """This rank's part of a batch."""
     if ranks() == 1:
         return batch

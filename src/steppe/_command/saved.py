@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from steppe._command.files import read_json
@@ -38,3 +39,35 @@ def base_and_adapter(path: str) -> tuple[str, str | None]:
     if not base:
         raise ValueError(f"the adapter in {place} does not name its base model; give that model, and this as --adapter")
     return str(base), place
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+_PIECES, _PIECE = 64, 1 << 20
+"""Of a file that is longer than so many pieces of so many bytes these are read, evenly spread."""
+
+
+def weights(path: str) -> str:
+    """A hash of the weights in a folder, of an adapter's base too; empty where there are none, as behind an id.
+
+    Another training of the same network leaves the names and sizes of its files as they were. Of large files pieces are
+    read, as any training changes all of a tensor.
+
+    Raises:
+        ValueError: as :func:`base_and_adapter`.
+    """
+    places = [Path(place) for place in base_and_adapter(path) if place is not None]
+    files = [file for place in places if place.is_dir() for file in sorted(place.iterdir()) if file.suffix in _WEIGHTS]
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(f"{file.name}:{file.stat().st_size};".encode())
+        _read_into(digest, file)
+    return digest.hexdigest() if files else ""
+
+
+def _read_into(digest: hashlib.blake2b, file: Path) -> None:
+    size = file.stat().st_size
+    apart = max(_PIECE, (size - _PIECE) // (_PIECES - 1))
+    with file.open("rb") as opened:
+        for start in range(0, size, apart):
+            opened.seek(start)
+            digest.update(opened.read(_PIECE))

@@ -18,7 +18,7 @@ LEAST = 3
 """Values that have an interval: that of two, 12.7 standard errors to either side, says nothing in so many digits."""
 
 _ROUNDING = 1e-9
-"""Of differences of accuracies, which are multiples of 1 / (number of test examples)."""
+"""Of equal differences of accuracies, as a share of them; an error may be small itself, so that no number will do."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,6 @@ class Estimate:
         """True when the whole interval lies above 0."""
         return self.ci95 is not None and self.mean - self.ci95 > 0
 
-    @property
-    def below_zero(self) -> bool:
-        """True when the whole interval lies below 0."""
-        return self.ci95 is not None and self.mean + self.ci95 < 0
-
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """Mean and 95 % t-interval of independent values, without interval below `LEAST`; None when there are none."""
@@ -66,7 +61,9 @@ def difference(values: Sequence[float]) -> Estimate | None:
     Accuracies are counts, so that a few seeds may well differ by the same; that tells nothing of their spread.
     """
     found = estimate(values)
-    if found is None or found.n < LEAST or found.mean == 0 or max(values) - min(values) > _ROUNDING:
+    if found is None or found.n < LEAST or max(values) - min(values) > _ROUNDING * max(map(abs, values)):
+        return found
+    if found.mean == 0:
         return found
     return Estimate(found.mean, None, found.n, None)
 

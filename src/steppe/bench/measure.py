@@ -39,7 +39,7 @@ Maker = Callable[[Problem], Contender]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Request:
     """How to measure.
 
     Raises:
@@ -66,7 +66,7 @@ def makers(choices: Sequence[Choice], optimizer: str) -> dict[str, Maker]:
 
 
 def measure(
-    subject: Subject | Tasked, contenders: Mapping[str, Maker], settings: Settings, tell: Tell = lambda share: None
+    subject: Subject | Tasked, contenders: Mapping[str, Maker], settings: Request, tell: Tell = lambda share: None
 ) -> dict[str, Any]:
     """The record of a benchmark, ready for JSON.
 
@@ -89,15 +89,15 @@ def measure(
         torch.set_num_threads(threads)
 
 
-def _measured(subject: Subject | Tasked, every: Mapping[str, Maker], settings: Settings, tell: Tell) -> dict[str, Any]:
-    jobs = {name: subject.make() for name in every}
-    made = {name: maker(jobs[name]) for name, maker in every.items()}
-    clocks, turns = _timed(subject.device, list(made.values()), jobs["base"].batch, settings, tell)
-    sizes = _sizes(jobs["base"])
+def _measured(subject: Subject | Tasked, every: Mapping[str, Maker], settings: Request, tell: Tell) -> dict[str, Any]:
+    problems = {name: subject.make() for name in every}
+    made = {name: maker(problems[name]) for name, maker in every.items()}
+    clocks, turns = _timed(subject.device, list(made.values()), problems["base"].batch, settings, tell)
+    sizes = _sizes(problems["base"])
     load = _load()
     shares = {name: _share(one, clock) for (name, one), clock in zip(made.items(), clocks, strict=True)}
     rows = {name: _row(one, clock, shares[name]) for (name, one), clock in zip(made.items(), clocks, strict=True)}
-    del jobs, made, clocks
+    del problems, made, clocks
     if settings.memory:
         _add_memory(rows, subject, every, sizes["trained_bytes"])
     return {
@@ -108,7 +108,7 @@ def _measured(subject: Subject | Tasked, every: Mapping[str, Maker], settings: S
 
 
 def _timed(
-    device: str, contenders: list[Contender], batch: Any, settings: Settings, tell: Tell
+    device: str, contenders: list[Contender], batch: Any, settings: Request, tell: Tell
 ) -> tuple[list[Clock], int]:
     """Turns of all contenders, in groups behind a base step of their own; both kinds of step come round alternately."""
     clocks = [Clock(one.take, one.ascended) for one in contenders]

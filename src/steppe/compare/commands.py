@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe._command.app import FAILED, INTERRUPTED, BadInputError, app, refusing
+from steppe._command.app import FAILED, INTERRUPTED, app, print_json, refusing
 from steppe._command.files import DiskError
 from steppe._command.flags import taking
 from steppe._command.locks import TakenError
@@ -29,15 +28,14 @@ def compare(
 ) -> None:
     """Train with each method and seed; say what each gains over an honest base, and what it costs."""
     try:
-        if report is not None:
-            _rewrite(report, {**flags, "config": config}, as_json)
-        else:
-            _compare(flags, config, as_json)
+        with refusing(DiskError, TakenError):
+            if report is not None:
+                _rewrite(report, {**flags, "config": config}, as_json)
+            else:
+                _compare(flags, config, as_json)
     except KeyboardInterrupt:
         typer.echo("steppe: interrupted; finished runs are kept and the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    except (DiskError, TakenError) as error:
-        raise BadInputError(str(error)) from error
 
 
 def _rewrite(folder: Path, others: dict[str, Any], as_json: bool) -> None:
@@ -56,7 +54,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import ranks
     from steppe._command.pool import warm_up
     from steppe.compare import screen
-    from steppe.compare.engine import executors, parallel, rehearsal, study
+    from steppe.compare.engine import beforehand, executors, parallel, study
     from steppe.compare.engine.script import FirstFailedError
 
     errors = Console(stderr=True)
@@ -67,12 +65,9 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
                 warm_up()
             plan = study.check(spec)
         errors.quiet = not ranks.first()
-        try:
-            with screen.on(errors, plan) as shown:
-                shown.foretell(rehearsal.seconds(plan) if engine is None else 0.0)
-                outcome = study.compare(plan, shown, engine)
-        except (FirstFailedError, executors.ExecutorError) as error:
-            raise BadInputError(str(error)) from error
+        with refusing(FirstFailedError, executors.ExecutorError), screen.on(errors, plan) as shown:
+            shown.foretell(beforehand.seconds(plan) if engine is None else 0.0)
+            outcome = study.compare(plan, shown, engine)
     ranks.agree(None)  # nobody leaves while another still needs it
     if not ranks.first():
         return
@@ -88,11 +83,11 @@ def _say(summary: dict[str, Any], report: Path, as_json: bool) -> None:
     from steppe.compare.report.table import legend, table
 
     if as_json:
-        typer.echo(json.dumps(summary, indent=1))
+        print_json(summary)
         return
     console = Console()
     console.print(table(summary, console.width))
-    console.print(legend(summary), style="dim", highlight=False, markup=False)
+    console.print(legend(summary, console.width), style="dim", highlight=False, markup=False)
     if summary.get("also"):
         console.print(also.table(summary))
     console.print(summary["verdict"], style="bold", highlight=False, markup=False)

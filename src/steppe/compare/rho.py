@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
 from steppe.compare.engine import rehearsal
@@ -22,13 +21,14 @@ from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 
-SHARE = 5
-"""A trial lasts one so manieth of the training."""
+ONE_IN = 5
+"""A trial lasts a training's steps divided by this."""
 
 
 _NOT_HERE = (
     "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
-    "sharpness_examples", "jobs", "parallel", "out", "script", "settings",
+    "sharpness_examples", "jobs", "parallel", "out", "script", "settings", "tune", "grow", "metric", "also", "on",
+    "shard", "log", "warmup", "lr_schedule",
 )  # fmt: skip
 """Settings of a comparison that the search for a radius has no use for."""
 
@@ -64,7 +64,7 @@ def rho(
 
 def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=1))
+        print_json(found.as_dict())
         return
     console = Console()
     console.print(_curve(found), _trials(found) if found.trials else "")
@@ -95,7 +95,7 @@ def prepared(
     rehearsal.check_model(spec.model, fresh(spec, task, seed), task)
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     total = spec.steps(per_epoch)
-    trial = max(1, total // SHARE) if trial is None else trial
+    trial = max(1, total // ONE_IN) if trial is None else trial
     # A run of the method itself, for its own optimizer where it brings one; the search makes the rest anew.
     trainer = make_trainer(spec, task, Run(choice.text, None, seed), total, bare=True)
     for group in trainer.optimizer.param_groups:
@@ -131,20 +131,22 @@ def _draw(found: RhoSearch, path: Path) -> None:
 
 
 def _curve(found: RhoSearch) -> Table:
-    table = Table(box=None, header_style="bold")
-    for column in ("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"):
-        table.add_column(column, justify="right")
-    for look in found.curve:
-        table.add_row(
-            f"{look.rho:g}", *(f"{v:.3g}" for v in (look.rise, look.predicted, look.cosine, look.change, look.moved))
-        )
-    return table
+    rows = (
+        (f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved)))
+        for at in found.curve
+    )
+    return _table(("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"), rows)
 
 
 def _trials(found: RhoSearch) -> Table:
+    rows = ((f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}") for trial in found.trials)
+    return _table(("rho", "loss after", "learned, beside the base"), rows)
+
+
+def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     table = Table(box=None, header_style="bold")
-    for column in ("rho", "loss after", "learned, beside the base"):
-        table.add_column(column, justify="right")
-    for trial in found.trials:
-        table.add_row(f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}")
+    for header in headers:
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steppe._command.app import app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.files import read_json
 from steppe.compare.analysis.groups import finite
 from steppe.compare.analysis.wording import ABSENT, Words, count
@@ -29,7 +28,7 @@ def studies(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Folders of comparisons, or one of such.", show_default="results")
     ] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print every run as a line of CSV.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the runs as CSV.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
 ) -> None:
     """List the comparisons that are kept; set several beside one another; print their runs as CSV."""
@@ -39,7 +38,7 @@ def studies(
         if not found:
             raise ValueError(f"{asked[0]} holds no comparison; give the --out of steppe compare, or a folder of such")
     if as_json:
-        typer.echo(json.dumps({str(folder): summary for folder, summary in found.items()}, indent=1))
+        print_json({str(folder): summary for folder, summary in found.items()})
     elif as_csv:
         typer.echo(table_of_runs(list(found)), nl=False)
     else:
@@ -82,26 +81,30 @@ def beside(found: Mapping[Path, Summary]) -> Table:
     return made
 
 
-COLUMNS = ("study", "task", "method", "variant", "phase", "seed", "rho", "mu", "lr", "metric")
+COLUMNS = ("study", "task", "method", "variant", "phase", "seed", "rho", "mu", "sigma", "lr", "more", "metric")
 MEASURED = ("passes_per_step", "steps", "seconds", "finished")
 
 
 def table_of_runs(folders: Sequence[Path]) -> str:
-    """CSV with a line for each run that belongs to the comparison its folder shows."""
+    """CSV with a line for each run behind the comparison that a folder shows.
+
+    One that helped to choose a setting, phase "tune", and counts for the table too, phase "final", has two lines; so
+    has one whose averaged weights stand for a method of their own.
+    """
+    from steppe.compare.engine import study
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, "validation", "test", "best_epoch", "test_stopped_early", *MEASURED])
     for folder in folders:
-        spec = read_json(folder / "spec.json") or {}
-        runs = (read_json(path) for path in sorted((folder / "runs").glob("*.json")))
-        for run in runs:
-            if isinstance(run, dict) and run.get("spec_hash") == spec.get("spec_hash"):
-                writer.writerow(_line(run, {"study": folder, "task": spec.get("task")}))
+        named = {"study": folder, "task": (read_json(folder / "spec.json") or {}).get("task")}
+        writer.writerows(_line(run, named) for run in study.records_of(folder))
     return text.getvalue()
 
 
 def _line(run: Mapping[str, Any], named: Mapping[str, Any]) -> list[Any]:
     judge, early = of_records([run]), run.get("early") or {}
-    known = {**run, **named, "metric": judge.name}
+    more = " ".join(f"{name}={value}" for name, value in (run.get("more") or {}).items())
+    known = {**run, **named, "more": more, "metric": judge.name}
     figures = judge.of(run, "val"), judge.of(run, "test"), finite(early.get("epoch")), judge.of(early, "test")
     return [*(known.get(name) for name in COLUMNS), *figures, *(run.get(name) for name in MEASURED)]

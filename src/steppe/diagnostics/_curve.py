@@ -64,7 +64,7 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
     with untouched(bench.model, bench.optimizer):
         generators, work = Randomness({p.device for p in parameters}), Work.of(bench.loss_of, batch, None, None)
         loss, clean = work.run(), _taken(parameters)
-        look = build(radii[0])._passes.looked_at(work)
+        look = build(radii[0])._making.passes.looked_at(work)
         if look is not None:
             generators.set()
             look.run()
@@ -85,7 +85,8 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
 @contextmanager
 def _at(sharp: SharpnessAware, parameters: list[nn.Parameter], direction: list[Tensor]) -> Iterator[list[Tensor]]:
     """In the block the weights are at w + eps, and ``.grad`` is empty; gives eps as it came out of the rounding."""
-    if sharp.ascent.direction.ahead and not sharp._passes.known_ahead():  # no momentum yet: along the gradient instead
+    # No momentum yet: along the gradient instead.
+    if sharp.ascent.direction.ahead and not sharp._making.passes.known_ahead():
         sharp.ascent = replace(sharp.ascent, direction=Gradient())
     weights = [p.detach().clone() for p in parameters]
     for p, g in zip(parameters, direction, strict=True):

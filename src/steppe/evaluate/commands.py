@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import BadInputError, app, refusing
-from steppe._command.files import finite, write_json
+from steppe._command.app import app, print_json, refusing
+from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, help_of, taking
 from steppe.evaluate.request import Request
 
@@ -34,29 +31,22 @@ def evaluate(
     asked = given(flags, Request)
     if "delimiter" in asked:
         asked["delimiter"] = asked["delimiter"].replace("\\n", "\n")
-    with refusing(), _needing_the_extra():
-        target = _target(out, asked.get("adapter") or model)
+    with refusing():
+        slug = re.sub(r"[^\w.-]+", "-", asked.get("adapter") or model).strip("-.") or "model"
+        target = free_target(Path(out or f"results/evaluate/{slug}.json"))
         _hush()
         request = Request(model=model, **asked)
         from steppe.evaluate.run import evaluate as measure  # after the checks: it takes seconds to import
 
         record = measure(request)
-    _show(record, as_json)
-    _save(target, record)
+    if as_json:
+        print_json(record)
+    else:
+        Console().print(table(record))
+    with refusing():
+        keep_figures(target, record)
     if not as_json:
         typer.echo(f"Results: {target}")
-
-
-@contextmanager
-def _needing_the_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("steppe"):
-            raise
-        raise ValueError(
-            f"this needs {error.name}, which is not installed; run: pip install 'steppe[study,evaluate]'"
-        ) from error
 
 
 def _hush() -> None:
@@ -65,34 +55,6 @@ def _hush() -> None:
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # read on import: few lines in a log file
     for name in ("lm_eval", "transformers", "huggingface_hub", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _target(out: str | None, source: str) -> Path:
-    """The file to write, found to be writable before hours are spent; nothing is made yet."""
-    slug = re.sub(r"[^\w.-]+", "-", source).strip("-.") or "model"
-    target = Path(out or f"results/evaluate/{slug}.json")
-    if target.is_dir():
-        raise ValueError(f"{target} is a folder; name a file with --out")
-    there = next(folder for folder in target.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write to {target} ({there} is no folder to write in); name another file with --out")
-    return target
-
-
-def _save(target: Path, record: dict[str, Any]) -> None:
-    try:
-        write_json(target, record)
-    except OSError as error:
-        raise BadInputError(
-            f"the figures above could not be written to {target} ({error.strerror}); make room or name another --out"
-        ) from error
-
-
-def _show(record: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(finite(record), indent=1))
-    else:
-        Console().print(table(record))
 
 
 def table(record: dict[str, Any]) -> Table:

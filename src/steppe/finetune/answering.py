@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from steppe._command.app import BadInputError, app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.files import DiskError, write_text, writing
 
 
@@ -47,13 +47,10 @@ def predict(
         with watch.on(Console(stderr=True)) as shown:
             record = answer(run, data, text=text, label=label, split=split, tell=shown.measured)
     target = Path(out or f"{run}/predictions.jsonl")
-    try:
-        with writing(target.parent, "make room or name another file with --out"):
-            write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in record["rows"]))
-    except DiskError as error:
-        raise BadInputError(str(error)) from error
+    with refusing(DiskError), writing(target.parent, "make room or name another file with --out"):
+        write_text(target, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in record["rows"]))
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        print_json(record)
         return
     if record["per_class"]:
         Console().print(_table(record))

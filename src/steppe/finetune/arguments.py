@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from steppe._command.lookup import near, nearest
 
 if TYPE_CHECKING:
-    from steppe.finetune.spec import Settings
+    from steppe.finetune.spec import Spec
 
 _OURS = {
     "output_dir": "--out", "resume_from_checkpoint": "--resume", "seed": "--seed", "do_train": "", "do_eval": "",
@@ -104,7 +104,7 @@ def _once(found: dict[str, str], key: str, value: str) -> None:
     found[key] = value
 
 
-def complete(asked: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+def complete(asked: Mapping[str, Any], settings: Spec) -> dict[str, Any]:
     """The arguments that were asked for as the Trainer's types, over the defaults for the task.
 
     Raises:
@@ -131,7 +131,7 @@ def complete(asked: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     return taken
 
 
-def looks(training: Mapping[str, Any]) -> bool:
+def evaluates(training: Mapping[str, Any]) -> bool:
     """Whether the Trainer looks at examples beside those it trains on, to choose or to report."""
     return bool(
         training.get("load_best_model_at_end")
@@ -142,7 +142,7 @@ def looks(training: Mapping[str, Any]) -> bool:
     )
 
 
-def _check_patience(settings: Settings, taken: Mapping[str, Any]) -> None:
+def _check_patience(settings: Spec, taken: Mapping[str, Any]) -> None:
     if settings.patience is not None and taken.get("eval_strategy", "no") == "no":
         raise ValueError(
             f"patience = {settings.patience} counts looks at the validation examples, and with eval_strategy = 'no' "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -13,14 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe._command.app import INTERRUPTED, BadInputError, app, refusing
-from steppe._command.files import finite
+from steppe._command.app import INTERRUPTED, app, print_json, refusing
+from steppe._command.files import DiskError
 from steppe._command.flags import taking
-from steppe.finetune.spec import SPELLED, Settings
+from steppe.finetune.spec import SPELLED, Spec
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-@taking(Settings, without=("training",), spelled=SPELLED)
+@taking(Spec, without=("training",), spelled=SPELLED)
 def finetune(
     context: typer.Context,
     flags: dict[str, Any],
@@ -79,7 +78,7 @@ def _training(words: Sequence[str], sets: Sequence[str]) -> dict[str, Any]:
 
 def _names() -> list[str]:
     """All flags of the command."""
-    own = (SPELLED.get(name, (name,)) for name in Settings.model_fields if name != "training")
+    own = (SPELLED.get(name, (name,)) for name in Spec.model_fields if name != "training")
     return [part.lstrip("-") for words in own for word in words for part in word.split("/")] + list(_SWITCHES)
 
 
@@ -90,21 +89,18 @@ def _one(
     errors.quiet = _rank() > 0
     with refusing():
         from steppe.finetune import spec, watch
-        from steppe.finetune.folder import DiskError
         from steppe.finetune.run import prepare, train
 
         make = spec.resumed if resume else spec.resolve
         settings = make(flags, asked, recipe)
         errors.print(f"Reading {settings.data} and {settings.model}", highlight=False, markup=False, soft_wrap=True)
-        plan = prepare(settings, resume=resume, overwrite=overwrite)
-    try:
-        result = train(plan, watch.on(errors))
-    except DiskError as error:
-        raise BadInputError(str(error)) from error
+        ready = prepare(settings, resume=resume, overwrite=overwrite)
+    with refusing(DiskError):
+        result = train(ready, watch.on(errors))
     if _rank() > 0:
         return
     if as_json:
-        typer.echo(json.dumps(finite(result), indent=1))
+        print_json(result)
     else:
         from steppe.finetune.table import summary
 
@@ -124,7 +120,7 @@ def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -
 
         record = example.run(out or "results/finetune/digits", overwrite=overwrite, shown=watch.on(errors))
     if as_json:
-        typer.echo(json.dumps(finite(record), indent=1))
+        print_json(record)
     else:
         from steppe.finetune.table import comparison
 

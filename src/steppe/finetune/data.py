@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from steppe.finetune.spec import Settings
+from steppe.finetune.spec import Spec
 from steppe.text.packing import check_packing
 from steppe.text.readers import Dialogues, Labelled, read, read_dialogues
 from steppe.text.tokens import check_length, encode_dialogues, limit, pack, sides
@@ -53,7 +51,7 @@ class Tokens:
     validation: list[Example] | None = None
 
 
-def examples(settings: Settings) -> Examples:
+def examples(settings: Spec) -> Examples:
     """Read what the settings name.
 
     Raises:
@@ -68,7 +66,7 @@ def examples(settings: Settings) -> Examples:
     return Examples(train, test, settings.test is None, validation)
 
 
-def _validated(train: Any, settings: Settings) -> tuple[Any, Any]:
+def _validated(train: Any, settings: Spec) -> tuple[Any, Any]:
     """Training and validation examples: a share is of what `--examples` and `--per-class` leave."""
     if settings.validation is None:
         return train, None
@@ -77,20 +75,13 @@ def _validated(train: Any, settings: Settings) -> tuple[Any, Any]:
     return train, _under(train, settings, "validation", settings.validation, settings.validation_split)
 
 
-def _under(train: Any, settings: Settings, what: str, source: str, split: str | None) -> Any:
+def _under(train: Any, settings: Spec, what: str, source: str, split: str | None) -> Any:
     """Data of another source, its labels those of the training data."""
     found = _read(settings, source, split)
     return found if settings.language else found.under(train.names, f"the {what} data {source}")
 
 
-def fingerprint(settings: Settings) -> list[str]:
-    """A hash of each file's content, by which a resumed run sees that its data is what it was."""
-    sources = (settings.data, settings.test, settings.validation)
-    paths = [Path(source) for source in sources if isinstance(source, str) and not source.startswith("hf:")]
-    return [hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in paths]
-
-
-def tokens(settings: Settings, found: Examples, model: Any, tokenizer: Any) -> Tokens:
+def tokens(settings: Spec, found: Examples, model: Any, tokenizer: Any) -> Tokens:
     """Turn the examples into what the model takes.
 
     Raises:
@@ -109,7 +100,7 @@ def tokens(settings: Settings, found: Examples, model: Any, tokenizer: Any) -> T
     return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation)
 
 
-def _read(settings: Settings, source: str, split: str | None) -> Any:
+def _read(settings: Spec, source: str, split: str | None) -> Any:
     if settings.language:
         return read_dialogues(source, prompt=settings.prompt, response=settings.response, split=split)
     return read(source, text=settings.text, label=settings.label, split=split)
@@ -138,7 +129,7 @@ def _spared(found: Labelled, order: list[int]) -> list[int]:
     return [i for i in order if last[found.labels[i]] != i]
 
 
-def _fewer(train: Any, settings: Settings) -> Any:
+def _fewer(train: Any, settings: Spec) -> Any:
     """The first in a random order: of each class, then of all, so that a cut leaves the classes mixed."""
     order = _order(len(train), settings.seed)
     if settings.per_class is not None:
@@ -175,6 +166,3 @@ def _of_dialogues(found: Dialogues, tokenizer: Any, length: int) -> tuple[list[E
 
 
 _WHOLE = 10**9  # tokens: nothing is cut
-
-
-__all__ = ["Examples", "Tokens", "examples", "fingerprint", "tokens"]

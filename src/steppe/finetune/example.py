@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from steppe._command.choices import BASE
 from steppe._command.devices import usable_cores
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Job, Pool
@@ -22,7 +23,7 @@ from steppe.finetune.run import finetune
 from steppe.finetune.spec import resolve
 from steppe.finetune.watch import Quiet
 
-METHODS = ("base", "sam:rho=0.05", "nbar:mu=1")
+METHODS = (BASE, "sam:rho=0.05", "nbar:mu=1")
 SEEDS = (0, 1, 2)
 STEPS = 120
 _SETTINGS = {"r": 8, "alpha": 16.0, "targets": "query,key,value,dense", "max_length": 18}
@@ -44,23 +45,23 @@ def run(out: str, *, overwrite: bool = False, shown: Quiet | None = None) -> dic
     earlier = read_json(folder.path / RESULT)
     if not (isinstance(earlier, dict) and earlier.get("kind") == "example"):
         folder.check_fresh(overwrite)
-    jobs = [(text, seed) for seed in SEEDS for text in METHODS]
+    wanted = [(text, seed) for seed in SEEDS for text in METHODS]
     folder.check_free()
     with shown, folder.alone(shown.say), writing(folder.path):
         shown.say("A small transformer learns the digits 0 to 6 (once), then 7 to 9 by LoRA from noisy labels")
         prepare_folder(folder.path, SEEDS, overwrite=True)
-        results = _all(folder.path, jobs, shown)
+        results = _all(folder.path, wanted, shown)
         record = summarise(results, out)
         write_json(folder.path / RESULT, record)
     return record
 
 
-def _all(folder: Path, jobs: Sequence[tuple[str, int]], shown: Quiet) -> list[dict[str, Any]]:
+def _all(folder: Path, wanted: Sequence[tuple[str, int]], shown: Quiet) -> list[dict[str, Any]]:
     """The result of each run, as many side by side as there are cores, at most 2: timings are compared."""
     found: dict[str, dict[str, Any]] = {}
-    shown.begin(len(jobs), 0, "runs")
+    shown.begin(len(wanted), 0, "runs")
     with Pool(min(2, usable_cores())) as pool:
-        for text, seed in jobs:
+        for text, seed in wanted:
             pool.submit(Job(f"{text} {seed}", one, (str(folder), text, seed)))
         for event in pool.events():
             if event.kind == "failed":
@@ -72,7 +73,7 @@ def _all(folder: Path, jobs: Sequence[tuple[str, int]], shown: Quiet) -> list[di
                 shown.say(
                     f"{name}, seed {event.key.rpartition(' ')[2]}: {100 * event.value['metrics']['accuracy']:.2f} %"
                 )
-    return [found[f"{text} {seed}"] for text, seed in jobs]
+    return [found[f"{text} {seed}"] for text, seed in wanted]
 
 
 def one(folder: str, text: str, seed: int, tell: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
     by_method = {
         text: {r["settings"]["seed"]: r for r in results if r["method"]["name"] == text} for text in _texts(results)
     }
-    base = by_method[method.BASE]
+    base = by_method[BASE]
     rows = [_row(found, base) for found in by_method.values()]
     first = next(iter(base.values()))
     return {

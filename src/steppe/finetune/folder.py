@@ -86,16 +86,16 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
         return one_writer(self.path, "steppe finetune", say)
 
-    def begin(self, settings: dict[str, Any], data: list[str], shared: dict[str, int]) -> None:
+    def begin(self, settings: dict[str, Any], shared: dict[str, int], **files: list[str]) -> None:
         """Note what is begun; what an earlier run left goes, once that is written.
 
         Args:
             settings: that decide the result.
-            data: the files' fingerprints.
             shared: among how many processes and devices a batch is shared out.
+            files: the fingerprints of `data` and `weights`.
         """
         with writing(self.path), self._aside(RESULT, CHECKPOINTS, "adapter", "model"):
-            write_json(self.path / SETTINGS, {"settings": settings, "data": data, "shared": shared})
+            write_json(self.path / SETTINGS, {"settings": settings, "shared": shared} | files)
         self.tidy()
 
     @contextmanager
@@ -207,6 +207,3 @@ def writing(folder: Path) -> Iterator[None]:
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         raise DiskError(disk_sentence(folder, "a checkpoint could not be written to its end", _THEN)) from error
-
-
-__all__ = ["CHECKPOINTS", "RESULT", "SETTINGS", "DiskError", "Folder", "writing"]

@@ -9,11 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from steppe._command.choices import parse
+from steppe._command.choices import BASE, parse
 from steppe._length import of_this_length
 from steppe.protocol import Method, checked
-
-BASE = "base"
 
 
 def check(text: str) -> str:
@@ -75,6 +73,13 @@ def optimizer_of(text: str, model: nn.Module, training: dict[str, Any]) -> Optim
     return made
 
 
+def _stand_in(model: nn.Module, training: dict[str, Any]) -> Optimizer:
+    """An optimizer as cheap as can be, with momentum where the Trainer's will have it, which some methods read."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    bare = training["optim"] == "sgd" and "momentum" not in (training.get("optim_args") or "")
+    return torch.optim.SGD(weights, lr=training["learning_rate"], momentum=0.0 if bare else 0.9)
+
+
 def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Method | None:
     """Build the method once on an optimizer that nobody uses, so that what does not fit is refused before training.
 
@@ -88,9 +93,7 @@ def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Method | 
     if made is None:
         return None
     rate = training["learning_rate"]
-    optimizer = optimizer_of(text, model, training) or torch.optim.SGD(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=rate
-    )
+    optimizer = optimizer_of(text, model, training) or _stand_in(model, training)
     try:
         built: Method = checked(of_this_length(made, 1000)(model, optimizer), "its recipe gives", "the Trainer")
     except (ValueError, TypeError) as error:

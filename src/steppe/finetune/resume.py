@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from steppe.finetune import data
 from steppe.finetune.folder import Folder
-from steppe.finetune.spec import Settings
+from steppe.finetune.spec import Spec
 from steppe.integrations import _trainer
 
 FREE = frozenset((
@@ -20,8 +19,8 @@ FREE = frozenset((
 """The Trainer's arguments that measure, log and load only: they may be others in the part that goes on."""
 
 
-def check_same(folder: Folder, settings: Settings) -> None:
-    """Refuse to go on with other settings or other data than the run was begun with.
+def check_same(folder: Folder, settings: Spec) -> None:
+    """Refuse to go on with other settings, other data or another model than the run was begun with.
 
     Raises:
         ValueError: one sentence about the first difference, or that there is nothing to go on with.
@@ -31,8 +30,12 @@ def check_same(folder: Folder, settings: Settings) -> None:
     trained = {key: value for key, value in now.pop("training").items() if key not in FREE}
     _refuse_change(folder, before.get("training", {}), trained)
     _refuse_change(folder, before, now)
-    if begun.get("data") != data.fingerprint(settings):
+    if begun.get("data") != settings.fingerprint():
         raise ValueError(f"the data of the run in {folder.path} has changed since; begin anew with another --out")
+    if begun.get("weights") not in (None, settings.weights()):  # None: begun by an older version
+        raise ValueError(
+            f"the model that the run in {folder.path} began with has changed since; begin anew with another --out"
+        )
     last_checkpoint(folder)
 
 
@@ -45,12 +48,12 @@ def _refuse_change(folder: Folder, before: dict[str, Any], now: dict[str, Any]) 
             )
 
 
-def shared(arguments: Any) -> dict[str, int]:
+def split_among(arguments: Any) -> dict[str, int]:
     """Among how many a batch is shared out: processes, and devices of each (the Trainer takes all GPUs it sees)."""
     return {"processes": arguments.world_size, "devices": max(1, arguments.n_gpu)}
 
 
-def check_shared(folder: Folder, arguments: Any) -> None:
+def check_split(folder: Folder, arguments: Any) -> None:
     """Refuse to go on with another number of processes or devices, with which a step would see another batch.
 
     Args:
@@ -62,7 +65,7 @@ def check_shared(folder: Folder, arguments: Any) -> None:
     """
     begun = folder.begun_with() or {}
     before = begun.get("shared") or {"processes": _states(last_checkpoint(folder))}
-    now = shared(arguments)
+    now = split_among(arguments)
     if any(now[key] != count for key, count in before.items()):
         batch = arguments.per_device_train_batch_size
         raise ValueError(
@@ -95,6 +98,3 @@ def last_checkpoint(folder: Folder) -> str:
             f"the run in {folder.path} was interrupted before its first checkpoint, so nothing is there to resume: "
             "begin anew with --overwrite"
         ) from None
-
-
-__all__ = ["FREE", "check_same", "check_shared", "last_checkpoint", "shared"]

@@ -21,8 +21,8 @@ from steppe._command.saved import trained_in
 from steppe.finetune import data, measure, method
 from steppe.finetune.data import Examples, Tokens
 from steppe.finetune.folder import CHECKPOINTS, Folder, writing
-from steppe.finetune.resume import check_same, check_shared, last_checkpoint, shared
-from steppe.finetune.spec import Settings
+from steppe.finetune.resume import check_same, check_split, last_checkpoint, split_among
+from steppe.finetune.spec import Spec
 from steppe.finetune.watch import Noting, Patience, Quiet, Watch, warning, why_diverged
 from steppe.text.adapters import with_adapter
 from steppe.text.models import causal, classifier, quiet
@@ -30,7 +30,7 @@ from steppe.text.tokens import Collator
 
 
 @dataclass(frozen=True)
-class Plan:
+class Prepared:
     """A fine-tuning of which all has been checked and nothing been written.
 
     Attributes:
@@ -40,7 +40,7 @@ class Plan:
         fresh: False: resume there. overwrite: an earlier run there may go.
     """
 
-    settings: Settings
+    settings: Spec
     found: Examples
     tokens: Tokens
     model: Any
@@ -53,7 +53,7 @@ class Plan:
 
 
 def finetune(
-    settings: Settings, *, resume: bool = False, overwrite: bool = False, shown: Quiet | None = None
+    settings: Spec, *, resume: bool = False, overwrite: bool = False, shown: Quiet | None = None
 ) -> dict[str, Any]:
     """Fine-tune, write the folder ``settings.out``, and give the result that stands in its ``result.json``.
 
@@ -65,12 +65,12 @@ def finetune(
 
     Raises:
         ValueError: one sentence about what does not fit; nothing has been written then.
-        steppe.finetune.folder.DiskError: something could not be written.
+        steppe._command.files.DiskError: something could not be written.
     """
     return train(prepare(settings, resume=resume, overwrite=overwrite), shown or Quiet())
 
 
-def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False) -> Plan:
+def prepare(settings: Spec, *, resume: bool = False, overwrite: bool = False) -> Prepared:
     """Read data and model and check that all fits; nothing is written.
 
     Raises:
@@ -91,19 +91,19 @@ def prepare(settings: Settings, *, resume: bool = False, overwrite: bool = False
     arguments = _arguments(settings, folder)
     method.fit_processes(settings.method, built, arguments)
     if resume:
-        check_shared(folder, arguments)
-    plan = Plan(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume, overwrite)
-    _rehearse(plan)
-    return plan
+        check_split(folder, arguments)
+    ready = Prepared(settings, found, tokens, model, tokenizer, arguments, pairs, folder, not resume, overwrite)
+    _rehearse(ready)
+    return ready
 
 
-def _rehearse(plan: Plan) -> None:
+def _rehearse(ready: Prepared) -> None:
     """Build the Trainer and its optimizer once, in a folder that goes: what they lack is refused before they matter."""
-    arguments, place = plan.arguments, plan.arguments.output_dir
+    arguments, place = ready.arguments, ready.arguments.output_dir
     with tempfile.TemporaryDirectory() as passing:
         arguments.output_dir = passing
         try:
-            make_trainer(plan, Watch(Quiet())).create_optimizer()
+            make_trainer(ready, Watch(Quiet())).create_optimizer()
         except torch.OutOfMemoryError:
             raise
         except (ValueError, ImportError, RuntimeError) as error:
@@ -112,7 +112,7 @@ def _rehearse(plan: Plan) -> None:
             arguments.output_dir = place
 
 
-def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
+def _model(settings: Spec, found: Examples) -> tuple[Any, Any]:
     lora = None if settings.adapter else settings.lora
     if settings.language:
         made = causal(settings.model, lora, settings.seed, frozen=settings.adapter is not None)
@@ -124,7 +124,7 @@ def _model(settings: Settings, found: Examples) -> tuple[Any, Any]:
     return with_adapter(made[0], adapter, classify=not settings.language), made[1]
 
 
-def _check_finite(model: Any, settings: Settings) -> None:
+def _check_finite(model: Any, settings: Spec) -> None:
     """Refuse a checkpoint that has been spoilt before."""
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not bool(weight.isfinite().all()):
@@ -135,7 +135,7 @@ def _check_finite(model: Any, settings: Settings) -> None:
             )
 
 
-def _arguments(settings: Settings, folder: Folder) -> Any:
+def _arguments(settings: Spec, folder: Folder) -> Any:
     from transformers import TrainingArguments
 
     pinned = {"dataloader_pin_memory": torch.cuda.is_available()}  # or torch warns at every loader
@@ -153,51 +153,52 @@ def _arguments(settings: Settings, folder: Folder) -> Any:
     return made
 
 
-def train(plan: Plan, shown: Quiet) -> dict[str, Any]:
+def train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
     """Train what :func:`prepare` gave, save it, write the result; nobody else writes to the folder meanwhile.
 
     Raises:
-        steppe.finetune.folder.DiskError: something could not be written.
+        steppe._command.files.DiskError: something could not be written.
         ValueError: another process writes there, or has begun a run since.
     """
     shown = shown if ranks.first() else Quiet()
     with ExitStack() as stack:
-        ranks.once(lambda: stack.enter_context(plan.folder.alone(shown.say)))
-        ranks.once(partial(_check_again, plan))
-        return _train(plan, shown)
+        ranks.once(lambda: stack.enter_context(ready.folder.alone(shown.say)))
+        ranks.once(partial(_check_again, ready))
+        return _train(ready, shown)
 
 
-def _check_again(plan: Plan) -> None:
+def _check_again(ready: Prepared) -> None:
     """What :func:`prepare` saw of the folder may be another process's by now."""
-    if plan.fresh:
-        plan.folder.check_fresh(plan.overwrite)
+    if ready.fresh:
+        ready.folder.check_fresh(ready.overwrite)
     else:
-        check_same(plan.folder, plan.settings)
+        check_same(ready.folder, ready.settings)
 
 
-def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
-    start, folder, settings = time.perf_counter(), plan.folder, plan.settings
-    checkpoint = None if plan.fresh else last_checkpoint(folder)
-    if plan.fresh:
-        ranks.once(lambda: folder.begin(settings.decisive(), data.fingerprint(settings), shared(plan.arguments)))
-    watch, begin = Watch(shown), measure.balancedness(plan.model)
-    trainer = make_trainer(plan, watch)
+def _train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
+    start, folder, settings = time.perf_counter(), ready.folder, ready.settings
+    checkpoint = None if ready.fresh else last_checkpoint(folder)
+    if ready.fresh:
+        files = {"data": settings.fingerprint(), "weights": settings.weights()}
+        ranks.once(lambda: folder.begin(settings.decisive(), split_among(ready.arguments), **files))
+    watch, begin = Watch(shown), measure.balancedness(ready.model)
+    trainer = make_trainer(ready, watch)
     with shown, quiet(), writing(folder.path):
         trainer.train(resume_from_checkpoint=checkpoint)
-    seconds, lost = time.perf_counter() - start, why_diverged(trainer.model, watch.losses, _guessing(plan))
+    seconds, lost = time.perf_counter() - start, why_diverged(trainer.model, watch.losses, _guessing(ready))
     if lost:
         shown.say(warning(lost))
-    name, balance = "model" if settings.full else "adapter", _balance(plan.model, begin)
+    name, balance = "model" if settings.full else "adapter", _balance(ready.model, begin)
     # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
-    saved = ranks.once(lambda: folder.save(name, partial(_save, trainer.model, plan.tokenizer)))
+    saved = ranks.once(lambda: folder.save(name, partial(_save, trainer.model, ready.tokenizer)))
     with shown:
-        metrics, answers = measure.metrics(trainer, plan.tokens.test, settings.language, shown.measured)
-        validation = plan.tokens.validation and measure.metrics(trainer, plan.tokens.validation, settings.language)[0]
+        metrics, answers = measure.metrics(trainer, ready.tokens.test, settings.language, shown.measured)
+        validation = ready.tokens.validation and measure.metrics(trainer, ready.tokens.validation, settings.language)[0]
     result = {
         "schema": measure.SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
-        **_of_classes(plan, metrics, answers),
+        **_of_classes(ready, metrics, answers),
         "validation": validation, "best": _best(trainer),
-        "data": _data(plan), "model": _size(plan.model), "method": _method(plan, balance),
+        "data": _data(ready), "model": _size(ready.model), "method": _method(ready, balance),
         "diverged": lost is not None, "why_diverged": lost,
         "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
@@ -209,19 +210,19 @@ def _train(plan: Plan, shown: Quiet) -> dict[str, Any]:
     return result
 
 
-def _guessing(plan: Plan) -> float:
+def _guessing(ready: Prepared) -> float:
     """The loss of a model that knows nothing: of a language model, which begins with much, nearly none."""
-    return _LITTLE if plan.settings.language else math.log(len(plan.found.names))
+    return _LITTLE if ready.settings.language else math.log(len(ready.found.names))
 
 
 _LITTLE = 0.5
 
 
-def _of_classes(plan: Plan, metrics: dict[str, float], answers: list[int] | None) -> dict[str, Any]:
+def _of_classes(ready: Prepared, metrics: dict[str, float], answers: list[int] | None) -> dict[str, Any]:
     """Each class by itself, and what always giving one answer comes to."""
     if answers is None:
         return {"per_class": None, "majority": None, "at_chance": None}
-    train, test, names = plan.found.train.labels, plan.found.test.labels, plan.found.names
+    train, test, names = ready.found.train.labels, ready.found.test.labels, ready.found.names
     guess = measure.majority(train, test, names)
     return {
         "per_class": measure.per_class(test, answers, names), "majority": guess,
@@ -237,22 +238,22 @@ def _best(trainer: Any) -> dict[str, Any] | None:
     return {"step": trainer.state.best_global_step, "metric": figure, "value": trainer.state.best_metric}
 
 
-def make_trainer(plan: Plan, watch: Watch) -> Any:
+def make_trainer(ready: Prepared, watch: Watch) -> Any:
     """The Hugging Face Trainer, with the method's gradient unless it is the base's."""
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
     from steppe.integrations.transformers import SharpTrainer
 
-    settings, own = plan.settings, method.optimizer_of(plan.settings.method, plan.model, plan.settings.training)
-    sharp = method.factory(settings.method, settings.seed, measure=bool(plan.arguments.report_to))
-    collator: Any = DataCollatorWithPadding(plan.tokenizer)
+    settings, own = ready.settings, method.optimizer_of(ready.settings.method, ready.model, ready.settings.training)
+    sharp = method.factory(settings.method, settings.seed, measure=bool(ready.arguments.report_to))
+    collator: Any = DataCollatorWithPadding(ready.tokenizer)
     if settings.language:
-        flash = "flash" in str(plan.model.config._attn_implementation)
-        collator = Collator(plan.tokenizer.pad_token_id, mask=not flash, dtype=plan.model.dtype)
+        flash = "flash" in str(ready.model.config._attn_implementation)
+        collator = Collator(ready.tokenizer.pad_token_id, mask=not flash, dtype=ready.model.dtype)
     patience = [] if settings.patience is None else [Patience(settings.patience)]
     kind: Any = Trainer if sharp is None else SharpTrainer
     made: Any = type(kind.__name__, (Noting, kind), {})(
-        model=plan.model, args=plan.arguments, train_dataset=plan.tokens.train, eval_dataset=plan.tokens.validation,
+        model=ready.model, args=ready.arguments, train_dataset=ready.tokens.train, eval_dataset=ready.tokens.validation,
         data_collator=collator, callbacks=[watch, *patience], optimizers=(own, None),
         compute_metrics=None if settings.language else measure.accuracy, **({} if sharp is None else {"sharp": sharp}),
     )  # fmt: skip
@@ -269,12 +270,12 @@ def _save(model: Any, tokenizer: Any, place: str) -> None:
     tokenizer.save_pretrained(place)
 
 
-def _data(plan: Plan) -> dict[str, Any]:
+def _data(ready: Prepared) -> dict[str, Any]:
     return {
-        "train": len(plan.found.train), "test": len(plan.found.test),
-        "validation": len(plan.found.validation) if plan.found.validation else None, "held_out": plan.found.held_out,
-        "classes": list(plan.found.names), "max_length": plan.tokens.length, "cut": plan.tokens.cut,
-        "blocks": len(plan.tokens.train) if plan.settings.packing else None,
+        "train": len(ready.found.train), "test": len(ready.found.test),
+        "validation": len(ready.found.validation) if ready.found.validation else None, "held_out": ready.found.held_out,
+        "classes": list(ready.found.names), "max_length": ready.tokens.length, "cut": ready.tokens.cut,
+        "blocks": len(ready.tokens.train) if ready.settings.packing else None,
     }  # fmt: skip
 
 
@@ -285,16 +286,13 @@ def _size(model: Any) -> dict[str, int]:
     }
 
 
-def _method(plan: Plan, balance: dict[str, Any] | None) -> dict[str, Any]:
-    settings = plan.settings
+def _method(ready: Prepared, balance: dict[str, Any] | None) -> dict[str, Any]:
+    settings = ready.settings
     return {
-        "name": settings.method, "label": method.label(settings.method, settings.full), "pairs": plan.pairs,
+        "name": settings.method, "label": method.label(settings.method, settings.full), "pairs": ready.pairs,
         "balancedness": balance,
     }  # fmt: skip
 
 
 def _balance(model: Any, begin: dict[str, float]) -> dict[str, Any] | None:
     return {"begin": begin, "end": measure.balancedness(model)} if begin else None
-
-
-__all__ = ["Plan", "finetune", "last_checkpoint", "make_trainer", "prepare", "train"]

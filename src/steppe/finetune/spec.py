@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from steppe._command.lookup import nearest
+from steppe._command.saved import weights
 from steppe._command.settings import Expected, Modules, Name, Positive, Share, Whole, refusal
 from steppe.finetune import arguments
 from steppe.finetune.folder import Folder
@@ -50,7 +52,7 @@ SPELLED = {
 """Flags that are not the field's name alone: the second is what `compare` calls the same."""
 
 
-class Settings(BaseModel):
+class Spec(BaseModel):
     """Everything a fine-tuning needs to know, complete. Each field is a flag (`_` becomes `-`) and a recipe's key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
@@ -127,8 +129,18 @@ class Settings(BaseModel):
         """What the result depends on: all but the place it is written to."""
         return self.model_dump(exclude={"out"})
 
+    def fingerprint(self) -> list[str]:
+        """A hash of each file's content, by which a resumed run sees that its data is what it was."""
+        sources = (self.data, self.test, self.validation)
+        paths = [Path(source) for source in sources if isinstance(source, str) and not source.startswith(HUB)]
+        return [hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() for path in paths]
 
-def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Settings:
+    def weights(self) -> list[str]:
+        """The same of the model and the adapter that it begins with."""
+        return [weights(each) for each in (self.model, self.adapter) if each is not None]
+
+
+def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Spec:
     """The complete, checked settings.
 
     Args:
@@ -149,12 +161,12 @@ def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None,
     first = _validated(whole | {"training": {}})
     _check_fit(first, given)
     training = arguments.complete(asked, first)
-    if first.validation is None and arguments.looks(training):
+    if first.validation is None and arguments.evaluates(training):
         whole["validation"] = VALIDATION
     return _validated(whole | {"training": training})
 
 
-def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Settings:
+def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Spec:
     """The settings of a run that is to go on: those given again, or, with its folder alone, those it was begun with.
 
     Raises:
@@ -194,15 +206,15 @@ def _dropped(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 def _check_needs(whole: Mapping[str, Any], name: str | None) -> None:
     for key in whole:
-        if key not in Settings.model_fields or key == "training":
-            raise ValueError(f"unknown setting {key!r}; {nearest(key, Settings.model_fields)}")
+        if key not in Spec.model_fields or key == "training":
+            raise ValueError(f"unknown setting {key!r}; {nearest(key, Spec.model_fields)}")
     for key, what in (("model", "the folder of a saved model or an id of the hub"), ("data", "a file or hf:DATASET")):
         if key not in whole:
             hint = f"; the recipe {name!r} brings none" if name else "; with nothing at all an embedded example runs"
             raise ValueError(f"--{key} is missing: give {what}{hint}")
 
 
-def _check_fit(settings: Settings, given: Mapping[str, Any]) -> None:
+def _check_fit(settings: Spec, given: Mapping[str, Any]) -> None:
     """Refuse what was given and would have no effect."""
     unused = _CLASSIFY_ONLY if settings.language else _LANGUAGE_ONLY
     for key in (key for key in unused if given.get(key)):
@@ -271,8 +283,8 @@ def _stem(data: str) -> str:
     return data.removeprefix("hf:") if data.startswith("hf:") else Path(data).stem
 
 
-def _validated(values: Mapping[str, Any]) -> Settings:
+def _validated(values: Mapping[str, Any]) -> Spec:
     try:
-        return Settings.model_validate(dict(values))
+        return Spec.model_validate(dict(values))
     except ValidationError as error:
-        raise ValueError(refusal(Settings, error, values)) from None
+        raise ValueError(refusal(Spec, error, values)) from None

@@ -23,7 +23,7 @@ FILE, WRITTEN_LAST = "sharpness_aware.pt", "trainer_state.json"
 Factory = Callable[..., Method]
 
 
-class TrainerPasses:
+class TrainerLoss:
     """The loss of a micro-batch, forward and backward being the Trainer's step; it notes what went through."""
 
     def __init__(self, trainer: Any, model: nn.Module, whole: list[Any], step: Callable[[Any], Tensor]) -> None:

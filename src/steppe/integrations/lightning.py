@@ -143,8 +143,7 @@ class SharpCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave module and strategy as they were."""
-        self._changes.close()
-        self._whole = None
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state, for the checkpoint; whole tensors, as Lightning saves those of the first rank only."""
@@ -200,8 +199,7 @@ class ProbeCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the method as it was."""
-        self._probing.drop()
-        self._trainer = None
+        self.on_train_end(trainer, pl_module)
 
 
 def _refuse(module: LightningModule) -> None:

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from steppe.integrations import _trainer
 from steppe.integrations._probing import Probing
-from steppe.integrations._trainer import Factory, NoFurther, Tally, TrainerPasses
+from steppe.integrations._trainer import Factory, NoFurther, Tally, TrainerLoss
 from steppe.protocol import Method
 
 
@@ -86,14 +86,14 @@ class SharpTrainerMixin(NoFurther):
     def _backward(self, model: nn.Module, pieces: list[Any], num_items_in_batch: Any, weight: float) -> Tensor:
         host: Any = super()
         step = lambda inputs: host.training_step(model, inputs, num_items_in_batch)  # noqa: E731
-        passes = TrainerPasses(self, model, pieces, step)
+        loss_of = TrainerLoss(self, model, pieces, step)
         # The Trainer's step has run its own backward; what it returns has no graph left, and the same backward on it
         # only shows the loss scale.
-        self.sharp.backward(passes, micro_batches=pieces, backward=self.accelerator.backward)
-        vars(self).update(passes.counters)
-        self._tally.note(self.sharp, passes.count, weight)
-        self._whole.add("passes_per_step", passes.count * weight, weight)
-        return passes.loss
+        self.sharp.backward(loss_of, micro_batches=pieces, backward=self.accelerator.backward)
+        vars(self).update(loss_of.counters)
+        self._tally.note(self.sharp, loss_of.count, weight)
+        self._whole.add("passes_per_step", loss_of.count * weight, weight)
+        return loss_of.loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; what an accumulated batch that was broken off left is dropped."""

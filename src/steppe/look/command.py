@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,13 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from steppe import diagnostics
-from steppe._command.app import BadInputError, app, refusing
+from steppe._command.app import app, print_json, refusing
 from steppe._command.files import DiskError, finite, write_json, writing
 from steppe._command.flags import given, help_of, taking
 from steppe._command.provenance import made_with
+from steppe.look.find import find
 from steppe.look.pictures import draw
 from steppe.look.request import Request
-from steppe.look.subjects import Subject, Subjects, find
+from steppe.look.subjects import Subject, Subjects
 
 SCHEMA = 1
 _THEN = "make room or name another --out"
@@ -40,15 +40,13 @@ def look(
         found = {each.name: _measured(each, request) for each in subjects.each}
         plane = _plane(subjects, request) if "plane" in request.parts else None
     record = _record(request, subjects, found, plane)
-    try:
+    with refusing(DiskError):
         with writing(folder, _THEN):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "look.json", record)
         paths = draw(found, plane, folder)
-    except DiskError as error:
-        raise BadInputError(str(error)) from error
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        print_json(record)
         return
     Console().print(_table(found))
     typer.echo(f"Written: {folder / 'look.json'}" + "".join(f", {path.name}" for path in paths))

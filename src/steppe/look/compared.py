@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from steppe._command.choices import parse
+from steppe._command.choices import BASE, parse
 from steppe._command.files import read_json
 from steppe.compare.data.examples import Split, Task
 from steppe.compare.data.losses import mean_of
 from steppe.compare.engine import measure, run
-from steppe.compare.engine.plan import Plan, Run, describe
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run, describe
 from steppe.compare.engine.spec import Spec, steps_per_epoch
 from steppe.compare.engine.store import Store
 from steppe.compare.judge import of_records
@@ -68,13 +69,13 @@ def _chosen(plan: Plan, records: dict[str, dict[str, Any]], request: Request) ->
     final = {id_: each for id_, each in final.items() if id_ not in plan.tuning(records) or _kept(plan, each, records)}
     seed = plan.spec.seeds[0] if request.seed is None else request.seed
     here = [each for each in final.values() if each.seed == seed and each.variant == "plain"]
-    base = next((each for each in here if each.method == "base"), None)
-    methods = [each for each in here if each.method != "base"]
+    base = next((each for each in here if each.method == BASE), None)
+    methods = [each for each in here if each.method != BASE]
     if request.method is not None:
         wanted = parse(request.method).text
         methods = [each for each in methods if each.method == wanted]
     if base is None or not methods:
-        had = sorted({each.method for each in final.values()} - {"base"})
+        had = sorted({each.method for each in final.values()} - {BASE})
         seeds = sorted({each.seed for each in final.values()})
         raise ValueError(
             f"the study has no finished run of {request.method or 'a method'} and the base with seed {seed}; it has "

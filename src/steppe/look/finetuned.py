@@ -12,7 +12,7 @@ from steppe._command.files import read_json
 from steppe._command.saved import base_and_adapter
 from steppe.finetune import data
 from steppe.finetune.folder import RESULT
-from steppe.finetune.spec import Settings
+from steppe.finetune.spec import Spec
 from steppe.look.request import Request
 from steppe.look.subjects import Subject, Subjects
 from steppe.text.adapters import with_adapter
@@ -29,7 +29,7 @@ def of_run(folder: Path, request: Request) -> Subjects:
     result = read_json(folder / RESULT)
     if not isinstance(result, dict) or result.get("kind") != "finetune":
         raise ValueError(f"{folder} holds a fine-tuning that is not finished; go on with steppe finetune --resume")
-    settings = Settings(**result["settings"])
+    settings = Spec(**result["settings"])
     found = data.examples(settings)
     model, tokenizer = _model(str(folder), settings, result["data"]["classes"])
     examples = data.tokens(settings, found, model, tokenizer).train
@@ -40,7 +40,7 @@ def of_run(folder: Path, request: Request) -> Subjects:
     return Subjects((subject,), None)
 
 
-def _model(folder: str, settings: Settings, names: list[str]) -> tuple[nn.Module, Any]:
+def _model(folder: str, settings: Spec, names: list[str]) -> tuple[nn.Module, Any]:
     place, adapter = base_and_adapter(folder)
     made: tuple[Any, Any] = (
         causal(place, None, 0, frozen=adapter is not None) if settings.language else classifier(place, names, None, 0)
@@ -50,7 +50,7 @@ def _model(folder: str, settings: Settings, names: list[str]) -> tuple[nn.Module
     return with_adapter(made[0], adapter, classify=not settings.language), made[1]
 
 
-def _batches(examples: list[Any], tokenizer: Any, settings: Settings, request: Request) -> list[Any]:
+def _batches(examples: list[Any], tokenizer: Any, settings: Spec, request: Request) -> list[Any]:
     """The first examples in batches of one size, padded as in training."""
     from transformers import DataCollatorWithPadding
 

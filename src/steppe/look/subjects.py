@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-
-from steppe._command.files import read_json
-from steppe._command.lookup import named_function
-from steppe.look.request import Request
 
 Say = Callable[[str], None]
 
@@ -39,49 +34,3 @@ class Subjects:
 
     each: tuple[Subject, ...]
     base: Mapping[str, Tensor] | None
-
-
-def find(request: Request, say: Say) -> Subjects:
-    """The models that ``request.what`` stands for.
-
-    Args:
-        request: what to look at.
-        say: told what takes long.
-
-    Raises:
-        ValueError: one sentence: there is no such thing, or it cannot be looked at.
-    """
-    what, folder = request.what, Path(request.what)
-    if ":" in what and not folder.exists():
-        _refuse_choice(request, "a function")
-        return _of_function(what)
-    if isinstance(read_json(folder / "spec.json"), dict):
-        from steppe.look.compared import of_study
-
-        return of_study(folder, request, say)
-    if isinstance(read_json(folder / "result.json"), dict) or isinstance(read_json(folder / "settings.json"), dict):
-        _refuse_choice(request, "a fine-tuning")
-        from steppe.look.finetuned import of_run
-
-        return of_run(folder, request)
-    raise ValueError(
-        f"{what} is neither the folder of a comparison (spec.json) nor of a fine-tuning (result.json); give one, or a "
-        "module:function that returns (model, loss_of, batches)"
-    )
-
-
-def _refuse_choice(request: Request, what: str) -> None:
-    if request.method is not None or request.seed is not None:
-        raise ValueError(f"--method and --seed choose a run of a comparison; leave them out for {what}")
-
-
-def _of_function(reference: str) -> Subjects:
-    made = named_function(reference, "look")()
-    if not isinstance(made, tuple) or len(made) not in (3, 4) or not isinstance(made[0], nn.Module):
-        raise ValueError(
-            f"{reference} returned {type(made).__name__}; expected (model, loss_of, batches), and perhaps the base's "
-            "state_dict() behind them"
-        )
-    model, loss_of, batches, base = (*made, None)[:4]
-    subject = Subject("model", model.eval(), loss_of, list(batches))
-    return Subjects((subject,), base)

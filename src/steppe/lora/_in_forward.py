@@ -76,6 +76,7 @@ class InForward(OnePass):
         super().remove()
 
     def _pass(self, work: Work) -> Tensor:
+        """The pass, within which the calls named in ``HOOKS`` perturb every layer."""
         self._inside = True
         try:
             return work.run()

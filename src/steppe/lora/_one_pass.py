@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from steppe._batch import NOTHING, Backward, LossOf, Work
+from steppe._changes import another_method, plain_changes, tell
+from steppe._compiled import compiled_again, untraced
 from steppe._draft import Last
 from steppe._optimizers import Given
 from steppe._parameters import without_sync
 from steppe._parts import check_count
-from steppe._settings import another_method, plain_changes, tell
 from steppe._steps import Steps
 from steppe._sync import refuse_uneven
 from steppe._wiring import check_arguments
@@ -62,6 +63,7 @@ class OnePass:
         raise NotImplementedError
 
     def _pass(self, work: Work) -> Tensor:
+        """The pass, which makes the gradient: within it a method may perturb (:class:`InForward`)."""
         return work.run()
 
     def _end(self) -> None:
@@ -72,6 +74,7 @@ class OnePass:
 
     # As an object that loops treat like any method's
 
+    @untraced
     def backward(
         self,
         closure: LossOf,
@@ -92,7 +95,7 @@ class OnePass:
             The detached loss, 0-dim (at the perturbed weights, where the method perturbs the model).
         """
         refuse_uneven(self.model)
-        work = Work.of(closure, batch, micro_batches, backward, without_sync(self.model))
+        work = Work.of(compiled_again(closure), batch, micro_batches, backward, without_sync(self.model))
         self._refresh()
         try:
             loss = self._pass(work)

@@ -197,7 +197,7 @@ class BAR(OnePass):
             warnings.warn(
                 f"BAR: none of the {len(self)} pairs has a gradient at step {self.step}: build BAR after the model is "
                 "wrapped or sharded and its adapters are active",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _alpha(self, t: int) -> float | Tensor:

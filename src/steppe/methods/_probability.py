@@ -1,4 +1,4 @@
-"""The seven schedules of RST: p(t) over T = total_steps, exactly as in the authors' code."""
+"""The seven schedules of RST: p(t) over T = total_steps, exactly as in the authors' code, and the draws from them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import warnings
 from collections.abc import Callable
 
 from steppe._length import check_length
-from steppe._parts import Value, check, check_choice
+from steppe._parts import Value, check, check_choice, check_count
 from steppe.curves import Cosine, Linear, Piecewise
+from steppe.schedule import Bernoulli, Schedule, Window
 
 Make = Callable[[float, float, int], Value]
 
@@ -47,6 +48,12 @@ def probability(p: float, schedule: str, p_end: float | None, total_steps: int |
         warnings.warn(
             f"schedule={schedule!r} from p = 0.5 to 1 - p is constant, the same as schedule='constant'; give another p"
             + (" or p_end" if schedule == "trigonometric" else ""),
-            stacklevel=3,
+            stacklevel=4,
         )
     return SCHEDULES[schedule](p, end, total_steps or 1)
+
+
+def draws(p: Value, start_step: int) -> Schedule:
+    """Bernoulli(p), silent before ``start_step``."""
+    check_count("start_step", start_step, 0)
+    return Bernoulli(p) & Window(start_step) if start_step else Bernoulli(p)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 
 from steppe.protocol import Method
 
 Settings = Mapping[str, Any]
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,22 @@ class Row:
 
 
 BAD_RHO: tuple[Settings, ...] = ({"rho": -0.1}, {"rho": float("nan")}, {"rho": "big"})
+
+
+def recipe(made: Made) -> Made:
+    """A method's function, in which a part that it chooses by itself is refused in one sentence, not in Python's."""
+
+    @functools.wraps(made)
+    def checked(*arguments: Any, **settings: Any) -> Any:
+        try:
+            return made(*arguments, **settings)
+        except TypeError as error:
+            twice = re.search(r"multiple values for keyword argument '(\w+)'", str(error))
+            if twice is None or (part := twice[1]) not in settings:
+                raise
+            raise TypeError(
+                f"{part}={settings[part]!r} was given to {made.__name__}, which makes this part of its own settings; "
+                f"expected these alone, or steppe.SharpnessAware(model, optimizer, {part}=..., ...) of parts of yours"
+            ) from None
+
+    return checked  # type: ignore[return-value]

@@ -10,10 +10,11 @@ from steppe._optimizers import Given, real
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 from steppe.optim import AMSGrad
 
 
+@recipe
 def AdaSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
     """SAM's gradient feeding AMSGrad in the paper's form: both moments are of g~, and there is no bias correction.
 

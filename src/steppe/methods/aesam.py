@@ -10,10 +10,11 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import Row
+from steppe.methods._row import Row, recipe
 from steppe.schedule import AboveNorm
 
 
+@recipe
 def AESAM(
     model: nn.Module,
     optimizer: Given,

@@ -10,9 +10,10 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Adaptive, Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def ASAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, eta: float = 0.01, **common: Any) -> SharpnessAware:
     """Adaptive SAM: eps = rho T^2 g / ||T g|| with T = |w| + eta elementwise, d = g~.
 

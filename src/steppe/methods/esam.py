@@ -10,9 +10,10 @@ from steppe._optimizers import Given
 from steppe._parts import Value, check
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def ESAM(
     model: nn.Module,
     optimizer: Given,

@@ -10,9 +10,10 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent, Friendly
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def FSAM(
     model: nn.Module, optimizer: Given, *, rho: Value = 0.05, sigma: float = 1.0, decay: float = 0.9, **common: Any
 ) -> SharpnessAware:

@@ -11,9 +11,10 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Mix
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def GNP(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: Value = 0.8, **common: Any) -> SharpnessAware:
     """Penalising the gradient's norm: d = (1 - gamma) g + gamma g~ at every step.
 

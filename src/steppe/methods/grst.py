@@ -12,11 +12,11 @@ from steppe.ascent import Ascent
 from steppe.combine import Mix
 from steppe.curves import Quotient
 from steppe.gradient import SharpnessAware
-from steppe.methods._probability import probability
-from steppe.methods._row import BAD_RHO, Row
-from steppe.methods.rst import draws
+from steppe.methods._probability import draws, probability
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def GRST(
     model: nn.Module,
     optimizer: Given,

@@ -12,9 +12,10 @@ from steppe.ascent import Ascent
 from steppe.combine import SurrogateGap
 from steppe.curves import FollowLR
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def GSAM(
     model: nn.Module, optimizer: Given, *, rho: Value | FollowLR = 0.05, alpha: Value = 0.4, **common: Any
 ) -> SharpnessAware:

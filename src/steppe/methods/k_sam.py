@@ -10,10 +10,11 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 from steppe.views import Look
 
 
+@recipe
 def KSAM(
     model: nn.Module,
     optimizer: Given,

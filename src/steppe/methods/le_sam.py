@@ -11,9 +11,10 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.curves import LossBudget
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def LESAM(
     model: nn.Module, optimizer: Given, *, sigma: Value = 0.35, rho: Value = 0.3, **common: Any
 ) -> SharpnessAware:

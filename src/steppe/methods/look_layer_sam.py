@@ -11,10 +11,11 @@ from steppe._parts import Value, check_choice, check_count
 from steppe.ascent import Ascent
 from steppe.combine import Reuse
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 from steppe.schedule import Every
 
 
+@recipe
 def LookLayerSAM(
     model: nn.Module,
     optimizer: Given,

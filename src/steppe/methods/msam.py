@@ -11,9 +11,10 @@ from steppe._parts import Value
 from steppe.ahead import Momentum
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def MSAM(
     model: nn.Module,
     optimizer: Given,

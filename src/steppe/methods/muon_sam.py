@@ -10,10 +10,11 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 from steppe.spectral import Spectral
 
 
+@recipe
 def MuonSAM(
     model: nn.Module, optimizer: Given, *, rho: Value = 0.005, iterations: int | None = 5, **common: Any
 ) -> SharpnessAware:

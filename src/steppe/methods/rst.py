@@ -7,15 +7,15 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
-from steppe._parts import Value, check_count
+from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._look import with_samples
-from steppe.methods._probability import probability
-from steppe.methods._row import BAD_RHO, Row
-from steppe.schedule import Bernoulli, Schedule, Window
+from steppe.methods._probability import draws, probability
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def RST(
     model: nn.Module,
     optimizer: Given,
@@ -60,12 +60,6 @@ def RST(
         schedule=draws(probability(p, schedule, p_end, total_steps), start_step),
         **with_samples(samples, common),
     )
-
-
-def draws(p: Value, start_step: int) -> Schedule:
-    """Bernoulli(p), silent before ``start_step``."""
-    check_count("start_step", start_step, 0)
-    return Bernoulli(p) & Window(start_step) if start_step else Bernoulli(p)
 
 
 ROW = Row(

@@ -11,10 +11,11 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Combine, Mix, Replace
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 from steppe.noise import Noise
 
 
+@recipe
 def RWP(model: nn.Module, optimizer: Given, *, rho: Value = 0.01, gamma: Value = 1.0, **common: Any) -> SharpnessAware:
     """Gaussian noise on every filter, before the only pass: eps_i = rho ||w_i|| z_i, d = (1 - gamma) g + gamma g~.
 
@@ -41,6 +42,7 @@ def RWP(model: nn.Module, optimizer: Given, *, rho: Value = 0.01, gamma: Value =
     return SharpnessAware(model, optimizer, ascent=_noisy(rho, Noise()), combine=_mixed(gamma), **common)
 
 
+@recipe
 def ARWP(
     model: nn.Module,
     optimizer: Given,

@@ -11,9 +11,10 @@ from steppe._parts import Value
 from steppe.ahead import Previous
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def S2SAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, **common: Any) -> SharpnessAware:
     """Perturb along the gradient of the step before, before the only pass: eps = rho d_old / ||d_old||, d = g~.
 

@@ -12,9 +12,10 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._look import with_samples
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def SAM(
     model: nn.Module, optimizer: Given, *, rho: Value = 0.05, samples: int | float | None = None, **common: Any
 ) -> SharpnessAware:

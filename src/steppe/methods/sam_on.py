@@ -10,9 +10,10 @@ from steppe._optimizers import Given
 from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def SAMON(model: nn.Module, optimizer: Given, *, rho: Value = 0.5, **common: Any) -> SharpnessAware:
     """Perturb only scales and shifts of normalisation layers: eps = rho g_N / ||g_N|| there, 0 elsewhere; d = g~.
 

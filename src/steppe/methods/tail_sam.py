@@ -11,10 +11,11 @@ from steppe._parts import check, check_count
 from steppe.ascent import Ascent
 from steppe.curves import ROUNDED, FollowLR
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import Row
+from steppe.methods._row import Row, recipe
 from steppe.schedule import Window
 
 
+@recipe
 def TailSAM(
     model: nn.Module,
     optimizer: Given,

@@ -11,9 +11,10 @@ from steppe._parts import Value
 from steppe.ascent import Ascent
 from steppe.combine import Decoupled
 from steppe.gradient import SharpnessAware
-from steppe.methods._row import BAD_RHO, Row
+from steppe.methods._row import BAD_RHO, Row, recipe
 
 
+@recipe
 def WSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float = 0.9, **common: Any) -> SharpnessAware:
     """Sharpness as a regulariser of its own weight: the base steps along g, then w <- w - lr gamma/(1-gamma) (g~ - g).
 

@@ -131,6 +131,3 @@ def _name(value: str, number: int, label: str, source: str) -> str:
             "fill it or leave the example out"
         )
     return value[:-2] if value.endswith(".0") and _WHOLE.fullmatch(value[:-2]) else value  # a table's 1.0 is 1
-
-
-__all__ = ["Dialogues", "Labelled", "labelled", "read", "read_dialogues"]

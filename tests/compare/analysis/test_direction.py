@@ -64,6 +64,20 @@ def test_the_report_draws_it(both):
     assert "lower is better" in page and "test MSE" in page and "accuracy" not in page.split("</style>")[1]
 
 
+def test_the_unit_of_an_error_changes_neither_verdict_nor_gain(both):
+    """A relative error of 1e-10 is one that somebody wants to lower, too."""
+    made = as_errors(records())
+    for record in made:
+        for place in (record, record["early"]):
+            place |= {key: 1e-10 * value for key, value in place.items() if key.endswith("_mse")}
+    small = summarise(made, None, {})
+    assert small["verdict"] == both[1]["verdict"]
+    assert [row["gain"] and row["gain"]["clear"] for row in small["rows"]] == [
+        row["gain"] and row["gain"]["clear"] for row in both[1]["rows"]
+    ]
+    assert Words(small).figure({"mean": 4.3e-12, "ci95": 2.1e-13}) == "4.30e−12 ± 2.10e−13"
+
+
 def test_runs_of_several_metrics_are_no_study():
     made = records()
     with pytest.raises(ValueError, match="judged by different metrics"):

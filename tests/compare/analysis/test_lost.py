@@ -6,12 +6,13 @@ import math
 import pytest
 from rich.console import Console
 from tests.compare import records as made_up
+from tests.compare import tiny
 from tests.compare.engine.test_plan import finish, plan
 
 from steppe.compare.analysis import lost
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.engine import run, study
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table
@@ -31,6 +32,9 @@ TEN = {"guessing": math.log(10), "chance": 0.1, "of": 800}
         ([0.01, 3.0], 0.9, TEN, None),
         ([0.7, 0.1], 0.6, {"guessing": math.log(2), "chance": 0.5, "of": 30}, None),
         ([0.7, 0.69], 0.6, {"guessing": math.log(2), "chance": 0.5, "of": 30}, "its validation accuracy of 60.0 %"),
+        ([0.2, 0.02], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400}, "its validation accuracy of 96.0 %"),
+        ([0.2, 0.02], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400, "judges": False}, None),
+        ([0.2, 0.2], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400, "judges": False}, "its validation accuracy"),
         ([0.5, 0.4], 0.0, {}, None),
         ([0.5, 1.4], 0.0, {}, "its training loss rose from 0.5 to 1.4"),
     ],
@@ -65,6 +69,12 @@ def test_it_is_in_the_record_of_a_run():
 
     assert run.train(spec(), Run("sam", 0.1, 0))["diverged"] is None
     assert "its training loss" in run.train(spec(lr=1e4), Run("base", None, 0))["diverged"]
+
+
+def test_an_accuracy_at_chance_is_lost_by_itself_where_it_judges(monkeypatch):
+    monkeypatch.setattr(lost, "MANY", 30)
+    task, learned = tiny.task(0), ([0.7, 0.02], {"val_accuracy": 0.5})
+    assert run._lost(task, *learned) and run._lost(task.judged_by("f1"), *learned) is None
 
 
 def test_it_is_told_in_verdict_table_report_and_json(tmp_path):

@@ -160,6 +160,11 @@ def test_nothing_pays() -> None:
     assert any("does not clearly gain on" in note for note in summary["notes"])
 
 
+def test_a_method_with_too_few_seeds_is_not_said_to_be_below() -> None:
+    runs = plain("base", [0.90, 0.91, 0.92]) + plain("sam", [0.89, 0.90, 0.905]) + plain("asam", [0.97, 0.96])
+    assert "none with seeds enough to tell is above the base; sam" in summarise(runs, None, {})["verdict"]
+
+
 def test_one_lucky_interval_among_many_does_not_pay() -> None:
     base = [0.90, 0.91, 0.92, 0.93]
     runs = plain("base", base)
@@ -298,6 +303,8 @@ def test_table_fits(methods: dict[str, Fake], width: int) -> None:
     best = max((r["gain"] for r in summary["rows"] if r["gain"]), key=lambda gain: gain["mean"])
     assert Words(summary).gain(best) in text
     assert table(summary, width).row_count == len(summary["rows"])
+    said, headers = legend(summary, width), {"kept": "kept", "memory": "memory", "sharpness": "sharp-"}
+    assert all((word in said) is (header in text) for word, header in headers.items())
 
 
 def test_table_shows_the_difference_to_the_base_where_it_says_more() -> None:

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from steppe.compare.data import language, models
+from steppe.compare.data import language, models, sequence_models
 from steppe.compare.engine import run
 from steppe.compare.engine.measure import chunks, metrics
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 
 TEXT = "".join(f"{i} sheep went over the bridge, and then {i % 7} more.\n" for i in range(40))
@@ -46,7 +46,8 @@ def test_the_test_part_changes_nothing_before_it(tmp_path):
         assert torch.equal(getattr(one, part).y, getattr(other, part).y)
     assert not torch.equal(one.test.y, other.test.y)
     x = one.test.take(torch.arange(2)).x
-    assert torch.equal(one.rows["byte frequencies"](x), other.rows["byte frequencies"](x))
+    for name in ("byte frequencies", "5-gram counts"):
+        assert torch.equal(one.rows[name](x), other.rows[name](x))
 
 
 def test_no_byte_sees_a_later_one(tmp_path):
@@ -58,6 +59,25 @@ def test_no_byte_sees_a_later_one(tmp_path):
     assert model(x).shape == (2, 16, 256)
     assert torch.allclose(model(x)[:, :9], model(other)[:, :9], atol=1e-6)
     assert not torch.allclose(model(x)[:, 9:], model(other)[:, 9:], atol=1e-3)
+
+
+def test_scores_of_attention_depend_on_the_distance_alone():
+    block = sequence_models._Block(12, 8, 2)
+    query, key = (block.turned(torch.randn(1, 1, 1, 4).expand(1, 1, 12, 4))[0, 0] for _ in range(2))
+    scores = query @ key.T
+    for apart in (0, 1, 5):
+        along = scores.diagonal(-apart)
+        assert torch.allclose(along, along[0].expand_as(along), atol=1e-5)
+    assert not torch.allclose(scores[5, 5], scores[5, 0])
+
+
+def test_a_long_text_is_mostly_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "ENOUGH", 40)
+    made = fresh(write(tmp_path), parts=None)
+    assert [len(split.series) for split in (made.train, made.val, made.test)] == [len(TEXT) - 80, 40, 40]
+    monkeypatch.setattr(language, "ENOUGH", len(TEXT))
+    made = fresh(write(tmp_path, name="other.txt"), parts=None)
+    assert [len(split.series) for split in (made.train, made.val)] == [round(0.8 * len(TEXT)), round(0.1 * len(TEXT))]
 
 
 def test_bits_per_byte_by_hand(tmp_path):
@@ -111,7 +131,8 @@ def test_a_bad_text_is_refused_in_one_sentence(tmp_path, text, settings, sentenc
 def test_settings_of_a_study(tmp_path):
     place = write(tmp_path)
     spec = resolve({"task": f"lm:{place}", "context": 32})
-    assert (spec.model, spec.context, spec.parts) == ("gpt", 32, [0.8, 0.1, 0.1])
+    assert (spec.model, spec.context, spec.parts, spec.max_steps) == ("gpt", 32, None, 1200)
+    assert resolve({"task": f"lm:{place}", "epochs": 4}).max_steps is None
     for key, value in (("labelled", 5), ("lookback", 5), ("target", "a")):
         with pytest.raises(ValueError, match=f"does not take '{key}'"):
             resolve({"task": f"lm:{place}", key: value})

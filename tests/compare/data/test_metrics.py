@@ -59,6 +59,13 @@ def test_of_numbers(name):
     assert in_pieces(METRICS[name], GUESS, TRUTH, 3) == pytest.approx(NUMBERS[name], abs=1e-6)
 
 
+@pytest.mark.parametrize(("zero", "one"), [(0.0, 1e-7), (1e6, 1.0)])
+@pytest.mark.parametrize("name", ["r2", "pearson"])
+def test_what_has_no_unit_is_the_same_in_every_unit(name, zero, one):
+    guess, truth = (zero + one * each.double() for each in (GUESS, TRUTH))
+    assert in_pieces(METRICS[name], guess, truth, 3) == pytest.approx(NUMBERS[name], abs=1e-6)
+
+
 def test_every_metric_is_tested():
     assert set(CLASSES) | set(NUMBERS) == set(METRICS)
 

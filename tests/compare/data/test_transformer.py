@@ -5,7 +5,7 @@ from tests.text.tiny import save
 
 from steppe.compare.data import transformer
 from steppe.compare.engine import measure, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.text.models import Lora
 
 LORA = Lora(r=2, targets=("query", "value"))

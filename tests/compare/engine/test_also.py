@@ -14,7 +14,7 @@ from steppe.compare import Split, Task
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.data import also as names
 from steppe.compare.engine import also, measure, run, study
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.report import also as shown
 from steppe.compare.report import page

@@ -8,7 +8,7 @@ from tests.compare import tiny
 import steppe
 from steppe._command import meter
 from steppe.compare.engine import cost, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 
 
@@ -24,6 +24,7 @@ def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(meas
     found = {name: each["time_ratio"] for name, each in measured["methods"].items()}
     for name, passes in (("sam", 2.0), ("look_sam:k=5", 1.2), ("late_sam", 1.25)):
         assert found[name] == pytest.approx(dict.fromkeys(("low", "median", "high"), passes)), name
+    assert measured["clock"] == "processor"
     assert measured["methods"]["sam"]["step_ms"] == pytest.approx(2 * measured["base"]["step_ms"])
 
 
@@ -48,6 +49,19 @@ def test_blocks_are_spread_over_the_schedule_and_warm_up_does_not_count(monkeypa
 def test_the_clock_is_the_wall_s_and_the_processor_s():
     wall, busy = meter._seconds("cpu", lambda: time.sleep(0.05))
     assert wall >= 0.05 and 0 <= busy < wall, "asleep, the processor is another's"
+
+
+@pytest.mark.parametrize(("device", "world", "clock", "ratio"), [
+    ("cpu", 1, "processor", 3.0), ("cpu", 2, "wall", 10.0), ("cuda", 1, "wall", 10.0),
+])  # fmt: skip
+def test_what_else_a_busy_cpu_does_is_in_no_ratio(device, world, clock, ratio, monkeypatch):
+    """A method whose steps wait: ten times the base's by the wall clock, three times in processor time."""
+    monkeypatch.setattr(cost, "ranks", lambda: world)
+    spec = resolve({"task": "tests.compare.tiny:task"}).model_copy(update={"device": device})
+    waiting = meter.Clock(lambda batch: None, lambda: True, cost.by_processor(spec))
+    waiting.note((20.0, 3.0), (2.0, 1.0))
+    assert cost.clock_of(spec) == clock and waiting.fair[True] == [ratio]
+    assert waiting.seconds[True] == [3.0 if clock == "processor" else 20.0]
 
 
 def test_memory_is_relative_to_the_base(measured):

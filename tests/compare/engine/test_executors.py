@@ -209,7 +209,7 @@ def test_a_run_ends_when_whoever_wanted_it_has_gone(tmp_path, monkeypatch):
     spec = resolve({**TINY, "out": str(tmp_path)})
     site = sent(spec)
     held = beats.claim(site.sign, "a test")
-    monkeypatch.setattr(remote, "_LOOK", -1.0)
+    monkeypatch.setattr(remote, "_POLL", -1.0)
     assert remote.work(site, job(spec), 1).kind == "done"
 
     def going(spec, run, tell):

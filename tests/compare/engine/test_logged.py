@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import steppe.compare
 from steppe._command.ranks import InStep
 from steppe.compare.engine import study
+from steppe.compare.engine.curve import Curve
 from steppe.compare.engine.logged import logged
 
 TINY = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 1, "rho": 0.1, "epochs": 2, "eval_every": 1}
@@ -66,3 +68,13 @@ def test_a_record_without_a_curve_and_with_numbers_that_are_none_is_logged():
     curve = {"epoch": [1, 2], "train_loss": [0.5, None], "surrogate_gap": [None, 0.25]}
     points = logged("id", record | {"curve": curve, "steps": 10, "epochs": 2}, "study").points
     assert points == [(5, {"epoch": 1.0, "train_loss": 0.5}), (10, {"epoch": 2.0, "surrogate_gap": 0.25})]
+
+
+@pytest.mark.parametrize("samples", [None, 2])
+def test_a_gap_is_noted_where_both_losses_are_of_one_batch(samples):
+    model, batch = torch.nn.Linear(2, 1), torch.randn(4, 2)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=samples)
+    sharp.backward(lambda x: model(x).square().mean(), batch)
+    curve = Curve(task=None, seen=None)
+    curve.step(sharp)
+    assert ("surrogate_gap" in curve._since) == (samples is None)

@@ -7,7 +7,8 @@ from torch import nn
 from steppe._command.averages import latest_steps
 from steppe.compare import Split, Task
 from steppe.compare.engine import run
-from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 
 

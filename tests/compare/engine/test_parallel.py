@@ -18,7 +18,7 @@ from tests.loops import distributed
 from steppe._command import ranks
 from steppe.cli import main
 from steppe.compare.engine import cost, parallel, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.finetune.folder import DiskError
 
@@ -102,10 +102,10 @@ def test_one_batch_of_everything_must_be_shared_out_evenly(
 ) -> None:
     monkeypatch.setattr(ranks, "ranks", lambda: count)
     if fits:
-        ranks.check_shares(examples, 64)
+        ranks.check_divides(examples, 64)
     else:
         with pytest.raises(ValueError, match=f"the {examples} training examples are one batch, which does not divide"):
-            ranks.check_shares(examples, 64)
+            ranks.check_divides(examples, 64)
 
 
 def test_several_processes_without_parallel_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def test_one_gpu_for_all_processes_is_refused() -> None:
 def test_alone_everything_is_as_it_was() -> None:
     model, batch = torch.nn.Linear(2, 1), (torch.zeros(4, 2), torch.zeros(4))
     assert ranks.ranks() == 1 and ranks.first()
-    assert ranks.share(batch) is batch and ranks.agree(batch) is batch
+    assert ranks.own_part(batch) is batch and ranks.agree(batch) is batch
     assert ranks.once(lambda: batch) is batch
     assert ranks.spread(model, None) is model and ranks.whole(model, lambda: None) is model
 

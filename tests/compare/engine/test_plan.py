@@ -3,7 +3,8 @@ import json
 import pytest
 
 from steppe._command.devices import usable_cores
-from steppe.compare.engine.plan import Plan, Run
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.methods import METHODS
 
@@ -130,7 +131,8 @@ def test_the_settings_survive_json():
 
 def test_defaults():
     spec = resolve({})
-    assert spec.task == "mnist1d" and spec.seeds == list(range(12)) and spec.out == "results/mnist1d"
+    assert spec.task == "mnist1d-10k" and spec.seeds == list(range(5)) and spec.out == "results/mnist1d-10k"
+    assert resolve({"task": "mnist1d"}).seeds == list(range(12))
     assert resolve({"task": "digits-few"}).seeds == [0, 1, 2, 3, 4]
     assert spec.workers == usable_cores() or spec.device != "cpu"
     assert resolve({"jobs": 3}).workers == 3

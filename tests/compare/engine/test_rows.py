@@ -10,7 +10,7 @@ from steppe.compare import Split, Task
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.analysis.wording import Words
 from steppe.compare.engine import run, study
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table

@@ -7,7 +7,7 @@ from torch import nn
 
 from steppe._command.pool import Job, Pool
 from steppe.compare.engine import measure, run
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 
 TIMES = ("seconds", "finished", "provenance")

@@ -39,6 +39,12 @@ def near(best):
     return lambda run: 0.5 if run.value is None else 0.9 - 0.1 * abs(math.log(run.value / best))
 
 
+def test_a_small_figure_chooses_as_a_large_one():
+    made = plan(grow=5)
+    records, _ = finished(made, lambda run: 1e-12 * near(0.4)(run))
+    assert made.best(made.choices[0], records).value == 0.4
+
+
 @pytest.mark.parametrize(
     ("best", "grow", "radii", "chosen"),
     [
@@ -181,6 +187,7 @@ def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
     assert sam["by_seed"]["final"] != ema["by_seed"]["final"] and ema["passes"] == 2.0 and ema["time_ratio"]
     lawa = rows["sam:average=lawa,rho=0.1"]
     assert lawa["final"] == sam["lawa"]
+    assert lawa["averaged"] == lawa["early"] == lawa["lawa"] and ema["lawa"] == ema["final"], "in every form its own"
     assert lawa["by_seed"]["final"] not in (sam["by_seed"]["final"], ema["by_seed"]["final"])
     assert sam["sharpness"] and ema["sharpness"] is None, "that is of the last weights"
     runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")]

@@ -104,6 +104,9 @@ def test_a_kept_cost_counts_for_what_it_was_measured_of_only(measured, tmp_path)
     (tmp_path / "cost.json").write_text(json.dumps(kept | {"key": "of something else"}))
     settled(tmp_path, seeds=1, epochs=1, rho=0.2, methods=["sam", "rst"])
     assert len(measured) == 4
+    for samples in (2, 5):  # at the same radius, on the same share of steps
+        settled(tmp_path, seeds=1, epochs=1, rho=0.2, methods=["sam"], tune=[f"samples={samples}"])
+    assert len(measured) == 6
 
 
 @pytest.mark.usefixtures("measured")

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from steppe._command.choices import parse
 from steppe._command.pool import Event, Job, SaidError, attempt
-from steppe.compare.engine import script as engine
-from steppe.compare.engine.script import follow
+from steppe.compare.data.metrics import read_metric
+from steppe.compare.engine.beforehand import check_script
+from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
+from steppe.compare.engine.script import builder, follow
 from steppe.compare.engine.spec import resolve
 from steppe.compare.script.plain import Plain
-from steppe.compare.script.results import Looks, read_metric
+from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import check_settings, fingerprint, load, read_settings
 
@@ -46,7 +48,7 @@ def line(name: str) -> int:
 
 def run(name: str, build=lambda model, optimizer, total_steps: Plain(model, optimizer), metric=None) -> None:
     script = load(f"{WRONG}:{name}")
-    follow(Looks(script, Sharpen(build), metric), {"seed": 0})
+    follow(Figures(script, Sharpen(build), metric), {"seed": 0})
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -63,9 +65,8 @@ def test_a_metric_that_is_asked_for_must_be_there():
 
 
 def test_a_method_that_needs_the_length_says_how_to_give_it():
-    choice = parse("late_sam")
     with pytest.raises(SaidError, match=r"late_sam.*total_steps.*give sharpen the length: sharpen\(model, optimizer, "):
-        run("no_length", lambda *given: engine._built(choice, 0.1, 0, *given))
+        run("no_length", builder(Run("late_sam", 0.1, 0)))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_settings_without_a_script_are_refused():
 def test_a_method_with_its_own_optimizer_is_refused(tmp_path):
     spec = resolve({"script": f"{WRONG}:nothing", "methods": ["adasam"], "out": str(tmp_path)})
     with pytest.raises(ValueError, match="'adasam' brings an optimizer of its own, and a script makes its own"):
-        engine.check(engine.Plan(spec, "hash"))
+        check_script(Plan(spec, "hash"))
 
 
 def test_settings_are_read_as_what_they_look_like():

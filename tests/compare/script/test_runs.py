@@ -8,7 +8,7 @@ from tests.compare.script import loops
 from torch import nn
 
 from steppe.compare.engine import script as engine
-from steppe.compare.engine.plan import Run
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.script.source import load
 

@@ -15,8 +15,9 @@ MANY = 200
 
 
 def why(
-    losses: Sequence[float], *, guessing: float | None = None, accuracy: float = 1.0, chance: float = 0.0, of: int = 1
-) -> str | None:
+    losses: Sequence[float], *, guessing: float | None = None, accuracy: float = 1.0, chance: float = 0.0, of: int = 1,
+    judges: bool = True,
+) -> str | None:  # fmt: skip
     """In what a run diverged, in words, or None.
 
     Args:
@@ -25,6 +26,8 @@ def why(
         accuracy: on the validation set, never the test set: what is found here keeps a run from being chosen.
         chance: that of its commonest class.
         of: how many validation examples there are.
+        judges: whether the accuracy judges. Where classes are rare, what is good by F1 or likelihood may answer as
+            often rightly as who always names the commonest.
     """
     first, last = losses[0], losses[-1]
     if not math.isfinite(last):
@@ -32,7 +35,7 @@ def why(
     if last > EXPLODED * max(first, guessing or 0.0, 1e-12):
         return f"its training loss rose from {first:.4g} to {last:.4g}"
     within = accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / of)
-    if guessing is not None and within and (last >= IDLE * guessing or of >= MANY):
+    if guessing is not None and within and (last >= IDLE * guessing or (judges and of >= MANY)):
         return f"its validation accuracy of {100 * accuracy:.1f} % is not above guessing ({100 * chance:.1f} %)"
     return None
 

@@ -68,6 +68,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         "double_alone": _json(against.gain_of(against.all.get("double", {}), against.all.get("base", {}))),
         "double_early": _double_early(groups, against),
         "cost_axis": axis,
+        "clock": (cost or {}).get("clock"),
         "seeds": sorted({seed for each in groups for seed in each.final}),
         "rows": sorted(rows, key=lambda row: _rank(row, against.form, judge)),
         "spec": dict(spec),

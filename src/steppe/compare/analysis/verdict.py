@@ -28,7 +28,7 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if top["gain"]["ci95"] is None:
         return _single(top, against, words)
     if top["gain"]["clear"] != 1:
-        return _none(top, len(rows), against, words)
+        return _none(top, rows, against, words)
     return _pays(top, rows, against, words, summary["cost_axis"]) + "."
 
 
@@ -47,11 +47,13 @@ def _single(top: Row, against: str, words: Words) -> str:
     )
 
 
-def _none(top: Row, count: int, against: str, words: Words) -> str:
-    gain = top["gain"]
+def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
+    gain, count = top["gain"], len(rows)
     shown = words.amount(gain)
     if gain["mean"] <= 0:
-        return f"No method pays here: none is above {against}; {top['label']} comes nearest with {shown}."
+        above = any(row["gain"]["mean"] > 0 for row in rows)
+        none = "none with seeds enough to tell" if above else "none"
+        return f"No method pays here: {none} is above {against}; {top['label']} comes nearest with {shown}."
     if gain["mean"] - gain["ci95"] > 0:
         return (
             f"Not settled: {top['label']} has {shown} {words.over} {against}, but among {count} methods "

@@ -17,6 +17,8 @@ from steppe.compare.judge import Judge, of_records
 ABSENT = "–"
 MINUS = "−"
 LONG = 16
+MOST, SMALL = 6, 1e-4
+"""Decimals of a figure that is no share, at most, unless all are smaller than that: these have powers of ten."""
 
 BASELINES = {
     "base": "the base",
@@ -100,7 +102,7 @@ class Words:
 
     def value(self, value: float | None) -> str:
         """One figure without an interval."""
-        return ABSENT if value is None else f"{self._scale * value:.{self._digits}f}".replace("-", MINUS)
+        return ABSENT if value is None else _fixed(self._scale * value, self._digits)
 
     def gain(self, figure: Mapping[str, Any] | None) -> str:
         """`+1.5 ± 0.4`: a difference, in points or in per cent of the best baseline's mean."""
@@ -126,7 +128,12 @@ def _with_interval(figure: Mapping[str, Any] | None, write: Any, scale: float, d
     if not figure or figure.get("mean") is None:
         return ABSENT
     text = str(write(figure["mean"]))
-    return text if figure.get("ci95") is None else f"{text} ± {scale * figure['ci95']:.{digits}f}"
+    return text if figure.get("ci95") is None else f"{text} ± {_fixed(scale * figure['ci95'], digits)}"
+
+
+def _fixed(value: float, digits: int) -> str:
+    """A number with fixed decimals; with a power of ten where these would be many: `9.14e−09`."""
+    return f"{value:.{digits}f}".replace("-", MINUS) if digits <= MOST else f"{value:.2e}".replace("-", MINUS)
 
 
 def told(record: Mapping[str, Any]) -> str:
@@ -211,7 +218,8 @@ def plainly(value: Any) -> str:
 def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:
     """One decimal in per cent, or two where the typical interval is narrower than 0.1 points.
 
-    Of other figures as many as show two digits of the typical interval; three digits of a figure without one.
+    Of other figures as many as show two digits of the typical interval; three digits of a figure without one. More than
+    `MOST` where all figures are so small that nothing would be seen of them.
     """
     widths = sorted(r["final"]["ci95"] for r in rows if r["final"] and r["final"]["ci95"])
     typical = widths[len(widths) // 2] if widths else None
@@ -219,7 +227,8 @@ def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:
         return 2 if typical and typical < 0.001 else 1
     sizes = [abs(r["final"]["mean"]) for r in rows if r["final"] and r["final"]["mean"]]
     telling = typical * 10 if typical else min(sizes, default=1.0)
-    return min(max(2 - math.floor(math.log10(telling)), 0), 6)
+    digits = max(2 - math.floor(math.log10(telling)), 0)
+    return digits if sizes and max(sizes) < SMALL else min(digits, MOST)
 
 
 def broken(label: str) -> str:

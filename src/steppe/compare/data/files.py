@@ -44,9 +44,8 @@ def _table(options: DataOptions, seed: int) -> Task:
 
 
 def _text(options: DataOptions, seed: int) -> Task:
-    context = options.context or 128
-    parts = options.parts or (0.8, 0.1, 0.1)
-    return language.task(options.task, options.place, context, parts, options.stride or context)
+    context = options.context or 64
+    return language.task(options.task, options.place, context, options.parts, options.stride or context)
 
 
 FILES: dict[str, FileKind] = {
@@ -63,8 +62,8 @@ FILES: dict[str, FileKind] = {
         _table,
     ),
     "lm": FileKind(
-        {"model": "gpt", "context": 128, "parts": [0.8, 0.1, 0.1], "epochs": 10, "batch_size": 32, "optimizer": "adamw",
-         "lr": 1e-3, "weight_decay": 0.1, "warmup": 0.05, "sharpness_examples": 64, "test_curve": 64},
+        {"model": "gpt", "context": 64, "max_steps": 1200, "batch_size": 16, "optimizer": "adamw", "lr": 0.01,
+         "weight_decay": 0.1, "warmup": 0.05, "sharpness_examples": 64, "test_curve": 128},
         ("context", "parts", "stride"),
         _text,
     ),

@@ -11,20 +11,23 @@ from torch import Tensor
 
 from steppe.compare.data import columns
 from steppe.compare.data.examples import Task
+from steppe.compare.data.ngrams import BYTES, Counts
 from steppe.compare.data.windows import Windows, sizes
 
-BYTES = 256
+ENOUGH = 100_000
+"""Bytes of validation and of test, at most, where nobody says which parts: they are told whole, again and again."""
 
 
 @lru_cache(maxsize=1)
-def task(name: str, place: str, context: int, parts: Sequence[float], stride: int) -> Task:
+def task(name: str, place: str, context: int, parts: Sequence[float] | None, stride: int) -> Task:
     """The three parts of a text one after the other; every seed has the same.
 
     Args:
         name: of the task.
         place: a file of text.
         context: bytes of an example; the target of each byte is the next one.
-        parts: shares, or numbers of bytes, of training, validation and test.
+        parts: shares, or numbers of bytes, of training, validation and test; None gives the last two a tenth each, and
+            at most `ENOUGH`.
         stride: bytes between two training windows; those of validation and test follow one another.
 
     Raises:
@@ -34,6 +37,7 @@ def task(name: str, place: str, context: int, parts: Sequence[float], stride: in
     columns.text_of(Path(place).expanduser())
     series = torch.frombuffer(bytearray(Path(place).expanduser().read_bytes()), dtype=torch.uint8)
     made, start = [], 0
+    parts = parts or _usual(len(series))
     for part, size in zip(("training", "validation", "test"), sizes(parts, len(series), "bytes"), strict=True):
         if size < context + 1:
             raise ValueError(
@@ -51,4 +55,11 @@ def task(name: str, place: str, context: int, parts: Sequence[float], stride: in
 
     metrics = ("bits_per_byte", "accuracy")
     train, val, test = made
-    return Task(name, train, val, test, BYTES, metrics=metrics, rows={"byte frequencies": frequencies})
+    rows = {"byte frequencies": frequencies, "5-gram counts": Counts(train.series)}
+    return Task(name, train, val, test, BYTES, metrics=metrics, rows=rows)
+
+
+def _usual(size: int) -> tuple[float, ...]:
+    """The parts of a text of so many bytes."""
+    held = size // 10
+    return (0.8, 0.1, 0.1) if held <= ENOUGH else (size - 2 * ENOUGH, ENOUGH, ENOUGH)

@@ -124,6 +124,21 @@ class _Fitted:
         return float(self._metric.compute())
 
 
+class _Unitless(_Fitted):
+    """One that is the same in every unit, handed numbers about 1 large: torchmetrics takes a small sum for none."""
+
+    _zero: Tensor
+    _one: Tensor | None = None
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        guess, known = fitted(output, target).double(), target.double()
+        if self._one is None:  # by the first piece
+            self._zero = known.mean()
+            sizes = known.std(correction=0), known.abs().max(), torch.ones_like(self._zero)
+            self._one = next(size for size in sizes if size > 0)
+        super().update((guess - self._zero) / self._one, (known - self._zero) / self._one)
+
+
 def _classes(name: str, **settings: Any) -> Callable[[int], Meter]:
     """A torchmetrics metric of classes, handed probabilities."""
 
@@ -143,8 +158,8 @@ def _classes(name: str, **settings: Any) -> Callable[[int], Meter]:
     return Classes
 
 
-def _number(name: str) -> Callable[[int], Meter]:
-    return lambda outputs: _Fitted(name)
+def _number(name: str, kind: type[_Fitted] = _Fitted) -> Callable[[int], Meter]:
+    return lambda outputs: kind(name)
 
 
 METRICS: dict[str, Metric] = {
@@ -158,8 +173,8 @@ METRICS: dict[str, Metric] = {
         Metric("matthews", title="Matthews correlation", percent=True, meter=_classes("MulticlassMatthewsCorrCoef")),
         Metric("mse", higher=False, title="MSE", meter=_number("MeanSquaredError")),
         Metric("mae", higher=False, title="MAE", meter=_number("MeanAbsoluteError")),
-        Metric("r2", title="R²", percent=True, meter=_number("R2Score")),
-        Metric("pearson", title="Pearson correlation", percent=True, meter=_number("PearsonCorrCoef")),
+        Metric("r2", title="R²", percent=True, meter=_number("R2Score", _Unitless)),
+        Metric("pearson", title="Pearson correlation", percent=True, meter=_number("PearsonCorrCoef", _Unitless)),
         Metric("spearman", title="Spearman correlation", percent=True, meter=_number("SpearmanCorrCoef")),
         Metric("bits_per_byte", higher=False, title="bits per byte",
                meter=lambda outputs: _Mean(_nll, lambda mean: mean / math.log(2))),
@@ -211,3 +226,21 @@ def named(name: str) -> Metric:
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; {nearest(str(name), METRICS)}, or give a steppe.compare.Metric")
     return METRICS[name]
+
+
+def read_metric(text: str) -> Judge:
+    """The judge that `accuracy`, `loss:lower` or `iou:higher:percent` names.
+
+    Raises:
+        ValueError: which way is better is not known, or a word is none of these.
+    """
+    name, *words = text.split(":")
+    if not name.isidentifier():
+        raise ValueError(f"metric {text!r}: expected a name of letters, digits and _, such as loss:lower")
+    if not set(words) <= {"higher", "lower", "percent"} or {"higher", "lower"} <= set(words):
+        raise ValueError(f"metric {text!r}: expected NAME:higher or NAME:lower, and :percent behind it for shares of 1")
+    if not words and name in METRICS:
+        return METRICS[name].judge
+    if not {"higher", "lower"} & set(words):
+        raise ValueError(f"metric {text!r}: say which way is better, {name}:higher or {name}:lower")
+    return Judge(name, name.replace("_", " "), "higher" in words, "percent" in words)

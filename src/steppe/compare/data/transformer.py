@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from torch import Tensor, nn
 
+from steppe._command.saved import weights
 from steppe.text.models import Lora, classifier
 
 PREFIX = "hf:"
@@ -30,6 +31,11 @@ class Classifier(nn.Module):
         """Scores (examples, classes) of tokens (examples, tokens)."""
         scores: Tensor = self.inner(**x).logits
         return scores
+
+
+def fingerprint(model: str) -> str:
+    """A hash of the weights that a model by name begins with; empty for others, and for those of the hub."""
+    return weights(model.removeprefix(PREFIX)) if model.startswith(PREFIX) else ""
 
 
 def build(path: str, classes: int, lora: Lora | None, seed: int) -> nn.Module:

@@ -1,13 +1,32 @@
-"""Whether every run of a study can be made: asked before anything starts."""
+"""Whether every run of a study can be made, and about how long all take: asked before anything starts."""
 
 from __future__ import annotations
 
+import contextlib
+import time
+from functools import partial
+from typing import Any
+
 import torch
 
-from steppe._command.ranks import check_shares
+from steppe._command.choices import BASE
+from steppe._command.pool import SaidError
+from steppe._command.ranks import check_divides
 from steppe.compare.data import also
 from steppe.compare.engine import rehearsal, rows, run, tune
 from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.runs import Run
+from steppe.compare.engine.script import Enough, arguments, builder, follow, printed
+from steppe.compare.engine.spec import steps_per_epoch
+from steppe.compare.script.results import Figures
+from steppe.compare.script.sharpen import Build, Sharpen
+from steppe.compare.script.source import load
+
+TRIED = 2
+"""Backwards after which a first trial of a script has shown that it can."""
+
+STEPS = 3
+"""Steps of the base that tell how long one takes; the first one warms up."""
 
 
 def check_methods(plan: Plan) -> None:
@@ -28,7 +47,7 @@ def check_task(plan: Plan) -> None:
     rehearsal.check_targets(task)
     rows.check_rows(task)
     rehearsal.check_model(spec.model, run.fresh(spec, task, spec.seeds[0]), task)
-    check_shares(len(task.train), spec.batch_size)
+    check_divides(len(task.train), spec.batch_size)
     for choice in plan.choices:
         for each in plan.ends(choice):
             try:
@@ -37,7 +56,74 @@ def check_task(plan: Plan) -> None:
                 raise ValueError(f"method {choice.text!r}: {error}") from error
 
 
+def check_script(plan: Plan) -> None:
+    """Start the script twice, on the first seed: build every method on its model, then run the base's first backwards.
+
+    Raises:
+        ValueError: one sentence about the first thing that cannot be, with its place in the script.
+    """
+    spec = plan.spec
+    for choice in plan.choices:
+        if choice.method.optimizer is not None:
+            raise ValueError(
+                f"method {choice.text!r} brings an optimizer of its own, and a script makes its own; leave it out, "
+                "or make that optimizer in the script and compare sam"
+            )
+    script = load(str(spec.script))
+    base = Run(BASE, None, spec.seeds[0], lr=spec.lr_grid[0] if spec.lr_grid else None)
+    for sharpen in (Sharpen(partial(_every, plan)), _short(builder(base))):
+        figures = Figures(script, sharpen, spec.metric)
+        with contextlib.suppress(Enough), printed(spec, base):
+            try:
+                follow(figures, arguments(script, spec, base))
+            except SaidError as error:
+                raise ValueError(str(error)) from error
+
+
+def _every(plan: Plan, model: Any, optimizer: Any, total_steps: Any) -> Any:
+    """All methods on one model, and no training."""
+    for each in (end for choice in plan.choices for end in plan.ends(choice)):
+        made = builder(each)(model, optimizer, total_steps)
+        if hasattr(made, "remove"):
+            made.remove()
+    raise Enough
+
+
+def _short(build: Build) -> Sharpen:
+    """A `sharpen` that ends the script after a few backwards."""
+
+    def before() -> None:
+        if sharpen.calls >= TRIED:
+            raise Enough
+
+    sharpen = Sharpen(build, before=before)
+    return sharpen
+
+
 def as_here(plan: Plan) -> Plan:
     """The plan for a machine that only checks: the one that starts a study on others may have no GPU."""
     spec = plan.spec if torch.cuda.is_available() else plan.spec.model_copy(update={"device": "cpu"})
     return Plan(spec, plan.spec_hash)
+
+
+def seconds(plan: Plan) -> float:
+    """About how long all runs of a study take here: a few steps of the base are timed, and a method takes two passes.
+
+    Nothing is foretold of runs that several processes share, nor of scripts.
+    """
+    spec = plan.spec
+    if spec.parallel is not None or spec.script is not None:
+        return 0.0
+    task = run.load_task(spec, spec.seeds[0])
+    steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
+    trainer = run.make_trainer(spec, task, Run(BASE, None, spec.seeds[0]), steps)
+    batch = next(next(run.batches(task, spec.batch_size, 0)))
+    taken = []
+    try:
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            trainer.step(batch)
+            taken.append(time.perf_counter() - start)
+    except Exception:
+        return 0.0  # the runs will say it, each with its own name
+    return 2 * min(taken) * steps * plan.total() / spec.workers

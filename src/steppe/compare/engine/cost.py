@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from statistics import median
 from typing import Any
 
+from steppe._command.choices import BASE
 from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
-from steppe._command.ranks import agree
+from steppe._command.ranks import agree, ranks
 from steppe.compare.data.examples import Task
 from steppe.compare.engine.run import Trainer, batches, load_task, make_trainer
 from steppe.compare.engine.runs import Run
@@ -45,24 +46,42 @@ def measure(
     """
     task = load_task(spec, runs[0].seed)
     steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
-    base = Run("base", None, runs[0].seed, lr=runs[0].lr)
+    base = Run(BASE, None, runs[0].seed, lr=runs[0].lr)
     trainers = {run.method: make_trainer(spec, task, run, steps) for run in [base, *runs]}
-    clocks = {method: Clock(trainer.step, trainer.ascended) for method, trainer in trainers.items()}
+    clocks = {method: Clock(each.step, each.ascended, by_processor(spec)) for method, each in trainers.items()}
     _take_turns(spec, task, list(trainers.values()), list(clocks.values()), steps, tell)
     memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
-    methods = {
-        run.method: {
-            "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
-            "memory_ratio": memory[run.method] / memory["base"], "passes": 1 + shares[run.method],
-            "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
-        }
-        for run in runs
-    }  # fmt: skip
-    step_ms = 1e3 * median(clocks["base"].seconds[False])
+    ratios = {method: each / memory[BASE] for method, each in memory.items()}
     return {
-        "base": {"label": base.label, "step_ms": step_ms, "memory_bytes": memory["base"], "passes": 1.0},
-        "methods": methods, "turns": len(clocks["base"].seconds[False]),
+        "base": of_base(clocks[BASE].seconds[False], memory[BASE]), "turns": len(clocks[BASE].seconds[False]),
+        "methods": {r.method: of_method(r, clocks[r.method], shares[r.method], ratios[r.method]) for r in runs},
+        "clock": clock_of(spec),
     }  # fmt: skip
+
+
+def of_base(seconds: Collection[float], memory: int | None = None) -> dict[str, Any]:
+    """What a step of the base costs; None where nothing is known."""
+    return {
+        "label": BASE, "step_ms": 1e3 * median(seconds) if seconds else None, "memory_bytes": memory, "passes": 1.0
+    }  # fmt: skip
+
+
+def of_method(run: Run, clock: Clock, share: float, memory: float | None = None) -> dict[str, Any]:
+    """What a method costs, each kind of step in its share: ratios to the base, and the time of a step."""
+    return {
+        "label": run.label, "time_ratio": weighted(clock.fair, share), "memory_ratio": memory, "passes": 1 + share,
+        "step_ms": 1e3 * weighted(clock.seconds, share)["median"],
+    }  # fmt: skip
+
+
+def by_processor(spec: Spec) -> bool:
+    """Whether times are the processor's, in which other programs do not show; nor would the work of a GPU."""
+    return spec.device == "cpu" and ranks() == 1
+
+
+def clock_of(spec: Spec) -> str:
+    """The same in a word, for `cost.json`."""
+    return "processor" if by_processor(spec) else "wall"
 
 
 def _take_turns(spec: Spec, task: Task, trainers: list[Trainer], clocks: list[Clock], steps: int, tell: Tell) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steppe.compare.data.examples import Split, Task
 from steppe.compare.engine import measure
 from steppe.compare.judge import Judge
+from steppe.protocol import needs_of
 
 
 @dataclass
@@ -33,8 +34,8 @@ class Curve:
         last = getattr(sharp, "last", None)  # a user's own method may not tell
         if not getattr(last, "ascended", False):
             return
-        apart = getattr(getattr(sharp, "ascent", None), "apart", False)
-        for name in ("perturbation_norm",) if apart else ("surrogate_gap", "perturbation_norm"):  # gap of one batch
+        gap = () if needs_of(sharp).look else ("surrogate_gap",)  # else of two different batches
+        for name in (*gap, "perturbation_norm"):
             if (value := getattr(last, name, None)) is not None:
                 self._since.setdefault(name, []).append(value)
 
@@ -43,7 +44,7 @@ class Curve:
         """What is judged by."""
         return self.task.measured[0].judge
 
-    def look(self, model: nn.Module, epoch: float, train_loss: float) -> None:
+    def note(self, model: nn.Module, epoch: float, train_loss: float) -> None:
         """Note the judging metric on validation and test, and keep the weights if they are the best so far."""
         val = self._judged(model, self.task.val)
         if not self.val or self.judge.better(val, self.val[self.best]):

@@ -8,7 +8,6 @@ import secrets
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from steppe._command import beats
@@ -19,7 +18,7 @@ from steppe.compare.engine.plan import Plan
 
 TRIES = 3
 """How often a run is begun whose worker is lost, before it counts as failed."""
-_LOOK = 0.5
+_POLL = 0.5
 _THEN = "finished runs are kept, and the same command goes on from there"
 
 
@@ -47,9 +46,7 @@ class Flights:
     def __enter__(self) -> Flights:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for future in self._flying:
             future.cancel()
         if self._sign:
@@ -66,7 +63,7 @@ class Flights:
         while self._waiting or self._flying:
             while self._waiting:
                 self._send(self._waiting.popleft())
-            done, _ = cf.wait(self._flying, _LOOK, cf.FIRST_COMPLETED)
+            done, _ = cf.wait(self._flying, _POLL, cf.FIRST_COMPLETED)
             for future in done:
                 yield from self._ended(self._flying.pop(future), future)
             yield from self._moving()
@@ -120,7 +117,7 @@ class Flights:
         """How far jobs are, where workers see the study's folder."""
         for job in list(self._flying.values()):
             try:
-                share = float(self._site.share(job.key).read_text())
+                share = float(self._site.progress(job.key).read_text())
             except (OSError, ValueError):
                 continue
             if job.key not in self._shares:

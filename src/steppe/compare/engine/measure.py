@@ -59,10 +59,10 @@ class Balance:
         if not any("lora_" in name for name, _ in model.named_parameters()):
             return None
         made = cls(Balancedness(model), [])
-        made.look(0)
+        made.note(0)
         return made
 
-    def look(self, epoch: float) -> None:
+    def note(self, epoch: float) -> None:
         """Note where the pairs are now."""
         self.probe.record()
         self.epochs.append(epoch)

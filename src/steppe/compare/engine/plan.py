@@ -16,14 +16,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from steppe._command.choices import Choice, parse, parse_all
+from steppe._command.choices import BASE, Choice, parse_all
 from steppe.compare.analysis.lost import lost
 from steppe.compare.engine import search, tune
-from steppe.compare.engine.runs import Run, describe
+from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec
 from steppe.compare.judge import of_records
-
-__all__ = ["Plan", "Run", "describe"]
 
 Records = Mapping[str, dict[str, Any]]
 """Records of finished runs by run id."""
@@ -76,7 +74,7 @@ class Plan:
     def _bases(self) -> list[Run]:
         """The base at every learning rate to try."""
         rates: Sequence[float | None] = self.spec.lr_grid or [None]
-        return [Run("base", None, self.spec.seeds[0], lr=lr) for lr in rates]
+        return [Run(BASE, None, self.spec.seeds[0], lr=lr) for lr in rates]
 
     def _starts(self, choice: Choice, base: Run) -> list[Run]:
         """The method at every value to try."""
@@ -126,8 +124,8 @@ class Plan:
     def _can(self, run: Run) -> bool:
         """Whether the method can be built so."""
         if run not in self._built:
-            built = run.method == "base" or parse(run.method).takes({run.tunes: run.value} | dict(run.more))
-            self._built[run] = built
+            more = {run.tunes: run.value} | dict(run.more)
+            self._built[run] = run.choice is None or run.choice.takes(more)
         return self._built[run]
 
     def _records_of(self, start: Run, records: Records) -> list[dict[str, Any]]:
@@ -217,7 +215,8 @@ def _validation(found: Sequence[Mapping[str, Any]]) -> float:
     """Mean validation figure at the end of some runs, larger for better; a run that diverged makes it the last."""
     judge = of_records(found)
     values = [judge.of(record, "val") for record in found]
-    return judge.rank(math.nan if None in values else round(sum(v for v in values if v is not None) / len(found), 9))
+    mean = math.nan if None in values else sum(v for v in values if v is not None) / len(found)
+    return judge.rank(float(f"{mean:.9g}"))  # equal is what differs by rounding alone
 
 
 def _smallness(run: Run) -> tuple[float, float]:

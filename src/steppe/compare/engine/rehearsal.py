@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
@@ -12,12 +11,6 @@ from steppe._command.lookup import brief
 from steppe.compare.data.examples import Task
 from steppe.compare.data.losses import each_of
 from steppe.compare.engine.measure import evaluating
-from steppe.compare.engine.plan import Plan, Run
-from steppe.compare.engine.run import batches, load_task, make_trainer
-from steppe.compare.engine.spec import steps_per_epoch
-
-STEPS = 3
-"""Steps of the base that tell how long one takes; the first one warms up."""
 
 
 def check_targets(task: Task) -> None:
@@ -89,26 +82,3 @@ def _check_output(name: str, output: Tensor, task: Task) -> None:
 
 def _shape(x: Any) -> str:
     return f" of shape {tuple(x.shape[1:])}" if isinstance(x, Tensor) else ""
-
-
-def seconds(plan: Plan) -> float:
-    """About how long all runs of a study take here: a few steps of the base are timed, and a method takes two passes.
-
-    Nothing is foretold of runs that several processes share, nor of scripts.
-    """
-    spec = plan.spec
-    if spec.parallel is not None or spec.script is not None:
-        return 0.0
-    task = load_task(spec, spec.seeds[0])
-    steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
-    trainer = make_trainer(spec, task, Run("base", None, spec.seeds[0]), steps)
-    batch = next(next(batches(task, spec.batch_size, 0)))
-    taken = []
-    try:
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            trainer.step(batch)
-            taken.append(time.perf_counter() - start)
-    except Exception:
-        return 0.0  # the runs will say it, each with its own name
-    return 2 * min(taken) * steps * plan.total() / spec.workers

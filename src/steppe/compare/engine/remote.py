@@ -26,7 +26,7 @@ from steppe.compare.engine.luggage import Luggage
 from steppe.compare.engine.spec import Spec
 
 _ALONE = threading.Lock()  # torch's generator, the current folder and the modules are one for all threads
-_LOOK = 5.0
+_POLL = 5.0
 _checked: set[tuple[str, str]] = set()
 
 
@@ -51,7 +51,7 @@ class Site:
         """The claim that shows that the sender lives."""
         return Path(self.runs) / f".sender-{self.token}.claim"
 
-    def share(self, key: str) -> Path:
+    def progress(self, key: str) -> Path:
         """The file that says how far a job is."""
         return Path(self.runs) / f".{key}.{self.token}.share"
 
@@ -90,7 +90,7 @@ def work(site: Site, job: Job, trial: int) -> Event | Missing:
             event = attempt(Job(job.key, _checking, (site, job.function, *job.arguments)), told.hear)
         finally:
             torch.set_num_threads(threads)
-            site.share(job.key).unlink(missing_ok=True)
+            site.progress(job.key).unlink(missing_ok=True)
     return event if event.kind == "done" else Event("failed", job.key, f"{event.value}, on {socket.gethostname()}")
 
 
@@ -116,13 +116,13 @@ class _Told:
     """Leaves word of how far a job is where the sender's folder is seen, and ends it when the sender has gone."""
 
     def __init__(self, site: Site, key: str) -> None:
-        self._site, self._file = site, site.share(key)
+        self._site, self._file = site, site.progress(key)
         self._shared = beats.holds(site.sign)
         self._looked = time.monotonic()
         self._write(0.0)
 
     def hear(self, event: Event) -> None:
-        if self._shared and time.monotonic() > self._looked + _LOOK:
+        if self._shared and time.monotonic() > self._looked + _POLL:
             self._looked = time.monotonic()
             if not beats.holds(self._site.sign):
                 raise AbandonedError("the process that wanted this run has ended")

@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
 
 from steppe._command import averages, ranks
-from steppe._command.choices import OPTIMIZERS, Choice, parse
-from steppe._command.devices import take_share
+from steppe._command.choices import BASE, OPTIMIZERS, Choice
+from steppe._command.devices import take_gpu
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
 from steppe.compare.analysis import lost
@@ -68,7 +68,7 @@ class Trainer:
 
     def step(self, batch: tuple[Any, Tensor]) -> Tensor:
         """One training step, as in anybody's loop; returns the loss before it."""
-        batch = ranks.share(batch)
+        batch = ranks.own_part(batch)
         if self.sharp is None:
             loss = self.loss_of(batch)
             loss.backward()
@@ -100,7 +100,7 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
     blank = partial(fresh, spec, task, run.seed)
     torch.manual_seed(run.seed)
     model = ranks.spread(blank(), spec.parallel)
-    choice = parse(run.method) if run.method != "base" else None
+    choice = run.choice
     optimizer = make_optimizer(spec, model, choice, run.lr)
     sharp = None
     if choice is not None and not bare:
@@ -183,7 +183,8 @@ def _lost(task: Task, losses: list[float], record: dict[str, Any]) -> str | None
     guessing = float(torch.special.entr(torch.bincount(labels).double() / len(labels)).sum())
     chance = int(torch.bincount(held).max()) / len(held)
     accuracy = record.get("val_accuracy", 1.0)
-    return lost.why(losses, guessing=guessing, accuracy=accuracy, chance=chance, of=len(held))
+    judges = task.measured[0].name == "accuracy"
+    return lost.why(losses, guessing=guessing, accuracy=accuracy, chance=chance, of=len(held), judges=judges)
 
 
 def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     counter = measure.PassCounter(trainer.model)
     fit = _fit(spec, task, run, trainer, steps, tell)
     record = _figures(spec, task, run, trainer, fit)
-    if task.rows and (run.method, run.variant) == ("base", "plain"):
+    if task.rows and (run.method, run.variant) == (BASE, "plain"):
         record["rows"] = untrained(task)
     return record | {
         "epochs": _epochs(steps, per_epoch), "steps": steps, "passes_per_step": counter.examples / fit.examples,
@@ -238,9 +239,9 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
         curve.step(trainer.sharp)
         if step % spec.every(per_epoch) == 0 or step == steps:
             epoch = _epochs(step, per_epoch)
-            fit.curve.look(trainer.whole(), epoch, float(torch.stack(losses).mean()))
+            fit.curve.note(trainer.whole(), epoch, float(torch.stack(losses).mean()))
             if fit.balance:
-                fit.balance.look(epoch)
+                fit.balance.note(epoch)
             losses = []
         if step % per_epoch == 0 or step == steps:
             tell(step / steps)
@@ -283,9 +284,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     more = forecasts.kept(model, task)  # before early stopping takes other weights
     more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
-        "method": run.method, "label": run.label, "variant": run.variant, "seed": run.seed, **run.tuned(),
-        "settings": parse(run.method).settings if run.method != "base" else {},
-        "metric": curve.judge.as_dict(), **val, **test,
+        **run.named(), "metric": curve.judge.as_dict(), **val, **test,
         "averaged": _averaged(fit.average, task), "lawa": _averaged(fit.lawa, task),
         "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
@@ -296,7 +295,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
 def _same_everywhere(spec: Spec) -> None:
     """On a GPU, the algorithms that give the same result every time."""
     if spec.parallel is None:
-        take_share(spec.device)
+        take_gpu(spec.device)
     if spec.device != "cpu":
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)

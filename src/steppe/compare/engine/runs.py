@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steppe._command.choices import parse
+from steppe._command.choices import BASE, Choice, parse
 from steppe._command.rows import divided, fingerprint
 from steppe.compare.engine.spec import Spec, short_hash
 
@@ -36,16 +36,21 @@ class Run:
     more: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def choice(self) -> Choice | None:
+        """The method, read; None for the base."""
+        return None if self.method == BASE else parse(self.method)
+
+    @property
     def label(self) -> str:
         """What tables and progress lines call it."""
-        if self.method == "base":
-            return "base" if self.variant == "plain" else "base, 2× epochs"
-        return parse(self.method).label
+        if self.choice is None:
+            return BASE if self.variant == "plain" else f"{BASE}, 2× epochs"
+        return self.choice.label
 
     @property
     def tunes(self) -> str:
         """The name of the setting that `value` is of; empty where a method of the user's own has none to tune."""
-        return "lr" if self.method == "base" else parse(self.method).method.tunes
+        return "lr" if self.choice is None else self.choice.method.tunes
 
     @property
     def rho(self) -> float | None:
@@ -55,40 +60,50 @@ class Run:
     @property
     def trained(self) -> Run:
         """The training behind it: one whose averaged weights are judged trains as the method without."""
-        if self.method == "base" or not (choice := parse(self.method)).averaged:
-            return self
-        return replace(self, method=choice.trained)
+        return replace(self, method=self.choice.trained) if self.choice and self.choice.averaged else self
 
     def seen(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of its training as its own: that of averaged weights has their figures, at the end and early.
+        """The record of its training as its own: that of averaged weights has their figures, in whatever form is asked.
 
         What else is measured there is of the last weights, and is left out.
         """
-        average = None if self.method == "base" else parse(self.method).average
-        if average is None or not record.get(FORMS[average]):
+        choice = self.choice
+        figures = record.get(FORMS[choice.average]) if choice and choice.average else None
+        if choice is None or not figures:
             return dict(record)
-        choice, figures = parse(self.method), record[FORMS[average]]
         own = {"method": self.method, "label": self.label, "settings": choice.settings, **figures}
         own |= {"early": {"epoch": record.get("epochs"), **figures}, "sharpness": None, "slice": None}
+        own |= dict.fromkeys(FORMS.values(), figures)  # where an averaged base is the best, too
         return {key: each for key, each in {**record, **own}.items() if key != "also"}
 
     def steps(self, spec: Spec, per_epoch: int) -> int:
         """How many optimizer steps it trains, where `per_epoch` make an epoch."""
         return spec.steps(per_epoch) * (2 if self.variant == "double" else 1)
 
-    def tuned(self) -> dict[str, Any]:
+    def named(self) -> dict[str, Any]:
+        """What the record begins with: which run it is of."""
+        settings = self.choice.settings if self.choice else {}
+        first = {"method": self.method, "label": self.label, "variant": self.variant, "seed": self.seed}
+        return {**first, **self._tuned(), "settings": settings}
+
+    def _tuned(self) -> dict[str, Any]:
         """What the record says about settings that the study chose: a radius under `rho`, others by name."""
         chosen: dict[str, Any] = {"rho": self.rho} | ({} if self.lr is None else {"lr": self.lr})
         chosen |= {"more": dict(self.more)} if self.more else {}
-        if self.tunes in ("", "rho") or (self.method == "base" and self.lr is None):
+        if self.tunes in ("", "rho") or (self.choice is None and self.lr is None):
             return chosen
         return {self.tunes: self.value, "tunes": self.tunes} | chosen
+
+    @property
+    def beside(self) -> list[Any]:
+        """What makes the method beside its text and value, where there is such: further settings, the user's code."""
+        own = fingerprint(divided(self.method)[0])
+        return ([self.more] if self.more else []) + ([own] if own else [])
 
     def id(self, spec_hash: str) -> str:
         """A readable name that ends in a hash of everything that decides the result."""
         chosen: list[Any] = [] if self.lr is None else [self.lr]
-        chosen += [self.more] if self.more else []
-        chosen += [own] if (own := fingerprint(divided(self.method)[0])) else []
+        chosen += self.beside
         decisive = short_hash([spec_hash, self.method, self.variant, self.value, self.seed, *chosen])
         method = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.method)
         value = "" if self.value is None else f"-{self.tunes}{self.value:g}"

@@ -13,7 +13,7 @@ import submitit
 if TYPE_CHECKING:
     from steppe.compare.engine.executors import SlurmOptions
 
-_LOOK = 0.5
+_POLL = 0.5
 
 
 class Submitted(cf.Executor):
@@ -52,7 +52,7 @@ class Submitted(cf.Executor):
             self._folder.rmdir()
 
     def _watch(self) -> None:
-        while not self._over.wait(_LOOK):
+        while not self._over.wait(_POLL):
             for future, job in list(self._jobs.items()):
                 if future.cancelled() or job.done():
                     with self._lock:

@@ -94,9 +94,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
     task: Annotated[str, Expected("the name of a task")] = Field(
-        "mnist1d",
-        description="mnist1d, digits-few, digits-noisy, {idx,images}:FOLDER, {text,forecast,table,lm}:FILE, hf:ID, "
-        "module:name.",
+        "mnist1d-10k",
+        description="mnist1d-10k, mnist1d, digits-few, digits-noisy, {idx,images}:FOLDER, "
+        "{text,forecast,table,lm}:FILE, hf:ID, module:name.",
     )
     script: Annotated[str | None, Expected("FILE.py:FUNCTION, such as train.py:train")] = Field(
         None, description="FILE.py:FUNCTION, training code of your own instead of a task (docs/script.md)."
@@ -177,7 +177,7 @@ class Spec(BaseModel):
     kind: Literal["classes", "numbers"] | None = Field(
         None, description="What the target is (classes: words, or at most ten whole numbers)."
     )
-    context: Two | None = Field(None, description="Bytes of an example of an lm: task (128).")
+    context: Two | None = Field(None, description="Bytes of an example of an lm: task (64).")
     leave_out: Names | None = Field(None, description="Columns of a file that are not used: a,b.")
     parts: Parts | None = Field(
         None, description="Training, validation, test in turn: shares (0.7,0.1,0.2) or numbers of rows or bytes."
@@ -231,6 +231,7 @@ class Spec(BaseModel):
             data = tasks.fingerprint(self.task)
         model = tasks.model_fingerprint(self.model)
         decisive |= {"model_files": model} if model else {}
+        decisive |= {"weights": pretrained} if (pretrained := transformer.fingerprint(self.model)) else {}
         decisive |= {"schema": SCHEMA, "steppe": steppe.__version__, "data": data}
         return short_hash(decisive)
 

@@ -69,7 +69,7 @@ class Store:
             write_json(self.runs / f"{id_}.json", whole)
         return whole
 
-    def claim(self, id_: str) -> beats.Shared | None:
+    def claim(self, id_: str) -> beats.BeatingClaim | None:
         """The right to make a run, until it is freed or this process ends; None: another process makes it."""
         with writing(self.folder, _THEN):
             return beats.claim(self._claim(id_), "steppe compare")

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steppe._command.beats import Shared
+from steppe._command.beats import BeatingClaim
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Event, Job, Pool
 from steppe._command.progress import PlainProgress
@@ -31,7 +31,7 @@ from steppe.compare.engine.store import Store
 from steppe.compare.report import page
 
 _COST = "cost"
-_LOOK = 0.5
+_POLL = 0.5
 """Seconds between two looks at what other processes have done."""
 
 
@@ -53,7 +53,7 @@ def check(spec: Spec) -> Plan:
     check_trackers(spec.log)
     plan = Plan(spec, spec.hash())
     beforehand.check_methods(plan)
-    (beforehand.check_task if spec.script is None else script.check)(beforehand.as_here(plan))
+    (beforehand.check_task if spec.script is None else beforehand.check_script)(beforehand.as_here(plan))
     Store(Path(spec.out), plan.spec_hash).open()
     return plan
 
@@ -103,7 +103,8 @@ class _Session:
         self.failed: dict[str, str] = {}
         self.records: dict[str, dict[str, Any]] = {}
         self.under_way: dict[str, Run] = {}
-        self._held: dict[str, Shared] = {}
+        self._held: dict[str, BeatingClaim] = {}
+        self._needed: tuple[tuple[int, int], dict[str, Run]] = (-1, -1), {}
         self._log = Log(plan.spec.log if first() else (), store.folder, progress.say)
         self._load()
 
@@ -123,7 +124,10 @@ class _Session:
 
     def missing(self) -> dict[str, Run]:
         """Runs known to be needed that are neither done nor failed, by id."""
-        needed = self.plan.needed(self.records, self.failed)
+        known = len(self.records), len(self.failed)  # both only grow; asked several times a second, which adds up
+        if self._needed[0] != known:
+            self._needed = known, self.plan.needed(self.records, self.failed)
+        needed = self._needed[1]
         return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
 
     def finish_runs(self, pool: _Workers, size: Callable[[], int]) -> None:
@@ -142,7 +146,7 @@ class _Session:
                 waiting = True
                 self.progress.say("waiting for runs that another process has begun in this folder")
             if self.missing():
-                time.sleep(_LOOK)
+                time.sleep(_POLL)
                 self._take_in(self.missing())
 
     def _fill(self, pool: _Workers, size: Callable[[], int]) -> None:
@@ -221,7 +225,7 @@ class _Session:
             if not waiting:
                 waiting = True
                 self.progress.say("waiting for the times that another process measures in this folder")
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
         return kept
 
     def finish_cost(self, pool: _Workers) -> dict[str, Any] | None:
@@ -271,7 +275,7 @@ class _Session:
 
     def cost_key(self) -> str:
         """A hash of what was measured: kept costs count for the same methods at the same values only."""
-        measured = [[each.method, each.value, each.seed] for each in self.cost_runs()]
+        measured = [[each.method, each.value, each.seed, *each.beside] for each in self.cost_runs()]
         return short_hash([self.plan.spec_hash, measured, self.shares()])
 
 
@@ -298,9 +302,19 @@ def plan_of(folder: Path) -> Plan:
 
 def rewrite(folder: Path) -> Outcome:
     """Summary and report of the study in a folder anew, from the runs and times that are kept; nothing is run."""
-    plan = plan_of(folder)
-    session = _Session(plan, Store(folder, plan.spec_hash), PlainProgress(Console(quiet=True)))
+    session = _kept(folder)
     return _outcome(session, _kept_cost(session))
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The records behind the figures that a folder shows: what chose has the phase "tune", what counts "final"."""
+    session = _kept(folder)
+    return session.plan.records(session.records)
+
+
+def _kept(folder: Path) -> _Session:
+    plan = plan_of(folder)
+    return _Session(plan, Store(folder, plan.spec_hash), PlainProgress(Console(quiet=True)))
 
 
 def _kept_cost(session: _Session) -> dict[str, Any] | None:

@@ -16,19 +16,19 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from steppe._command.meter import Clock, quartiles, take_turn, weighted
+from steppe._command.choices import BASE
+from steppe._command.meter import Clock, quartiles, take_turn
 from steppe._command.pool import Tell
-from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP
+from steppe.compare.engine.cost import BLOCK, BUDGET, LEAST, MOST, WARM_UP, by_processor, clock_of, of_base, of_method
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow
 from steppe.compare.engine.spec import Spec
-from steppe.compare.script.results import Looks
+from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import load
 from steppe.protocol import needs_of
 
 Record = Mapping[str, Any]
-BASE = "base"
 _PATIENCE = 10.0
 """Seconds for a script to clean up behind itself."""
 
@@ -41,7 +41,7 @@ def measure(
     spec: Spec, runs: list[Run], shares: Mapping[str, float], of_runs: Mapping[str, Any],
     tell: Tell = lambda share: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of `cost.json` (without its key); `busy_ratio` is of processor time, `time_ratio` of the clock's.
+    """The content of `cost.json` (without its key).
 
     Args:
         spec: the settings.
@@ -53,21 +53,11 @@ def measure(
     try:
         clocks = _turns(spec, runs, shares, int(of_runs["steps"]), tell)
     except CannotError as why:
-        return _from_runs(runs, shares, of_runs, str(why))
-    base = median(clocks[BASE].seconds[False])
-    methods = {
-        run.method: {
-            "label": run.label, "time_ratio": weighted(clocks[run.method].ratios, shares[run.method]),
-            "busy_ratio": weighted(clocks[run.method].busy, shares[run.method]), "memory_ratio": None,
-            "passes": 1 + shares[run.method],
-            "step_ms": 1e3 * weighted(clocks[run.method].seconds, shares[run.method])["median"],
-        }
-        for run in runs
-    }  # fmt: skip
-    return {
-        "base": {"label": BASE, "step_ms": 1e3 * base, "memory_bytes": None, "passes": 1.0}, "methods": methods,
-        "turns": len(clocks[BASE].seconds[False]), "measured": "turns",
-    }  # fmt: skip
+        return _from_runs(runs, shares, of_runs, str(why)) | {"clock": clock_of(spec)}
+    methods = {run.method: of_method(run, clocks[run.method], shares[run.method]) for run in runs}
+    seconds = clocks[BASE].seconds[False]
+    how = {"measured": "turns", "clock": clock_of(spec)}
+    return {"base": of_base(seconds), "methods": methods, "turns": len(seconds)} | how
 
 
 class Contender:
@@ -78,15 +68,15 @@ class Contender:
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._left = False
         self.ended: str | None = None
-        self.sharpen = Sharpen(builder(spec, run), before=self._stop)
-        looks = Looks(script, self.sharpen, spec.metric)
-        self._thread = threading.Thread(target=self._run, args=(looks, arguments(script, spec, run)), daemon=True)
+        self.sharpen = Sharpen(builder(run), before=self._stop)
+        figures = Figures(script, self.sharpen, spec.metric)
+        self._thread = threading.Thread(target=self._run, args=(figures, arguments(script, spec, run)), daemon=True)
         self._thread.start()
         self._stopped.acquire()
 
-    def _run(self, looks: Looks, given: dict[str, Any]) -> None:
+    def _run(self, figures: Figures, given: dict[str, Any]) -> None:
         try:
-            follow(looks, given)
+            follow(figures, given)
             self.ended = f"a run of the script has {self.sharpen.calls} steps only"
         except Enough:
             self.ended = "left"
@@ -144,7 +134,7 @@ def _turns(spec: Spec, runs: list[Run], shares: Mapping[str, float], steps: int,
             contenders[each.method] = Contender(spec, each)
             at_end.callback(contenders[each.method].leave)
         _check_apart(list(contenders.values()))
-        clocks = {method: Clock(each.step, each.ascended) for method, each in contenders.items()}
+        clocks = {method: Clock(each.step, each.ascended, by_processor(spec)) for method, each in contenders.items()}
         _take(spec.device, list(contenders.values()), list(clocks.values()), steps, tell)
     for method, share in shares.items():
         _check_seen(method, clocks[method], share)
@@ -208,11 +198,7 @@ def _from_runs(runs: list[Run], shares: Mapping[str, float], of_runs: Mapping[st
             "label": run.label, "time_ratio": quartiles(ratios) if ratios else None, "memory_ratio": None,
             "passes": 1 + shares[run.method], "step_ms": 1e3 * median(known) if known else None,
         }  # fmt: skip
-    step_ms = 1e3 * median(base.values()) if base else None
-    return {
-        "base": {"label": BASE, "step_ms": step_ms, "memory_bytes": None, "passes": 1.0}, "methods": methods,
-        "turns": 0, "measured": "runs", "why": why,
-    }  # fmt: skip
+    return {"base": of_base(base.values()), "methods": methods, "turns": 0, "measured": "runs", "why": why}
 
 
 def _mean(step: Mapping[str, float | None], share: float) -> float | None:

@@ -14,6 +14,7 @@ from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, figure
 
 Row = Mapping[str, Any]
 ALWAYS = 0
+CLOCKS = {"processor": " (the processor's)", "wall": " (wall clock)"}  # of results of 0.1.0 it is not known
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,26 @@ def _form(words: Words, summary: Mapping[str, Any], form: str, header: str, luxu
     return Column(header, lambda row: words.figure(row.get(form)), ALWAYS if summary["judged"] == form else luxury)
 
 
-def legend(summary: Mapping[str, Any]) -> str:
-    """One line on what the columns mean."""
+def legend(summary: Mapping[str, Any], width: int = 100) -> str:
+    """One line on what the columns mean.
+
+    Args:
+        summary: what `summarise` returns.
+        width: columns of the terminal: what the table has no room for is not explained.
+    """
     form = "" if summary["judged"] == "final" else f", both {FORMS[summary['judged']]}"
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
-    return (
-        f"{means(summary)}. "
-        f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed; kept: share of SAM's gain; "
-        f"time and memory: ÷ base's; sharpness: L(w+ε) − L(w){at}."
-    )
+    shown = {column.header.split("\n")[-1] for column in _fit(columns(summary), summary["rows"], width)[0]}
+    named = {"time": f"time{CLOCKS.get(summary.get('clock'), '')}", "memory": "memory"}
+    beside = " and ".join(said for name, said in named.items() if name in shown)
+    said = [
+        f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed",
+        "kept: share of SAM's gain" if "kept" in shown else "",
+        f"{beside}: ÷ base's" if beside else "",
+        f"sharpness: L(w+ε) − L(w){at}" if "ness" in shown else "",
+    ]
+    return f"{means(summary)}. {'; '.join(filter(None, said))}."
 
 
 def _in_per_cent(summary: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from types import GeneratorType
 from typing import Any
 
 from steppe._command.lookup import nearest
-from steppe.compare.data.metrics import METRICS
+from steppe.compare.data.metrics import METRICS, read_metric
 from steppe.compare.judge import Judge
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import Script, ScriptError
@@ -20,24 +20,6 @@ UNNAMED = "score"
 """What a single figure is called where nobody names it; higher is better then."""
 
 EXPECTED = "expected {'val': ..., 'test': ...}, each a number or several by name ({'accuracy': .93, 'nll': .2})"
-
-
-def read_metric(text: str) -> Judge:
-    """The judge that `accuracy`, `loss:lower` or `iou:higher:percent` names.
-
-    Raises:
-        ValueError: which way is better is not known, or a word is none of these.
-    """
-    name, *words = text.split(":")
-    if not name.isidentifier():
-        raise ValueError(f"metric {text!r}: expected a name of letters, digits and _, such as loss:lower")
-    if not set(words) <= {"higher", "lower", "percent"} or {"higher", "lower"} <= set(words):
-        raise ValueError(f"metric {text!r}: expected NAME:higher or NAME:lower, and :percent behind it for shares of 1")
-    if not words and name in METRICS:
-        return METRICS[name].judge
-    if not {"higher", "lower"} & set(words):
-        raise ValueError(f"metric {text!r}: say which way is better, {name}:higher or {name}:lower")
-    return Judge(name, name.replace("_", " "), "higher" in words, "percent" in words)
 
 
 def judge_for(metric: str | None, names: list[str]) -> Judge:
@@ -59,8 +41,8 @@ def judge_for(metric: str | None, names: list[str]) -> Judge:
 
 
 @dataclass
-class Looks:
-    """The figures of one run, look by look.
+class Figures:
+    """The figures of one run, as the script gives them, look by look.
 
     Args:
         script: for the places in what is refused.
@@ -71,7 +53,7 @@ class Looks:
     script: Script
     sharpen: Sharpen
     metric: str | None
-    figures: list[dict[str, float]] = field(default_factory=list)
+    noted: list[dict[str, float]] = field(default_factory=list)
     losses: list[float | None] = field(default_factory=list)
     yielded: bool = False
     judge: Judge = field(default_factory=Judge)
@@ -85,7 +67,7 @@ class Looks:
         if isinstance(given, GeneratorType):
             self.yielded = True
             given = self._all(given)
-            if given is None and self.figures:
+            if given is None and self.noted:
                 return
         self.sharpen.check()
         if given is None:
@@ -124,7 +106,7 @@ class Looks:
         found = self._figures(given, how)
         self._check_finite(found, loss)
         self.losses.append(loss)
-        self.figures.append(found)
+        self.noted.append(found)
 
     def _figures(self, given: Any, how: str) -> dict[str, float]:
         """The figures of both parts by name, `val_accuracy` and so on."""
@@ -139,7 +121,7 @@ class Looks:
             raise ScriptError(f"{how} {other!r} beside 'val' and 'test'; put it among the figures of both: {EXPECTED}")
         val, test = (self._numbers(given[part], part) for part in PARTS)
         self._check_names(list(val), list(test))
-        if not self.figures:
+        if not self.noted:
             self.judge = judge_for(self.metric, list(val))
         named = ((part, each) for part, each in zip(PARTS, (val, test), strict=True))
         return {f"{part}_{name}": value for part, each in named for name, value in each.items()}
@@ -161,11 +143,11 @@ class Looks:
             absent = next((name for name in names if name not in others), None)
             if absent is not None:
                 raise ScriptError(f"{part!r} lacks {absent!r}, which the other part has; expected the same in both")
-        first = self.figures[0] if self.figures else {}
+        first = self.noted[0] if self.noted else {}
         before = (key.removeprefix("val_") for key in first if key.startswith("val_"))
         absent = next((name for name in before if name not in val), None)
         if absent is not None:
-            raise ScriptError(f"{absent!r} is missing in look {len(self.figures) + 1}; expected the same at every look")
+            raise ScriptError(f"{absent!r} is missing in look {len(self.noted) + 1}; expected the same at every look")
 
     def _check_finite(self, found: Mapping[str, float], loss: float | None) -> None:
         """A figure that is no number where the loss is one is a mistake; where the loss is none, training diverged."""
@@ -173,14 +155,14 @@ class Looks:
         if bad is not None and loss is not None and math.isfinite(loss):
             part, _, name = bad.partition("_")
             raise ScriptError(
-                f"{name!r} of {part!r} is {found[bad]} in look {len(self.figures) + 1}, while the training loss is "
+                f"{name!r} of {part!r} is {found[bad]} in look {len(self.noted) + 1}, while the training loss is "
                 f"{loss:.4g}; expected a finite number"
             )
 
     @property
     def best(self) -> int:
         """The look with the best validation figure; the earliest of equal ones."""
-        values = [each[f"val_{self.judge.name}"] for each in self.figures]
+        values = [each[f"val_{self.judge.name}"] for each in self.noted]
         best = 0
         for index, value in enumerate(values):
             if self.judge.better(value, values[best]):
@@ -189,15 +171,15 @@ class Looks:
 
     def early(self) -> dict[str, Any] | None:
         """Early stopping, where the figures were yielded: those of the best look on validation."""
-        return {"epoch": self.best + 1} | self.figures[self.best] if self.yielded else None
+        return {"epoch": self.best + 1} | self.noted[self.best] if self.yielded else None
 
     def curve(self) -> dict[str, list[Any]]:
         """The judging figure and the training loss, look by look."""
-        found: dict[str, list[Any]] = {"epoch": list(range(1, len(self.figures) + 1))}
+        found: dict[str, list[Any]] = {"epoch": list(range(1, len(self.noted) + 1))}
         if all(loss is not None for loss in self.losses):
             found["train_loss"] = self.losses
         return found | {
-            f"{part}_{self.judge.name}": [each[f"{part}_{self.judge.name}"] for each in self.figures] for part in PARTS
+            f"{part}_{self.judge.name}": [each[f"{part}_{self.judge.name}"] for each in self.noted] for part in PARTS
         }
 
 

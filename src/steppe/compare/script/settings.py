@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from steppe._command.choices import parse_all
 from steppe.compare.data import tasks
+from steppe.compare.data.metrics import read_metric
 from steppe.compare.data.options import DataOptions
-from steppe.compare.script.results import read_metric
 from steppe.compare.script.source import check_settings, load
 
 UNHEARD = {
@@ -50,13 +49,3 @@ def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
         raise ValueError("lr_grid and settings lr=... are both given; give one of them")
     if given.get("metric") is not None:
         read_metric(str(given["metric"]))
-
-
-def check_methods(methods: Sequence[str]) -> None:
-    """Refuse methods that a script cannot be given."""
-    for choice in parse_all(methods):
-        if choice.method.optimizer is not None:
-            raise ValueError(
-                f"method {choice.text!r} brings an optimizer of its own, and a script makes its own; leave it out, "
-                "or make that optimizer in the script and compare sam"
-            )

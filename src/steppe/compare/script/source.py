@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import inspect
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from steppe._command.lookup import named_function, nearest
+from steppe._command.lookup import executed, named_function, nearest
 
 GIVEN = ("sharpen", "seed", "length", "lr", "device")
 """Arguments by name that the comparison gives; the first two are always there."""
@@ -75,19 +74,8 @@ class Script:
 @lru_cache(maxsize=4)
 def _file(path: Path, changed: int) -> ModuleType:
     """The module in a file, run once for each state of it."""
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
     name = path.stem if getattr(sys.modules.get(path.stem), "__file__", str(path)) == str(path) else f"_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # as an import does: data loaders name it in their own processes
-    try:
-        found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return executed(name, str(path))
 
 
 def load(reference: str) -> Script:

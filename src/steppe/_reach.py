@@ -1,0 +1,79 @@
+"""What a function of the user's can reach without being run: modules, and whatever was compiled."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+DEEP, MANY = 5, 64
+"""So many steps away, and so many things within one that holds things."""
+
+_PLAIN = (str, bytes, int, float, complex, type(None), type, ModuleType, Tensor)
+
+
+def reached(function: Any) -> list[Any]:
+    """The modules and functions that it holds, names, or finds in an object that it holds or names; itself included."""
+    seen: dict[int, Any] = {}
+    here = [function]
+    for _ in range(DEEP):
+        here = [each for each in here if not isinstance(each, _PLAIN) and id(each) not in seen]
+        seen |= {id(each): each for each in here}
+        here = [below for each in here for below in _below(each)]
+    return [each for each in seen.values() if isinstance(each, nn.Module) or callable(each)]
+
+
+def anything_compiled() -> bool:
+    """Whether torch.compile was called in this process."""
+    loaded = sys.modules.get("torch._dynamo.eval_frame")
+    return loaded is not None and bool(getattr(loaded, "cached_backends", True))
+
+
+def is_compiled(thing: Any) -> bool:
+    """Whether a module, a part of one, or a function was compiled."""
+    if isinstance(thing, nn.Module):
+        return any(
+            type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None or is_compiled(m.forward)
+            for m in thing.modules()
+        )
+    return hasattr(thing, "_torchdynamo_orig_callable") and not hasattr(thing, "_torchdynamo_disable")
+
+
+def _below(thing: Any) -> Iterable[Any]:
+    if isinstance(thing, nn.Module):
+        return ()  # a module comes with its own
+    if isinstance(thing, FunctionType):
+        return _of_function(thing)
+    if isinstance(thing, MethodType):
+        return thing.__self__, thing.__func__
+    if isinstance(thing, functools.partial):
+        return thing.func, *thing.args, *thing.keywords.values()
+    if isinstance(thing, Mapping):
+        return list(thing.values())[:MANY]
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return list(thing)[:MANY]
+    return list(getattr(thing, "__dict__", {}).values())[:MANY]
+
+
+def _of_function(function: FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:
+            continue  # empty as yet
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    names, known = _names(function.__code__), function.__globals__
+    yield from (known[name] for name in names if name in known)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Those of functions within it too."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
