@@ -82,11 +82,13 @@ def test_what_has_no_direction_stays() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1.0, 1e-6])
 @pytest.mark.parametrize("iterations", [None, 5])
-def test_few_bits(dtype: torch.dtype, iterations: int | None) -> None:
-    g = torch.randn(8, 8, generator=torch.Generator().manual_seed(2))
+def test_few_bits(dtype: torch.dtype, iterations: int | None, size: float) -> None:
+    g = torch.randn(8, 8, generator=torch.Generator().manual_seed(2)) * size
     got = of(g.to(dtype), iterations)
     assert got.dtype is dtype and (got.float() - of(g.to(dtype).float(), iterations)).abs().max() < 0.05
+    assert of(g[0].to(dtype), iterations).isfinite().all()
 
 
 @pytest.mark.parametrize("iterations", [None, 5])

@@ -58,8 +58,8 @@ class Spectral(Direction):
 
 
 def _unit(tensor: Tensor) -> Tensor:
-    real = as_real(tensor)
-    return tensor * ratio(1.0, norm([real])).to(real.dtype)
+    # 1 / ||g|| of a small gradient is beyond what 16 bits hold.
+    return (tensor.to(wide(tensor.dtype)) * ratio(1.0, norm([as_real(tensor)]))).to(tensor.dtype)
 
 
 def _newton_schulz(matrix: Tensor, iterations: int) -> Tensor:
