@@ -29,7 +29,7 @@ def test_time_is_relative_to_the_base_and_weighted_by_the_steps_that_ascend(meas
 
 
 def test_blocks_are_spread_over_the_schedule_and_warm_up_does_not_count(monkeypatch):
-    """Of 400 steps, four blocks of 20 turns: from 0 (behind the warm-up), 100, 200 and 300."""
+    """Of 400 steps, four blocks of 20 turns, the last of them at the end, where a method may begin to climb."""
     spec = resolve({"task": "tests.compare.tiny:task", "epochs": 100})
     seen, take_turn = [], cost.take_turn
 
@@ -42,8 +42,17 @@ def test_blocks_are_spread_over_the_schedule_and_warm_up_does_not_count(monkeypa
     monkeypatch.setattr(cost, "peak_memory", lambda *_: 1)
     found = cost.measure(spec, [Run("sam", 0.1, 0)], {"sam": 1.0})
     assert seen[:6] == [(step, False) for step in range(6)]
-    assert [step for step, _ in seen[6::20]] == [6, 100, 200, 300] and all(keep for _, keep in seen[6:])
+    assert [step for step, _ in seen[6::20]] == [6, 126, 253, 380] and all(keep for _, keep in seen[6:])
     assert len(seen) == 6 + 4 * 20 and found["turns"] == 80
+
+
+def test_steps_that_were_never_seen_have_no_time():
+    """Nor has a method that has them, but where they are too rare to tell."""
+    clock = meter.Clock(lambda batch: None, lambda: False, True)
+    clock.note((1.0, 1.0), (1.0, 1.0))
+    found = {share: cost.of_method(Run("rst", 0.1, 0), clock, share) for share in (0.0, 0.04, 0.25)}
+    assert [each["time_ratio"] is None for each in found.values()] == [False, False, True]
+    assert found[0.25]["step_ms"] is None and found[0.0]["step_ms"] == 1000
 
 
 def test_the_clock_is_the_wall_s_and_the_processor_s():
