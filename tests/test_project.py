@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import steppe
+from steppe import cli
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -132,6 +133,36 @@ def test_imports_go_down_only() -> None:
 )  # fmt: skip
 def test_an_upward_import_is_found(module: str, name: str) -> None:
     assert upward(module, {name, "steppe._parts.check_choice"}) == [f"{module} -> {name}"]
+
+
+def test_commands_import_what_the_extra_study_brings_and_nothing_else_at_their_head() -> None:
+    """Of all, as `steppe` imports every command before it runs one: one foreign line breaks a fresh `make compare`."""
+    needed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["study"]
+    brought = {re.match(r"[\w-]+", each)[0] for each in needed}
+    paths = {
+        ".".join(p.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__"): p
+        for p in (ROOT / "src").rglob("*.py")
+    }
+    heads, reached, waiting = graph(late=False), set(), set(cli._COMMANDS)
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        parents = {".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 1)}
+        waiting |= (heads[name] | parents) - reached
+    spelled = {"sklearn": "scikit-learn", "PIL": "pillow", "pydantic_core": "pydantic"}
+    foreign = {
+        (name, top) for name in reached for top in tops(paths[name].read_text())
+        if spelled.get(top, top) not in brought and top not in sys.stdlib_module_names | {"steppe"}
+    }  # fmt: skip
+    assert not foreign
+
+
+def tops(source: str) -> set[str]:
+    """The packages that a module imports at its head."""
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [each.name for node in found if isinstance(node, ast.Import) for each in node.names]
+    names += [node.module or "" for node in found if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
 
 
 DEEPEST = 17

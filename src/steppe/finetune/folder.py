@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from steppe._command import files
 from steppe._command.files import DiskError, disk_sentence, name_beside, read_json, write_json
 from steppe._command.locks import LOCK, one_writer, refuse_taken
@@ -201,9 +199,10 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         with files.writing(folder, _THEN):
             yield
-    except SafetensorError as error:
-        raise DiskError(disk_sentence(folder, str(error), _THEN)) from error
-    except RuntimeError as error:
+    except Exception as error:
+        # Its class is told by name: safetensors comes with the extra `finetune`, and every command imports this module.
+        if type(error).__name__ == "SafetensorError":
+            raise DiskError(disk_sentence(folder, str(error), _THEN)) from error
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise
         raise DiskError(disk_sentence(folder, "a checkpoint could not be written to its end", _THEN)) from error
