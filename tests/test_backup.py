@@ -108,3 +108,20 @@ def test_on_the_host_the_device_holds_one_buffer_less() -> None:
         held[backup] = torch.cuda.memory_allocated() - before
         del saved
     assert held == {"device": 4 << 20, "host": 0}
+
+
+@pytest.mark.parametrize("layers", [2, MANY])
+def test_weights_that_a_forward_binds_to_other_memory_are_back_too(layers: int) -> None:
+    """Masks and clamps written as ``p.data = ...``: the weights' old memory is not what the optimizer will step."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(layers)))
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def loss() -> torch.Tensor:
+        for p in model.parameters():
+            p.data = p.data.clamp(-5, 5)
+        return model(torch.ones(2, 4)).square().sum()
+
+    for _ in range(2):
+        sharp.backward(loss)
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))

@@ -25,11 +25,12 @@ class Rows:
     Made once, and good as long as these weights lie where they did.
 
     Attributes:
+        weights: all of them.
         rows: which weights, their values in one dimension, their sizes. rest: the weights that are no pieces.
     """
 
     def __init__(self, weights: list[Tensor]) -> None:
-        self._weights, self._at = weights, _at(weights)
+        self.weights, self._at = weights, _at(weights)
         small = [w for w in weights if _is_small(w)]
         self.rest = [w for w in weights if not _is_small(w)]
         places = {id(w): i for i, w in enumerate(weights)}
@@ -40,18 +41,22 @@ class Rows:
 
     def fit(self, weights: list[Tensor]) -> bool:
         """Whether they are of these, which lie where they did."""
-        same = len(weights) == len(self._weights) and all(map(is_, weights, self._weights))
+        same = len(weights) == len(self.weights) and all(map(is_, weights, self.weights))
         return same and _at(weights) == self._at
+
+    def in_place(self) -> bool:
+        """Whether they lie where they did: a forward may have set ``weight.data`` to another tensor."""
+        return list(map(Tensor.data_ptr, self.weights)) == self._at[0]
 
     def in_order(self, copies: Sequence[Tensor], rest: Iterable[Tensor]) -> list[Tensor]:
         """The copies of all weights, given those of the rows and of the rest."""
         found = {
-            i: piece.view(self._weights[i].shape)
+            i: piece.view(self.weights[i].shape)
             for (places, _, sizes), copy in zip(self.rows, copies, strict=True)
             for i, piece in zip(places, copy.split(sizes), strict=True)
         }
         others = iter(rest)
-        return [found[i] if i in found else next(others) for i in range(len(self._weights))]
+        return [found[i] if i in found else next(others) for i in range(len(self.weights))]
 
 
 class SavedWeights:
@@ -86,6 +91,9 @@ class SavedWeights:
             copy_alike_(weights, copies)
         for (_, pieces, sizes), copy in zip(self._rows.rows if self._rows else (), self._row_copies, strict=True):
             torch.split_with_sizes_copy(copy, sizes, out=pieces)
+        if self._rows is not None and not self._rows.in_place():
+            for weight, saved in zip(self._rows.weights, self.copies, strict=True):
+                weight.copy_(saved)
 
 
 def _on_host(weight: Tensor) -> Tensor:
