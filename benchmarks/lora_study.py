@@ -1,6 +1,7 @@
 """Fine-tuning studies of MiniLM: LoRA against LoRA-SAM and BAR, whole models, AdaSAM at three batch sizes.
 
     python benchmarks/lora_study.py lora --data FOLDER        # SST-2 and TREC, few labels, LoRA of rank 8
+    python benchmarks/lora_study.py noisy --data FOLDER       # SST-2, fewer labels, 40 % of them wrong
     python benchmarks/lora_study.py full --data FOLDER        # SST-2: AdamW, AMSGrad and SGD, with SAM and without
     python benchmarks/lora_study.py speedup --data FOLDER     # SST-2: AdaSAM's loss against steps, with a figure
 
@@ -41,6 +42,7 @@ STUDIES = {
         "sst2": f"{SST2} {COMMON} {LORA} {LORA_GRIDS}",
         "trec": f"{TREC} {COMMON} {LORA} {LORA_GRIDS}",
     },
+    "noisy": {"sst2": f"{SST2} {COMMON.replace('128', '64')} {LORA} {LORA_GRIDS} --noise 0.4"},
     "full": {
         "adamw": f"{SST2} {COMMON} {FULL} --optimizer adamw --methods sam,sl_sam --lr-grid 0.0001,0.0002",
         "amsgrad": f"{SST2} {COMMON} {FULL} --optimizer amsgrad --methods adasam --lr-grid 0.00002,0.00005",
@@ -58,9 +60,9 @@ nothing could be seen, so the grid reaches further. It has as many values as the
 ADASAM, SL_SAM = "amsgrad adasam", ("adamw sl_sam", "adamw sam")
 """Compared across the parts of "full": AdaSAM with everything, SL-SAM with SAM."""
 
-STEPS = {"lora": 128, "full": 48, "speedup": 32}
-SEEDS = {"lora": 5, "full": 3, "speedup": 3}
-TUNE_SEEDS, LOOKS = {"lora": 2, "full": 1}, {"lora": 4, "full": 2}
+STEPS = {"lora": 128, "noisy": 64, "full": 48, "speedup": 32}
+SEEDS = {"lora": 5, "noisy": 5, "full": 3, "speedup": 3}
+TUNE_SEEDS, LOOKS = {"lora": 2, "noisy": 2, "full": 1}, {"lora": 4, "noisy": 4, "full": 2}
 """Of each: steps of a run (speedup: of the largest batch), seeds, those that tune, looks at the validation set."""
 
 
@@ -100,7 +102,7 @@ def compare(words: str, places: dict[str, str], out: Path, jobs: int) -> dict[st
 
 def across(study: str, parts: dict[str, Any]) -> dict[str, Any]:
     """What needs several parts: the mean over both tasks; AdaSAM beside the other optimizers, SL-SAM beside SAM."""
-    if study == "lora":
+    if study in ("lora", "noisy"):
         found = mean_of([part["figures"] for part in parts.values()])
         return {"figures": found, "paired": against_baselines(found)}
     flat = {f"{part} {name}": forms for part, each in parts.items() for name, forms in each["figures"].items()}
