@@ -21,8 +21,8 @@ it. On each task the base chooses its learning rate and every method its radius,
 seeds. The baseline is the best of the base at its end, stopped early, with averaged weights, and trained twice as
 long (stopped or not), by its mean on the test: a hard one, as it is picked with the test in sight and the methods are
 not. A gain is paired over seeds, ± half a 95 % interval, not corrected for the number of comparisons; **bold** where
-it is clear of zero after Holm's correction over the methods of its task. Passes are counted; time is a step's processor
-time beside the base's, step by step in one process. On the smallest networks a pass over few samples takes nearly as
+it is clear of zero after Holm's correction over the methods of its task. Passes are counted; time is a step's beside
+the base's, in turns in one process: processor time, or where a table says so the wall clock. On the smallest networks a pass over few samples takes nearly as
 long as one over all ([choosing](choosing.md)).
 """
 
@@ -78,7 +78,8 @@ def clear(row: Record) -> bool:
 
 def table(record: Record) -> str:
     """One task: its methods by passes."""
-    lines = ["| method | radius | gain | passes | time | of SAM's gain |", "|" + " --- |" * 6]
+    time = "time" if record.get("clock") == "processor" else "time (wall)"
+    lines = [f"| method | radius | gain | passes | {time} | of SAM's gain |", "|" + " --- |" * 6]
     for row in sorted(methods(record), key=lambda each: each["passes"]):
         gain = figure(row["gain"], record, signed=True)
         cells = [
@@ -172,7 +173,7 @@ def draw(found: dict[str, Record]) -> None:
         _panel(panel, name, record)
     for panel in panels:
         panel.remove()
-    grid.supxlabel("processor time of a step (the base's is 1)", fontsize=10)
+    grid.supxlabel("time of a step (the base's is 1)", fontsize=10)
     pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in grid.axes]
     handles = {text: handle for each in pairs for handle, text in each}
     grid.legend(handles.values(), handles, loc="outside upper center", ncols=3, frameon=False, fontsize=10)
