@@ -24,14 +24,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RAMP = "recommended:ramp=0.1,samples={few}"
 LOOKS = (
-    "sam,rst:p=1,samples=1,rst:p=1,samples={few},rst:p=1,samples=16,rst:p=0.5,samples={few},rst:p=0.25,samples={few},"
+    f"sam,{RAMP},"
+    "rst:p=1,samples=1,rst:p=1,samples={few},rst:p=1,samples=16,rst:p=0.5,samples={few},rst:p=0.25,samples={few},"
     "rst:p=0.25,samples=1,grst,look_sam,msam"
 )
 FOUR = "sam,rst:p=1,samples={few},grst,look_sam"
-FIVE = "sam,rst:p=1,samples={few},rst:p=0.25,samples={few},grst,msam"
+FIVE = f"sam,{RAMP},rst:p=1,samples={{few}},rst:p=0.25,samples={{few}},grst,msam"
 TWO = "sam,rst:p=1,samples={few}"
-THREE = "sam,rst:p=1,samples={few},grst"
+THREE = f"sam,{RAMP},rst:p=1,samples={{few}},grst"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Task:
 
 
 MEASURED = ("temp", "dewp", "humid", "wind_speed", "pressure")
-FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1 --tune-seeds 1 --seeds 5"
+FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1,2 --tune-seeds 2 --seeds 5"
 ETT = f"--task forecast:{{data}}/ett/ETTh1.csv --parts 8640,2880,2880 {FORECAST}"
 WEATHER = f"--task forecast:{{made}}/weather.csv {FORECAST}"
 SIGNALS = "--task mnist1d-10k --rho 0.2,0.4,0.8,1.6 --grow 1 --tune-seeds 2 --seeds 6"

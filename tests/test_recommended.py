@@ -75,7 +75,26 @@ def test_a_closure_without_its_batch_is_refused_with_what_to_do() -> None:
         sharp.backward(lambda: loss_of(model)(next(batches(1))))
 
 
-@pytest.mark.parametrize("bad", [{"p": 2.0}, {"rho": -1}, {"samples": 0}, {"samples": 1.5}, {"p": float("nan")}])
+def test_a_ramp_is_the_curve_that_rises_over_its_share_of_the_training() -> None:
+    curve = steppe.curves.Through(((0, 0.0), (5, 0.8)))
+    by_hand = weights_after(lambda m, o: steppe.recommended(m, o, rho=curve))
+    ramped = weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8, ramp=0.25, total_steps=20))
+    assert same(ramped, by_hand) and not same(ramped, weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8)))
+    model = net()
+    sharp = steppe.recommended(model, torch.optim.SGD(model.parameters(), 0.1), rho=0.8, ramp=0.25, total_steps=20)
+    assert [sharp.ascent.rho(t) for t in (0, 1, 5, 19)] == [0.0, pytest.approx(0.16), 0.8, 0.8]
+
+
+RAMPS: list[dict[str, Any]] = [
+    {"ramp": 0.1}, {"ramp": 1.5, "total_steps": 10}, {"ramp": 0.1, "total_steps": 0.5},
+    {"ramp": 0.1, "total_steps": 10, "rho": -1}, {"ramp": 0.1, "total_steps": 10, "rho": lambda t: 0.1},
+]  # fmt: skip
+
+
+BAD: list[dict[str, Any]] = [{"p": 2.0}, {"rho": -1}, {"samples": 0}, {"samples": 1.5}, {"p": float("nan")}]
+
+
+@pytest.mark.parametrize("bad", [*BAD, *RAMPS])
 def test_bad_settings_are_refused_in_one_sentence(bad: dict[str, Any]) -> None:
     model = net()
     with pytest.raises((TypeError, ValueError), match="expected") as error:

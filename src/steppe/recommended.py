@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe._optimizers import Given
-from steppe._parts import Value
+from steppe._parts import Value, check, check_count
+from steppe.curves import Through
 from steppe.gradient import SharpnessAware
 from steppe.methods.rst import RST
 
@@ -20,6 +21,8 @@ def recommended(
     rho: Value = 0.4,
     p: float = 1.0,
     samples: int | float | None = None,
+    ramp: float = 0.0,
+    total_steps: int | None = None,
     **common: Any,
 ) -> SharpnessAware:
     """A cheap SAM to begin with: it climbs along the gradient of few samples, and descends along that of all.
@@ -40,6 +43,9 @@ def recommended(
             nearly as long as one over all; a quarter kept a part of the gain in our search, or none.
         samples: how many of the batch, or a share of it. None: 0.04, one in 25; four if the model has batch
             normalisation, whose statistics need several.
+        ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line. At a radius that
+            breaks some trainings at their beginning 0.1 broke none of ours, and larger radii gained more.
+        total_steps: T, optimizer steps of the whole training; needed with a ramp alone.
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + p samples/batch passes, 1.04 by default; one parameter-sized buffer while perturbed. Time: 1.1 times the
@@ -55,4 +61,16 @@ def recommended(
     """
     if samples is None and isinstance(model, nn.Module):  # what is none is refused below
         samples = 4 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 0.04
-    return RST(model, optimizer, rho=rho, p=p, samples=samples, **common)
+    return RST(model, optimizer, rho=_rising(rho, ramp, total_steps), p=p, samples=samples, **common)
+
+
+def _rising(rho: Value, ramp: float, total_steps: int | None) -> Value:
+    """rho itself, or the curve that rises to it."""
+    check("ramp", ramp, 0.0, 1.0)
+    if not ramp:
+        return rho
+    if total_steps is None:
+        raise ValueError(f"ramp={ramp!r} was given; expected total_steps, the optimizer steps of the training, with it")
+    check_count("total_steps", total_steps)
+    check("rho", rho, 0.0, why="a curve of its own needs no ramp")
+    return Through(((0, 0.0), (ramp * total_steps, rho)))  # type: ignore[arg-type]  # a number, as checked
