@@ -22,8 +22,8 @@ seeds. The baseline is the best of the base at its end, stopped early, with aver
 long (stopped or not), by its mean on the test: a hard one, as it is picked with the test in sight and the methods are
 not. A gain is paired over seeds, ± half a 95 % interval, not corrected for the number of comparisons; **bold** where
 it is clear of zero after Holm's correction over the methods of its task. Passes are counted; time is a step's beside
-the base's, in turns in one process: processor time, or where a table says so the wall clock. On the smallest networks a pass over few samples takes nearly as
-long as one over all ([choosing](choosing.md)).
+the base's, in turns in one process: processor time, or where a table says so the wall clock. On the
+smallest networks a pass over few samples takes nearly as long as one over all ([choosing](choosing.md)).
 """
 
 FOUND = """What to make of it:

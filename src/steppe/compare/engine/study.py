@@ -135,7 +135,7 @@ class _Session:
 
         Runs that another process has claimed are waited for, and taken over if it ends without them.
         """
-        self.progress.begin(self.plan.total(), len(self.records))
+        self.progress.begin(self.plan.total(self.records, self.failed), len(self.records))
         waiting = False
         while self.missing():
             self._fill(pool, size)
