@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from steppe._shards import local
 from steppe.combine import Combined, Grads
 
 
-@dataclass(frozen=True)
-class Last:
+class Last(NamedTuple):
     """What the latest ``backward`` did.
 
     Attributes:
@@ -40,9 +39,13 @@ class Last:
 
 @dataclass
 class Draft:
-    """Decision, memory and correction of the present step; dropped when the step is never taken (GradScaler)."""
+    """Decision, memory and correction of the present step; dropped when the step is never taken (GradScaler).
+
+    ``left``: whether its gradients lie in ``.grad``, or have lain there.
+    """
 
     decision: bool | None = None
+    left: bool = False
     memory: dict[str, Any] = field(default_factory=dict)
     correction: Grads = field(default_factory=dict)
     handed: dict[int, Tensor] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -115,6 +116,10 @@ class Tracing:
         """The trace of a function that has not been looked at yet."""
         return None if (_code(function), ascends) in self._known else Trace(function, arguments, moved())
 
+    def knows(self, function: Any) -> bool:
+        """Whether it has been looked at in a step that does not ascend."""
+        return (_code(function), False) in self._known
+
     def done(self, function: Any, ascended: bool) -> None:
         """It has passed."""
         self._known.add((_code(function), ascended))
@@ -124,6 +129,8 @@ class Tracing:
 
 
 def _code(function: Any) -> Any:
+    if type(function) is FunctionType:
+        return function.__code__
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__code__", None) or type(function)

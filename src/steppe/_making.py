@@ -16,11 +16,12 @@ from steppe._draft import Draft, Last
 from steppe._gradients import Gradients, aligned
 from steppe._graphs import Tracing, refuse_second_order
 from steppe._lookout import Lookout, steps_inside
-from steppe._parameters import Parameters, parallel
+from steppe._parameters import Entry, Parameters, parallel
 from steppe._passes import Passes
 from steppe._present import Now, Present
 from steppe._rates import check_rates
 from steppe._selection import Selection
+from steppe._steps import Steps
 from steppe._sync import Averaging, average_earlier, refuse_unreduced
 from steppe._tree import renamed
 from steppe._wiring import CORRECTION, check_phases
@@ -48,6 +49,7 @@ class Making:
         self.passes = Passes(model, self._gradients, self._present, averaging, self.lookout)
         self.climb = Climb(model, self._gradients, self._present)
         self._stepping: int | None = None  # the optimizer within whose step we are: its closure may call backward
+        self._seen: list[Entry] = []  # the parameters of the latest step that was looked at in full
         self._memory_ahead: dict[str, Any] = {}  # what a direction will remember when that step was a real one
 
     # What a call of the user's finds
@@ -69,12 +71,10 @@ class Making:
         return memory
 
     def _drop_abandoned(self, begun: bool) -> None:
-        """Drop what an abandoned step left: gradients that are gone, or zeroed, belong to no step.
-
-        ``begun``: the optimizers have stepped since, or one of them.
-        """
+        """Drop what a step left whose gradients are gone, or zeroed; ``begun``: an optimizer has stepped since."""
         if begun and not self.lookout.waits:
             self.draft = Draft()
+        if not self.draft.left and not self.lookout.waits:
             return
         here = self._gradients.there()
         if not here:
@@ -88,16 +88,54 @@ class Making:
 
     # A gradient in one call
 
-    def backward(self, closure: Any, work: Work, begin: Callable[[], bool]) -> Last:
+    def skips(self, now: Now, closure: Any, begun: bool) -> bool:
+        """Whether a new step is known to be an ordinary one, of a closure and of parameters that are known.
+
+        Nothing is then asked of the parameters: those that were exchanged or renamed, or have got hooks, are found by
+        the next step that is not.
+        """
+        if begun or self.draft.left or self.lookout.waits or self._seen is not self._parameters.entries:
+            return False
+        if now.combine.reuses or now.select is not None or now.ascent.direction.ahead or now.schedule.needs_gradient:
+            return False
+        self._present.begin(now)
+        skips = not self._present.scheduled(self.draft, {}, 1.0)
+        return skips and self._tracing.knows(closure) and not self._parameters.regrouped
+
+    def plainly(self, work: Work) -> Last:
+        """Such a step's gradient, added to ``.grad``."""
+        self.lookout.within = True
+        try:
+            loss = work.run()
+        finally:
+            self.lookout.within, self.passes.mark = False, None
+        self.draft.left = True
+        if self._parameters.rest:
+            self.lookout.handed(self._parameters)
+        return Last(False, loss)
+
+    def backward(self, closure: Any, work: Work, begun: bool) -> Last:
         """Add the gradient to ``.grad``: plainly, where that is known to be all, else by :meth:`_gradient`.
 
         Args:
             closure: as it was given.
             work: what is to be run of it.
-            begin: new gradients are made; whether the round before had begun to step.
+            begun: whether the round before had begun to step.
         """
-        now, look = self._present.now, self.passes.looked_at(work)
-        self._drop_abandoned(begin())
+        self._drop_abandoned(begun)
+        try:
+            last = self._backward(closure, work)
+        except BaseException:
+            if not self.draft.left:
+                self.draft = Draft()
+            raise
+        self.draft.left, self._seen = True, self._parameters.entries
+        return last
+
+    def _backward(self, closure: Any, work: Work) -> Last:
+        now = self._present.now
+        work.loss_of = self.passes.outside.watched(self._selection.rooted(work.loss_of), closure)
+        look = self.passes.looked_at(work)
         ascends = self._present.ascends(self.draft)
         may_ascend = ascends is not False
         arguments = [a for batch in work.batches for a in batch]
@@ -206,6 +244,7 @@ class Making:
         grads, mark = self.passes.taken(), self.passes.take_mark()
         self.passes.scale = scale
         direction = present.known_ahead() if ahead else grads
+        self.draft.left = True
         if not (present.decide(self.draft, grads, scale) and present.moves(direction)):
             self._skip(grads)
             self.lookout.handed(self._parameters)
@@ -263,15 +302,21 @@ class Making:
 
     # The optimizers' steps
 
-    def before_step(self, which: int, again: bool) -> None:
-        """An optimizer is about to step, ``again`` in a round: a step of the method's own, or of nobody's."""
+    def before_step(self, which: int, steps: Steps) -> None:
+        """An optimizer is about to step: a step of the method's own, or of nobody's where it comes again in a round."""
         if self.lookout.within:
             raise RuntimeError(steps_inside(self._optimizers.steppers[which].name))
-        if again:
+        if steps.comes_again(which):
             self.draft = Draft()
+        self._stepping = which
+        if self.draft.correction or self._present.ahead:
+            self._keep_taken(which)
+
+    def _keep_taken(self, which: int) -> None:
+        """What is kept of the gradient that an optimizer's step is about to take, or stays in proportion to it."""
         if self.draft.correction:
             check_rates(self._optimizers, CORRECTION, exact=True)
-        self._stepping, scale = which, self._optimizers.steppers[which].attribute("grad_scale")
+        scale = self._optimizers.steppers[which].attribute("grad_scale")
         self.draft.close(self._gradients, which, scale)
         self._keep_handed(which, 1.0 if scale is None else scale)
 
@@ -301,5 +346,5 @@ class Making:
         memory = memory | {"ascent": later} if later else memory
         if first:
             self.lookout.heard()
-            memory = memory | self._selection.learned(draft.memory, memory)
+            memory = memory | self._selection.learned(draft.memory, memory) if draft.memory else memory
         return memory, first

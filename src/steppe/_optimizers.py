@@ -80,8 +80,9 @@ class Optimizers:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all, as those that step have them."""
-        first, *others = self.steppers
-        return first.optimizer.param_groups if not others else [g for s in self.steppers for g in _groups(s.optimizer)]
+        if len(self.steppers) == 1:
+            return self.steppers[0].optimizer.param_groups
+        return [g for s in self.steppers for g in _groups(s.optimizer)]
 
     @property
     def state(self) -> States:

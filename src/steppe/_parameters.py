@@ -128,6 +128,11 @@ class Parameters:
         here = {e.param: e.name for e in self.entries}
         return {e.name: here.get(e.param) for e in before if here.get(e.param) != e.name}
 
+    @property
+    def regrouped(self) -> bool:
+        """Whether the optimizer's groups tell at a glance that there is something to be found."""
+        return self._tree.regrouped(self.optimizers.param_groups)
+
     def _note(self, entries: list[Entry]) -> None:
         self.entries, self._owners, self._moved = entries, self.optimizers.owners(), None
         self.all = [e.param for e in entries]

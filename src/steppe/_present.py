@@ -91,14 +91,19 @@ class Present:
         return None if self.now.schedule.needs_gradient else self.decide(draft, {}, 1.0)
 
     def decide(self, draft: Draft, grads: Grads, scale: Scale) -> bool:
-        """The schedule's decision, one for each step, and whether any radius is above zero."""
+        """The schedule's decision, and whether any radius is above zero."""
+        return self.scheduled(draft, grads, scale) and self.moved().any
+
+    def scheduled(self, draft: Draft, grads: Grads, scale: Scale) -> bool:
+        """The schedule's decision, one for each step."""
         if draft.decision is None:
             now = self.now
             draft.decision, memory = now.schedule.decide(
                 now.step, now.seed, lambda: (norm(list(grads.values())) / scale) ** 2, now.known("schedule")
             )
-            draft.remember("schedule", memory)
-        return draft.decision and self.moved().any
+            if memory:
+                draft.remember("schedule", memory)
+        return draft.decision
 
     def moves(self, direction: Grads) -> bool:
         """Whether a direction has anything to perturb (ranks with directions of their own must agree on their passes).

@@ -57,8 +57,10 @@ class Steps:
 
     def begin(self) -> bool:
         """New gradients: what steps from now on is another round; whether the round before had begun to step."""
-        begun, self._taken = bool(self._taken), set()
-        return begun
+        if not self._taken:
+            return False
+        self._taken = set()
+        return True
 
     def comes_again(self, which: int) -> bool:
         """Whether this optimizer has stepped in the present round already."""

@@ -24,6 +24,7 @@ class Tree:
         self._sizes: list[int] = []
         self._full: list[Collection[Any]] = []  # those that are not empty
         self._noted: list[Any] = []
+        self._lengths: list[int] = []  # of the groups
 
     def note(self, groups: list[dict[str, Any]], modules: bool = True) -> None:
         """Remember how it is now; without ``modules``, of the groups alone."""
@@ -31,7 +32,11 @@ class Tree:
         self._views = [v for m in tree for v in (m._modules, m._modules.values(), m._parameters.values())]
         self._sizes = list(map(len, self._views))
         self._full = [v for v in self._views if len(v)]
-        self._noted = list(self._now(groups))
+        self._noted, self._lengths = list(self._now(groups)), _lengths(groups)
+
+    def regrouped(self, groups: list[dict[str, Any]]) -> bool:
+        """Whether there are more groups or fewer, or more parameters in one or fewer: what is known at a glance."""
+        return _lengths(groups) != self._lengths
 
     def changed(self, groups: list[dict[str, Any]]) -> bool:
         """Whether anything is another than when it was noted, or nothing was."""
@@ -46,7 +51,11 @@ class Tree:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies note their own."""
-        return {"_model": self._model, "_views": [], "_sizes": [], "_full": [], "_noted": []}
+        return {"_model": self._model, "_views": [], "_sizes": [], "_full": [], "_noted": [], "_lengths": []}
+
+
+def _lengths(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(g["params"]) for g in groups]
 
 
 def by_parameter(memory: Any, names: Collection[str]) -> bool:

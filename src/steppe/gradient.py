@@ -173,14 +173,17 @@ class SharpnessAware:
             TypeError, ValueError: no scalar loss with a graph comes back, or the arguments contradict each other.
             RuntimeError: called between ``ascend`` and ``restore``.
         """
-        self._begin("start another backward")
+        self._refuse("start another backward")
         kind, wrapper = PerSample if per_sample(self.look, self.hardest) else Work, self._wrapper
-        loss_of = self._making.passes.outside.watched(self._selection.rooted(compiled_again(closure)), closure)
-        work = kind.of(loss_of, batch, micro_batches, backward, nullcontext if wrapper is None else wrapper.no_sync)
-        self.last = self._making.backward(closure, work, self._steps.begin)
-        loss = self.last.perturbed_loss if self.last.loss is None else self.last.loss
-        assert loss is not None
-        return loss
+        pause, loss_of = nullcontext if wrapper is None else wrapper.no_sync, compiled_again(closure)
+        work = kind.of(loss_of, batch, micro_batches, backward, pause)
+        making, begun, now = self._making, self._steps.begin(), self._now()
+        if making.skips(now, closure, begun):
+            self.last = making.plainly(work)
+        else:
+            self.memory = making.refresh(now)
+            self.last = making.backward(closure, work, begun)
+        return self.last.perturbed_loss if self.last.loss is None else self.last.loss  # type: ignore[return-value]
 
     # The phases
 
@@ -217,9 +220,9 @@ class SharpnessAware:
             RuntimeError: called twice, with nothing in ``.grad``, or with ``look`` or ``hardest``, which are for
                 :meth:`backward` with a batch.
         """
-        scale = scale_of(scale)
-        self._begin("ascend again")
-        self.last = self._making.ascend(scale, same_step, self._steps.begin)
+        self._refuse("ascend again")
+        self._refresh()  # the parameters, groups and parts may be others than at the last call
+        self.last = self._making.ascend(scale_of(scale), same_step, self._steps.begin)
         return self.last.ascended
 
     @untraced
@@ -277,16 +280,15 @@ class SharpnessAware:
     def _now(self) -> Now:
         """All of the user's that a step reads."""
         return Now(
-            self.ascent, self.look, self.schedule, self.combine, self.hardest, self.select, self.step, self.seed,
-            self.memory, self.same_dropout, self.generators, self.rounding, self.backup, self.measure,
+            self.ascent, self.look, self.schedule, self.combine, self.hardest, self._selection.select, self.step,
+            self.seed, self.memory, self.same_dropout, self.generators, self.rounding, self.backup, self.measure,
         )  # fmt: skip
 
-    def _begin(self, what: str) -> None:
-        """A call that makes a gradient; the parameters, groups and parts may be others than at the last."""
+    def _refuse(self, what: str) -> None:
+        """Refuse a call that makes a gradient at the wrong time."""
         self._refuse_while_perturbed(what)
         if self._wrapper is not None:
             refuse_uneven(self._wrapper)
-        self._refresh()
 
     def _refresh(self) -> None:
         self.memory = self._making.refresh(self._now())
@@ -301,7 +303,7 @@ class SharpnessAware:
         self._refuse_while_perturbed("step the optimizer")
         if self._making.draft.correction or self.ascent.direction.ahead:
             self._refresh()  # what is kept of the gradients, or taken off the weights, is by name
-        self._making.before_step(which, self._steps.comes_again(which))
+        self._making.before_step(which, self._steps)
 
     @property
     def _awaits_step(self) -> bool:
