@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 T = TypeVar("T")
+Tensors = tuple[Tensor, ...] | list[Tensor]
 SHARES = 10
 """The exponential average reaches back over one so manieth of the steps."""
 
@@ -31,6 +32,22 @@ def latest_steps(steps: int, per_epoch: int) -> list[int]:
     """
     apart = max(1, min(per_epoch, steps // (2 * LATEST)))
     return list(range(steps, 0, -apart))[:LATEST]
+
+
+def exponential(steps: int) -> Callable[[Tensors, Tensors, Any], None]:
+    """The update of an exponential average over a tenth of so many steps, for torch's `AveragedModel`.
+
+    What is no number (positions, masks, counts) is the latest: torch's own rounds a position down that it averages.
+    """
+    update: Callable[..., Any] = get_ema_multi_avg_fn(decay(steps))
+
+    def updated(averaged: Tensors, latest: Tensors, count: Any) -> None:
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            update(averaged, latest, count)
+        else:
+            torch._foreach_copy_(averaged, latest)
+
+    return updated
 
 
 class Averages:

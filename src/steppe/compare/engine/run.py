@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from steppe._command import averages, ranks
 from steppe._command.choices import BASE, OPTIMIZERS, Choice
@@ -252,7 +252,7 @@ def _average(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
     """An exponential average of weights and statistics over about a tenth of the training; none of split models."""
     if spec.parallel is not None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(averages.decay(steps)), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=averages.exponential(steps), use_buffers=True)
 
 
 def _latest(spec: Spec, model: nn.Module) -> AveragedModel | None:
