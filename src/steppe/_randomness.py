@@ -49,7 +49,7 @@ class Randomness:
         """
         others = self._at if there is None else there._at
         for source, at, other in zip(self._sources, self._at, others, strict=True):
-            if there is None or not source.same(at, other):
+            if there is None or (at is not other and not source.same(at, other)):
                 source.put(at)
 
 
@@ -141,7 +141,8 @@ class _Twister:
 
     def put(self, state: Any) -> None:
         """Continue from a state."""
-        if not self._same(state, self.read()):
+        known = self.read()
+        if known is not state and not self._same(state, known):
             self._put(state)
             self._latest = b""
 
@@ -164,9 +165,9 @@ def _python_words(generator: random.Random) -> Callable[[], bytes]:
     size, head = 4 * _BLOCK, object.__basicsize__
     if sys.implementation.name != "cpython" or type(generator).__basicsize__ < head + size:
         return bytes
-    words = functools.partial(ctypes.string_at, id(generator) + head, size)
-    place, *numbers = struct.unpack(f"={_BLOCK}I", words())
-    return words if (*numbers, place) == generator.getstate()[1] else bytes
+    memory = _memory(id(generator) + head, size)
+    place, *numbers = struct.unpack(f"={_BLOCK}I", memory.raw)
+    return (lambda: memory.raw) if (*numbers, place) == generator.getstate()[1] else bytes
 
 
 def _numpy() -> list[Source]:
@@ -189,21 +190,28 @@ class _NumpyWords:
     """
 
     def __init__(self, generator: Any) -> None:
-        self._generator, self._bits, self._address = generator, None, 0
+        self._generator, self._bits = generator, None
         self._told = _keeps_its_variate(generator)
+        self._numbers: Any = None
+        self._body: Any = _body(generator) if self._told else None
 
     def __call__(self) -> bytes:
         bits: Any = getattr(self._generator, "_bit_generator", None)
         if bits is not self._bits:
             twister = self._told and type(bits).__name__ == "MT19937"
-            self._bits, self._address = bits, bits.ctypes.state_address if twister else 0
-        return ctypes.string_at(self._address, 4 * _BLOCK) + _body(self._generator) if self._address else b""
+            self._bits, self._numbers = bits, _memory(bits.ctypes.state_address, 4 * _BLOCK) if twister else None
+        return self._numbers.raw + self._body.raw if self._numbers is not None else b""
 
 
-def _body(thing: Any) -> bytes:
+def _memory(address: int, size: int) -> Any:
+    """What lies there, read anew each time that its ``raw`` is asked for."""
+    return (ctypes.c_char * size).from_address(address)
+
+
+def _body(thing: Any) -> Any:
     """An object's memory behind its head, as CPython lays it out."""
     head = object.__basicsize__
-    return ctypes.string_at(id(thing) + head, type(thing).__basicsize__ - head)
+    return _memory(id(thing) + head, type(thing).__basicsize__ - head)
 
 
 def _keeps_its_variate(generator: Any) -> bool:
@@ -212,9 +220,9 @@ def _keeps_its_variate(generator: Any) -> bool:
         return False
     other = type(generator)(0)
     other.standard_normal()
-    kept = _body(other)
+    kept = _body(other).raw
     other.standard_normal()
-    return kept != _body(other)
+    return bool(kept != _body(other).raw)
 
 
 def _of_device(device: torch.device) -> Source:
