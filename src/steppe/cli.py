@@ -51,7 +51,7 @@ def _run(arguments: Sequence[str]) -> int:
     except BadInputError as error:
         return _refuse(str(error))
     except UsageError as error:
-        return _refuse(_unknown(error) or _too_many(error) or error.format_message())  # type: ignore[attr-defined]
+        return _refuse(_unknown(error) or _too_many(error) or _missing(error) or error.format_message())  # type: ignore[attr-defined]
 
 
 def _unknown(error: Any) -> str | None:
@@ -71,6 +71,14 @@ def _too_many(error: Any) -> str | None:
     if found is None or error.ctx is None:
         return None
     return f"{found[1]} stands behind no flag; `{error.ctx.command_path} --help` lists them"
+
+
+def _missing(error: Any) -> str | None:
+    """The sentence about an argument that is not there, with what it is; None of other errors."""
+    said = str(getattr(getattr(error, "param", None), "help", None) or "")
+    if not type(error).__name__.startswith("Missing") or not said:
+        return None
+    return f"{error.param.name} is missing: {said[0].lower()}{said[1:]}"
 
 
 def _refuse(sentence: str) -> int:

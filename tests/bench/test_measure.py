@@ -102,6 +102,9 @@ def test_the_share_of_a_method_that_tells_none_is_what_was_seen():
 def test_the_table_has_a_line_for_the_base_and_each_method(record):
     shown = table(record)
     assert shown.row_count == 4 and len(shown.columns) == len(COLUMNS)
+    narrow = [str(column.header) for column in table(record, 60).columns]
+    assert narrow == [name for name in COLUMNS if name not in ("quartiles", "buffers")[: len(COLUMNS) - len(narrow)]]
+    assert 5 <= len(narrow) < len(COLUMNS)
     assert cells(record["base"])[:3] == ("base", "1", "1")
     sam = cells(record["methods"]["sam"])
     assert sam[:2] == ("SAM", "2.00") and sam[-1].endswith("MiB")

@@ -25,7 +25,7 @@ def folder(base, questions, tmp_path, monkeypatch):
 
 BAD = [
     # what is typed after `steppe evaluate`, and what the one sentence must contain
-    ("", "Missing argument 'model'"),
+    ("", "model is missing: causal language model"),
     ("model", "no task was given; name some, such as --tasks"),
     ("model --tasks ,", "no task was given"),
     ("model --tasks q.jsonl,q.jsonl", "task 'q.jsonl' is named twice"),

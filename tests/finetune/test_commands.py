@@ -12,7 +12,7 @@ from steppe.finetune.data import examples, tokens
 from steppe.finetune.folder import DiskError, Folder, writing
 from steppe.finetune.method import label, optimizer_of
 from steppe.finetune.spec import resolve
-from steppe.finetune.table import _bytes, _step, summary
+from steppe.finetune.table import _bytes, _step, comparison, summary
 from steppe.optim import AMSGrad
 from steppe.text.models import classifier, tokenizer_of
 
@@ -126,6 +126,18 @@ def test_a_method_brings_its_papers_optimizer_with_the_trainers_rate(tmp_path: P
 def test_units() -> None:
     assert (_bytes(1.5e9), _bytes(2e6), _bytes(12)) == ("1.5 GB", "2 MB", "12 bytes")
     assert (_step(0.0123), _step(2.5), _step(None)) == ("12.3 ms", "2.50 s", "-")
+
+
+@pytest.mark.parametrize(("width", "last"), [(100, "|B|"), (60, "÷ LoRA"), (40, "%")])
+def test_the_example_keeps_its_figures_where_space_is_short(width: int, last: str, tmp_path: Path) -> None:
+    row = {"label": "LoRA-SAM (rho=0.05)", "passes": 2.0, "time": 1.98, "balancedness": 1.363}
+    row |= {"accuracy": {"mean": 0.6837, "ci95": 0.0759}, "gain": {"mean": 0.0189, "ci95": 0.0654}}
+    console = Console(width=width, record=True, file=(tmp_path / "shown").open("w"))
+    console.print(comparison({"rows": [row], "legend": "", "verdict": "", "next": ""}, width))
+    printed = console.export_text()
+    assert "…" not in printed and "LoRA-SAM (rho=0.05)" in printed and "68.37 ± 7.59" in printed
+    assert ("1.98" in printed, "1.363" in printed) == (width >= 60, width >= 100)
+    assert printed.splitlines()[2].rstrip().endswith(last)
 
 
 def test_the_summary_of_a_language_model(tmp_path: Path) -> None:

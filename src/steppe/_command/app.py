@@ -63,7 +63,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-@app.command("help")
+@app.command("help", short_help="Say what a command does and which flags it has.")
 def help_(
     command: Annotated[str | None, typer.Argument(help="A command.", show_default=False)] = None,
 ) -> None:

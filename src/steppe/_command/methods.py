@@ -17,7 +17,7 @@ from steppe.methods import METHODS
 from steppe.methods._card import write_card
 
 
-@app.command()
+@app.command(short_help="List the methods, or show the card of one.")
 def methods(
     name: Annotated[
         str | None, typer.Argument(help="A method (or my.py:MySAM), for its card.", show_default=False)

@@ -28,7 +28,7 @@ _NOT_HERE = Spec.model_fields.keys() - _OWN - set(DATA)
 _SHOWN = {"task": "none: made-up inputs", "model": "the task's, or cnn", "batch_size": "the task's, or 128"}
 
 
-@app.command()
+@app.command(short_help="Measure time and memory of a step with each method.")
 @taking(Spec, Subject, measure.Request, without=_NOT_HERE, spelled=SPELLED, shown=_SHOWN)
 def bench(
     flags: dict[str, Any],
@@ -52,7 +52,8 @@ def bench(
     if as_json:
         print_json(record)
     else:
-        Console().print(table(record))
+        console = Console()
+        console.print(table(record, console.width))
     with refusing():
         keep_figures(target, record)
     if not as_json:

@@ -9,13 +9,27 @@ from rich.table import Table
 COLUMNS = ("method", "passes", "time", "quartiles", "CPU time", "buffers", "memory")
 
 
-def table(record: dict[str, Any]) -> Table:
-    """One line per method: ratios to the base's step, and buffers in sizes of the trained parameters."""
+_LUXURY = ("quartiles", "buffers")
+"""Columns that go first where space is short."""
+
+
+def table(record: dict[str, Any], width: int = 100) -> Table:
+    """One line per method: ratios to the base's step, and buffers in sizes of the trained parameters.
+
+    Args:
+        record: what was measured.
+        width: columns of the terminal.
+    """
+    rows = [dict(zip(COLUMNS, cells(row), strict=True)) for row in [record["base"], *record["methods"].values()]]
+    wide = {name: 2 + max(len(name), *(len(row[name]) for row in rows)) for name in COLUMNS}
+    for name in _LUXURY:
+        if sum(wide.values()) > width:
+            del wide[name]
     shown = Table(box=None, header_style="bold", title=title(record), title_justify="left", title_style="")
-    for column in COLUMNS:
+    for column in wide:
         shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
-    for row in [record["base"], *record["methods"].values()]:
-        shown.add_row(*cells(row))
+    for row in rows:
+        shown.add_row(*(row[name] for name in wide))
     return shown
 
 

@@ -16,7 +16,7 @@ from steppe._command.locks import TakenError
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve
 
 
-@app.command()
+@app.command(short_help="Say what each method gains on your data, and what it costs.")
 @taking(Spec, spelled=SPELLED, shown=SHOWN)
 def compare(
     flags: dict[str, Any],

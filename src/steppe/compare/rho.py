@@ -33,7 +33,7 @@ _NOT_HERE = (
 """Settings of a comparison that the search for a radius has no use for."""
 
 
-@app.command()
+@app.command(short_help="Propose a radius for a method.")
 @taking(Spec, without=_NOT_HERE, spelled=SPELLED, shown=SHOWN)
 def rho(
     flags: dict[str, Any],

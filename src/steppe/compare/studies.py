@@ -23,7 +23,7 @@ from steppe.compare.judge import of_records
 Summary = Mapping[str, Any]
 
 
-@app.command()
+@app.command(short_help="List the comparisons that are kept, or set some side by side.")
 def studies(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Folders of comparisons, or one of such.", show_default="results")
@@ -72,9 +72,11 @@ def beside(found: Mapping[Path, Summary]) -> Table:
     """Methods down, comparisons across: the gain of each over the best baseline there."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     made.add_column("gain over the best baseline")
+    alone = len({folder.name for folder in found}) == len(found)
     for folder, summary in found.items():
         seeds = count(len(summary["seeds"]), "seed")
-        made.add_column(Text(f"{folder}\n{seeds}, {Words(summary).unit}"), justify="right")
+        header = Text(f"{folder.name if alone else folder}\n{seeds}, {Words(summary).unit}")
+        made.add_column(header, justify="right", overflow="fold")
     gains = [{row["label"]: Words(s).gain(row["gain"]) for row in s["rows"] if row["gain"]} for s in found.values()]
     for label in dict.fromkeys(label for each in gains for label in each):
         made.add_row(Text(label), *(each.get(label, ABSENT) for each in gains))

@@ -19,7 +19,7 @@ from steppe._command.flags import given, help_of, taking
 from steppe.evaluate.request import Request
 
 
-@app.command()
+@app.command(short_help="Measure a language model on multiple-choice tasks.")
 @taking(Request, without=("model",))
 def evaluate(
     flags: dict[str, Any],

@@ -15,7 +15,7 @@ from steppe._command.app import app, print_json, refusing
 from steppe._command.files import DiskError, write_text, writing
 
 
-@app.command()
+@app.command(short_help="Let a fine-tuned classifier answer further texts.")
 def predict(
     run: Annotated[str, typer.Argument(help="The --out of a finished steppe finetune that classifies.")],
     data: Annotated[

@@ -18,7 +18,10 @@ from steppe._command.flags import taking
 from steppe.finetune.spec import SPELLED, Spec
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    short_help="Fine-tune a model with any method.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 @taking(Spec, without=("training",), spelled=SPELLED)
 def finetune(
     context: typer.Context,
@@ -124,7 +127,8 @@ def _example(out: str | None, overwrite: bool, errors: Console, as_json: bool) -
     else:
         from steppe.finetune.table import comparison
 
-        Console().print(comparison(record))
+        console = Console()
+        console.print(comparison(record, console.width))
 
 
 def _list_recipes() -> None:

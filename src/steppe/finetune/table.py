@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,18 +90,32 @@ def _bytes(count: float) -> str:
     return f"{count / size:.3g} {unit}"
 
 
-def comparison(record: Mapping[str, Any]) -> RenderableType:
-    """The example: a row for each method."""
+_HEADERS = ("\nmethod", "accuracy\n%", "− LoRA\npoints", "time\n÷ LoRA", "passes\n/step", "mean\n|B|")
+_SPACE = 3
+
+
+def comparison(record: Mapping[str, Any], width: int = 100) -> RenderableType:
+    """The example: a row for each method.
+
+    Args:
+        record: what `example.summarise` gives.
+        width: columns of the terminal; where they do not suffice, the last columns of the table go.
+    """
+    rows = [
+        (
+            row["label"], _points(row["accuracy"]), _points(row["gain"], signed=True), f"{row['time']:.2f}",
+            f"{row['passes']:.2f}", f"{row['balancedness']:.3f}",
+        )
+        for row in record["rows"]
+    ]  # fmt: skip
+    columns = [[*header.split("\n"), *cells] for header, cells in zip(_HEADERS, zip(*rows, strict=True), strict=True)]
+    wide = list(itertools.accumulate(_SPACE + max(map(len, column)) for column in columns))
+    fit = max(1, sum(reach - 1 <= width for reach in wide))
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for place, header in enumerate(
-        ("\nmethod", "accuracy\n%", "− LoRA\npoints", "passes\n/step", "time\n÷ LoRA", "mean\n|B|")
-    ):
+    for place, header in enumerate(_HEADERS[:fit]):
         shown.add_column(header, justify="right" if place else "left", no_wrap=True)
-    for row in record["rows"]:
-        shown.add_row(
-            row["label"], _points(row["accuracy"]), _points(row["gain"], signed=True), f"{row['passes']:.2f}",
-            f"{row['time']:.2f}", f"{row['balancedness']:.3f}",
-        )  # fmt: skip
+    for row in rows:
+        shown.add_row(*row[:fit])
     return Group(shown, Text(record["legend"], style="dim"), Text(""), Text(record["verdict"]), Text(record["next"]))
 
 

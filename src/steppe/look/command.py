@@ -24,7 +24,7 @@ SCHEMA = 1
 _THEN = "make room or name another --out"
 
 
-@app.command()
+@app.command(short_help="Look at how the loss lies around trained weights.")
 @taking(Request, without=("what",))
 def look(
     flags: dict[str, Any],

@@ -101,7 +101,7 @@ def legend(summary: Mapping[str, Any], width: int = 100) -> str:
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
     shown = {column.header.split("\n")[-1] for column in _fit(columns(summary), summary["rows"], width)[0]}
-    named = {"time": f"time{CLOCKS.get(summary.get('clock'), '')}", "memory": "memory"}
+    named = {"time": f"time{CLOCKS.get(summary.get('clock', ''), '')}", "memory": "memory"}
     beside = " and ".join(said for name, said in named.items() if name in shown)
     said = [
         f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed",
