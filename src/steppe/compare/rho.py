@@ -55,7 +55,8 @@ def rho(
         find = prepared(spec, choice, seed, trial, after=after, looks=looks, keep=keep)
         if plot is not None:
             _check_picture(plot)
-        found = find()
+        with Console(stderr=True).status("looking along the ascent, then training at one radius after another"):
+            found = find()
     _say(found, choice, as_json)
     if plot is not None:
         with refusing():

@@ -138,5 +138,7 @@ def test_settings_of_a_study(tmp_path):
             resolve({"task": f"lm:{place}", key: value})
     with pytest.raises(ValueError, match="neither a file|is not a file"):
         resolve({"task": "lm:nowhere.txt"})
+    with pytest.raises(ValueError, match="give lm:FILE"):
+        resolve({"task": "lm:"})
     with pytest.raises(ValueError, match="go with gpt"):
         models.build("mlp", fresh(place))

@@ -117,6 +117,9 @@ def check_name(name: str) -> None:
             columns.check(rest)
         elif kind != "hf" and not Path(rest).is_dir():
             raise ValueError(f"task {name!r}: {rest} is not a folder; give the folder that holds the data")
+    elif colon and kind in KINDS:
+        place = {"hf": "DATASET", "text": "FILE", **dict.fromkeys(FILES, "FILE")}.get(kind, "FOLDER")
+        raise ValueError(f"task {name!r} does not say where its data is; give {kind}:{place}")
     elif Path(name).is_dir():
         raise ValueError(f"task {name!r} is a folder; say what it holds: idx:{name}, images:{name} or text:{name}")
     elif Path(name).is_file():
