@@ -144,9 +144,8 @@ def test_the_summary_of_a_language_model(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=(tmp_path / "shown").open("w"))
     console.print(summary(run(tmp_path, "gpt2", method="base", training={"max_steps": 2}, max_length=6)))
     printed = console.export_text()
-    assert (
-        "perplexity" in printed and "of them cut to 6 tokens" in printed and "held out of the training data" in printed
-    )
+    assert "perplexity" in printed and "of them cut to 6 tokens" in printed
+    assert "held out of the training data, 1 of them cut" in printed
 
 
 def test_what_is_cut_is_counted(tmp_path: Path) -> None:
@@ -156,6 +155,7 @@ def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     made = tokens(settings, found, model, tokenizer)
     long = [text for text in found.train.texts if len(tokenizer(text)["input_ids"]) > 5]
     assert 0 < made.cut == len(long) < len(made.train)
+    assert 0 < made.test_cut == sum(len(tokenizer(text)["input_ids"]) > 5 for text in found.test.texts)
     assert max(len(row["input_ids"]) for row in made.train) == made.length == 5
 
 

@@ -25,7 +25,7 @@ def test_the_result_is_one_json_that_says_what_was_done(tmp_path: Path) -> None:
     assert 0 <= result["metrics"]["accuracy"] <= 1 and result["metrics"]["loss"] > 0
     assert result["data"] == {
         "train": 15, "test": 5, "held_out": True, "classes": ["0", "1"], "max_length": tiny.LENGTH, "cut": 0,
-        "blocks": None, "validation": None,
+        "test_cut": 0, "blocks": None, "validation": None,
     }  # fmt: skip
     assert 0 < result["model"]["trained"] < result["model"]["parameters"]
     assert result["method"]["pairs"] == 2

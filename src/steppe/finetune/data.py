@@ -42,6 +42,7 @@ class Tokens:
     Attributes:
         train: for the Trainer. test: likewise. length: the most tokens of an example.
         cut: how many training examples were longer than that. validation: None where nothing looks at any.
+        test_cut: how many test examples were longer.
     """
 
     train: list[Example]
@@ -49,6 +50,7 @@ class Tokens:
     length: int
     cut: int
     validation: list[Example] | None = None
+    test_cut: int = 0
 
 
 def examples(settings: Spec) -> Examples:
@@ -93,11 +95,11 @@ def tokens(settings: Spec, found: Examples, model: Any, tokenizer: Any) -> Token
         length = check_length(settings.max_length, model, tokenizer)
     make = _of_dialogues if settings.language else _of_texts
     train, cut = make(found.train, tokenizer, length)
-    test, _ = make(found.test, tokenizer, length)
+    test, test_cut = make(found.test, tokenizer, length)
     validation = make(found.validation, tokenizer, length)[0] if found.validation else None
     if settings.packing and "flash" not in str(model.config._attn_implementation):
         check_packing(model, train)
-    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation)
+    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation, test_cut)
 
 
 def _read(settings: Spec, source: str, split: str | None) -> Any:

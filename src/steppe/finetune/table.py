@@ -27,7 +27,7 @@ def summary(result: Mapping[str, Any]) -> RenderableType:
 def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, model, method, seconds = result["data"], result["model"], result["method"], result["seconds"]
     test = "held out of the training data" if data["held_out"] else "of the test data"
-    cut = f", {data['cut']} of them cut to {data['max_length']} tokens" if data["cut"] else ""
+    cut, test_cut = (_cut(data[name], data["max_length"]) for name in ("cut", "test_cut"))
     resumed = f", resumed at step {result['resumed_at']}" if result["resumed_at"] else ""
     trained = (
         f"{model['trained']:,} of {model['parameters']:,} parameters ({model['trained'] / model['parameters']:.2%})"
@@ -37,13 +37,17 @@ def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("trained", trained),
         ("examples", f"{data['train']:,}{cut}"),
         *_validation(result),
-        ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}"),
+        ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}{test_cut}"),
         *_classes(result),
         *([("balance", _balance(method["balancedness"]))] if method["balancedness"] else []),
         ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, median {_step(seconds['step'])}"),
         ("memory", f"{_bytes(result['memory']['peak_bytes'])} at most ({result['memory']['of']})"),
         ("saved", f"{result['saved']}, with {result['settings']['out']}/result.json beside it"),
     ]
+
+
+def _cut(count: int, length: int) -> str:
+    return f", {count:,} of them cut to {length} tokens" if count else ""
 
 
 _MANY = 12
