@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -32,6 +33,32 @@ def test_gradients_are_added_to_what_is_there(combine: steppe.Combine) -> None:
     sharp.backward(lambda: loss_of(model)(BATCH))
     close(grads(model), {n: None if g is None else 2 * g for n, g in once.items()})
     assert all(p.grad is held[n] for n, p in model.named_parameters()), "an earlier .grad keeps its storage"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_gradients_that_are_slices_of_one_buffer_stay_in_it(fails: bool) -> None:
+    """A loop that clips, sends or zeroes the buffer in one call."""
+    model = net(dropout=0)
+    _, sharp = make(model)
+    sharp.backward(lambda: loss_of(model)(BATCH))
+    once, calls = grads(model), 0
+    flat = torch.ones(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    slices = flat.split([p.numel() for p in model.parameters()])
+    held = {n: piece.view_as(p) for piece, (n, p) in zip(slices, model.named_parameters(), strict=True)}
+    for name, p in model.named_parameters():
+        p.grad = held[name]
+
+    def loss() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if fails and calls == 2:
+            raise KeyError
+        return loss_of(model)(BATCH)
+
+    with pytest.raises(KeyError) if fails else nullcontext():
+        sharp.backward(loss)
+    close(held, {n: torch.ones_like(held[n]) + (0 if fails or g is None else g) for n, g in once.items()})
+    assert all(p.grad is held[n] for n, p in model.named_parameters())
 
 
 @pytest.mark.parametrize("passes", [(True, False), (False, True), (False, False)])

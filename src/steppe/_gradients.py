@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steppe._algebra import as_real
 from steppe._optimizers import Stepper
-from steppe._parameters import Entry, Parameters
+from steppe._parameters import Entry, Parameters, parallel
 
 Kept = tuple[Tensor, Tensor]
 _GRAD, _TRAINED, _LAYOUT = attrgetter("grad"), attrgetter("requires_grad"), attrgetter("layout")
@@ -155,7 +155,11 @@ class Gradients:
 
         ``average`` is given those put aside before they are added.
         """
-        earlier = [(p, _own(g)) for p, g in _with_gradient(self.parameters.all)]
+        there = _with_gradient(self.parameters.all)
+        earlier = [(p, _own(g)) for p, g in there]
+        # Slices of a flat buffer of the user's; DistributedDataParallel and FSDP2 see to their own.
+        hosts = self.parameters.sharded or parallel(self.parameters.model) is not None
+        slices = [(p, g) for p, g in there if g._is_view()] if not hosts else []
         if earlier:
             self.clear()
         self._aside = outside = []
@@ -168,6 +172,7 @@ class Gradients:
                 param.grad = None
             for param, grad in [*earlier, *outside]:
                 param.grad = grad
+            _put_into(slices)
             raise
         finally:
             self._aside = None
@@ -175,6 +180,7 @@ class Gradients:
             average([g for _, g in earlier])
         for param, grad in [*earlier, *outside]:
             param.grad = grad if param.grad is None else _sum(grad, param.grad)
+        _put_into(slices)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is outside the model is not copied with it."""
@@ -219,6 +225,15 @@ def _refuse_sparse(grads: dict[str, Tensor], entries: list[Entry], perturbable: 
 
 def _full(grad: Tensor) -> Tensor:
     return grad if grad.layout is torch.strided else grad.to_dense()
+
+
+@torch.no_grad()
+def _put_into(slices: list[Kept]) -> None:
+    """Have the gradients that are there in the tensors that they were in before."""
+    for param, piece in slices:
+        assert param.grad is not None
+        piece.copy_(param.grad)
+        param.grad = piece
 
 
 def _sum(grad: Tensor, new: Tensor) -> Tensor:
