@@ -55,7 +55,7 @@ def test_it_is_small_enough_for_two_minutes():
     """Trainings in units of the base's (6 s on a slow core), a look at four samples taken for 1.6."""
     spec = resolve({})
     made = Plan(spec, "hash")
-    assert [choice.text for choice in made.choices] == ["sam:samples=4"]
+    assert [choice.text for choice in made.choices] == ["recommended:ramp=0.1"]
     seeds, again = len(spec.seeds), len(spec.tune_seeds)
     tried = (len(spec.lr_grid) + spec.grow) * again
     units = tried + 3 * seeds - again + 1.6 * ((len(spec.rho) + spec.grow) * again + seeds - again)
@@ -72,6 +72,9 @@ def test_it_is_small_enough_for_two_minutes():
         ({"optimizer": "sgd", "lr": 0.3}, {"lr": 0.3, "lr_grid": None}),
         ({"optimizer": "sgd", "lr_grid": [0.1]}, {"lr_grid": [0.1]}),
         ({"methods": ["rst"], "rho": [0.3], "seeds": 2}, {"methods": ["rst"], "rho": [0.3], "seeds": [0, 1]}),
+        ({"methods": ["sam"]}, {"rho": [0.05, 0.1, 0.2], "grow": 2, "epochs": 80}),
+        ({"methods": ["recommended:ramp=0.1"]}, {"rho": [1.6, 3.2], "grow": 0}),
+        ({"task": "digits-noisy", "methods": ["sam"]}, {"rho": [0.05, 0.1, 0.2], "grow": 2}),
         ({"task": "digits-few", "optimizer": "adamw"}, {"lr": 1e-3}),
         ({"task": "digits-few"}, {"lr": 0.1, "lr_grid": None, "grow": 2}),
     ],

@@ -30,7 +30,8 @@ _SETS_ASIDE = {"lr": "lr_grid", "epochs": "max_steps", "labelled": "per_class"}
 def fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe still holds beside what the user gave: `--lr` sets aside its grid of rates, and so on.
 
-    Learning rates and decay were found for one optimizer: beside another they are that one's usual ones.
+    Learning rates and decay were found for one optimizer: beside another they are that one's usual ones. So it is with
+    radii that a recipe says for its own methods.
     """
     found = dict(recipe)
     for one, other in _SETS_ASIDE.items():
@@ -39,6 +40,9 @@ def fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     if given.get("optimizer", found.get("optimizer")) != found.get("optimizer"):
         found.pop("lr_grid", None)
         found |= {"lr": tasks.USUAL_LR[given["optimizer"]]} if given["optimizer"] in tasks.USUAL_LR else {}
+    if "methods" in found and given.get("methods", found["methods"]) != found["methods"]:
+        found.pop("rho", None)
+        found.pop("grow", None)
     if "lr_grid" not in found and "lr_grid" not in given:
         found.pop("tune_lr", None)
     return found
