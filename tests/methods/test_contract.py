@@ -172,6 +172,8 @@ def test_each_file_of_methods_is_in_the_registry() -> None:
 def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="there is no method 'looksam'; did you mean 'look_sam'"):
         get("looksam")
+    with pytest.raises(ValueError, match="there is no method 'BAR'; did you mean 'nbar' or 'obar'"):
+        get("BAR")
 
 
 COUNTED = [

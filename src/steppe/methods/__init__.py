@@ -55,8 +55,10 @@ def get(name: str) -> Row:
     """
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), METHODS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    sought = name.lower().replace("-", "_")
+    kinds = [each for each in METHODS if each in (f"n{sought}", f"o{sought}")]  # "bar" is two methods
+    near = kinds or difflib.get_close_matches(sought, METHODS, n=1, cutoff=0.4)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(f"there is no method {name!r}; {hint}known are {', '.join(METHODS)}")
 
 
