@@ -68,6 +68,11 @@ def test_an_index_of_studies(whole: Path, capsys: pytest.CaptureFixture[str]) ->
     assert list(json.loads(capsys.readouterr().out)) == [str(whole)]
 
 
+def test_a_folder_in_the_index_can_be_copied(whole: Path) -> None:
+    summary = kept(whole)[whole]
+    assert "results/reviews-csv-again " in screen_text(index({Path("results/reviews-csv-again"): summary}), 80)
+
+
 def test_two_studies_side_by_side(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["studies", str(whole), str(whole)]) == 0  # the same one twice is one
     assert main(["studies", "nowhere"]) == 2

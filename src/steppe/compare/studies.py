@@ -21,6 +21,8 @@ from steppe.compare.analysis.wording import ABSENT, Words, count
 from steppe.compare.judge import of_records
 
 Summary = Mapping[str, Any]
+LONG = 36
+"""Letters of a folder's name beyond which it is broken, as the verdict beside it needs room too."""
 
 
 @app.command(short_help="List the comparisons that are kept, or set some side by side.")
@@ -61,6 +63,7 @@ def index(found: Mapping[Path, Summary]) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for header in ("folder", "task", "methods", "seeds", "verdict"):
         made.add_column(header, justify="right" if header in ("methods", "seeds") else "left", overflow="fold")
+    made.columns[0].no_wrap = max(len(str(folder)) for folder in found) <= LONG  # to be copied into other commands
     for folder, summary in found.items():
         methods = sum(row["method"] != "base" for row in summary["rows"])
         words = str(folder), str(summary["task"]), str(methods), str(len(summary["seeds"])), summary["verdict"]
