@@ -50,6 +50,7 @@ BAD_FLAGS = [
     ("compare --task idx:src --label-column y", "does not take 'label_column'"),
     ("compare --optimizer adamw --momentum 0.9", "momentum belongs to the optimizer 'sgd'"),
     ("compare --task digits-fwe", "did you mean 'digits-few'?"),
+    ("compare --task tabel:cells.csv", "did you mean table:cells.csv?"),
     ("compare --task src", "idx:src, images:src or text:src"),
     ("compare --task idx:nowhere", "nowhere is not a folder"),
     ("compare --task idx:src", "no file like train-images"),

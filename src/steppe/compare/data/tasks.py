@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steppe._command.lookup import called, module_text, named_function, nearest
+from steppe._command.lookup import called, module_text, named_function, near, nearest
 from steppe.compare.data import columns, corpora, readers, transformer
 from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
@@ -113,7 +113,7 @@ def check_name(name: str) -> None:
     kind, colon, rest = name.partition(":")
     if colon and rest:
         if kind not in KINDS:
-            named_function(name, "task")
+            _check_function(name, near(kind, KINDS))
         elif kind == "text":
             corpora.check(rest)
         elif kind in FILES:
@@ -134,6 +134,15 @@ def check_name(name: str) -> None:
             f"unknown task {name!r}; {hint} "
             f"(or idx:FOLDER, images:FOLDER, text:FILE{files}, hf:DATASET, module:function)"
         )
+
+
+def _check_function(name: str, kind: str | None) -> None:
+    try:
+        named_function(name, "task")
+    except ValueError as error:
+        if kind is None:
+            raise
+        raise ValueError(f"{error}; did you mean {kind}:{name.partition(':')[2]}?") from error
 
 
 def check_options(name: str, given: Collection[str]) -> None:
