@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -206,15 +207,15 @@ def of_cnn(turns: int) -> dict[str, Any]:
     return {"turns": turns, "base_ms": median(spent["base"]), "times_base": ratios}
 
 
-def entered() -> dict[str, int]:
-    """Python functions that a warm step of SAM on a two-layer MLP enters: different ones, calls, files and depth.
+def entered(build: Callable[..., Any] = steppe.SAM) -> dict[str, int]:
+    """Python functions that a warm step on a two-layer MLP enters: different ones, calls, files and depth.
 
     Those of steppe alone; depth counts steppe's frames on the way down, the call of ``backward`` being the first.
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sharp, x = steppe.SAM(model, optimizer), torch.randn(6, 4)
+    sharp, x = build(model, optimizer), torch.randn(6, 4)
     home = str(Path(steppe.__file__).parent)
     seen: set[tuple[str, int]] = set()
     calls = depth = deepest = 0
@@ -246,11 +247,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=300, help="steps of each contender")
     parser.add_argument("--out", type=Path, default=RESULTS / "host_overhead.json", help="the file to write")
+    parser.add_argument("--note", default="", help="a sentence on the machine, for the page")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {
-        "command": "OMP_NUM_THREADS=1 python " + " ".join(["benchmarks/host_overhead.py", *sys.argv[1:]]),
+        "command": "OMP_NUM_THREADS=1 python " + shlex.join(["benchmarks/host_overhead.py", *sys.argv[1:]]),
+        "note": arguments.note,
         "entered": entered(),
+        "entered_skipping": entered(skipping),
         "tensors": [of_tensors(n, max(20, arguments.turns * 8 // (n + 8))) for n in TENSORS],
         "cnn": of_cnn(arguments.turns // 2),
         "provenance": provenance("cpu", 1) | {"load_average": [round(x, 2) for x in os.getloadavg()]},

@@ -91,7 +91,7 @@ SUITE = {
     ),
     "reviews": Task(
         "film reviews, bytes",
-        "--task lm:{made}/reviews.txt --lr-grid 0.003,0.01 --rho 0.1,0.2 --grow 0 --seeds 3 --tune-seeds 1",
+        "--task lm:{made}/reviews.txt --lr-grid 0.003,0.01 --rho 0.05,0.1 --grow 0 --seeds 3 --tune-seeds 1",
         TWO, 2, "sst2",
     ),
 }  # fmt: skip

@@ -27,7 +27,8 @@ NAMES = {
 
 def page(found: dict[str, Any]) -> str:
     """The whole page."""
-    return "\n".join([INTRO, tensors(found["tensors"]), cnn(found["cnn"]), entered(found["entered"]), made_with(found)])
+    counts = entered(found["entered"], found.get("entered_skipping"))
+    return "\n".join([INTRO, tensors(found["tensors"]), cnn(found["cnn"]), counts, made_with(found)])
 
 
 def aim(tensors: int) -> float:
@@ -65,12 +66,14 @@ def cnn(found: dict[str, Any]) -> str:
     return "\n".join([*rows, ""])
 
 
-def entered(found: dict[str, int]) -> str:
+def entered(found: dict[str, int], skipping: dict[str, int] | None) -> str:
     """What a reader steps through."""
     return (
         "## Functions of a step\n\n"
         f"One step of SAM on a two-layer MLP enters {found['functions']} functions of steppe, {found['files']} files, "
-        f"by {found['calls']} calls, {found['depth']} deep.\n"
+        f"by {found['calls']} calls, {found['depth']} deep"
+        + (f"; one that is known to skip {skipping['functions']} by {skipping['calls']} calls" if skipping else "")
+        + ".\n"
     )
 
 
@@ -81,6 +84,7 @@ def made_with(found: dict[str, Any]) -> str:
     return (
         f"`{found['command']}` · torch {about['torch']}, Python {about['python']}, load average "
         f"{about['load_average'][0]} at the end."
+        + (f" {found['note']}" if found.get("note") else "")
         + (" A busy machine, several times slower than an idle one: no verdict on the aims.\n" if busy else "\n")
     )
 

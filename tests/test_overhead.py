@@ -54,11 +54,12 @@ def test_the_loop_is_sam():
 
 def test_a_small_run_has_every_figure():
     found = {
-        "command": "x", "entered": benchmark.entered(), "tensors": [benchmark.of_tensors(4, 4)],
-        "cnn": benchmark.of_cnn(4),
+        "command": "x", "note": "Busy.", "tensors": [benchmark.of_tensors(4, 4)], "cnn": benchmark.of_cnn(4),
+        "entered": benchmark.entered(), "entered_skipping": benchmark.entered(benchmark.skipping),
         "provenance": {"torch": "2", "python": "3", "load_average": [0.5]},
     }  # fmt: skip
     text = page.page(found)
+    assert "Busy." in text and f"by {found['entered_skipping']['calls']} calls.\n" in text
     assert "| 4 |" in text and "MSAM (one pass)" in text and found["entered"]["calls"] > 20
     assert page.shown({"median": 1.0, "low": 0.5, "high": 2.0, "quick": 0.7}, 1) == "1.0 (0.5 to 2.0); 0.7"
     assert page.aim(100) == 0.25
@@ -68,3 +69,5 @@ def test_a_step_enters_no_more_functions_than_it_did():
     """Counts, which no busy machine moves; what else the process has loaded (NumPy's generator) adds some thirty."""
     found = benchmark.entered()
     assert found["calls"] <= 360 and found["functions"] <= 220 and found["depth"] <= 15, found
+    found = benchmark.entered(benchmark.skipping)
+    assert found["calls"] <= 48 and found["functions"] <= 45 and found["depth"] <= 7, found

@@ -106,7 +106,7 @@ def test_balancedness_starts_at_one_and_follows_the_pairs(folder):
         for name, weight in trainer.model.named_parameters():
             if "lora_A" in name:
                 weight.mul_(0.5)  # B is nought: a quarter of the balancedness
-    balance.look(1.5)
+    balance.note(1.5)
     found = balance.as_dict()
     assert found["epoch"] == [0, 1.5] and found["share"] == pytest.approx([1.0, 0.25]) and a.requires_grad
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,7 +55,8 @@ def task(name: str, place: str, context: int, parts: Sequence[float] | None, str
 
     metrics = ("bits_per_byte", "accuracy")
     train, val, test = made
-    rows = {"byte frequencies": frequencies, "5-gram counts": Counts(train.series)}
+    counted: Callable[[Tensor], Tensor] = Counts(train.series)
+    rows = {"byte frequencies": frequencies, "5-gram counts": counted}
     return Task(name, train, val, test, BYTES, metrics=metrics, rows=rows)
 
 
