@@ -17,7 +17,7 @@ class Judge:
         title: what a reader calls it.
         higher: whether larger is better.
         percent: whether it is a share of one, told in per cent, and its differences in points. Differences of any other
-            metric are told in per cent of the best baseline's mean.
+            metric are told in per cent of the mean of what they are differences to.
     """
 
     name: str = "accuracy"

@@ -1,12 +1,13 @@
 """Every gain is positive where the method is better, whichever way its metric points."""
 
 import pytest
-from tests.compare.records import records
+from tests.compare.records import Fake, records
 
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.analysis.wording import Words
 from steppe.compare.judge import Judge, of_records
 from steppe.compare.report.page import html
+from steppe.compare.report.table import columns, legend
 
 MSE = Judge("mse", "MSE", higher=False, percent=False)
 
@@ -82,3 +83,31 @@ def test_runs_of_several_metrics_are_no_study():
     made = records()
     with pytest.raises(ValueError, match="judged by different metrics"):
         of_records([*made, *as_errors(records())])
+
+
+@pytest.mark.parametrize(
+    ("judge", "gains", "deltas", "alone"),
+    [
+        # the base .5 and .6 stopped early, the best; methods .7 and .4: + .1 and - .2 of .6, + .2 and - .1 of .5
+        (Judge("accuracy", "score", True, False), ("+16.7", "−33.3"), ("+40.0", "−20.0"), "20.0 ± 0.0 % higher score"),
+        # errors, the base .5 and .4, methods .3 and .6: .1 and - .2 of .4, .2 and - .1 of .5
+        (MSE, ("+25.0", "−50.0"), ("+40.0", "−20.0"), "20.0 ± 0.0 % lower MSE"),
+    ],
+)
+def test_a_difference_to_the_base_is_in_per_cent_of_the_base_not_of_the_best_baseline(
+    judge, gains, deltas, alone
+):
+    fakes = {"base": Fake("base", 0.5, 0.6, grid=()), "sam": Fake("SAM", 0.7), "asam": Fake("ASAM", 0.4)}
+    made = records(fakes, spread=1e-6)
+    made = as_errors(made) if judge is MSE else [record | {"metric": judge.as_dict()} for record in made]
+    summary = summarise(made, None, {})
+    rows = [row for row in summary["rows"] if row["gain"]]
+    shown = {column.header: [column.cell(row) for row in rows] for column in columns(summary)}
+    assert [cell.split()[0] for cell in shown["gain\n% better"]] == list(gains)
+    assert [cell.split()[0] for cell in shown["− base\n% better"]] == list(deltas)
+    page = html(summary, made, None)
+    assert all(f"<td>{cell}</td>" in page for cell in shown["− base\n% better"])
+    assert any(alone in note for note in summary["notes"]), "early stopping alone, of the base's own mean"
+    for said in (legend(summary, 200), page.replace("’", "'")):
+        assert "in per cent of the base's" in said
+    assert "− base" not in legend(summary, 60), "a column that has no room is not explained"

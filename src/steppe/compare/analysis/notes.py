@@ -31,12 +31,13 @@ def _early(summary: Summary) -> list[str]:
     if alone is None or alone["ci95"] is None or row is None or row["delta"]["ci95"] is None:
         return []
     words, name = Words(summary), row["label"]
-    shown = f"({words.amount(alone)}; {name} at the end of training {words.gain(row['delta'])})"
+    amount = words.amount(alone, to="base")
+    shown = f"({amount}; {name} at the end of training {words.gain(row['delta'], to='base')})"
     helps, gains = _above(alone), _above(row["delta"])
     part = alone["mean"] / row["delta"]["mean"] if gains else 0.0
     if not gains:
         does = "helps" if helps else "does not clearly help"
-        return [f"Early stopping {does} the base here ({words.amount(alone)})."]
+        return [f"Early stopping {does} the base here ({amount})."]
     if helps and part >= NEARLY_ALL:
         return [f"Early stopping alone recovers nearly all that {name} seems to win {shown}: stop early first."]
     if helps and part > LITTLE:
@@ -49,7 +50,7 @@ def _double(summary: Summary) -> list[str]:
     alone = summary["double_alone"]
     if alone is None or alone["ci95"] is None:
         return []
-    shown = f"({Words(summary).amount(alone)})"
+    shown = f"({Words(summary).amount(alone, to='base')})"
     if _above(alone):
         return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
     if _below(alone):
@@ -69,7 +70,7 @@ def _equal(summary: Summary) -> list[str]:
     how = "between its two lengths, by interpolation" if found["cost"] <= 2 else "with twice the epochs, its longest"
     return [
         f"Given what {row['label']} costs ({found['cost']:.2f}×), the base would have {there} ({how}); "
-        f"{row['label']} has {words.amount(found)} {words.over} that."
+        f"{row['label']} has {words.amount(found, to=found['base'])} {words.over} that."
     ]
 
 

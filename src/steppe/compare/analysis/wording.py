@@ -1,7 +1,7 @@
 """How numbers are written in the terminal, the report and the notes: one place, one unit each.
 
 Shares are fractions in the records and per cent for the reader, their differences points. Figures of other metrics are
-written as they are, their differences in per cent of the best baseline's mean. Above zero is better, always.
+written as they are, their differences in per cent of the mean of what they are taken to. Above zero is better, always.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ class Words:
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
         self.judge = Judge(**summary.get("metric") or {})
-        best = (summary.get("baselines") or {}).get(summary.get("best_baseline") or "") or {}
+        self._baselines, self._best = summary.get("baselines") or {}, summary.get("best_baseline") or ""
         self._scale, self._digits = self.judge.scale, decimals(summary["rows"], self.judge)
-        self._share = 100.0 if self.judge.percent else 100 / abs(best.get("mean") or 1.0)
         self._share_digits = self._digits if self.judge.percent else 1
 
     @property
@@ -104,24 +103,37 @@ class Words:
         """One figure without an interval."""
         return ABSENT if value is None else _fixed(self._scale * value, self._digits)
 
-    def gain(self, figure: Mapping[str, Any] | None) -> str:
-        """`+1.5 ± 0.4`: a difference, in points or in per cent of the best baseline's mean."""
-        return _with_interval(figure, self.number, self._share, self._share_digits)
+    def gain(self, figure: Mapping[str, Any] | None, to: str | float = "") -> str:
+        """`+1.5 ± 0.4`: a difference, in points or in per cent of a mean.
+
+        Args:
+            figure: the difference.
+            to: the baseline, or the figure, that it is a difference to; the best baseline by default.
+        """
+        share = self._share(to)
+        return _with_interval(figure, lambda v: signed(share * v, self._share_digits), share, self._share_digits)
 
     def number(self, difference: float) -> str:
-        """One difference without an interval: `+1.5`."""
-        return signed(self._share * difference, self._share_digits)
+        """One difference to the best baseline, without an interval: `+1.5`."""
+        return signed(self._share() * difference, self._share_digits)
 
-    def amount(self, figure: Mapping[str, Any]) -> str:
-        """A difference with its unit, in a sentence: `+1.5 ± 0.4 points`, `6.1 ± 0.8 % lower MSE`."""
+    def amount(self, figure: Mapping[str, Any], to: str | float = "") -> str:
+        """A difference with its unit, in a sentence: `+1.5 ± 0.4 points`, `6.1 ± 0.8 % lower MSE`; `to`: see `gain`."""
         if self.judge.percent:
             return f"{self.gain(figure)} points"
-        way = "higher" if (figure["mean"] > 0) == self.judge.higher else "lower"
+        way, share = "higher" if (figure["mean"] > 0) == self.judge.higher else "lower", self._share(to)
         sizes = _with_interval(
-            {**figure, "mean": abs(figure["mean"])}, lambda v: f"{self._share * v:.{self._share_digits}f}",
-            self._share, self._share_digits,
+            {**figure, "mean": abs(figure["mean"])}, lambda v: f"{share * v:.{self._share_digits}f}",
+            share, self._share_digits,
         )  # fmt: skip
         return f"{sizes} % {way} {self.judge.title}"
+
+    def _share(self, to: str | float = "") -> float:
+        """What a difference is multiplied by for a reader."""
+        if self.judge.percent:
+            return 100.0
+        mean = (self._baselines.get(to or self._best) or {}).get("mean") if isinstance(to, str) else to
+        return 100 / abs(mean or 1.0)
 
 
 def _with_interval(figure: Mapping[str, Any] | None, write: Any, scale: float, digits: int) -> str:

@@ -32,6 +32,12 @@ def _words(column: Mapping[str, Any], summary: Mapping[str, Any]) -> Words:
     return Words({"rows": rows, "metric": column["metric"], "best_baseline": "base", "baselines": {"base": base}})
 
 
+def of_what(summary: Mapping[str, Any]) -> str:
+    """What the differences are in, where not all are points: to be put behind `than the base`."""
+    percent = all(column["metric"]["percent"] for column in summary["also"]["columns"])
+    return "" if percent else " (in points of columns in %, else in per cent of the base’s mean)"
+
+
 def _cell(words: Words, figure: Mapping[str, Any] | None) -> str:
     delta = words.gain(figure["delta"]) if figure and figure["delta"] else ""
     return words.figure(figure) + (f" ({delta})" if delta else "")
@@ -47,5 +53,6 @@ def table(summary: Mapping[str, Any]) -> Table | None:
         made.add_column(head, justify="right" if place else "left", overflow="fold", vertical="bottom")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    made.caption = "On the final weights; in brackets better (+) or worse (−) than the base, paired by seed."
+    way = f"better (+) or worse (−) than the base{of_what(summary)}"
+    made.caption = f"On the final weights; in brackets {way}, paired by seed."
     return made

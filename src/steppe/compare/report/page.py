@@ -63,6 +63,7 @@ def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[st
         **_plots(summary, records),
         sheets=sheets(_sorted(records), cost),
         also=also.cells(summary) if summary.get("also") else None,
+        of_what=also.of_what(summary) if summary.get("also") else "",
         **_facts(summary, records),
     )
 

@@ -36,7 +36,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     words = Words(summary)
     name, unit = words.judge.title, " %" if words.judge.percent else ""
     timed = any(row["time_ratio"] for row in summary["rows"])
-    delta = Column(f"− base\n{words.unit}", lambda row: words.gain(row["delta"]), 4)
+    delta = Column(f"− base\n{words.unit}", lambda row: words.gain(row["delta"], to="base"), 4)
     return [
         Column("\nmethod", lambda row: broken(row["label"]) + (" †" if row.get("diverged") else "")),
         Column("\nρ", lambda row: chosen(row)),
@@ -100,20 +100,18 @@ def legend(summary: Mapping[str, Any], width: int = 100) -> str:
     form = "" if summary["judged"] == "final" else f", both {FORMS[summary['judged']]}"
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
-    shown = {column.header.split("\n")[-1] for column in _fit(columns(summary), summary["rows"], width)[0]}
+    shown = {line for column in _fit(columns(summary), summary["rows"], width)[0] for line in column.header.split("\n")}
+    percent = Words(summary).judge.percent
     named = {"time": f"time{CLOCKS.get(summary.get('clock', ''), '')}", "memory": "memory"}
     beside = " and ".join(said for name, said in named.items() if name in shown)
     said = [
-        f"gain: over the best baseline{form}{_in_per_cent(summary)}, paired by seed",
+        f"gain: over the best baseline{form}{'' if percent else ', in per cent of its mean'}, paired by seed",
+        "− base: in per cent of the base's mean" if "− base" in shown and not percent else "",
         "kept: share of SAM's gain" if "kept" in shown else "",
         f"{beside}: ÷ base's" if beside else "",
         f"sharpness: L(w+ε) − L(w){at}" if "ness" in shown else "",
     ]
     return f"{means(summary)}. {'; '.join(filter(None, said))}."
-
-
-def _in_per_cent(summary: Mapping[str, Any]) -> str:
-    return "" if Words(summary).judge.percent else ", in per cent of its mean"
 
 
 def _style(row: Row) -> str:
