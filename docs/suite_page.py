@@ -119,6 +119,7 @@ def section(name: str, record: Record) -> str:
 COLUMNS = {
     "SAM": ("sam",),
     "a look at few samples": ("sam:samples={few}", "rst:p=1,samples={few}", "rst:p=1.0,samples={few}"),
+    "the same, its radius rising": ("recommended:ramp=0.1,samples={few}",),
     "the same, every 4th step": ("rst:p=0.25,samples={few}",),
     "G-RST": ("grst",),
     "LookSAM": ("look_sam",),

@@ -59,6 +59,15 @@ def test_readme_quotes_the_look_where_it_wins_and_where_it_loses() -> None:
         assert shown in text, name
 
 
+def test_choosing_quotes_the_climbs_whose_radius_rises() -> None:
+    text = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
+    found = page.kept("mnist1d_mlp")
+    rows = {row["method"]: page._won(row, found).strip("*") for row in page.methods(found)}
+    ramp = "recommended:ramp=0.1,samples="
+    assert f"{rows[ramp + '16']} points on 16 of 100 samples" in text and f"{rows[ramp + '4']} on 4 (" in text
+    assert f"SAM {rows['sam']}, and {rows[ramp + '100']} with the same ramp" in text
+
+
 def test_gains_are_in_points_bold_where_clear_and_by_passes() -> None:
     lines = page.table(record()).splitlines()[2:]
     assert lines[0] == "| few | 0.1 | −1.50 ± 1.00 | 1.10 | 1.10 | -75 % [-200, 50] |"
