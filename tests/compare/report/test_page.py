@@ -214,6 +214,37 @@ def test_points_far_below_bear_an_arrow() -> None:
     assert not any(mark["below"] for mark in drawn(CLEAN)["marks"])
 
 
+def beside_untrained(level: float, **methods: float) -> dict[str, Any]:
+    """The picture of a base at 0.700, methods as given, and a baseline that needs no training."""
+    fakes = {"base": Fake("base", 0.7, passes=1.0, grid=())} | {name: Fake(name, at) for name, at in methods.items()}
+    runs = records(fakes)
+    for run in runs:
+        if (run["method"], run["variant"], run["phase"]) == ("base", "plain", "final"):
+            run["rows"] = {"yesterday": {"val_accuracy": level, "test_accuracy": level}}
+    summary = summarise(runs, None, spec(fakes))
+    return against_cost(summary, named_points(summary), WIDE)
+
+
+def arrows(picture: dict[str, Any], way: str) -> set[str]:
+    return {re.split("[:,]", mark["told"])[0] for mark in picture["marks"] if mark[way]}
+
+
+def test_what_was_trained_fills_the_picture_where_a_row_without_training_is_far_better() -> None:
+    picture = beside_untrained(0.95, sam=0.72, asam=0.69)
+    assert arrows(picture, "above") == {"yesterday"} and not arrows(picture, "below")
+    assert 66 < picture["y"].low < 69 and 72 < picture["y"].high < 75
+    assert picture["level"]["text"].endswith("95.0 ↑")
+    assert picture["y"].end >= 50, "room for the arrow"
+    near = beside_untrained(0.74, sam=0.72, asam=0.69)
+    assert not arrows(near, "above") and near["level"]["text"].endswith("74.0")
+    assert arrows(beside_untrained(0.1, sam=0.72), "below") == {"yesterday"}
+
+
+def test_a_method_is_within_the_picture_unless_it_has_collapsed() -> None:
+    assert not arrows(beside_untrained(0.1, sam=0.72, asam=0.64), "below") - {"yesterday"}
+    assert arrows(beside_untrained(0.1, sam=0.72, asam=0.2), "below") == {"yesterday", "asam"}
+
+
 @pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_no_mark_lies_on_another(width: int) -> None:
     base = CLEAN["base"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steppe.compare.analysis.frontier import candidates
-from steppe.compare.analysis.groups import BASE, Group
+from steppe.compare.analysis.groups import BASE, TRAINED, Group
 from steppe.compare.analysis.wording import FORMS, MINUS, Words, baseline, listing
 from steppe.compare.judge import Judge
 from steppe.compare.report import bands
@@ -27,7 +27,9 @@ ROW, LEFT, TOP, BOTTOM = 19, 44, 36, 40
 SIZE = 20
 """Width of a mark, with what keeps it from the next."""
 BELOW = 24
-"""Room under the scale, for the arrows of marks that lie further down."""
+"""Room under the scale, or over it, for the arrows of marks that lie further down or up."""
+FAR = 4
+"""How many times the height of a picture a method may lie below it and be taken in."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def against_cost(summary: Mapping[str, Any], points: Sequence[Point], width: int
     path = [step for pair in zip(steps, [*corners, f"{x.end},{y.at(front[-1][1])}"], strict=True) for step in pair]
     best = summary["baselines"].get(summary["best_baseline"])
     marks = _apart([_mark(point, x, y, words) for point in points], (x.start + x.end) / 2)
-    level = best and {"y": y.at(words.judge.sign * words.judge.scale * best["mean"]), "text": _level(summary, words)}
+    level = best and {"y": y.at(_of(best, words)), "text": _level(summary, words) + " ↑" * (_of(best, words) > y.high)}
     level = level and level | _free(level["y"], level["text"], marks, x)
     way = "" if words.judge.higher else ", lower is better"
     form = "" if summary["judged"] == "final" else f", {FORMS[summary['judged']]}"
@@ -121,24 +123,45 @@ def _signed(y: Axis, judge: Judge) -> Axis:
 
 
 def _height(point: Point, words: Words) -> float:
-    return float(words.judge.sign * words.judge.scale * point["figure"]["mean"])
+    return _of(point["figure"], words)
+
+
+def _of(figure: Mapping[str, Any], words: Words) -> float:
+    return float(words.judge.sign * words.judge.scale * figure["mean"])
 
 
 def _scales(summary: Mapping[str, Any], points: Sequence[Point], width: int, height: int) -> tuple[Axis, Axis]:
-    """Around what matters: the best baseline, and all that is not below it by several intervals or gains."""
-    words = Words(summary)
-    heights = sorted((_height(point, words) for point in points), reverse=True)
-    best = summary["baselines"].get(summary["best_baseline"])
-    needed = words.judge.sign * words.judge.scale * best["mean"] if best else heights[0]
-    least = 0.5 if words.judge.percent else abs(heights[0]) / 100 or 1e-9
-    halves = sorted(words.judge.scale * (point["figure"]["ci95"] or 0.0) for point in points)
-    reach = max(2 * max(heights[0] - needed, least), 3 * halves[len(halves) // 2])
-    inside = [value for value in heights if value >= needed - reach]
-    room = 0.25 * max(inside[0] - inside[-1], least)
+    """Of the costs, and around what matters of the figures; there is room for arrows where a point lies outside."""
+    low, high, least = _span_of(summary, points)
+    room = 0.25 * max(high - low, least)
     costs = [point["cost"] for point in points]
     spread = max(max(costs) - min(costs), 0.2)
     x = Axis(min(costs) - 0.06 * spread, max(costs) + 0.06 * spread, LEFT, width - 14, "×")
-    return x, Axis(inside[-1] - room, inside[0] + room, height - BOTTOM - BELOW, TOP)
+    above = any(_height(point, Words(summary)) > high + room for point in points)
+    return x, Axis(low - room, high + room, height - BOTTOM - BELOW, TOP + BELOW * above)
+
+
+def _span_of(summary: Mapping[str, Any], points: Sequence[Point]) -> tuple[float, float, float]:
+    """The lowest and the highest figure that the picture holds, and what is the least difference to speak of.
+
+    It holds the base in the form that counts, at every length, the methods, and all that is not below the best trained
+    baseline by several intervals or gains. A method that lies further below than `FAR` such pictures are high is left
+    out, as is a baseline without training that is so much better that all that was trained would be one spot.
+    """
+    words = Words(summary)
+    trained = [point for point in points if point["row"]["variant"] in TRAINED] or points
+    heights = sorted((_height(point, words) for point in points), reverse=True)
+    top = max(_height(point, words) for point in trained)
+    needed = max((_height(point, words) for point in trained if point["base"]), default=top)
+    least = 0.5 if words.judge.percent else abs(top) / 100 or 1e-9
+    halves = sorted(words.judge.scale * (point["figure"]["ci95"] or 0.0) for point in trained)
+    reach = max(2 * max(top - needed, least), 3 * halves[len(halves) // 2])
+    counts = [_height(point, words) for point in trained if point["base"] and point["form"] == summary["judged"]]
+    floor = min([needed - reach, *counts])
+    methods = [_height(point, words) for point in trained if not point["base"]]
+    low = min(value for value in heights if value >= floor)
+    low = min([low, *(value for value in methods if value >= floor - FAR * (top - floor))])
+    return low, max(value for value in heights if value <= top + max(top - low, least)), least
 
 
 def _mark(point: Point, x: Axis, y: Axis, words: Words) -> dict[str, Any]:
@@ -148,7 +171,7 @@ def _mark(point: Point, x: Axis, y: Axis, words: Words) -> dict[str, Any]:
     kind = " ".join(["base" if point["base"] else "method", *(["front"] if point["pareto"] else [])])
     return {
         "x": x.at(point["cost"]), "y": y.at(mean), "kind": kind, "sign": point["sign"], "told": point["told"],
-        "below": mean < y.low, "whisker": half and (y.at(mean - half), y.at(mean + half)),
+        "below": mean < y.low, "above": mean > y.high, "whisker": half and (y.at(mean - half), y.at(mean + half)),
         "seeds": [y.at(words.judge.sign * words.judge.scale * value) for value in seeds.values()],
     }  # fmt: skip
 
