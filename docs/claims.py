@@ -204,7 +204,11 @@ def page(results: Path = RESULTS) -> str:
     head = "| claim | published | measured | command | file |\n|---|---|---|---|---|"
     lines = "\n".join([INTRO, head, *(line(claim, results) for claim in CLAIMS), ""])
     sections = [
-        *(_compared(title, text, name, results) for title, text, name in COMPARED),
+        *(
+            _compared(title, text, name, results)
+            for title, text, name in COMPARED
+            if (results / f"suite_{name}.json").exists()  # what has not been run yet is no section
+        ),
         section("LoRA with few labels", LORA, "lora_study.json",
             "python benchmarks/lora_study.py lora --data FOLDER", results, lora),
         section("Whole models", FULL, "full_study.json",
