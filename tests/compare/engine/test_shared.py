@@ -68,7 +68,10 @@ def test_two_at_once_make_each_run_once_and_write_the_same_report(tmp_path, made
     made.then = second
     shared = settled(tmp_path / "shared")
     assert len(made) == len(set(made)) == 3
-    assert "waiting for runs that another process has begun in this folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "waiting for runs that another process has begun in this folder" in said
+    assert said.count("another process works at this study in this folder, too") == 1, "the second one, at its start"
+    assert said.count("(in another process)") == 2, "in the first one's lines those that the second made"
     assert [row["final"] for row in shared.summary["rows"]] == [row["final"] for row in whole.summary["rows"]]
     assert not list(tmp_path.rglob(".*"))
 

@@ -33,6 +33,8 @@ from steppe.compare.report import page
 _COST = "cost"
 _POLL = 0.5
 """Seconds between two looks at what other processes have done."""
+_OTHER = "another process works at this study in this folder, too: each run is made by one of them and counts for both"
+_ELSEWHERE = " (in another process)"
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class _Session:
         self.failed: dict[str, str] = {}
         self.records: dict[str, dict[str, Any]] = {}
         self.under_way: dict[str, Run] = {}
-        self._held: dict[str, BeatingClaim] = {}
+        self._held, self._accompanied = dict[str, BeatingClaim](), False
         self._needed: tuple[tuple[int, int], dict[str, Run]] = (-1, -1), {}
         self._log = Log(plan.spec.log if first() else (), store.folder, progress.say)
         self._load()
@@ -169,10 +171,14 @@ class _Session:
             if not self._take_in([id_]):
                 return True
             self._free(id_)
-        elif id_ != _COST and (why := agree(self.store.failed(id_) if first() else None)):
-            text = describe(self.missing()[id_])
-            self.failed[id_] = f"{text}: {why}"
-            self.progress.failed(id_, text, f"{why} (in another process)")
+        elif id_ != _COST:
+            if not self._accompanied:
+                self._accompanied = True
+                self.progress.say(_OTHER)
+            if why := agree(self.store.failed(id_) if first() else None):
+                text = describe(self.missing()[id_])
+                self.failed[id_] = f"{text}: {why}"
+                self.progress.failed(id_, text, why + _ELSEWHERE)
         return False
 
     def _free(self, id_: str) -> None:
@@ -182,9 +188,11 @@ class _Session:
     def _take_in(self, ids: Collection[str]) -> bool:
         """Runs that another process has finished."""
         runs, found = self.missing(), agree(self.store.load(ids))
+        self.records |= found
+        if found:
+            self.progress.expect(self.plan.total(self.records, self.failed))
         for id_, record in found.items():
-            self.records[id_] = record
-            self.progress.done(id_, describe(runs[id_]), told(record))
+            self.progress.done(id_, describe(runs[id_]), told(record) + _ELSEWHERE)
         return bool(found)
 
     def _note(self, event: Event) -> None:
