@@ -100,7 +100,8 @@ COMPARE = [
     ),
     Mutant(
         "every block of turns starts at step 0",
-        "forward(trainer, block * steps // blocks)", "forward(trainer, 0)", f"{COST} -k blocks_are_spread",
+        "forward(trainer, block * max(0, steps - BLOCK) // max(1, blocks - 1))", "forward(trainer, 0)",
+        f"{COST} -k blocks_are_spread",
     ),
     Mutant(
         "warm-up turns are counted",

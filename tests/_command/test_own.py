@@ -181,7 +181,7 @@ def test_bench_rho_and_finetune_take_them(file, tmp_path, capsys):
     assert main(["rho", f"{file}:Half", *words]) == 0 and json.loads(capsys.readouterr().out)["rho"] > 0
     assert main(["rho", f"{file}:ByHand", *words]) == 2
     assert "there is no radius to find, as it has none" in capsys.readouterr().err
-    training = {"learning_rate": 0.1, "weight_decay": 0.0}
+    training = {"learning_rate": 0.1, "weight_decay": 0.0, "optim": "adamw_torch"}
     for name in ("recommended", f"{file}:Half:rho=0.1"):
         assert isinstance(finetuned.rehearse(finetuned.check(name), net(), training), steppe.SharpnessAware)
     with pytest.raises(ValueError, match="its recipe gives a ByHand; expected a steppe object"):
