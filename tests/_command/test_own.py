@@ -110,6 +110,7 @@ def test_it_is_built_with_value_and_seed_where_it_takes_them(file):
         ("{file}:one", "takes (model); expected a function or a class of (model, optimizer, **settings)"),
         ("mymodul:MySAM", "cannot import module 'mymodul'"),
         ("sma:rho=1", "there is no method 'sma'; did you mean 'sam'?"),
+        ("recomended", "there is no method 'recomended'; did you mean 'recommended'? known are recommended, sam, "),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(file, name, sentence):

@@ -37,6 +37,13 @@ def near(name: str, names: Sequence[str]) -> str | None:
     return max(close, key=alike.__getitem__, default=None)
 
 
+def by_likeness(name: str, known: Iterable[str]) -> list[str]:
+    """All of the known names, the nearest to `name` first; those that are as near in their order."""
+    names = list(known)
+    first, typed = near(name, names), name.lower()
+    return sorted(names, key=lambda each: (each != first, -_ratio(typed, each.lower())))
+
+
 def _ratio(a: str, b: str) -> float:
     return difflib.SequenceMatcher(None, a, b).ratio()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from steppe import recommended
 from steppe._command.lookup import module_text, named_function
-from steppe.methods import METHODS, Row, get
+from steppe.methods import METHODS, Row, unknown
 
 RECOMMENDED = Row(
     "recommended", "Recommended", recommended, "SAM on few samples (Bahri, Mobahi, Tay), arXiv 2110.08529", 2022,
@@ -42,7 +42,9 @@ def row(name: str) -> Row:
     """
     if is_own(name):
         return _own(name)
-    return RECOMMENDED if name == RECOMMENDED.name else get(name)
+    if name not in METHODS and name != RECOMMENDED.name:
+        raise ValueError(unknown(name, [RECOMMENDED.name, *METHODS]))
+    return METHODS.get(name, RECOMMENDED)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 from steppe.methods import (
     adasam,
@@ -55,11 +56,16 @@ def get(name: str) -> Row:
     """
     if name in METHODS:
         return METHODS[name]
-    sought = name.lower().replace("-", "_")
-    kinds = [each for each in METHODS if each in (f"n{sought}", f"o{sought}")]  # "bar" is two methods
-    near = kinds or difflib.get_close_matches(sought, METHODS, n=1, cutoff=0.4)
+    raise ValueError(unknown(name, METHODS))
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The sentence about a name that no method has, with the nearest of `known` and all of them."""
+    names, sought = list(known), name.lower().replace("-", "_")
+    kinds = [each for each in names if each in (f"n{sought}", f"o{sought}")]  # "bar" is two methods
+    near = kinds or difflib.get_close_matches(sought, names, n=1, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"there is no method {name!r}; {hint}known are {', '.join(METHODS)}")
+    return f"there is no method {name!r}; {hint}known are {', '.join(names)}"
 
 
 def card(name: str) -> str:

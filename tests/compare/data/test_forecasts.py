@@ -166,7 +166,7 @@ def without(row: int):
 
 
 BAD = {
-    "no target column": (table, {"targets": ("c",)}, "no column 'c' for --targets; known: a, b"),
+    "no target column": (table, {"targets": ("c",)}, "no column 'c' for --targets; the columns are a, b"),
     "no time column": (table, {"time": "when"}, "no column 'when' for --time-column"),
     "no column to leave out": (table, {"leave_out": ("c",)}, "no column 'c' for --leave-out"),
     "nothing left": (table, {"leave_out": ("date", "a", "b")}, "has no column left"),

@@ -136,7 +136,9 @@ def test_a_network_fits(tmp_path):
 
 
 BAD = {
-    "no target": (cells, {"target": "worth"}, "no column 'worth' for --target"),
+    "no target": (cells, {"target": "worth"}, "no column 'worth' for --target; the columns are"),
+    "a misspelled target": (cells, {"target": "prize"}, "did you mean 'price'[?] the columns are price, "),
+    "a wide table": (lambda: cells(**{f"x{i}": range(60) for i in range(20)}), {"target": "Sizes"}, "size, .* 14 more"),
     "no column to leave out": (cells, {"leave_out": ("colours",)}, "did you mean 'colour'"),
     "nothing but the target": (cells, {"leave_out": ("size", "colour", "price")}, "no column beside 'sort'"),
     "few rows": (lambda: {name: words[:9] for name, words in cells().items()}, {}, "9 rows; expected at least 10"),
@@ -172,7 +174,7 @@ def test_names_are_no_categories(tmp_path):
 
 def test_settings_of_a_study(tmp_path):
     place = write(tmp_path, cells())
-    with pytest.raises(ValueError, match="needs a column to tell; name it with --target"):
+    with pytest.raises(ValueError, match="name it with --target: its columns are, the last first, sort, "):
         tasks.load(resolve({"task": f"table:{place}"}).data_options(), 0)
     with pytest.raises(ValueError, match="does not take 'horizon'"):
         resolve({"task": f"table:{place}", "target": "sort", "horizon": 3})

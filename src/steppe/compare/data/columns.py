@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from steppe._command.lookup import nearest
+from steppe._command.lookup import by_likeness, near
 
 Columns = dict[str, list[str]]
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
 """What a cell may hold, in any case of letters, where a value is missing."""
+
+SHOWN = 10
+"""Columns that a sentence names, at most."""
 
 _PARQUET = (".parquet", ".pq")
 
@@ -95,8 +98,16 @@ def without(found: Columns, names: Collection[str]) -> Columns:
 def need(found: Mapping[str, Sequence[str]], name: str, flag: str) -> str:
     """The name of a column that is there."""
     if name not in found:
-        raise ValueError(f"no column {name!r} for --{flag}; {nearest(name, found)}")
+        meant = near(name, list(found))
+        hint = f"did you mean {meant!r}? " if meant else ""
+        raise ValueError(f"no column {name!r} for --{flag}; {hint}the columns are {some(by_likeness(name, found))}")
     return name
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def missing(word: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steppe.compare.data import forecasts, language, tables
+from steppe.compare.data import columns, forecasts, language, tables
 from steppe.compare.data.examples import Amounts, Task
 from steppe.compare.data.forecasts import Forecast
 from steppe.compare.data.options import DataOptions
@@ -38,7 +38,11 @@ def _forecast(options: DataOptions, seed: int) -> Task:
 
 def _table(options: DataOptions, seed: int) -> Task:
     if options.target is None:
-        raise ValueError(f"task {options.task!r} needs a column to tell; name it with --target")
+        found = list(columns.read(options.place))[::-1]
+        raise ValueError(
+            f"task {options.task!r} needs a column to tell; name it with --target: its columns are, the last first, "
+            + columns.some(found)
+        )
     wanted = Table(options.place, options.target, options.kind, options.leave_out or ())
     return tables.task(options.task, wanted, seed, Amounts(options.labelled, options.validation, options.noise))
 
