@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -164,6 +165,19 @@ def test_python_m_steppe(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_module("steppe", run_name="__main__")
     assert (end.value.code or 0, capsys.readouterr().out) == (0, f"steppe {steppe.__version__}\n")
+
+
+def test_an_interrupt_while_torch_is_imported_is_one_line_of_the_command_and_nobody_elses(tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    command = "import sys; sys.argv = ['/bin/steppe']; import steppe.cli"
+    told = []
+    for words in (["-m", "steppe"], ["-c", command], ["-c", command.replace("/bin/steppe", "train.py")]):
+        found = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+        environment = {**os.environ, "PYTHONPATH": found}
+        done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode
+        told.append(done.stderr)
+    assert told[:2] == ["steppe: interrupted\n"] * 2 and "Traceback" in told[2]
 
 
 def test_without_the_extra_one_sentence_says_what_to_install():

@@ -15,6 +15,9 @@ A sharpness-aware method is a gradient: it takes the place of ``loss.backward()`
     3
 """
 
+from steppe import _interrupted  # noqa: F401 -- before torch is imported
+
+# isort: split
 from steppe import curves, diagnostics, lora, methods, optim, schedule, views
 from steppe.ahead import Momentum, Previous
 from steppe.ascent import Adaptive, Ascent, Friendly, Gradient, Identity

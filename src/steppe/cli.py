@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = _EXTRAS.get(next(iter(sys.argv[1:] if arguments is None else arguments), ""), "study")
         return _refuse(f"this needs {error.name}, which is not installed; run: pip install 'steppe[{extra}]'")
     except KeyboardInterrupt:
+        print("steppe: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
