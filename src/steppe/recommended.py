@@ -37,7 +37,7 @@ def recommended(
     Args:
         model: the model whose loss is minimised.
         optimizer: any base optimizer.
-        rho: rho, Euclidean radius: few samples bear about twice SAM's; 0.25 to 1 in our search. Tune it from 0.2 up, or
+        rho: rho, Euclidean radius: few samples bear about twice SAM's; 0.25 to 3 in our search. Tune it from 0.2 up, or
             take what :func:`steppe.find_rho` proposes.
         p: share of the steps that ascend, in [0, 1]. Less where a step is a few ms, and a pass over few samples takes
             nearly as long as one over all; a quarter kept a part of the gain in our search, or none.
@@ -50,8 +50,8 @@ def recommended(
 
     Cost: 1 + p samples/batch passes, 1.04 by default; one parameter-sized buffer while perturbed. Time: 1.1 times the
     base's on steps of 40 ms, more on smaller ones (docs/suite.md has each).
-    The rule was chosen on three tasks of the suite (MNIST-1D with an MLP, ETTh1 and weather at 96 hours), and is judged
-    on the others there.
+    The rule was chosen on tasks of the suite (docs/suite.md), which says where it gains, clearly on MNIST-1D, and where
+    not.
 
     Raises:
         TypeError, ValueError: as :func:`steppe.RST`.
