@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Stamps say which extras are installed; they grow old when pyproject.toml or constraints.txt change.
 STUDY := $(VENV)/.installed-study
+FINETUNE := $(VENV)/.installed-finetune
 DEV := $(VENV)/.installed-dev
 SITE := $(VENV)/.installed-docs
 REQUIREMENTS := pyproject.toml constraints.txt
@@ -37,7 +38,7 @@ help: ## say what there is
 compare: $(STUDY) ## compare the methods on real data; options in ARGS="..."
 	@$(BIN)/steppe compare $(ARGS)
 
-finetune: $(DEV) ## fine-tune with any method, without options an example on the digits; options in ARGS="..."
+finetune: $(FINETUNE) ## fine-tune with any method, without options an example on the digits; options in ARGS="..."
 	@$(BIN)/steppe finetune $(ARGS)
 
 # Types beside the tests: what mypy says is shown after them, and make fails where either does.
@@ -100,8 +101,11 @@ clean: ## remove .venv, caches and builds (results stay)
 $(STUDY): $(REQUIREMENTS)
 	$(call install,study,$(STUDY))
 
+$(FINETUNE): $(REQUIREMENTS)
+	$(call install,study finetune,$(STUDY) $(FINETUNE))
+
 $(SITE): $(REQUIREMENTS)
 	$(call install,study docs,$(STUDY) $(SITE))
 
 $(DEV): $(REQUIREMENTS)
-	$(call install,study hosts evaluate curvature oracles dev,$(STUDY) $(DEV))
+	$(call install,study finetune hosts evaluate curvature oracles dev,$(STUDY) $(FINETUNE) $(DEV))
