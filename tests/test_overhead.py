@@ -69,5 +69,5 @@ def test_a_step_enters_no_more_functions_than_it_did():
     """Counts, which no busy machine moves; what else the process has loaded (NumPy's generator) adds some thirty."""
     found = benchmark.entered()
     assert found["calls"] <= 360 and found["functions"] <= 220 and found["depth"] <= 15, found
-    found = benchmark.entered(benchmark.skipping)
+    found = benchmark.entered(benchmark.skipping)  # 46 calls alone, 54 where NumPy's generator is loaded
     assert found["calls"] <= 58 and found["functions"] <= 50 and found["depth"] <= 7, found

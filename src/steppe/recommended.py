@@ -43,8 +43,8 @@ def recommended(
             nearly as long as one over all; a quarter kept a part of the gain in our search, or none.
         samples: how many of the batch, or a share of it. None: 0.04, one in 25; four if the model has batch
             normalisation, whose statistics need several.
-        ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line. At a radius that
-            breaks some trainings at their beginning 0.1 broke none of ours, and larger radii gained more.
+        ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line. On MNIST-1D,
+            at radii that break some trainings at their beginning, 0.1 broke none and gained more (docs/suite.md).
         total_steps: T, optimizer steps of the whole training; needed with a ramp alone.
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 

@@ -113,6 +113,7 @@ def test_readme_quotes_it():
     gain = f"{100 * row['gain']['mean']:+.1f} ± {100 * row['gain']['ci95']:.1f} points"
     assert f"has {gain} over the best baseline, twice the epochs, at {row['passes']:.2f} passes" in readme
     assert f"{row['time_ratio']['median']:.2f} times the time of the base" in readme
+    assert f"on steps of {kept()['base_step_ms']:.1f} ms" in readme
     assert summary["best_baseline"] == "double" and row["gain"]["clear"] == 1 and row["passes"] <= 1.1
     assert summary["verdict"] in (ROOT / "docs" / "compare.md").read_text()
 

@@ -10,6 +10,7 @@ from steppe.compare.data import tasks
 if TYPE_CHECKING:
     from steppe.compare.engine.spec import Spec
 
+
 def proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the task proposes, once it is known that there can be one; of a script its name."""
     if first.script is not None:
