@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from steppe._command.networks import _ViT
 
 WORDS = 32_000
+IMAGE = 224
 
 
 def vit192(shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -48,3 +49,46 @@ def transformer100m(batch_size: int) -> tuple[nn.Module, Any, Any]:
 def transformer_tiny(batch_size: int) -> tuple[nn.Module, Any, Any]:
     """The same in small, to try the benchmark where there is no GPU."""
     return Language(64, 2, 32, 500), torch.randint(500, (batch_size, 33)), next_token
+
+
+def autocast_images(model: nn.Module, batch: Any) -> Tensor:
+    """The loss of images in bf16 autocast, as vision models are trained on a GPU."""
+    with torch.autocast(batch[0].device.type, torch.bfloat16):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def resnet50(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    """torchvision's ResNet-50 on images of 224 x 224, channels last: 25.6 M weights."""
+    from torchvision.models import resnet50 as build
+
+    return build().to(memory_format=torch.channels_last), _images(batch_size), autocast_images
+
+
+def vit_b16(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    """torchvision's ViT-B/16 on images of 224 x 224: 86.6 M weights."""
+    from torchvision.models import vit_b_16 as build
+
+    return build(), _images(batch_size), autocast_images
+
+
+def _images(batch_size: int) -> tuple[Tensor, Tensor]:
+    images = torch.randn(batch_size, 3, IMAGE, IMAGE).contiguous(memory_format=torch.channels_last)
+    return images, torch.randint(1000, (batch_size,))
+
+
+def llama1b_lora(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    """A Llama of 1.2 billion random weights with adapters of rank 16 on all linear layers, sequences of 512 tokens."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=WORDS, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=16, target_modules="all-linear"))
+    return model, torch.randint(WORDS, (batch_size, 513)), _next_token_of_logits
+
+
+def _next_token_of_logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())

@@ -37,6 +37,7 @@ from steppe.bench.table import table
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("sam,rst,look_sam:k=5", ("peer_sam", "peer_look_sam", "peer_naive"))
 MORE = ("sam,gsam,fsam", ("peer_gsam", "peer_fsam", "peer_sam"))
+CHEAP = "recommended,recommended:samples=8,sam:samples=4,sam:samples=16,msam"
 ALL = ("sam,rst,look_sam:k=5,gsam,fsam", tuple(PEERS))
 NEED = 14 * 2**30
 """Free bytes without which the largest width is left out: weights, gradients and one copy in fp32, 12 GB."""
@@ -89,13 +90,21 @@ def cases(device: str) -> dict[str, Case]:
 
 
 def _on_a_gpu(device: str) -> dict[str, Case]:
+    """Ratios as users of a GPU see them: also of large images in bf16, and of adapters on a language model."""
     resnet = Subject("resnet18", device=device)
     large = Subject("step_models:transformer100m", 8, device=device, dtype="bfloat16")
+    both = (f"sam,rst,look_sam:k=5,{CHEAP}", TARGETS[1])
     return {
-        "cuda_resnet18_b128": Case(resnet, steps=50, phases=30),
-        "cuda_resnet18_b16": Case(replace(resnet, batch_size=16), steps=50, phases=30),
-        "cuda_transformer100m": Case(large, steps=30, phases=30),
-    }
+        "cuda_resnet50_b128": Case(Subject("step_models:resnet50", device=device), both, steps=24, phases=20),
+        "cuda_vit_b16_b128": Case(Subject("step_models:vit_b16", device=device), both, steps=16, phases=10),
+        "cuda_llama1b_lora_b8": Case(
+            Subject("step_models:llama1b_lora", 8, device=device, dtype="bfloat16"), (f"{both[0]},nbar", both[1]),
+            steps=16, phases=10,
+        ),
+        "cuda_resnet18_b128": Case(resnet, (f"{ALL[0]},{CHEAP}", ALL[1]), steps=50, phases=30),
+        "cuda_resnet18_b16": Case(replace(resnet, batch_size=16), (f"{ALL[0]},{CHEAP}", ALL[1]), steps=50, phases=30),
+        "cuda_transformer100m": Case(large, (f"{ALL[0]},{CHEAP}", ALL[1]), steps=16, phases=20),
+    }  # fmt: skip
 
 
 def run(name: str, case: Case, steps: int | None) -> None:

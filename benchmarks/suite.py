@@ -24,14 +24,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RAMP = "recommended:ramp=0.1,samples={few}"
+RAMP = "recommended:ramp=0.1,samples={few},recommended:ramp=0.1,samples={more}"
 LOOKS = (
-    f"sam,{RAMP},recommended:ramp=0.1,samples=1,recommended:ramp=0.1,samples=16,recommended:ramp=0.1,samples=100,"
+    f"sam,{RAMP},recommended:ramp=0.1,samples=1,recommended:ramp=0.1,samples=100,"
     "rst:p=1,samples=1,rst:p=1,samples={few},rst:p=1,samples=16,rst:p=0.5,samples={few},rst:p=0.25,samples={few},"
     "rst:p=0.25,samples=1,grst,look_sam,msam"
 )
 FOUR = "sam,rst:p=1,samples={few},grst,look_sam"
-FIVE = f"sam,{RAMP},rst:p=1,samples={{few}},rst:p=0.25,samples={{few}},grst,msam"
+FIVE = f"sam,{RAMP},rst:p=1,samples={{few}},rst:p=0.25,samples={{few}},grst"
 SHORT = f"sam,{RAMP},rst:p=1,samples={{few}}"
 TWO = "sam,rst:p=1,samples={few}"
 THREE = f"sam,{RAMP},rst:p=1,samples={{few}},grst"
@@ -44,8 +44,8 @@ class Task:
     Args:
         title: what the page calls it.
         command: words for `steppe compare`; {data} is the folder of the data, {made} that of files made here.
-        methods: names, with {few} for the samples of the look.
-        few: how many samples of a batch the cheap look takes.
+        methods: names, with {few} and {more} for the samples of the looks.
+        few: how many samples of a batch the cheap look takes; the other takes four times as many.
         needs: a folder under {data}, or a package, without which the task is left out.
         linear: words for a network without what the task's adds; the page shows its base as one more baseline.
     """
@@ -69,7 +69,7 @@ TABLES = "--lr-grid 0.001,0.003,0.01 --seeds 10"
 SUITE = {
     "mnist1d_cnn": Task(
         "MNIST-1D, CNN",
-        f"{SIGNALS} --model cnn --lr-grid 0.01,0.02,0.04", FIVE,
+        f"{SIGNALS} --model cnn --lr-grid 0.01,0.02,0.04", f"{THREE},recommended:ramp=0.1,samples=100",
     ),
     "mnist1d_mlp": Task("MNIST-1D, MLP", SIGNALS, LOOKS),
     "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
@@ -171,7 +171,7 @@ def _table(path: Path, head: list[str], rows: list[list[object]]) -> None:
 def run(name: str, data: Path, folder: Path) -> None:
     """One task, and the same with the plainer network, each summary beside the command that makes it."""
     task = (SUITE | CLAIMS)[name]
-    methods = task.methods.format(few=task.few)
+    methods = task.methods.format(few=task.few, more=4 * task.few)
     _compare(name, f"{task.command} --methods {methods}", data, folder)
     if task.linear:
         # Only the base is wanted; a comparison needs a method, and SAM at one radius is the shortest.

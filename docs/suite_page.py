@@ -126,18 +126,20 @@ COLUMNS = {
     "SAM": ("sam",),
     "a look at few samples": ("sam:samples={few}", "rst:p=1,samples={few}", "rst:p=1.0,samples={few}"),
     "the same, its radius rising": ("recommended:ramp=0.1,samples={few}",),
+    "on four times as many": ("recommended:ramp=0.1,samples={more}",),
     "the same, every 4th step": ("rst:p=0.25,samples={few}",),
     "G-RST": ("grst",),
     "LookSAM": ("look_sam",),
     "MSAM": ("msam",),
 }
-"""Which methods stand in which column of the overview; {few} is the task's own number of samples."""
+"""Which methods stand in which column of the overview; {few} is the task's number of samples, {more} four times it."""
 
 
 def columns(name: str, record: Record) -> dict[str, Record | None]:
     """Title of a column -> the task's row for it."""
     rows = {row["method"]: row for row in methods(record)}
-    wanted = {title: [each.format(few=SUITE[name].few) for each in names] for title, names in COLUMNS.items()}
+    few = SUITE[name].few
+    wanted = {title: [each.format(few=few, more=4 * few) for each in names] for title, names in COLUMNS.items()}
     return {title: next((rows[each] for each in names if each in rows), None) for title, names in wanted.items()}
 
 
