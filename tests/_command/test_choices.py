@@ -2,7 +2,7 @@ import pytest
 import torch
 from tests.problems import Adapted
 
-from steppe._command.choices import parse, parse_all, split_list
+from steppe._command.choices import parse, parse_all, settings_of, split_list
 from steppe.methods import METHODS
 
 
@@ -34,6 +34,15 @@ def test_the_grid_is_in_the_methods_units_unless_rho_is_set():
     factor = METHODS["asam"].rho_factor
     assert parse("asam").grid({"rho": [0.1, 0.2]}) == [round(0.1 * factor, 10), round(0.2 * factor, 10)]
     assert parse("sam:rho=0.3").grid({"rho": [0.1, 0.2]}) == [0.3]
+
+
+def test_without_radii_each_method_has_its_own():
+    """The climb on few samples lies around the default of its recipe, and takes what is given as it is."""
+    assert parse("sam").grid({}) == parse("sam:samples=4").grid({}) == [0.05, 0.1, 0.2]
+    assert parse("asam").grid({}) == [0.5, 1.0, 2.0]
+    default = settings_of("recommended")["rho"].default
+    assert parse("recommended:ramp=0.1").grid({}) == [default / 2, default, 2 * default]
+    assert parse("recommended").grid({"rho": [0.2, 0.4]}) == [0.2, 0.4]
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "sam_on"])

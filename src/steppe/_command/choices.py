@@ -139,12 +139,12 @@ class Choice:
         return own is not None and (self.lr is not None or type(own([torch.zeros(1)])) is not OPTIMIZERS[optimizer])
 
     def grid(self, grids: Mapping[str, Sequence[float]]) -> list[float] | list[None]:
-        """The values of the tuned setting to try: the study's, radii in this method's units; or the one that is set.
+        """The values of the tuned setting to try: the study's, or its own radii; in its units; or the one that is set.
 
         None where the method has no setting that a study tunes.
 
         Args:
-            grids: values by the name of the setting, "rho", "mu" and "sigma".
+            grids: values by the name of the setting, "rho", "mu" and "sigma"; without "rho" each method has its own.
         """
         tunes = self.method.tunes
         if not tunes:
@@ -152,7 +152,7 @@ class Choice:
         if tunes in self.settings:
             return [float(self.settings[tunes])]
         factor = self.method.rho_factor if tunes == "rho" else 1.0
-        return [round(value * factor, 10) for value in grids[tunes]]
+        return [round(value * factor, 10) for value in grids.get(tunes, self.method.radii)]
 
     def build(
         self, model: nn.Module, optimizer: Optimizer, *, value: float | None, seed: int, total_steps: int,

@@ -15,6 +15,7 @@ from steppe.methods import METHODS, Row, unknown
 RECOMMENDED = Row(
     "recommended", "Recommended", recommended, "SAM on few samples (Bahri, Mobahi, Tay), arXiv 2110.08529", 2022,
     "1 + p samples/batch", "1", "the default to begin with, in any loop that has the batch at hand",
+    radii=(0.2, 0.4, 0.8),
 )  # fmt: skip
 
 _TUNED = ("rho", "mu", "sigma")

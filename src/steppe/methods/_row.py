@@ -27,6 +27,7 @@ class Row:
         passes: forward+backward passes per optimizer step. buffers: parameter-sized buffers.
         use: one sentence on when to choose it.
         good: settings that must work. bad: settings that must be refused.
+        radii: what a comparison tries where none are given, before ``rho_factor``; SAM's but where few samples climb.
         rho_factor: multiply a grid made for SAM by this to get radii of comparable size.
         optimizer: builds the base that the method brings along from (params, lr=...), or None for any.
         per_sample: the loss function must return one loss per sample (reduction="none"), not their mean.
@@ -44,6 +45,7 @@ class Row:
     use: str
     good: tuple[Settings, ...] = ({},)
     bad: tuple[Settings, ...] = ()
+    radii: tuple[float, ...] = (0.05, 0.1, 0.2)
     rho_factor: float = 1.0
     optimizer: Callable[..., Optimizer] | None = None
     tunes: str = "rho"

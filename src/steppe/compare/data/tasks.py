@@ -78,7 +78,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "digits-noisy": BuiltIn(
         partial(readers.digits, 497),
         {"labelled": 1000, "validation": 300, "noise": 0.4, "epochs": 20, "batch_size": 50, "lr": 0.05,
-         "weight_decay": 5e-3, "rho": [0.05, 0.1, 0.2]},
+         "weight_decay": 5e-3},
     ),
 }  # fmt: skip
 """Task name -> what it is.

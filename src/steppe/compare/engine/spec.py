@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 import steppe
 from steppe._command.devices import gpus, usable_cores, usable_device
 from steppe._command.lookup import nearest
+from steppe._command.rows import RECOMMENDED
 from steppe._command.settings import (
     AtLeastZero,
     Column,
@@ -34,9 +35,10 @@ from steppe._command.settings import (
 from steppe.compare.data import tasks, transformer
 from steppe.compare.data.also import ALSO
 from steppe.compare.data.options import DataOptions
-from steppe.compare.engine import beside
+from steppe.compare.engine import beside, tune
 from steppe.compare.script import settings as scripts
 from steppe.compare.script.source import fingerprint, load, read_settings
+from steppe.methods import Row
 from steppe.text.models import Lora
 
 SCHEMA = 1
@@ -57,10 +59,6 @@ _LATER = {
     "target", "kind", "context", "script", "settings", "also",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
-
-_MU = (0.5, 1.0, 0.2, 2.0, 0.1, 5.0)
-_SIGMA = (0.05, 0.1, 0.15, 0.2, 0.02, 0.5)
-"""The most usual values first: a grid of n takes n of them, so that every method has as many tuning runs."""
 
 SPELLED = {
     "text_column": ("--text-column", "--text"), "label_column": ("--label-column", "--label"),
@@ -108,8 +106,8 @@ class Spec(BaseModel):
         Field(list(DEFAULT_METHODS), description="sam,look_sam:k=5,recommended,my.py:MySAM, ...; see `steppe methods`.")
     )
     seeds: Seeds = Field(list(range(5)), description="How many, or which: 0,1,2.")
-    rho: Annotated[Grid, Expected("a list of radii above 0")] = Field(
-        [0.05, 0.1, 0.2], description="Radii to choose from, as for SAM."
+    rho: Annotated[Grid | None, Expected("a list of radii above 0")] = Field(
+        None, description="Radii to choose from, as for SAM."
     )
     mu: Grid | None = Field(None, description="Values of mu to choose from, for BAR (as many as of rho).")
     lr_grid: Annotated[Grid | None, Expected("a list of learning rates above 0")] = Field(
@@ -251,8 +249,7 @@ class Spec(BaseModel):
     @property
     def grids(self) -> dict[str, list[float]]:
         """The values to choose from by the name of the setting: rho; mu or sigma for methods that have no radius."""
-        count = len(self.rho)
-        return {"rho": self.rho, "mu": self.mu or _usual(_MU, count), "sigma": _usual(_SIGMA, count)}
+        return tune.grids(self.rho, self.mu)
 
     def steps(self, per_epoch: int) -> int:
         """Optimizer steps of a run of the base, where `per_epoch` make an epoch."""
@@ -288,15 +285,9 @@ def _shown(default: Any) -> str:
 
 
 _PROPOSED = dict.fromkeys([*tasks.TEXT, *(name for each in tasks.BUILT_IN.values() for name in each.recipe)])
-SHOWN = {name: _shown(Spec.model_fields[name].default) for name in _PROPOSED}
+_RADII = f"{_shown(list(Row.radii))}; for {RECOMMENDED.name} {','.join(map(str, RECOMMENDED.radii))}"
+SHOWN = {name: _shown(Spec.model_fields[name].default) for name in _PROPOSED} | {"rho": _RADII}
 """Defaults as --help shows them where the task has its say."""
-
-
-def _usual(values: tuple[float, ...], count: int) -> list[float]:
-    if count <= len(values):
-        return sorted(values[:count])
-    low, high = min(values), max(values)
-    return [round(low * (high / low) ** (i / (count - 1)), 4) for i in range(count)]
 
 
 def short_hash(value: Any) -> str:
