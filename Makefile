@@ -30,7 +30,7 @@ define install
 endef
 comma := ,
 
-.PHONY: help compare finetune test lint types docs loops studies suite kills machines mutants costs claims site clean
+.PHONY: help compare finetune test gpu lint types docs loops studies suite kills machines mutants costs claims site clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ test: $(DEV) ## lint, types and all tests; options of pytest in ARGS="..."
 	@$(BIN)/mypy > $(VENV)/types.txt 2>&1 & types=$$!; trap "kill $$types" INT TERM; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS); tests=$$?; \
 		wait $$types; types=$$?; cat $(VENV)/types.txt; exit $$((tests ? tests : types))
+
+gpu: $(DEV) ## the tests that need a CUDA device, which `make test` hides; options of pytest in ARGS="..."
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(DEV) ## style and docstrings
 	$(BIN)/ruff check

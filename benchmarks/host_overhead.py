@@ -111,9 +111,7 @@ def momentum_of(
 def method(build: Callable[..., Any], sliced: bool = False, **settings: Any) -> Make:
     """A step of a method; ``sliced``: it is handed the batch, to take samples out of it."""
 
-    def make(
-        model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Any], Tensor], batch: Any
-    ) -> Step:
+    def make(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Any], Tensor], batch: Any) -> Step:
         sharp = build(model, optimizer, **settings)
 
         def step() -> None:

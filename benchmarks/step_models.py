@@ -61,14 +61,21 @@ def resnet50(batch_size: int) -> tuple[nn.Module, Any, Any]:
     """torchvision's ResNet-50 on images of 224 x 224, channels last: 25.6 M weights."""
     from torchvision.models import resnet50 as build
 
-    return build().to(memory_format=torch.channels_last), _images(batch_size), autocast_images
+    with _quickly():
+        return build().to(memory_format=torch.channels_last), _images(batch_size), autocast_images
 
 
 def vit_b16(batch_size: int) -> tuple[nn.Module, Any, Any]:
     """torchvision's ViT-B/16 on images of 224 x 224: 86.6 M weights."""
     from torchvision.models import vit_b_16 as build
 
-    return build(), _images(batch_size), autocast_images
+    with _quickly():
+        return build(), _images(batch_size), autocast_images
+
+
+def _quickly() -> torch.device:
+    """Where a billion weights are drawn in no time."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _images(batch_size: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +92,8 @@ def llama1b_lora(batch_size: int) -> tuple[nn.Module, Any, Any]:
         vocab_size=WORDS, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
         num_key_value_heads=8,
     )  # fmt: skip
-    model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=16, target_modules="all-linear"))
+    with _quickly():
+        model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=16, target_modules="all-linear"))
     return model, torch.randint(WORDS, (batch_size, 513)), _next_token_of_logits
 
 

@@ -1,4 +1,8 @@
-"""Settings shared by all tests: one torch thread per process, the same hypothesis examples each run, little garbage."""
+"""Settings shared by all tests: one torch thread per process, the same hypothesis examples each run, little garbage.
+
+A GPU is seen by the tests that need one (`make gpu`), and by no other: hosts would train on it unasked, and what has
+touched it cannot be forked.
+"""
 
 import gc
 import json
@@ -20,7 +24,22 @@ gc.disable()
 
 
 pytest_addoption = costs.options
-pytest_collection_modifyitems = costs.dearest_first
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    costs.dearest_first(config, items)
+    if not torch.cuda.is_available():
+        without = pytest.mark.skip(reason="needs a CUDA device, and -m gpu")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(without)
+
+
 pytest_runtest_setup = pytest.hookimpl(tryfirst=True)(costs.begin)
 pytest_runtest_call = pytest.hookimpl(wrapper=True)(costs.end)
 

@@ -22,9 +22,7 @@ EXACT = 1e-12
 
 
 def peer():
-    return pytest.importorskip(
-        "pytorch_optimizer", reason="pytorch_optimizer is an extra: pip install '.[oracles]'"
-    )
+    return pytest.importorskip("pytorch_optimizer", reason="pytorch_optimizer is an extra: pip install '.[oracles]'")
 
 
 def weights(model):
@@ -140,9 +138,7 @@ def their_fsam(sigma, decay, aligned, **more):
                 optimizer.state[p]["momentum"].mul_(1 - decay)
 
     return theirs(
-        lambda m: peer().FriendlySAM(
-            m.parameters(), torch.optim.SGD, rho=RHO, sigma=s, lmbda=decay, **SGD, **more
-        ),
+        lambda m: peer().FriendlySAM(m.parameters(), torch.optim.SGD, rho=RHO, sigma=s, lmbda=decay, **SGD, **more),
         step,
     )
 
@@ -159,6 +155,4 @@ def wsam_step(model, optimizer, t):
 
 def their_wsam(base, **more):
     kind, settings = BASES[base]
-    return theirs(
-        lambda m: peer().WSAM(m, m.parameters(), kind, rho=RHO, gamma=0.6, **settings, **more), wsam_step
-    )
+    return theirs(lambda m: peer().WSAM(m, m.parameters(), kind, rho=RHO, gamma=0.6, **settings, **more), wsam_step)

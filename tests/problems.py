@@ -56,9 +56,7 @@ class LoraNet(Net):
         self.first, self.last = Adapted(5, 7), Adapted(7, 3)  # type: ignore[assignment]
 
 
-def net(
-    dtype: torch.dtype = torch.float64, dropout: float = 0.25, seed: int = 0, lora: bool = False
-) -> Net:
+def net(dtype: torch.dtype = torch.float64, dropout: float = 0.25, seed: int = 0, lora: bool = False) -> Net:
     torch.manual_seed(seed)
     return (LoraNet if lora else Net)(dropout).to(dtype)
 

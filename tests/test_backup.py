@@ -98,7 +98,6 @@ def test_a_checkpoint_says_nothing_of_the_place() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_the_host_the_device_holds_one_buffer_less() -> None:
     weight = torch.zeros(1 << 20, device="cuda")
     held = {}

@@ -161,7 +161,9 @@ FULL = {
     },
     "across": {
         "sl_sam_longer": {
-            "steps": 80, "lr": 0.0005, "accuracy": {"final": estimate(0.6), "early": estimate(0.61)},
+            "steps": 80,
+            "lr": 0.0005,
+            "accuracy": {"final": estimate(0.6), "early": estimate(0.61)},
             "over": {"sam": estimate(-0.01), "base": estimate(0.02)},
         },
         "differences": [

@@ -79,9 +79,7 @@ def test_mean_share_of_sam_steps(schedule, p):
     assert abs(np.mean(chances) - share(schedule, p, p_end)) <= 2 / steps
     model = Tensors(w=torch.tensor([1.0], dtype=torch.float64))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    sharp = steppe.RST(
-        model, optimizer, rho=RHO, p=p, schedule=schedule, p_end=p_end, total_steps=steps, seed=1
-    )
+    sharp = steppe.RST(model, optimizer, rho=RHO, p=p, schedule=schedule, p_end=p_end, total_steps=steps, seed=1)
     ascents = []
     for _ in range(steps):
         sharp.backward(lambda: model.w.square().sum())

@@ -68,7 +68,6 @@ def test_a_copy_has_storage_of_its_own_and_no_graph(backup):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_the_host_the_copy_is_pinned_and_nobody_waits_for_it():
     weights = [torch.randn(1000, 1000, device="cuda") for _ in range(4)]
     before = [w.clone() for w in weights]

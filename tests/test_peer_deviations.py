@@ -65,9 +65,7 @@ def test_look_sam_is_per_tensor(repaired):
 def test_look_sam_pushes_each_tensor_by_its_own_norm(repaired):
     """On a reuse step ||d_l - g_l|| = alpha ||g_l|| for every tensor, whatever its share of g_v."""
     model = peers.PROBLEM.module()
-    optimizer = peers.peer().LookSAM(
-        model.parameters(), torch.optim.SGD, rho=peers.RHO, k=5, alpha=0.5, lr=0.1
-    )
+    optimizer = peers.peer().LookSAM(model.parameters(), torch.optim.SGD, rho=peers.RHO, k=5, alpha=0.5, lr=0.1)
     peers.documented_step(model, optimizer, 0)
     optimizer.zero_grad()
     peers.PROBLEM.torch_loss(model, peers.PROBLEM.torch_batch(1)).backward()
@@ -220,9 +218,7 @@ def test_batch_norm_is_counted_twice(name):
     """
     model = normalised()
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.0), rho=peers.RHO)
-    good = batch_norm_after(
-        lambda x, y: sharp.backward(lambda: nn.functional.cross_entropy(model(x), y)), model
-    )
+    good = batch_norm_after(lambda x, y: sharp.backward(lambda: nn.functional.cross_entropy(model(x), y)), model)
     assert int(good.num_batches_tracked) == 3
 
     other, kind = normalised(), torch.optim.SGD

@@ -22,8 +22,7 @@ def weights_and_grads(draw):
     for i, shape in enumerate(draw(shapes)):
         size = math.prod(shape)
         values = [
-            torch.tensor(draw(st.lists(numbers, min_size=size, max_size=size)), dtype=torch.float64)
-            for _ in range(2)
+            torch.tensor(draw(st.lists(numbers, min_size=size, max_size=size)), dtype=torch.float64) for _ in range(2)
         ]
         names["bias" if i == 1 else f"w{i}"] = tuple(v.reshape(shape) for v in values)
     return names
@@ -118,9 +117,7 @@ def test_radius_of_each_tensor_with_scope_tensor(drawn, rho):
 
 
 @pytest.mark.parametrize("scope", ["global", "tensor", "group", "trust"])
-@pytest.mark.parametrize(
-    "metric", [steppe.Identity(), steppe.Adaptive(eta=0.01)], ids=["identity", "adaptive"]
-)
+@pytest.mark.parametrize("metric", [steppe.Identity(), steppe.Adaptive(eta=0.01)], ids=["identity", "adaptive"])
 def test_a_loss_scale_changes_nothing_in_the_perturbation(scope, metric):
     """Multiplying by 2^20 is exact, so the scaled gradient must be bit for bit 2^20 times the plain one."""
     problem, scale = reference.MLP(), 2.0**20

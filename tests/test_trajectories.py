@@ -97,9 +97,7 @@ def expected_path(case):
 def _reference(case):
     problem = getattr(reference, case.problem)()
     name, settings = case.base
-    return reference.trajectory(
-        reference.METHODS[case.method], problem, name, STEPS, settings, **case.settings
-    )
+    return reference.trajectory(reference.METHODS[case.method], problem, name, STEPS, settings, **case.settings)
 
 
 def check(case, how=whole):
@@ -196,9 +194,7 @@ def composed(c):
                 scope=c["scope"],
             ),
             schedule=steppe.Every(c["k"]) & steppe.Bernoulli(c["p"]),
-            combine=steppe.Reuse(
-                c.get("alpha", 0.7), push=c.get("push", "paper"), refresh=steppe.Mix(c["gamma"])
-            ),
+            combine=steppe.Reuse(c.get("alpha", 0.7), push=c.get("push", "paper"), refresh=steppe.Mix(c["gamma"])),
             seed=c["seed"],
         )
 

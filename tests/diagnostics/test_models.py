@@ -168,7 +168,6 @@ def test_a_model_whose_loss_is_flat():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_all_is_as_before():
     model = problems.net(torch.float32).to("cuda")
     optimizer = problems.BASES["sgd"](model)

@@ -232,7 +232,6 @@ def test_steps_that_the_scaler_skips_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fp16_steps_that_the_scaler_skips_do_not_count(tmp_path: Path) -> None:
     class Skips(transformers.TrainerCallback):
         count = 0

@@ -151,8 +151,8 @@ def test_infinity_in_a_single_gradient_skips_the_step_too(name: str, bad: int) -
     assert equal(state(built), before) is (passes >= bad)
 
 
-def fused(name: str, kind: type[torch.optim.Optimizer]) -> Built:
-    model = build(name, F32)[0]
+def fused(name: str, kind: type[torch.optim.Optimizer], device: str = "cpu") -> Built:
+    model = build(name, F32, device)[0]
     optimizer = kind(model.parameters(), lr=0.01, fused=True)  # type: ignore[call-arg]
     method, settings = recipe_of(name)
     return model, optimizer, steppe.methods.get(method).recipe(model, optimizer, **settings)
@@ -298,7 +298,6 @@ def test_the_code_of_the_page_trains(block: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("name", LOOP_METHODS)
 def test_autocast_on_cuda(name: str, dtype: torch.dtype, record_property: Record) -> None:
@@ -307,13 +306,15 @@ def test_autocast_on_cuda(name: str, dtype: torch.dtype, record_property: Record
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("one_kernel", [False, True])
 @pytest.mark.parametrize("name", [n for n in LOOP_METHODS if n != "adasam"])
-def test_a_real_overflow_on_cuda(name: str, fused: bool, record_property: Record) -> None:
-    """fp16 activations' gradients overflow at a scale of 2^40, until the scaler has come down to one that fits."""
+def test_a_real_overflow_on_cuda(name: str, one_kernel: bool, record_property: Record) -> None:
+    """fp16 activations' gradients overflow at a scale of 2^40, until the scaler has come down to one that fits.
+
+    In one kernel AdamW: after an overflow in its first step torch's fused SGD steps with a momentum nobody has written.
+    """
     table(record_property, "fp16 GradScaler", name)
-    model, optimizer, sharp = build(name, F32, "cuda", fused=fused)
+    model, optimizer, sharp = fused(name, ADAMW, "cuda") if one_kernel else build(name, F32, "cuda")
     scaler, start, tries = GradScaler("cuda", init_scale=2.0**40), copies(model), 0
     batch = batch_of(0, F32, "cuda")
 
@@ -332,7 +333,6 @@ def test_a_real_overflow_on_cuda(name: str, fused: bool, record_property: Record
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", LOOP_METHODS)
 def test_backward_does_not_synchronise(name: str) -> None:
     model, optimizer, sharp = build(name, F32, "cuda")

@@ -66,9 +66,7 @@ def _begin(kind: str, names: tuple[str, ...], folder: Path) -> dict[str, Tensor]
     return ends
 
 
-def _go_on(
-    kind: str, names: tuple[str, ...], start: int, folder: Path, to: Path | None = None
-) -> dict[str, Tensor]:
+def _go_on(kind: str, names: tuple[str, ...], start: int, folder: Path, to: Path | None = None) -> dict[str, Tensor]:
     """From a checkpoint to the end, with another checkpoint on the way where ``to`` says so."""
     ends = {}
     for name in names:

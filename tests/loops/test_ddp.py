@@ -175,9 +175,7 @@ def _sent(name: str, micro: bool = False, **common: Any) -> dict[str, int]:
     return {"ascents": sum(decisions), "buckets": buckets, "steppe": counts["all_reduce"] - buckets}
 
 
-def _in_micro_batches(
-    model: nn.Module, optimizer: torch.optim.Optimizer, sharp: steppe.SharpnessAware
-) -> list[bool]:
+def _in_micro_batches(model: nn.Module, optimizer: torch.optim.Optimizer, sharp: steppe.SharpnessAware) -> list[bool]:
     decisions = []
     for x, y in d.batches():
         pieces = list(zip(x.chunk(2), y.chunk(2), strict=True))

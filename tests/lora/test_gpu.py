@@ -12,10 +12,7 @@ from torch import nn
 
 import steppe
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def on(device: str, dtype: torch.dtype = torch.float32) -> list[Any]:

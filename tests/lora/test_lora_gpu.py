@@ -9,10 +9,7 @@ from tests.problems import same
 
 import steppe
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_flat_loras_gradient_is_that_at_weights_really_moved():

@@ -53,9 +53,7 @@ def tail_sam(grad, w, t, memory, rho, lr_max, begin=1.0, ramp=1.0, warmup=0, lr=
     return sam(grad, w, t, memory, radius) if radius else grad(w)
 
 
-def rst(
-    grad, w, t, memory, rho, p=0.5, schedule="constant", p_end=None, total_steps=None, start_step=0, seed=0
-):
+def rst(grad, w, t, memory, rho, p=0.5, schedule="constant", p_end=None, total_steps=None, start_step=0, seed=0):
     if coin(seed, t) < probability(schedule, t, total_steps, p, p_end, start_step):
         return sam(grad, w, t, memory, rho)
     return grad(w)
@@ -239,9 +237,7 @@ def k_sam(grad, w, t, memory, rho, samples=0.25, descent=0.5):
     return grad(plus(w, eps), hardest[-d:])
 
 
-def compose(
-    grad, w, t, memory, rho, p, k, eta=None, scope="trust", alpha=0.7, push="paper", gamma=1.0, seed=0
-):
+def compose(grad, w, t, memory, rho, p, k, eta=None, scope="trust", alpha=0.7, push="paper", gamma=1.0, seed=0):
     """RST x LookSAM x ASAM x layer-wise x Mix: refreshed when k divides t and the coin of t is below p."""
     g = grad(w)
     if t % k != 0 or not coin(seed, t) < p:

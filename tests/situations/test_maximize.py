@@ -45,6 +45,7 @@ def test_in_phases_with_accumulation_and_a_look_around() -> None:
         sign = -1.0 if maximize else 1.0
         seen = []
         for t in range(6):
+
             def loss(t: int = t) -> torch.Tensor:
                 return sign * reference.MLP.torch_loss(model, reference.MLP().torch_batch(t))
 

@@ -218,6 +218,7 @@ def test_grad_scaler_skips_both_or_one(method: str, fused: bool) -> None:
 
 def test_clipping_each_by_itself_scales_the_correction_of_each() -> None:
     """WSAM: w <- w - lr c gamma/(1-gamma) (g~ - g) with the factor c by which each one's gradient was clipped."""
+
     def make(model: nn.Module) -> list[Optimizer]:
         return [torch.optim.SGD(half, lr=0.1) for half in halves(model)]
 

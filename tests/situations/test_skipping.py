@@ -112,8 +112,6 @@ def test_an_abandoned_step_leaves_no_decision(first: str):
     assert sharp.last.ascended
 
 
-
-
 def test_a_mark_is_lent_to_no_later_step():
     model, optimizer, sharp = built()
     stepped(model, optimizer, sharp, 2)

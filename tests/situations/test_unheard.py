@@ -218,9 +218,7 @@ def test_two_optimizers_of_lightnings_manual_optimisation_are_one_perturbation()
             self.sharp = steppe.LookSAM(self.net, self.optimizers(), **case.settings)
 
         def training_step(self, batch: Any, index: int) -> None:
-            self.sharp.backward(
-                lambda b: reference.MLP.torch_loss(self.net, b), batch, backward=self.manual_backward
-            )
+            self.sharp.backward(lambda b: reference.MLP.torch_loss(self.net, b), batch, backward=self.manual_backward)
             for optimizer in self.optimizers():
                 optimizer.step()
                 optimizer.zero_grad()

@@ -94,9 +94,7 @@ def test_runs_of_several_metrics_are_no_study():
         (MSE, ("+25.0", "−50.0"), ("+40.0", "−20.0"), "20.0 ± 0.0 % lower MSE"),
     ],
 )
-def test_a_difference_to_the_base_is_in_per_cent_of_the_base_not_of_the_best_baseline(
-    judge, gains, deltas, alone
-):
+def test_a_difference_to_the_base_is_in_per_cent_of_the_base_not_of_the_best_baseline(judge, gains, deltas, alone):
     fakes = {"base": Fake("base", 0.5, 0.6, grid=()), "sam": Fake("SAM", 0.7), "asam": Fake("ASAM", 0.4)}
     made = records(fakes, spread=1e-6)
     made = as_errors(made) if judge is MSE else [record | {"metric": judge.as_dict()} for record in made]

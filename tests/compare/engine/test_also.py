@@ -96,9 +96,7 @@ def test_the_noise_is_as_large_as_is_said_and_the_same_for_the_same_seed():
     sigma = math.sqrt(sum((v - mean) ** 2 for v in numbers) / len(numbers))
     assert names.deviation(data.train.x) == pytest.approx(sigma, rel=1e-12)
     noise = also.noisy(data, 0.3, 5).x - data.test.x
-    drawn = torch.randn(
-        data.test.x.shape, generator=also.generator(also._NOISE_SEED, 5, 300), dtype=torch.float64
-    )
+    drawn = torch.randn(data.test.x.shape, generator=also.generator(also._NOISE_SEED, 5, 300), dtype=torch.float64)
     assert torch.allclose(noise, 0.3 * sigma * drawn, atol=1e-12, rtol=0)
     assert abs(float(noise.std()) / (0.3 * sigma) - 1) < 0.05
     assert not torch.equal(also.noisy(data, 0.3, 6).x, also.noisy(data, 0.3, 5).x)

@@ -59,7 +59,7 @@ def test_a_small_figure_chooses_as_a_large_one():
 def test_a_grid_grows_while_the_best_lies_at_its_edge(best, grow, radii, chosen):
     made = plan(grow=grow)
     records, _ = finished(made, near(best))
-    assert [value for value, in tried(made, records)] == radii
+    assert [value for (value,) in tried(made, records)] == radii
     assert made.best(made.choices[0], records).value == chosen
     assert made.total(records) == len(records)
     added = [(r["phase"], r.get("grown", False)) for r in made.records(records)]
