@@ -55,8 +55,8 @@ class Noise(Ahead):
         weight, matrix = as_real(param), param.ndim > 1
         row = tuple(range(1 if matrix else 0, weight.ndim))
         source = generator(param.device, f"noise:{name}", seed, step)
-        drawn = torch.randn(weight.shape, generator=source, device=param.device, dtype=weight.dtype)
-        noise = alike_everywhere(drawn, weight)
+        drawn = torch.randn(weight.shape, generator=source, device=param.device, dtype=wide(weight.dtype))
+        noise = alike_everywhere(drawn.to(weight.dtype), weight)
         noise.mul_(torch.linalg.vector_norm(weight, dim=row, keepdim=True, dtype=wide(weight.dtype)))
         if squares is not None and self.eta:
             summed = squares.sum(row, keepdim=True) if matrix else squares
