@@ -18,6 +18,7 @@ ORDER = (
 WIDTHS = ("width", "cuda_width_float32", "cuda_width_bfloat16")
 PAIRS = (("sam", "peer_sam"), ("look_sam:k=5", "peer_look_sam"), ("gsam", "peer_gsam"), ("fsam", "peer_fsam"))
 AIMS = (("sam", 2.04), ("look_sam:k=5", 1.24), ("rst", 1.53))
+LOOKED = ("sam", "recommended", "sam:samples=16", "rst", "look_sam:k=5", "msam")
 QUIET = 1.5
 INTRO = """# What a step costs, measured
 
@@ -45,7 +46,7 @@ def load(name: str) -> dict[str, Any] | None:
 def page() -> str:
     """The whole page."""
     found = {name: record for name in ORDER if (record := load(name))}
-    parts = [INTRO, aims(found), pairs(found), *(case(record) for record in found.values())]
+    parts = [INTRO, aims(found), gpu(found), pairs(found), *(case(record) for record in found.values())]
     parts += [width(record) for name in WIDTHS if (record := load(name))]
     return "\n".join([*parts, optax(found), missing()])
 
@@ -66,6 +67,40 @@ def aims(found: dict[str, Any]) -> str:
     if share := record.get("phases", {}).get("steppe"):
         rows.append(f"| perturb + restore | ≤ 1 % of a pass | | {percent(share['share_of_a_pass'])} |")
     return "\n".join([*rows, ""])
+
+
+ON_A_GPU = """## On a GPU
+
+Here every step was waited for. A pass over one sample launches as many kernels as a pass over 128, and a fast GPU has
+done them before the host has launched the next: so a look saves nearly no time where a step is launches for the most
+part, and less than its passes say elsewhere.
+
+| model | {heads} |
+|---|{rule}
+{rows}
+
+What is near its passes there is RST, LookSAM and MSAM. A loop that does not wait for every step hides a part of the
+launches behind the GPU's work, and CUDA graphs (`torch.compile(mode="reduce-overhead")`) take most of them away; how
+much either brings was not measured.
+"""
+
+
+def gpu(found: dict[str, Any]) -> str:
+    """What looks cost where launches take the time."""
+    records = [record for name, record in found.items() if name.startswith("cuda_")]
+    names = [name for name in LOOKED if all(name in record["methods"] for record in records)]
+    if not records or not names:
+        return ""
+    rows = [
+        f"| {subject(record)} | " + " | ".join(f"{_on(record, name):.2f}" for name in names) + " |"
+        for record in records
+    ]
+    heads = " | ".join(records[0]["methods"][name]["label"] for name in names)
+    return ON_A_GPU.format(heads=heads, rule="---|" * len(names), rows="\n".join(rows))
+
+
+def _on(record: dict[str, Any], name: str) -> float:
+    return float(measured(record["methods"][name], record)["median"])
 
 
 def pairs(found: dict[str, Any]) -> str:

@@ -90,8 +90,9 @@ def test_fine_tuning_takes_the_gpu(method: str, tmp_path: Path) -> None:
     assert found["memory"]["peak_bytes"] > 0 and 0 <= found["metrics"]["accuracy"] <= 1
 
 
-def test_the_example_of_fine_tuning(tmp_path: Path) -> None:
-    assert main(["finetune", "--max-steps", "4", "--out", str(tmp_path / "out")]) == 0
+def test_the_example_of_fine_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["finetune"]) == 0
 
 
 def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

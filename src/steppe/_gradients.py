@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ def aligned(clean: dict[str, Tensor], perturbed: dict[str, Tensor]) -> tuple[dic
 
 def _common(grads: Collection[Tensor]) -> bool:
     """Whether all are dense and real and own their storage."""
-    dense = _STRIDED.issuperset(map(_LAYOUT, grads))
+    dense = _STRIDED.issuperset(map(_LAYOUT, grads)) and not _in_graphs()
     return dense and not any(map(Tensor._is_view, grads)) and not any(map(Tensor.is_complex, grads))
 
 
@@ -210,7 +211,15 @@ def _with_gradient(params: Collection[nn.Parameter]) -> list[Kept]:
 
 def _own(grad: Tensor) -> Tensor:
     # A view is a slice of somebody's flat buffer (DDP's buckets), which the next pass would overwrite.
-    return grad.clone() if grad._is_view() else grad
+    return grad.clone() if grad._is_view() or _in_graphs() else grad
+
+
+def _in_graphs() -> bool:
+    """Whether torch.compile has made CUDA graphs: gradients lie in their memory, which the next pass writes over."""
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
+    if trees is None or not torch.cuda.is_initialized():
+        return False
+    return trees.get_manager(torch.cuda.current_device(), create_if_none_exists=False) is not None
 
 
 def _refuse_sparse(grads: dict[str, Tensor], entries: list[Entry], perturbable: Callable[[Entry], bool]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import steppe
 from steppe._command.choices import parse, parse_all
 from steppe.bench.contender import base, ours
 from steppe.bench.measure import Request, makers, measure
@@ -132,3 +133,16 @@ def test_the_page_shows_every_figure_that_was_measured(page, tmp_path, monkeypat
 
 def test_the_page_in_the_repository_is_that_of_the_files(page):
     assert (ROOT / "docs" / "cost.md").read_text() == page.page(), "run python docs/cost.py"
+
+
+def test_what_is_said_of_looks_on_a_gpu_is_what_was_measured() -> None:
+    files = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("step_time_cuda_*.json")]
+    times = {
+        name: [file["methods"][name]["time_ratio"]["median"] for file in files if "methods" in file]
+        for name in ("recommended", "look_sam:k=5", "msam")
+    }
+    span = {name: f"{min(each):.1f} to {max(each):.1f}" for name, each in times.items()}
+    said = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
+    assert f"takes {span['recommended']} times the base's" in said
+    assert f"LookSAM {span['look_sam:k=5']}, MSAM {span['msam']}" in said
+    assert f"{span['recommended']} times" in " ".join((steppe.recommended.__doc__ or "").split())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,3 +259,34 @@ def test_inductor() -> None:
     assert max(gaps) < 1e-5 and len({round(loss, 3) for loss in losses}) == 4, "masks change, but not between passes"
     assert same(before, {n: p.detach() for n, p in model.named_parameters()})
     assert counters["stats"]["unique_graphs"] == 1
+
+
+class Graphs:
+    """What torch.compile's CUDA graphs do, without a GPU: every pass leaves its gradients in the same memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.params = list(model.parameters())
+        self.memory = [torch.zeros_like(p) for p in self.params]
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+        for p, place in zip(self.params, self.memory, strict=True):
+            p.grad = place.copy_(p.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sam", "look_sam", "gsam", "fsam", "wsam"])
+def test_gradients_in_the_memory_of_cuda_graphs_are_kept_apart(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = SimpleNamespace(
+        get_manager=lambda device, create_if_none_exists: {(3, False): 1}.get((device, create_if_none_exists))
+    )
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    built, free = build(name), build(name)
+    for (model, optimizer, sharp), backward in ((built, Graphs(built[0]).backward), (free, Tensor.backward)):
+        torch.manual_seed(1)
+        for x, y in BATCHES:
+            sharp.backward(lambda x=x, y=y, m=model: nn.functional.cross_entropy(m(x), y), backward=backward)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same(everything(built[0]), everything(free[0]))

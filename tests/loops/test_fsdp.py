@@ -144,7 +144,7 @@ def _kept_after_backward() -> dict[str, float]:
 
 
 def _held(sharp: steppe.SharpnessAware) -> list[Tensor]:
-    """Copies of the shards that the optimizer steps: before torch 2.13 an error leaves the model with gathered weights."""
+    """Copies of the shards that are stepped: before torch 2.13 an error leaves the model with gathered weights."""
     return [p.to_local().detach().clone() for group in sharp.optimizer.param_groups for p in group["params"]]
 
 
