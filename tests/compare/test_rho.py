@@ -41,6 +41,15 @@ def test_trials_are_shown(capsys):
     assert "learned, beside the base" in capsys.readouterr().out
 
 
+def test_what_begins_is_said_without_a_terminal(capsys):
+    assert main(["rho", *TASK, "--trial", "8", "--after", "2", "--json"]) == 0
+    told = capsys.readouterr()
+    tried = [f"8 steps with rho = {trial['rho']:g}" for trial in json.loads(told.out)["trials"]]
+    first = ["2 steps of the base first", "along the ascent on 4 batches", "8 steps of the base"]
+    lines = told.err.splitlines()
+    assert lines[:3] == first and sorted(lines[3:]) == sorted(tried)
+
+
 def test_a_method_with_settings_in_its_own_units(capsys):
     few = asked(capsys, "sam:samples=3", "--trial", "0")
     sam = asked(capsys, "sam", "--trial", "0")

@@ -45,7 +45,11 @@ def test_a_comparisons_base_and_best_method(study: Path, tmp_path: Path, capsys:
     assert found["plane"]["points"][0]["loss"] == pytest.approx(found["models"]["base"]["curvature"]["loss"], rel=1e-5)
     assert found["plane"]["points"][2]["loss"] == pytest.approx(found["models"][method]["curvature"]["loss"], rel=1e-5)
     assert pictures(tmp_path) == {"curvature.png", "sharpness.png", "plane.png"}
-    assert err.count("again") == 2 and "largest eigenvalue" in out
+    assert err.count("again") == 2 and err.splitlines()[2:] == [
+        *(f"{part} of {name}" for name in (base, method) for part in ("curvature", "sharpness")),
+        "a plane of 3 x 3 points",
+    ]
+    assert "largest eigenvalue" in out
 
 
 def test_another_method_and_seed(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,10 +1,16 @@
-"""What a user sees while a study runs where there is no terminal: one plain line per finished run. On stderr."""
+"""What a user sees while a command works where there is no terminal: a plain line now and then. On stderr."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+
+EVERY = 10.0
+"""Seconds between two lines on the same work."""
 
 
 class PlainProgress:
@@ -59,7 +65,59 @@ class PlainProgress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line(self.console, text)
+
+
+class Counted:
+    """What a look at a model is about, and now and then how far it is: a line that changes on a terminal.
+
+    The lines on one part come every ten seconds, later at every tenth of the time it has taken.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self._status = console, console.status("getting ready") if console.is_terminal else None
+        self._what, self._calls, self._began, self._said = "", 0, 0.0, 0.0
+
+    def __enter__(self) -> Counted:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def begin(self, what: str) -> None:
+        """Say what is done from now on."""
+        self._what, self._calls, self._began = what, 0, time.monotonic()
+        self._say(what)
+
+    def counting(self, work: Callable[[Any], Any], of: str = "passes") -> Callable[[Any], Any]:
+        """`work`, whose calls are counted as so many `of`."""
+
+        def counted(batch: Any) -> Any:
+            self._count(of)
+            return work(batch)
+
+        return counted
+
+    def _count(self, of: str) -> None:
+        self._calls += 1
+        now = time.monotonic()
+        if now - self._said >= (0.5 if self._status else max(EVERY, 0.1 * (now - self._began))):
+            self._say(f"{self._what}: {self._calls} {of} in {duration(now - self._began)}")
+
+    def _say(self, text: str) -> None:
+        self._said = time.monotonic()
+        if self._status is None:
+            line(self.console, text)
+        else:
+            self._status.update(Text(text))
+
+
+def line(console: Console, text: str) -> None:
+    """A line that stays, as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from rich.table import Table
 from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
+from steppe._command.progress import Counted
 from steppe.compare.engine import rehearsal
 from steppe.compare.engine.run import batches, fresh, load_task, make_trainer
 from steppe.compare.engine.runs import Run
@@ -52,11 +53,10 @@ def rho(
         spec, choice = resolve(flags, config), parse(method)
         if seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0, got {seed}")
-        find = prepared(spec, choice, seed, trial, after=after, looks=looks, keep=keep)
         if plot is not None:
             _check_picture(plot)
-        with Console(stderr=True).status("looking along the ascent, then training at one radius after another"):
-            found = find()
+        with Counted(Console(stderr=True)) as shown:
+            found = prepared(spec, choice, seed, trial, shown, after=after, looks=looks, keep=keep)()
     _say(found, choice, as_json)
     if plot is not None:
         with refusing():
@@ -73,7 +73,7 @@ def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
 
 
 def prepared(
-    spec: Spec, choice: Choice, seed: int, trial: int | None = None, **options: Any
+    spec: Spec, choice: Choice, seed: int, trial: int | None = None, shown: Counted | None = None, **options: Any
 ) -> Callable[[], RhoSearch]:
     """The search for `choice` on the task, model and base of a study, ready to begin.
 
@@ -82,6 +82,7 @@ def prepared(
         choice: the method.
         seed: of the run that the radius is for.
         trial: steps of a trial; a fifth of the study's by default.
+        shown: told what begins and each pass.
         options: those of :func:`steppe.find_rho`.
 
     Raises:
@@ -106,7 +107,9 @@ def prepared(
     epochs = min(-(-needed // per_epoch), -(-total // per_epoch))
     first = [batch for _, epoch in zip(range(epochs), order, strict=False) for batch in epoch]
     build = partial(_build, choice, seed, total)
-    return partial(find_rho, trainer.model, trainer.optimizer, trainer.loss_of, first, build, trial=trial, **options)
+    loss_of = shown.counting(trainer.loss_of) if shown else trainer.loss_of
+    told = options | {"trial": trial, "tell": shown and shown.begin}
+    return partial(find_rho, trainer.model, trainer.optimizer, loss_of, first, build, **told)
 
 
 def _build(choice: Choice, seed: int, total: int, model: torch.nn.Module, optimizer: Any, rho: float) -> Any:

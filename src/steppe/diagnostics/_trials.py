@@ -89,13 +89,21 @@ class Bench:
 
 
 def climb(
-    bench: Bench, build: Build, radii: Sequence[float], start: float, steps: int, looks: int, keep: float
+    bench: Bench,
+    build: Build,
+    radii: Sequence[float],
+    start: float,
+    steps: int,
+    looks: int,
+    keep: float,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Trial, ...]:
-    """Trials from ``start`` upward while they keep enough, else downward until one does.
+    """Trials from ``start`` upward while they keep enough, else downward until one does; ``say`` hears what begins.
 
     Returns:
         The trials by growing radius; none where the base learned nothing.
     """
+    say(f"{steps} steps of the base")
     first = bench.loss(looks)
     fell = first - bench.after(steps, looks)
     if not fell > LEAST * abs(first):
@@ -106,6 +114,7 @@ def climb(
         rho = radii[at]
         if rho in trials:
             break
+        say(f"{steps} steps with rho = {rho:g}")
         loss = bench.after(steps, looks, partial(build, rho=rho))
         trials[rho] = Trial(rho, loss, (first - loss) / fell)
         good = trials[rho].kept >= keep

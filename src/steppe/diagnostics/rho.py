@@ -86,6 +86,7 @@ def find_rho(
     after: int = 0,
     trial: int = 100,
     keep: float = 0.5,
+    tell: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> RhoSearch:
     """Propose a radius for ``method`` on this model and data, as a learning-rate finder proposes a rate.
@@ -112,6 +113,7 @@ def find_rho(
         trial: steps of each short training, >= 0; a fifth of the whole training is enough, or what takes the base well
             beyond its first plateau.
         keep: share of the base's progress that a radius must keep, in [0, 1].
+        tell: told in a line what begins, such as ``print``.
         settings: further arguments of the method, such as ``samples=3`` of SAM's; with an :class:`steppe.Ascent`, of
             :class:`steppe.SharpnessAware`, such as ``look=steppe.Look(samples=3)``.
 
@@ -140,15 +142,19 @@ def find_rho(
     _check(optimizer, looks, after, trial, keep)
     series = SERIES if radii is None else _sorted(radii)
     build = _builder(method, settings, max(trial, 1))
+    say = tell or (lambda _: None)
     with same_order(batches), untouched(model, optimizer) as copy:
         _refuse_idle(build(model, copy, rho=series[0]), copy)  # and what it refuses by itself
         bench = Bench(model, copy, loss_of, batches)
+        if after:
+            say(f"{after} steps of the base first")
         bench.train(islice(bench.stream(), after))
+        say(f"along the ascent on {looks} batches")
         curve = measure(bench, lambda rho: build(model, copy, rho=rho), series, looks)
         linear = _linear(curve)
         series = tuple(r for r in series if r <= curve[-1].rho)
         start = max((r for r in series if r <= linear * (1 + 1e-9)), default=series[0])
-        trials = climb(bench, build, series, start, trial, looks, keep) if trial else ()
+        trials = climb(bench, build, series, start, trial, looks, keep, say) if trial else ()
     return _verdict(start, linear, curve, trials, trial, keep)
 
 

@@ -22,10 +22,8 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from steppe._command.progress import EVERY, line
 from steppe.integrations._trainer import NoFurther
-
-_SECONDS = 10
-"""Between two lines on a measurement."""
 
 
 class Quiet:
@@ -74,13 +72,13 @@ class Lines(Quiet):
         """Say it now and then where it takes long."""
         if done == 1:
             self._told = time.monotonic()
-        elif time.monotonic() - self._told >= _SECONDS:
+        elif time.monotonic() - self._told >= EVERY:
             self._told = time.monotonic()
             self.say(f"[{done}/{total}] batches measured")
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        line(self.console, text)
 
 
 class Bar(Lines):

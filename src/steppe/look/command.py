@@ -14,6 +14,7 @@ from steppe import diagnostics
 from steppe._command.app import app, print_json, refusing
 from steppe._command.files import DiskError, finite, write_json, writing
 from steppe._command.flags import given, help_of, taking
+from steppe._command.progress import Counted
 from steppe._command.provenance import made_with
 from steppe.look.find import find
 from steppe.look.pictures import draw
@@ -36,9 +37,10 @@ def look(
     with refusing():
         request = Request(what, **given(flags, Request))
         folder = _folder(out, what)
-        subjects = find(request, lambda text: typer.echo(text, err=True))
-        found = {each.name: _measured(each, request) for each in subjects.each}
-        plane = _plane(subjects, request) if "plane" in request.parts else None
+        with Counted(Console(stderr=True)) as shown:
+            subjects = find(request, shown)
+            found = {each.name: _measured(each, request, shown) for each in subjects.each}
+            plane = _plane(subjects, request, shown) if "plane" in request.parts else None
     record = _record(request, subjects, found, plane)
     with refusing(DiskError):
         with writing(folder, _THEN):
@@ -60,14 +62,16 @@ def _folder(out: Path | None, what: str) -> Path:
     return folder
 
 
-def _measured(subject: Subject, request: Request) -> dict[str, Any]:
+def _measured(subject: Subject, request: Request, shown: Counted) -> dict[str, Any]:
     """What was found of one model, by part (the plane apart)."""
-    about, found = (subject.model, subject.loss_of, subject.batches), dict[str, Any]()
+    about, found = (subject.model, shown.counting(subject.loss_of), subject.batches), dict[str, Any]()
     if "curvature" in request.parts:
+        shown.begin(f"curvature of {subject.name}")
         found["curvature"] = diagnostics.curvature(
             *about, steps=request.steps, probes=request.probes, runs=request.runs, seed=request.draw_seed
         )
     if "sharpness" in request.parts:
+        shown.begin(f"sharpness of {subject.name}")
         found["sharpness"] = diagnostics.m_sharpness(
             *about, request.radii, m=request.m, climbs=request.climbs, draws=request.draws, seed=request.draw_seed
         )
@@ -76,11 +80,11 @@ def _measured(subject: Subject, request: Request) -> dict[str, Any]:
     return found
 
 
-def _plane(subjects: Subjects, request: Request) -> diagnostics.Plane:
+def _plane(subjects: Subjects, request: Request, shown: Counted) -> diagnostics.Plane:
+    shown.begin(f"a plane of {request.points} x {request.points} points")
     last = subjects.each[-1]
-    return diagnostics.loss_plane(
-        last.model, last.loss_of, last.batches, subjects.base, points=request.points, seed=request.draw_seed
-    )
+    about = last.model, shown.counting(last.loss_of), last.batches
+    return diagnostics.loss_plane(*about, subjects.base, points=request.points, seed=request.draw_seed)
 
 
 def _record(request: Request, subjects: Subjects, found: dict[str, dict[str, Any]], plane: Any) -> dict[str, Any]:

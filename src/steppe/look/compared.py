@@ -11,6 +11,7 @@ from torch import nn
 
 from steppe._command.choices import BASE, parse
 from steppe._command.files import read_json
+from steppe._command.progress import Counted
 from steppe.compare.data.examples import Split, Task
 from steppe.compare.data.losses import mean_of
 from steppe.compare.engine import measure, run
@@ -20,10 +21,10 @@ from steppe.compare.engine.spec import Spec, steps_per_epoch
 from steppe.compare.engine.store import Store
 from steppe.compare.judge import of_records
 from steppe.look.request import Request
-from steppe.look.subjects import Say, Subject, Subjects
+from steppe.look.subjects import Subject, Subjects
 
 
-def of_study(folder: Path, request: Request, say: Say) -> Subjects:
+def of_study(folder: Path, request: Request, shown: Counted) -> Subjects:
     """Base and method of one seed, trained again and found to be what the study has on record.
 
     Raises:
@@ -34,7 +35,7 @@ def of_study(folder: Path, request: Request, say: Say) -> Subjects:
     base, chosen = _chosen(plan, records, request)
     task = run.load_task(plan.spec, base.seed)
     spread = _spread(task, request)
-    subjects = [_subject(plan, records, each, task, spread, say) for each in (base, chosen)]
+    subjects = [_subject(plan, records, each, task, spread, shown) for each in (base, chosen)]
     return Subjects(tuple(subjects), dict(subjects[0].model.state_dict()))
 
 
@@ -92,11 +93,11 @@ def _kept(plan: Plan, each: Run, records: dict[str, dict[str, Any]]) -> bool:
 
 
 def _subject(
-    plan: Plan, records: dict[str, dict[str, Any]], each: Run, task: Task, spread: list[Split], say: Say
+    plan: Plan, records: dict[str, dict[str, Any]], each: Run, task: Task, spread: list[Split], shown: Counted
 ) -> Subject:
     record = records[plan.id(each)]
-    say(f"training {describe(each)} again ({record['seconds']:.0f} s the first time)")
-    model = _trained(plan.spec, each, task)
+    shown.begin(f"training {describe(each)} again ({record['seconds']:.0f} s the first time)")
+    model = _trained(plan.spec, each, task, shown)
     judge = of_records([record])
     found = measure.metrics(model, task.val, task.measured[:1], task.outputs)[judge.name]
     if found != judge.of(record, "val"):
@@ -107,13 +108,14 @@ def _subject(
     return Subject(each.label, model.eval(), lambda part: mean_of(task.loss, model(part.x), part.y), list(spread))
 
 
-def _trained(spec: Spec, each: Run, task: Task) -> nn.Module:
+def _trained(spec: Spec, each: Run, task: Task, shown: Counted) -> nn.Module:
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     steps = each.steps(spec, per_epoch)
     trainer = run.make_trainer(spec, task, each, steps)
     stream = itertools.chain.from_iterable(run.batches(task, spec.batch_size, each.seed))
+    step = shown.counting(trainer.step, f"of {steps} steps")
     for batch in itertools.islice(stream, steps):
-        trainer.step(batch)
+        step(batch)
     return trainer.whole()
 
 

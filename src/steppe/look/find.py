@@ -8,16 +8,17 @@ from torch import nn
 
 from steppe._command.files import read_json
 from steppe._command.lookup import named_function
+from steppe._command.progress import Counted
 from steppe.look.request import Request
-from steppe.look.subjects import Say, Subject, Subjects
+from steppe.look.subjects import Subject, Subjects
 
 
-def find(request: Request, say: Say) -> Subjects:
+def find(request: Request, shown: Counted) -> Subjects:
     """The models that ``request.what`` stands for.
 
     Args:
         request: what to look at.
-        say: told what takes long.
+        shown: told what takes long.
 
     Raises:
         ValueError: one sentence: there is no such thing, or it cannot be looked at.
@@ -29,7 +30,7 @@ def find(request: Request, say: Say) -> Subjects:
     if isinstance(read_json(folder / "spec.json"), dict):
         from steppe.look.compared import of_study
 
-        return of_study(folder, request, say)
+        return of_study(folder, request, shown)
     if isinstance(read_json(folder / "result.json"), dict) or isinstance(read_json(folder / "settings.json"), dict):
         _refuse_choice(request, "a fine-tuning")
         from steppe.look.finetuned import of_run

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Subject:
