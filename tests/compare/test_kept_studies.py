@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def test_two_studies_side_by_side(whole: Path, capsys: pytest.CaptureFixture[str
     made = screen_text(beside({Path("a"): summary, Path("b"): other}))
     (rst,) = (words for line in made.splitlines() if (words := line.split())[:1] == ["RST"])
     assert rst[-1] == "–" and rst[1] != "–"
+
+
+def test_side_by_side_it_is_said_what_the_gains_are_of_and_over_what(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text()) | {"best_baseline": "early"}
+    error = summary | {"metric": {"name": "mse", "title": "MSE", "higher": False, "percent": False}}
+    made = screen_text(beside({Path("a"): summary, Path("b"): error | {"best_baseline": "counts"}}), 140)
+    said = [[part for part in re.split(r"\s{2,}", line.strip()) if part] for line in made.splitlines()[2:5]]
+    assert said == [
+        ["2 seeds", "2 seeds"],
+        ["accuracy, points", "MSE, % better"],
+        ["gain over the best baseline", "over the base stopped early", "than “counts”"],
+    ]
 
 
 def screen_text(shown: Any, width: int = 100) -> str:

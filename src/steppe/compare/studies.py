@@ -17,7 +17,7 @@ from rich.text import Text
 from steppe._command.app import app, print_json, refusing
 from steppe._command.files import read_json
 from steppe.compare.analysis.groups import finite
-from steppe.compare.analysis.wording import ABSENT, Words, count
+from steppe.compare.analysis.wording import ABSENT, Words, baseline, count
 from steppe.compare.judge import of_records
 
 Summary = Mapping[str, Any]
@@ -77,13 +77,19 @@ def beside(found: Mapping[Path, Summary]) -> Table:
     made.add_column("gain over the best baseline")
     alone = len({folder.name for folder in found}) == len(found)
     for folder, summary in found.items():
-        seeds = count(len(summary["seeds"]), "seed")
-        header = Text(f"{folder.name if alone else folder}\n{seeds}, {Words(summary).unit}")
-        made.add_column(header, justify="right", overflow="fold")
+        header = f"{folder.name if alone else folder}\n{_of_what(summary)}"
+        made.add_column(Text(header), justify="right", overflow="fold")
     gains = [{row["label"]: Words(s).gain(row["gain"]) for row in s["rows"] if row["gain"]} for s in found.values()]
     for label in dict.fromkeys(label for each in gains for label in each):
         made.add_row(Text(label), *(each.get(label, ABSENT) for each in gains))
     return made
+
+
+def _of_what(summary: Summary) -> str:
+    """What the gains are of, and over which baseline: `5 seeds; MSE, % better than the base`, a line each."""
+    words, seeds = Words(summary), count(len(summary["seeds"]), "seed")
+    over = f"\n{words.over} {baseline(summary['best_baseline'])}" if summary["best_baseline"] else ""
+    return f"{seeds}\n{words.judge.title}, {words.unit}{over}"
 
 
 COLUMNS = ("study", "task", "method", "variant", "phase", "seed", "rho", "mu", "sigma", "lr", "more", "metric")

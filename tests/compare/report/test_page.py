@@ -184,6 +184,29 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert path.read_text(encoding="utf-8") == before
 
 
+def intervals(*gains: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """Ends of each small interval, and its dot."""
+    rows = [{"gain": {"mean": mean, "ci95": half}} for mean, half in gains]
+    draw = report._forest_of({"rows": rows})
+    found = [re.findall(r'class="bar" x1="(.*?)" x2="(.*?)".*cx="(.*?)"', draw(row["gain"]))[0] for row in rows]
+    return [tuple(map(float, each)) for each in found]
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])
+def test_small_intervals_look_alike_whatever_the_unit(size: float) -> None:
+    gains = ((0.02, 0.01), (-0.01, 0.01), (0.015, 0.002))
+    drawn = intervals(*((size * mean, size * half) for mean, half in gains))
+    assert drawn == intervals(*gains)
+    assert drawn[0][1] == 96 and drawn[1][0] == 4, "they fill the room"
+
+
+def test_small_intervals_of_methods_that_change_nothing_or_all() -> None:
+    assert intervals((0.0, 0.0), (0.0, 0.0)) == [(4, 4, 4)] * 2
+    assert intervals((1e-17, 0.0), (0.0, 0.01), (-0.003, 0.006))[1] == pytest.approx((4, 96, 50), abs=1)
+    fine = intervals((0.02, 0.01), (0.01, 0.01), (-5.0, 0.1))
+    assert fine[0][1] - fine[0][0] > 15, "one that failed squeezes no other"
+
+
 def test_same_input_same_file(noisy: str) -> None:
     assert made(NOISY) == noisy
 

@@ -139,12 +139,12 @@ def _forest_of(summary: Mapping[str, Any]) -> Any:
     """A filter that draws a gain as a small interval on a scale shared by all rows."""
     gains = [row["gain"] for row in summary["rows"] if row["gain"]]
     ends = [g["mean"] + sign * (g["ci95"] or 0) for g in gains for sign in (-1, 1)]
-    sizes = sorted(abs(g["mean"]) for g in gains) or [0.0]
-    reach = 2 * max([0.002, *(g["mean"] for g in gains), sizes[len(sizes) // 2]])
-    low, high = max(min([0.0, *ends]), -reach), min(max([0.002, *ends]), reach)
+    sizes = sorted(abs(g["mean"]) + (g["ci95"] or 0) for g in gains) or [0.0]
+    reach = 2 * max([*(g["mean"] for g in gains), sizes[len(sizes) // 2]])  # a method that fails must not squeeze all
+    low, high = max(min([0.0, *ends]), -reach), min(max([0.0, *ends]), reach)
 
     def place(value: float) -> float:
-        return 4 + 92 * (min(max(value, low), high) - low) / (high - low)
+        return 4 + 92 * (min(max(value, low), high) - low) / (high - low or 1.0)
 
     def forest(gain: Mapping[str, Any]) -> Markup:
         half = gain["ci95"] or 0.0
