@@ -170,19 +170,20 @@ HEART = [
     Mutant(
         "perturbed() leaves what its direction remembers",
         "self.climb.up(grads, {}, scale, None, Draft())", "self.climb.up(grads, {}, scale, None, self.draft)",
-        "tests/test_window.py -k perturbed_leaves_nothing",
+        "tests/test_perturbation.py -k perturbed_leaves_nothing",
     ),
     Mutant(
         "perturbed() leaves buffers moved when it raises",
-        LEFT, raising("before[0], self.watch.start(), before[2]"), "tests/test_window.py -k brings_every_buffer_back",
+        LEFT, raising("before[0], self.watch.start(), before[2]"),
+        "tests/test_perturbation.py -k brings_every_buffer_back",
     ),
     Mutant(
         "a look that raises leaves statistics moved",
-        LEFT, raising("before[0], self.watch.start(), before[2]"), "tests/test_window.py -k look_that_raises",
+        LEFT, raising("before[0], self.watch.start(), before[2]"), "tests/test_perturbation.py -k look_that_raises",
     ),
     Mutant(
         "a look that raises leaves the generators moved",
-        LEFT, raising("self.draws(), *before[1:]"), "tests/test_window.py -k look_that_raises",
+        LEFT, raising("self.draws(), *before[1:]"), "tests/test_perturbation.py -k look_that_raises",
     ),
     Mutant(
         "a kept average drops parameters without a gradient",
