@@ -85,6 +85,24 @@ def test_a_ramp_is_the_curve_that_rises_over_its_share_of_the_training() -> None
     assert [sharp.ascent.rho(t) for t in (0, 1, 5, 19)] == [0.0, pytest.approx(0.16), 0.8, 0.8]
 
 
+def test_a_resumed_ramp_goes_on_where_it_stood() -> None:
+    def built() -> tuple[torch.nn.Module, steppe.SharpnessAware]:
+        optimizer = torch.optim.SGD((model := net()).parameters(), 0.05)
+        return model, steppe.recommended(model, optimizer, rho=0.8, ramp=0.5, total_steps=10, measure=True)
+
+    model, sharp = built()
+    lengths = []
+    for t, batch in enumerate(batches(7)):
+        if t == 3:
+            state, (model, sharp) = sharp.state_dict(), built()
+            sharp.load_state_dict(state)
+        sharp.backward(loss_of(model), batch)
+        lengths.append(float(sharp.last.perturbation_norm or 0.0))
+        sharp.optimizer.step()
+        sharp.optimizer.zero_grad()
+    assert lengths == pytest.approx([0.0, 0.16, 0.32, 0.48, 0.64, 0.8, 0.8], rel=1e-5)
+
+
 RAMPS: list[dict[str, Any]] = [
     {"ramp": 0.1}, {"ramp": 1.5, "total_steps": 10}, {"ramp": 0.1, "total_steps": 0.5},
     {"ramp": 0.1, "total_steps": 10, "rho": -1}, {"ramp": 0.1, "total_steps": 10, "rho": lambda t: 0.1},

@@ -61,6 +61,15 @@ def test_a_layer_exchanged_meanwhile_is_perturbed_in_the_next_ascent():
         torch.testing.assert_close(p.grad, x, rtol=1e-12, atol=1e-14)
 
 
+def test_a_schedule_exchanged_meanwhile_holds_at_once():
+    model, optimizer, sharp = built(k=4)
+    stepped(model, optimizer, sharp, 3)
+    assert not sharp.last.ascended
+    sharp.schedule = steppe.Always()
+    stepped(model, optimizer, sharp, 1)
+    assert sharp.last.ascended and sharp.step == 4
+
+
 def test_a_group_that_cannot_be_is_refused_at_once():
     model, optimizer, sharp = built()
     stepped(model, optimizer, sharp, 2)

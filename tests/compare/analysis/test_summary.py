@@ -77,8 +77,11 @@ def test_the_share_of_sam_s_gain_is_paired_by_seed() -> None:
     gains = [0.02, 0.05, 0.03, 0.08]
     runs = plain("base", [0.9] * 4) + plain("sam", [0.9 + g for g in gains])
     runs += plain("rst", [0.9 + g / 2 for g in gains])
-    kept = row(summarise(runs, None, {"task": "t"}), "rst")["kept"]
-    assert kept == pytest.approx({"share": 0.5, "low": 0.5, "high": 0.5}, abs=1e-6)
+    runs += plain("asam", [0.9 + g / 2 + more for g, more in zip(gains, (0.001, -0.001, 0.002, 0.0), strict=True)])
+    summary = summarise(runs, None, {"task": "t"})
+    assert row(summary, "rst")["kept"] == pytest.approx({"share": 0.5, "low": 0.5, "high": 0.5}, abs=1e-6)
+    doubtful = row(summary, "asam")["kept"]
+    assert doubtful["low"] < doubtful["share"] < doubtful["high"]
 
 
 def test_the_longer_base_stopped_early_is_compared_with_the_base_stopped_early() -> None:
@@ -242,6 +245,8 @@ def test_best_baseline_is_chosen_over_common_seeds() -> None:
     # the double base has only the easy seed; over the common seed the base is ahead
     runs = plain("base", [0.95, 0.80]) + double([0.94]) + plain("sam", [0.96, 0.82])
     assert summarise(runs, None, {})["best_baseline"] == "base"
+    equal = plain("base", [0.9, 0.8]) + double([0.9, 0.8])
+    assert summarise(equal, None, {})["best_baseline"] == "base", "the simplest of equal ones"
 
 
 def test_rho_per_seed() -> None:
