@@ -1,47 +1,16 @@
-"""Bugs to plant: a text of the source, what stands there instead, and the tests that must notice."""
+"""Bugs of the library to plant, and those of the commands beside them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from mutant import Mutant
+from planted_commands import COMPARE, FIGURES, FINETUNE, RESUME
 
-
-@dataclass(frozen=True)
-class Mutant:
-    """One bug.
-
-    Args:
-        name: what is wrong.
-        old: text that stands exactly once in ``src/steppe``; where, is found.
-        new: what takes its place.
-        tests: a file of tests and, behind ``-k``, words of the names of those that must notice; none: all of it.
-    """
-
-    name: str
-    old: str
-    new: str
-    tests: str
-
-    @property
-    def file(self) -> str:
-        """The file of tests."""
-        return self.tests.partition(" -k ")[0]
-
-    @property
-    def words(self) -> str:
-        """What picks the tests there: all of the file where nothing is said."""
-        return self.tests.partition(" -k ")[2] or Path(self.file).stem
-
-
-RUN, COST, STUDY = (f"tests/compare/engine/test_{name}.py" for name in ("run", "cost", "study"))
-SUMMARY, EXAMPLES = "tests/compare/analysis/test_summary.py", "tests/compare/data/test_examples.py"
-PLAN = "tests/compare/engine/test_plan.py"
-RESUME, DATA = "tests/finetune/test_resume.py", "tests/finetune/test_data.py -k decides_which or share_of_the_training"
+COMBINE, RECOMMENDED, SPECTRAL = (f"tests/test_{name}.py" for name in ("combine", "recommended", "spectral"))
+SKIPPING = "tests/situations/test_skipping.py"
 LEFT = """            yield
         finally:
             self.looking = False
 """  # at the end of a pass without a trace
-STOPPED = f"{RUN} -k early_stopping"
 
 
 def raising(there: str) -> str:
@@ -50,122 +19,15 @@ def raising(there: str) -> str:
     return LEFT.replace("        finally:\n", f"{broken}        finally:\n")
 
 
-COMPARE = [
-    Mutant(
-        "early stopping chooses its epoch by the test accuracy",
-        '{"epoch": self.epoch[self.best],', '{"epoch": self.epoch[self.test.index(max(self.test))],', STOPPED,
-    ),
-    Mutant(
-        "early stopping keeps the weights of the best test accuracy",
-        "if not self.val or self.judge.better(val, self.val[self.best]):",
-        "if not self.val or self.judge.better(self._judged(model, self.seen), self.test[self.best]):", STOPPED,
-    ),
-    Mutant(
-        "early stopping takes the latest of equal epochs",
-        "if not self.val or self.judge.better(val, self.val[self.best]):",
-        "if not self.val or not self.judge.better(self.val[self.best], val):", STOPPED,
-    ),
-    Mutant(
-        "the weights of the best epoch are never loaded again",
-        "        model.load_state_dict(self.weights, strict=False)\n", "", STOPPED,
-    ),
-    Mutant(
-        "a gain is counted upward where lower is better",
-        "return 1 if self.higher else -1", "return 1", "tests/compare/analysis/test_direction.py",
-    ),
-    Mutant(
-        "label noise does not follow the seed",
-        "generator(_NOISE_SEED, seed)", "generator(_NOISE_SEED, 0)", f"{EXAMPLES} -k wrong_follows_the_seed",
-    ),
-    Mutant(
-        "the order of batches does not follow the seed",
-        "rng = generator(_ORDER_SEED, seed)", "rng = generator(_ORDER_SEED, 0)", f"{RUN} -k order_of_batches",
-    ),
-    Mutant(
-        "the longer base stopped early is not compared",
-        '"double_early": _double_early(groups, against),', '"double_early": None,', f"{SUMMARY} -k longer_base_stopped",
-    ),
-    Mutant(
-        "the share of SAM's gain pairs the seeds in reverse",
-        "found = share(part, whole) if", "found = share(part, whole[::-1]) if", f"{SUMMARY} -k paired_by_seed",
-    ),
-    Mutant(
-        "a kept cost counts whatever it was measured of",
-        'kept if isinstance(kept, dict) and kept.get("key") == session.cost_key() else None',
-        "kept if isinstance(kept, dict) else None", f"{STUDY} -k kept_cost",
-    ),
-    Mutant(
-        "the counted passes are not written into the cost",
-        'measured["methods"].get(method, {})["passes"] = passes', "pass", f"{STUDY} -k passes_of_the_cost",
-    ),
-    Mutant(
-        "every block of turns starts at step 0",
-        "forward(trainer, block * max(0, steps - BLOCK) // max(1, blocks - 1))", "forward(trainer, 0)",
-        f"{COST} -k blocks_are_spread",
-    ),
-    Mutant(
-        "warm-up turns are counted",
-        "take_turn(spec.device, clocks, next(stream), keep=False)",
-        "take_turn(spec.device, clocks, next(stream))", f"{COST} -k blocks_are_spread",
-    ),
-    Mutant(
-        "label noise is not in the study's hash",
-        "decisive = self.model_dump(exclude=_NOT_IN_RESULT | plain)",
-        'decisive = self.model_dump(exclude=_NOT_IN_RESULT | plain | {"noise"})', f"{PLAN} -k decides_the_examples",
-    ),
-    Mutant(
-        "a run's id does not have its learning rate",
-        "chosen: list[Any] = [] if self.lr is None else [self.lr]", "chosen: list[Any] = []",
-        f"{PLAN} -k ids_are_file_names",
-    ),
-]  # fmt: skip
-
-FINETUNE = [
-    Mutant(
-        "which examples are held out and learned from does not follow the seed",
-        "torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()",
-        "torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()", DATA,
-    ),
-    Mutant(
-        "the cut of the training examples does not follow the seed",
-        "order = _order(len(train), settings.seed)", "order = _order(len(train), 0)", DATA,
-    ),
-    Mutant(
-        "the loss per token is a mean over batches",
-        "total, count = total + float(model(**batch).loss) * tokens, count + tokens",
-        "total, count = total + float(model(**batch).loss), count + 1",
-        "tests/finetune/test_run.py -k per_token_of_the_responses",
-    ),
-    Mutant(
-        "--overwrite keeps the old result",
-        'self._aside(RESULT, CHECKPOINTS, "adapter", "model")', 'self._aside(CHECKPOINTS, "adapter", "model")',
-        f"{RESUME} -k begun_anew",
-    ),
-    Mutant(
-        "resume accepts changed data",
-        'if begun.get("data") != settings.fingerprint():', "if False:",
-        "tests/finetune/test_bad_inputs.py -k other_settings_or_other_data",
-    ),
-    Mutant(
-        "resume accepts another learning rate of the Trainer's",
-        '"logging_strategy", "logging_first_step",', '"logging_strategy", "logging_first_step", "learning_rate",',
-        f"{RESUME} -k another_learning_rate",
-    ),
-    Mutant(
-        "resume accepts another learning rate in the method's text",
-        "    _refuse_change(folder, before, now)\n", "", f"{RESUME} -k another_learning_rate",
-    ),
-]  # fmt: skip
-
 HEART = [
     Mutant(
         "WSAM's correction takes the learning rate of the first group",
         'parameters.group_of(entry)["lr"]', 'parameters.optimizer.param_groups[0]["lr"]',
-        "tests/test_combine.py -k wsam_by_hand",
+        f"{COMBINE} -k wsam_by_hand",
     ),
     Mutant(
         "the correction of a second backward overwrites the first's",
-        "tensor if earlier is None else earlier.add_(tensor)", "tensor", "tests/test_combine.py -k wsam_by_hand",
+        "tensor if earlier is None else earlier.add_(tensor)", "tensor", f"{COMBINE} -k wsam_by_hand",
     ),
     Mutant(
         "perturbed() leaves what its direction remembers",
@@ -200,6 +62,117 @@ HEART = [
     ),
 ]  # fmt: skip
 
+STEPS = [
+    Mutant(
+        "a resumed training stands at step 0 again", 'sharp.step, sharp.memory = state["step"], memory',
+        "sharp.memory = memory", f"{RECOMMENDED} -k ramp",
+    ),
+    Mutant(
+        "a radius is that of the step before", "ascent.radius(step, g)", "ascent.radius(max(step - 1, 0), g)",
+        f"{RECOMMENDED} -k ramp",
+    ),
+    Mutant(
+        "a step that skips is not counted", "self.step += done", "self.step += done and self.last.ascended",
+        f"{SKIPPING} -k exchanged_meanwhile",
+    ),
+    Mutant(
+        "a step known to skip is decided by what held the step before",
+        "self._present.begin(now)\n        skips =", "skips =", f"{SKIPPING} -k exchanged_meanwhile",
+    ),
+    Mutant(
+        "a step known to skip leaves its decision to the next",
+        "self.draft.left = True\n        if self._parameters.rest:", "if self._parameters.rest:",
+        f"{SKIPPING} -k abandoned",
+    ),
+    Mutant(
+        "a step known to skip lends its mark to a later one",
+        "self.lookout.within, self.passes.mark = False, None", "self.lookout.within = False", f"{SKIPPING} -k mark",
+    ),
+    Mutant(
+        "a step known to skip takes a loss that is new", "skips and self._tracing.knows(closure) and", "skips and",
+        f"{SKIPPING} -k new_loss",
+    ),
+    Mutant(
+        "a step known to skip takes a group that it does not know", " and not self._parameters.regrouped", "",
+        f"{SKIPPING} -k cannot_be",
+    ),
+    Mutant(
+        "the sum of gradients leaves the loop's flat buffer",
+        "else _sum(grad, param.grad)\n        _put_into(slices)\n", "else _sum(grad, param.grad)\n",
+        "tests/test_gradient.py -k slices",
+    ),
+    Mutant(
+        "after an error the gradients have left the loop's flat buffer",
+        "            _put_into(slices)\n            raise", "            raise", "tests/test_gradient.py -k slices",
+    ),
+    Mutant(
+        "weights that a forward binds to other memory stay at w + eps",
+        "if self._rows is not None and not self._rows.in_place():", "if False:", "tests/test_backup.py -k other_memory",
+    ),
+    Mutant(
+        "pieces of a vector are those of the memory before", "return same and _at(weights) == self._at", "return same",
+        "tests/test_backup.py -k lies_elsewhere",
+    ),
+    Mutant(
+        "a normal number that Python keeps is not seen", 'words() if generator.gauss_next is None else b""', "words()",
+        "tests/situations/test_generators.py -k kept_normal",
+    ),
+    Mutant(
+        "a normal number that NumPy keeps is not seen",
+        "self._numbers.raw + self._body.raw if", "self._numbers.raw if",
+        "tests/situations/test_generators.py -k kept_normal",
+    ),
+    Mutant(
+        "the previous gradient keeps its loss scale", "            scale_(fresh.values(), 1 / scale)\n        return {",
+        "            pass\n        return {", "tests/test_ahead_memory.py -k loss_scale",
+    ),
+]  # fmt: skip
+
+PARTS = [
+    Mutant(
+        "a ramp ends one step late", "((0, 0.0), (ramp * total_steps, rho))",
+        "((0, 0.0), (ramp * total_steps + 1, rho))",
+        f"{RECOMMENDED} -k ramp",
+    ),
+    Mutant(
+        "LookSAM's guard lets through what the gradient objects to",
+        "inner(g_v, g).to(pull.device) < 0", "inner(g_v, g).to(pull.device) > 0", f"{COMBINE} -k guard_stops",
+    ),
+    Mutant(
+        "LookSAM's guard takes the longer push",
+        "torch.minimum(natural, paper)", "torch.maximum(natural, paper)", f"{COMBINE} -k reuse_over_two_steps",
+    ),
+    Mutant(
+        "MuonSAM divides a small gradient in 16 bits",
+        "(tensor.to(wide(tensor.dtype)) * ratio", "(tensor * ratio", f"{SPECTRAL} -k few_bits",
+    ),
+    Mutant(
+        "MuonSAM's iteration of a complex matrix lacks the conjugate", "gram = x @ x.mH", "gram = x @ x.mT",
+        f"{SPECTRAL} -k complex",
+    ),
+    Mutant(
+        "the noise of all tensors is the same", 'f"noise:{name}"', '"noise"',
+        "tests/test_noise.py -k seed_step_and_name",
+    ),
+    Mutant(
+        "the easiest samples are chosen", "(-m if falls else m).topk", "(m if falls else -m).topk",
+        "tests/test_hardest.py -k chosen_samples",
+    ),
+    Mutant(
+        "a budget of loss makes a step longer, too", "(budget / rise).clamp(max=1.0)", "budget / rise",
+        "tests/test_ascent.py -k budget",
+    ),
+    Mutant(
+        "MSAM's kept average has no sign", 'memory.get("average", {}), params, self.sign)',
+        'memory.get("average", {}), params)',
+        "tests/test_ahead_memory.py -k average_by_hand",
+    ),
+    Mutant(
+        "a learning rate some roundings below its highest is below it",
+        "math.isclose(lr, self.lr_max, rel_tol=ROUNDED)", "lr == self.lr_max", "tests/test_curves.py -k follow_lr",
+    ),
+]  # fmt: skip
+
 LOOPS = [
     Mutant(
         "gradients of earlier micro-batches are summed over the ranks, not averaged",
@@ -216,4 +189,4 @@ LOOPS = [
     ),
 ]  # fmt: skip
 
-MUTANTS = COMPARE + FINETUNE + HEART + LOOPS
+MUTANTS = [*COMPARE, *FIGURES, *FINETUNE, *HEART, *STEPS, *PARTS, *LOOPS]
