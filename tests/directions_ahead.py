@@ -14,7 +14,7 @@ from steppe.ahead import Ahead
 
 RHO = 0.3
 DIRECTIONS: dict[str, Ahead] = {
-    "momentum": steppe.Momentum(), "uphill": steppe.Momentum(sign=1), "average": steppe.Momentum(1, decay=0.8),
+    "momentum": steppe.Momentum(), "uphill": steppe.Momentum(sign=1), "average": steppe.Momentum(decay=0.8),
     "previous": steppe.Previous(),
 }  # fmt: skip
 each = pytest.mark.parametrize("name", DIRECTIONS)
@@ -26,9 +26,9 @@ def ahead(name: str, **settings: Any) -> steppe.Ascent:
 
 def known(name: str, model: nn.Module, optimizer: torch.optim.Optimizer, last: dict[str, Tensor]) -> dict[str, Tensor]:
     """The direction by hand after one step, whose gradient was ``last``."""
+    sign = -1 if name in ("momentum", "average") else 1
     if name in ("average", "previous"):
-        return last
-    sign = -1 if name == "momentum" else 1
+        return {n: sign * x for n, x in last.items()}
     return {n: sign * optimizer.state[p]["momentum_buffer"] for n, p in model.named_parameters() if n in last}
 
 

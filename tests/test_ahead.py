@@ -27,9 +27,9 @@ def test_the_only_pass_is_at_w_plus_eps(name: str, base: str) -> None:
     optimizer.step()
     optimizer.zero_grad()
     moment = {"sgd": "momentum_buffer", "adamw": "exp_avg"}[base]
-    v = last
+    sign = -1 if name in ("momentum", "average") else 1
+    v = {n: sign * x for n, x in last.items()}
     if name in ("momentum", "uphill"):
-        sign = 1 if name == "uphill" else -1
         v = {n: sign * optimizer.state[p][moment] for n, p in model.named_parameters() if n in last}
     length = torch.sqrt(sum((x**2).sum() for x in v.values()))  # type: ignore[arg-type]
     before, seen = everything(model), []
