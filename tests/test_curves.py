@@ -74,7 +74,7 @@ def test_follow_lr_moves_between_its_radii(low, high, share):
 
 def test_follow_lr_stays_within_its_radii_beyond_the_rates():
     curve = FollowLR(rho_max=0.2, rho_min=0.1, lr_max=0.3, lr_min=0.1)
-    assert curve.at({"lr": 9.0}) == 0.2
+    assert curve.at({"lr": 9.0}) == curve.at({"lr": 0.3 * (1 - 1e-9)}) == 0.2 > curve.at({"lr": 0.3 * (1 - 1e-5)})
     assert curve.at({"lr": 0.0}) == 0.1
 
 
