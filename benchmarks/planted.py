@@ -165,7 +165,7 @@ PARTS = [
     Mutant(
         "MSAM's kept average has no sign", 'memory.get("average", {}), params, self.sign)',
         'memory.get("average", {}), params)',
-        "tests/test_ahead_memory.py -k average_by_hand",
+        "tests/test_ahead.py -k only_pass",
     ),
     Mutant(
         "a learning rate some roundings below its highest is below it",
