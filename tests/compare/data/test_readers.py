@@ -1,4 +1,6 @@
 import gzip
+import os
+import shutil
 import struct
 import sys
 from types import ModuleType, SimpleNamespace
@@ -100,6 +102,30 @@ def test_an_empty_class_folder_is_named(tmp_path):
     (tmp_path / "emu").mkdir()
     with pytest.raises(ValueError, match="emu has no images; put some there, or remove the folder"):
         readers.image_folder(tmp_path, None)
+
+
+@pytest.mark.parametrize(("whole", "end", "place"), [(2**28, 1, 30), (0, 9, 3), (0, 9, -3)])
+def test_a_picture_repainted_in_place_is_other_data(tmp_path, monkeypatch, whole, end, place):
+    monkeypatch.setattr(tasks, "WHOLE", whole)
+    monkeypatch.setattr(tasks, "END", end)
+    write_images(tmp_path, ["cat", "dog"])
+    before = tasks.fingerprint(f"images:{tmp_path}")
+    path = next((tmp_path / "cat").iterdir())
+    painted = bytearray(path.read_bytes())
+    os.utime(path, (0, 0))
+    assert tasks.fingerprint(f"images:{tmp_path}/") == before
+    painted[place] ^= 1
+    path.write_bytes(painted)
+    assert tasks.fingerprint(f"images:{tmp_path}") != before
+
+
+def test_the_name_of_a_picture_counts_and_where_its_folder_lies_does_not(tmp_path):
+    write_images(tmp_path / "a", ["cat", "dog"])
+    shutil.copytree(tmp_path / "a", tmp_path / "longer")
+    before = tasks.fingerprint(f"images:{tmp_path / 'a'}")
+    assert tasks.fingerprint(f"images:{tmp_path / 'longer'}") == before
+    (tmp_path / "a" / "cat").rename(tmp_path / "a" / "cow")
+    assert tasks.fingerprint(f"images:{tmp_path / 'a'}") != before
 
 
 class _Column(dict):
