@@ -162,6 +162,12 @@ def test_the_chosen_rate_wins_over_the_studys(folder):
     assert made.param_groups[0]["lr"] == 0.25 and isinstance(made, torch.optim.AdamW)
 
 
+def test_a_run_keeps_what_its_data_lack(folder):
+    (note,) = train(folder, "base", None, max_length=4)["notes"]
+    assert "longer than 4 tokens and cut; --max-length 12 takes them whole" in note
+    assert "notes" not in train(folder, "base", None)
+
+
 # plan
 
 

@@ -10,7 +10,7 @@ import torch
 from steppe.finetune.spec import Spec
 from steppe.text.packing import check_packing
 from steppe.text.readers import Dialogues, Labelled, read, read_dialogues
-from steppe.text.tokens import check_length, encode_dialogues, limit, pack, sides
+from steppe.text.tokens import check_length, counted, encode_dialogues, limit, note_on_cut, pack, sides
 
 Example = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Tokens:
     Attributes:
         train: for the Trainer. test: likewise. length: the most tokens of an example.
         cut: how many training examples were longer than that. validation: None where nothing looks at any.
-        test_cut: how many test examples were longer.
+        test_cut: how many test examples were longer. note: a sentence on all, empty where none was cut.
     """
 
     train: list[Example]
@@ -51,6 +51,7 @@ class Tokens:
     cut: int
     validation: list[Example] | None = None
     test_cut: int = 0
+    note: str = ""
 
 
 def examples(settings: Spec) -> Examples:
@@ -94,12 +95,14 @@ def tokens(settings: Spec, found: Examples, model: Any, tokenizer: Any) -> Token
     if settings.max_length is not None:
         length = check_length(settings.max_length, model, tokenizer)
     make = _of_dialogues if settings.language else _of_texts
-    train, cut = make(found.train, tokenizer, length)
-    test, test_cut = make(found.test, tokenizer, length)
-    validation = make(found.validation, tokenizer, length)[0] if found.validation else None
+    train, whole = make(found.train, tokenizer, length)
+    test, test_whole = make(found.test, tokenizer, length)
+    cut, test_cut = (sum(each > length for each in lengths) for lengths in (whole, test_whole))
+    validation, more = make(found.validation, tokenizer, length) if found.validation else (None, [])
+    note = note_on_cut([*whole, *test_whole, *more], length, most)
     if settings.packing and "flash" not in str(model.config._attn_implementation):
         check_packing(model, train)
-    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation, test_cut)
+    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation, test_cut, note)
 
 
 def _read(settings: Spec, source: str, split: str | None) -> Any:
@@ -155,16 +158,16 @@ def _order(count: int, seed: int) -> list[int]:
     return order
 
 
-def _of_texts(found: Labelled, tokenizer: Any, length: int) -> tuple[list[Example], int]:
-    whole = tokenizer(*sides(found.texts))["input_ids"]
+def _of_texts(found: Labelled, tokenizer: Any, length: int) -> tuple[list[Example], list[int]]:
+    """Examples, and how long they are as a whole."""
     made = tokenizer(*sides(found.texts), truncation=True, max_length=length)
     rows = [{key: made[key][i] for key in made} | {"labels": label} for i, label in enumerate(found.labels)]
-    return rows, sum(len(ids) > length for ids in whole)
+    return rows, counted(tokenizer, found.texts)
 
 
-def _of_dialogues(found: Dialogues, tokenizer: Any, length: int) -> tuple[list[Example], int]:
+def _of_dialogues(found: Dialogues, tokenizer: Any, length: int) -> tuple[list[Example], list[int]]:
     whole = encode_dialogues(tokenizer, found, _WHOLE)
-    return encode_dialogues(tokenizer, found, length), sum(len(row["input_ids"]) > length for row in whole)
+    return encode_dialogues(tokenizer, found, length), [len(row["input_ids"]) for row in whole]
 
 
 _WHOLE = 10**9  # tokens: nothing is cut

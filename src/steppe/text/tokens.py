@@ -57,6 +57,30 @@ def check_length(max_length: int, model: Any, tokenizer: Any) -> int:
     return max_length
 
 
+def counted(tokenizer: Any, texts: Texts) -> list[int]:
+    """Tokens of each text, or pair, as a whole."""
+    return [len(ids) for ids in tokenizer(*sides(texts), verbose=False)["input_ids"]]
+
+
+def note_on_cut(whole: Sequence[int], length: int, most: int | None) -> str:
+    """How many texts are cut, and what would take them whole, in a sentence without its stop; nothing where none is.
+
+    Args:
+        whole: the tokens of each text.
+        length: beyond which a text is cut.
+        most: the model's own limit, None where there is none.
+    """
+    count, longest = sum(each > length for each in whole), max(whole, default=0)
+    if not count:
+        return ""
+    if most is None or longest <= most:
+        remedy = f"--max-length {longest} takes them whole"
+    else:
+        remedy = f"the longest has {longest:,}, and the model takes {most:,}"
+    are = "is" if count == 1 else "are"
+    return f"{count:,} of {len(whole):,} texts {are} longer than {length} tokens and cut; {remedy}"
+
+
 def encode_dialogues(tokenizer: Any, dialogues: Dialogues, max_length: int) -> list[dict[str, list[int]]]:
     """Each dialogue as ``input_ids`` and ``labels``: the response and the end of text, and -100 over the prompt.
 

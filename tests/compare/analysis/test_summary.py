@@ -338,3 +338,10 @@ def test_numbers_in_words() -> None:
     assert words.gain({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
     assert words.gain(None) == "–"
     assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
+
+
+def test_what_tasks_say_of_their_data_stands_once_under_the_table() -> None:
+    runs = [run | {"notes": ["Some are cut."]} for run in records()]
+    summary = summarise(runs, cost(), spec())
+    assert summary["hints"] == ["Some are cut."] and summary["notes"].count("Some are cut.") == 1
+    assert "hints" not in summarise(records(), cost(), spec())

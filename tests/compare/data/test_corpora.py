@@ -9,6 +9,7 @@ from tests.text.tiny import save
 
 from steppe.compare.data import corpora, tasks
 from steppe.compare.data.examples import Amounts, Split, Texts, choose, generator
+from steppe.text.tokens import note_on_cut
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,24 @@ def test_a_source_is_tokenised_with_the_models_words_and_cut(tmp_path, model):
     assert made.pool.x["input_ids"][2].tolist()[:3] == [2, 19, 3]  # [CLS] dull [SEP]
     assert made.test.lengths.tolist() == sorted(made.test.lengths.tolist())
     assert int(corpora.source(path, model, 4, None, None).pool.lengths.max()) == 4
+
+
+def test_how_many_texts_are_cut_is_said_with_what_takes_them_whole(tmp_path, model):
+    path = words.write(tmp_path, train=8, dev=4, test=6)
+    lengths = [len(text.split()) + 2 for _, text in [*words.lines(8), *words.lines(4), *words.lines(6)]]
+    for length in (4, 6):
+        long = sum(each > length for each in lengths)
+        (note,) = corpora.source(path, model, length, None, None).notes
+        assert note == f"{long} of 18 texts are longer than {length} tokens and cut; --max-length 12 takes them whole."
+    for length in (max(lengths), None):
+        assert corpora.source(path, model, length, None, None).notes == ()
+    assert max(lengths) == 12
+
+
+def test_what_no_length_takes_whole_is_said_too():
+    said = "1 of 2 texts is longer than 5 tokens and cut; the longest has 9, and the model takes 8"
+    assert note_on_cut([3, 9], 5, 8) == said
+    assert note_on_cut([3, 9], 5, None).endswith("--max-length 9 takes them whole") and note_on_cut([], 5, 8) == ""
 
 
 def test_the_test_set_keeps_the_training_datas_names_of_classes(tmp_path, model):

@@ -6,6 +6,7 @@ from steppe.compare.data.examples import (
     Amounts,
     Source,
     Split,
+    Task,
     choose,
     generator,
     hold_out_test,
@@ -96,6 +97,12 @@ def test_an_owners_validation_set_is_used():
 def test_too_many_labels_are_refused_with_what_to_lower():
     with pytest.raises(ValueError, match="lower --labelled or --validation"):
         choose(hold_out_test(_numbered(100), 4), "made up", 0, Amounts(70, 30, 0.0))
+
+
+def test_notes_are_sentences():
+    part = Split(torch.zeros(2, 1), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="notes='a tenth' was given; expected a list of sentences"):
+        Task("mine", part, part, part, 2, notes="a tenth")
 
 
 def test_inputs_are_standardised_by_the_training_images_alone():

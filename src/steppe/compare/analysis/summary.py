@@ -75,9 +75,14 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     }
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
     summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
-    hints = scripted.notes(known, cost) if spec.get("script") else []
+    hints = scripted.notes(known, cost) if spec.get("script") else _of_data(known)
     summary |= {"hints": hints} if hints else {}
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
+
+
+def _of_data(known: Sequence[Record]) -> list[str]:
+    """What the tasks of the runs say of their data, each sentence once."""
+    return list(dict.fromkeys(note for run in known for note in run.get("notes") or ()))
 
 
 class _Against:

@@ -16,7 +16,7 @@ from steppe.compare.data.examples import Source, Texts, hold_out_test
 from steppe.text.models import tokenizer_of
 from steppe.text.readers import Labelled, read
 from steppe.text.rows import HUB
-from steppe.text.tokens import check_length, encode, limit
+from steppe.text.tokens import check_length, counted, encode, limit, note_on_cut
 
 WORDS = {"train": ("train",), "val": ("dev", "validation", "valid", "val"), "test": ("test",)}
 """Part -> the words that a file's name has for it: `stsa.binary.dev`, `val.csv`."""
@@ -106,14 +106,14 @@ def source(place: str, model: str, max_length: int | None, text: str | None, lab
     """
     _need_packages(place)
     found = parts(place, text or "text", label or "label")
-    splits = _tokenised(model, found, max_length)
+    splits, notes = _tokenised(model, found, max_length)
     classes = len(found["train"].names)
     val = splits["val"].by_length() if "val" in splits else None
     if "test" in splits:
-        return Source(splits["train"], splits["test"].by_length(), classes, val)
+        return Source(splits["train"], splits["test"].by_length(), classes, val, notes)
     rest = hold_out_test(splits["train"], classes)
     test = rest.test
-    return Source(rest.pool, test.by_length() if isinstance(test, Texts) else test, classes, val)
+    return Source(rest.pool, test.by_length() if isinstance(test, Texts) else test, classes, val, notes)
 
 
 def _need_packages(place: str) -> None:
@@ -122,17 +122,25 @@ def _need_packages(place: str) -> None:
         raise ValueError(f"text:{place} needs {' and '.join(missing)}; run: pip install 'steppe[study,finetune]'")
 
 
-def _tokenised(model: str, found: Mapping[str, Labelled], max_length: int | None) -> dict[str, Texts]:
+def _tokenised(
+    model: str, found: Mapping[str, Labelled], max_length: int | None
+) -> tuple[dict[str, Texts], tuple[str, ...]]:
+    """The texts of each part, and a sentence where some are cut."""
     from transformers import AutoConfig
 
     model, _ = base_and_adapter(model)
     tokenizer = tokenizer_of(model)
     tokenizer.padding_side = "right"  # what is cut off again is at the end, whatever the model was trained with
     made = SimpleNamespace(config=AutoConfig.from_pretrained(model))
-    length = check_length(max_length, made, tokenizer) if max_length else limit(made, tokenizer) or _LONG
-    return {
+    most = limit(made, tokenizer)
+    length = check_length(max_length, made, tokenizer) if max_length else most or _LONG
+    texts = {
         part: Texts(encode(tokenizer, each.texts, length), torch.tensor(each.labels)) for part, each in found.items()
     }
+    full = any(int(each.lengths.max()) >= length for each in texts.values())
+    whole = [n for each in found.values() for n in counted(tokenizer, each.texts)] if full else []
+    note = note_on_cut(whole, length, most)
+    return texts, (f"{note}.",) if note else ()
 
 
 def check(place: str) -> None:

@@ -94,9 +94,10 @@ class Task:
             one chooses and judges. By default accuracy and nll for cross_entropy; mse, mae and r2 for mse.
         rows: baselines that need no training, name -> function of the inputs `x` that gives outputs (a forecast that
             repeats the last value). They stand among the baselines, and cost nothing.
+        notes: sentences on the data that a reader must know; they stand under the table and in the report.
 
     Raises:
-        ValueError: an unknown loss or metric, or a row with the name of another baseline.
+        ValueError: an unknown loss or metric, a row with the name of another baseline, or notes that are one string.
     """
 
     name: str
@@ -108,12 +109,15 @@ class Task:
     loss: Loss = "cross_entropy"
     metrics: Sequence[str | Metric] = ()
     rows: Mapping[str, Callable[[Any], Tensor]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Check loss and metrics, before anything is trained."""
         check_loss(self.loss)
         chosen(self.metrics, self.loss)
         taken = next((name for name in self.rows if name in _BASELINES or not name.strip()), None)
+        if isinstance(self.notes, str):
+            raise ValueError(f"notes={self.notes!r} was given; expected a list of sentences")
         if taken is not None:
             raise ValueError(f"row {taken!r} cannot be called so; the baselines are {', '.join(_BASELINES)} already")
 
@@ -138,12 +142,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Source:
-    """All examples of a data set before a seed chooses among them; `val` only where its owner made one."""
+    """All examples of a data set before a seed chooses among them; `val` only where its owner made one.
+
+    `notes` are those of the task.
+    """
 
     pool: Split
     test: Split
     classes: int
     val: Split | None = None
+    notes: tuple[str, ...] = ()
 
 
 def generator(*words: int) -> torch.Generator:
@@ -225,7 +233,7 @@ def choose(source: Source, name: str, seed: int, amounts: Amounts) -> Task:
         amounts: how many.
     """
     train, val = drawn(source, seed, amounts)
-    task = Task(name, train, val, source.test, source.classes)
+    task = Task(name, train, val, source.test, source.classes, notes=source.notes)
     return task if isinstance(train, Texts) else standardised(task)
 
 

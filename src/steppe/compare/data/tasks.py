@@ -286,7 +286,6 @@ def _add_files(digest: Any, folder: Path, read: Callable[[Path], bool]) -> None:
         digest.update(corpora.content(path) if read(path) else b"")
 
 
-
 WHOLE, END = 2**28, 4096
 """Bytes of a folder of images up to which all are read; of each image in a larger one, its first and last so many."""
 

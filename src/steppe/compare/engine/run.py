@@ -282,6 +282,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho, task.loss)
     val, test = figures(model, task, "val"), figures(model, task, "test")
     more = forecasts.kept(model, task)  # before early stopping takes other weights
+    more |= {"notes": list(task.notes)} if task.notes else {}
     more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
         **run.named(), "metric": curve.judge.as_dict(), **val, **test,
