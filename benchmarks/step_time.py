@@ -51,6 +51,7 @@ class Case:
     what: tuple[str, tuple[str, ...]] = ALL
     threads: int = 1
     steps: int | None = None
+    row: int = 1
     phases: int = 8
     label: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -94,9 +95,12 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
     resnet = Subject("resnet18", device=device)
     large = Subject("step_models:transformer100m", 8, device=device, dtype="bfloat16")
     both = (f"sam,rst,look_sam:k=5,{CHEAP}", TARGETS[1])
+    few = Subject("step_models:resnet50", device=device), Subject("step_models:vit_b16", device=device)
+    in_a_row = [Case(each, (f"sam,look_sam:k=5,{CHEAP}", ()), steps=96, row=8, phases=0) for each in few]
     return {
-        "cuda_resnet50_b128": Case(Subject("step_models:resnet50", device=device), both, steps=24, phases=20),
-        "cuda_vit_b16_b128": Case(Subject("step_models:vit_b16", device=device), both, steps=16, phases=10),
+        "cuda_resnet50_row8": in_a_row[0], "cuda_vit_b16_row8": in_a_row[1],
+        "cuda_resnet50_b128": Case(few[0], both, steps=24, phases=20),
+        "cuda_vit_b16_b128": Case(few[1], both, steps=16, phases=10),
         "cuda_llama1b_lora_b8": Case(
             Subject("step_models:llama1b_lora", 8, device=device, dtype="bfloat16"), (f"{both[0]},nbar", both[1]),
             steps=16, phases=10,
@@ -110,7 +114,7 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
 def run(name: str, case: Case, steps: int | None) -> None:
     """One case, written and shown."""
     texts, peers = case.what
-    settings = Request(steps=steps or case.steps, threads=case.threads, budget=90.0)
+    settings = Request(steps=steps or case.steps, row=case.row, threads=case.threads, budget=90.0)
     contenders = makers(parse_all([texts]), settings.optimizer) | {peer: PEERS[peer] for peer in peers}
     record = measure(case.subject, contenders, settings, lambda share: print(f"{name}: {share:.0%}", file=sys.stderr))
     more = f" --steps {steps}" if steps else ""

@@ -13,12 +13,13 @@ TARGET = ROOT / "docs" / "cost.md"
 ORDER = (
     "resnet18_b128", "resnet18_b128_more", "resnet18_b16", "vit192_b128", "minilm_full", "minilm_lora", "mlp_b128",
     "cnn_b64", "tiny_language", "cuda_resnet50_b128", "cuda_vit_b16_b128", "cuda_llama1b_lora_b8",
-    "cuda_resnet18_b128", "cuda_resnet18_b16", "cuda_transformer100m",
+    "cuda_resnet18_b128", "cuda_resnet18_b16", "cuda_transformer100m", "cuda_resnet50_row8", "cuda_vit_b16_row8",
 )  # fmt: skip
 WIDTHS = ("width", "cuda_width_float32", "cuda_width_bfloat16")
 PAIRS = (("sam", "peer_sam"), ("look_sam:k=5", "peer_look_sam"), ("gsam", "peer_gsam"), ("fsam", "peer_fsam"))
 AIMS = (("sam", 2.04), ("look_sam:k=5", 1.24), ("rst", 1.53))
 LOOKED = ("sam", "recommended", "sam:samples=16", "rst", "look_sam:k=5", "msam")
+KINDS = {"more": " (more methods)", "row8": " (eight steps without waiting)"}
 QUIET = 1.5
 INTRO = """# What a step costs, measured
 
@@ -81,13 +82,13 @@ part, and less than its passes say elsewhere.
 
 What is near its passes there is RST, LookSAM and MSAM. A loop that does not wait for every step hides a part of the
 launches behind the GPU's work, and CUDA graphs (`torch.compile(mode="reduce-overhead")`) take most of them away; how
-much either brings was not measured.
+much either brings was not measured (`steppe bench --row 8`, the cases `_row8`).
 """
 
 
 def gpu(found: dict[str, Any]) -> str:
     """What looks cost where launches take the time."""
-    records = [record for name, record in found.items() if name.startswith("cuda_")]
+    records = [record for name, record in found.items() if name.startswith("cuda_") and not name.endswith("_row8")]
     names = [name for name in LOOKED if all(name in record["methods"] for record in records)]
     if not records or not names:
         return ""
@@ -130,7 +131,7 @@ def subject(record: dict[str, Any]) -> str:
 def case(record: dict[str, Any]) -> str:
     """The table of one case."""
     rows = [
-        f"## {subject(record)}" + (" (more methods)" if record["case"].endswith("_more") else ""), "",
+        f"## {subject(record)}" + KINDS.get(record["case"].rpartition("_")[2], ""), "",
         f"`{record['command']}` · {setting(record)}", "",
         "| method | passes | step time | buffers | memory, MiB |", "|---|---|---|---|---|",
     ]  # fmt: skip

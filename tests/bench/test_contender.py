@@ -111,3 +111,14 @@ def test_a_method_may_bring_its_own_optimizer():
     problem, one = method("sam_adamw")
     one.take(problem.batch)
     assert one.passes == {True: 2.0} and one.stated.startswith("1")
+
+
+def test_steps_in_a_row_are_of_one_kind() -> None:
+    problem, one = method("look_sam:k=3")
+    kinds = []
+    step = one.step
+    one.step = lambda batch: (step(batch), kinds.append(one.ascended()))
+    for wanted in (True, False):
+        one.place(wanted)
+        one.take(problem.batch, row=4)
+    assert kinds == [True] * 4 + [False] * 4 and one.passes == {True: 2.0, False: 1.0}

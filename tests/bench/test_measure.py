@@ -27,6 +27,17 @@ def test_where_modules_alone_take_time_it_is_the_passes(record):
             assert ratio == pytest.approx(dict.fromkeys(("low", "median", "high"), passes)), name
 
 
+def test_steps_in_a_row_are_one_turn_and_their_time_is_of_one(record):
+    subject = Subject("tests.bench.tiny:wide", 64)
+    with counting_modules():
+        made = measure.measure(
+            subject, makers(parse_all(["look_sam:k=5"]), "sgd"), Request(steps=12, row=3, memory=False)
+        )
+    assert made["settings"]["turns"] == 4 and made["base"]["step_ms"] == record["base"]["step_ms"]
+    row = made["methods"]["look_sam:k=5"]
+    assert row["time_ratio"]["median"] == pytest.approx(1.2) and row["kinds"]["ascends"]["steps"] == 2
+
+
 def test_both_kinds_of_step_are_measured_equally_often(record):
     kinds = record["methods"]["look_sam:k=5"]["kinds"]
     assert kinds["ascends"]["steps"] == kinds["does_not"]["steps"] == 6

@@ -71,10 +71,13 @@ class Contender:
         """The kinds of step there are, those that ascend first: the others may live on what they left."""
         return {0.0: (False,), 1.0: (True,)}.get(-1.0 if self.share is None else self.share, (True, False))
 
-    def take(self, batch: Any) -> None:
-        """One step, and its passes counted."""
-        self.loss.passes()
-        self.step(batch)
+    def take(self, batch: Any, row: int = 1) -> None:
+        """Steps in a row, all of the first's kind where a schedule is known, and the passes of the last counted."""
+        for number in range(row):
+            if number:
+                self.place(self.ascended())
+            self.loss.passes()
+            self.step(batch)
         self.passes[self.ascended()] = self.loss.passes()
 
 

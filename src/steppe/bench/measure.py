@@ -47,13 +47,16 @@ class Request:
     """
 
     steps: Annotated[int | None, Field(description="Steps of each contender (as the budget allows, 10 to 200).")] = None
+    row: Annotated[
+        int, Field(description="Steps of a turn without waiting for a GPU; 1: a loop that reads every loss.")
+    ] = 1
     budget: Annotated[float, Field(description="Seconds for the steps of all contenders.")] = 60.0
     threads: Annotated[int, Field(description="Threads of torch on the CPU.")] = 1
     optimizer: Annotated[str, Field(description="Base optimizer: sgd (momentum 0.9) or adamw.")] = "sgd"
     memory: Annotated[bool, Field(description="Measure memory too: three steps more of every contender.")] = True
 
     def __post_init__(self) -> None:
-        check_counts(steps=self.steps, threads=self.threads)
+        check_counts(steps=self.steps, row=self.row, threads=self.threads)
         if not 0 < self.budget < math.inf:
             raise ValueError(f"budget must be a number above 0, got {self.budget}")
         if self.optimizer not in OPTIMIZERS:
@@ -95,9 +98,9 @@ def _measured(subject: Subject | Tasked, every: Mapping[str, Maker], settings: R
     clocks, turns = _timed(subject.device, list(made.values()), problems["base"].batch, settings, tell)
     sizes = _sizes(problems["base"])
     load = _load()
-    shares = {name: _share(one, clock) for (name, one), clock in zip(made.items(), clocks, strict=True)}
-    rows = {name: _row(one, clock, shares[name]) for (name, one), clock in zip(made.items(), clocks, strict=True)}
-    del problems, made, clocks
+    pairs = zip(made.items(), clocks, strict=True)
+    rows = {name: _row(one, clock, _share(one, clock), settings.row) for (name, one), clock in pairs}
+    del problems, made, clocks, pairs
     if settings.memory:
         _add_memory(rows, subject, every, sizes["trained_bytes"])
     return {
@@ -111,14 +114,14 @@ def _timed(
     device: str, contenders: list[Contender], batch: Any, settings: Request, tell: Tell
 ) -> tuple[list[Clock], int]:
     """Turns of all contenders, in groups behind a base step of their own; both kinds of step come round alternately."""
-    clocks = [Clock(one.take, one.ascended) for one in contenders]
+    clocks = [Clock(partial(one.take, row=settings.row), one.ascended) for one in contenders]
     took, turn = 0.0, 0
     while turn < 2 and took < BRIEF:  # warm-up: of slow models one round is enough
         start = time.perf_counter()
         _round(device, contenders, clocks, batch, turn, len(contenders), keep=False)
         took, turn = time.perf_counter() - start, turn + 1
     size = 2 if took / sum(1 + bool(c.share) for c in contenders) > SLOW else len(contenders)
-    turns = settings.steps or round(min(max(settings.budget / took, LEAST), MOST))
+    turns = math.ceil((settings.steps or 0) / settings.row) or round(min(max(settings.budget / took, LEAST), MOST))
     for turn in range(turns):
         _round(device, contenders, clocks, batch, turn, size)
         tell((turn + 1) / turns)
@@ -143,13 +146,13 @@ def _share(contender: Contender, clock: Clock) -> float:
     return seen[True] / (seen[True] + seen[False])
 
 
-def _row(contender: Contender, clock: Clock, share: float) -> dict[str, Any]:
+def _row(contender: Contender, clock: Clock, share: float, steps: int) -> dict[str, Any]:
     passes = contender.passes
     return {
         "label": contender.label, "ascended_share": share,
         "passes": share * passes.get(True, 0.0) + (1 - share) * passes.get(False, 0.0),
         "time_ratio": weighted(clock.ratios, share), "busy_ratio": weighted(clock.busy, share),
-        "step_ms": {name: 1e3 * value for name, value in weighted(clock.seconds, share).items()},
+        "step_ms": {name: 1e3 * value / steps for name, value in weighted(clock.seconds, share).items()},
         "kinds": {"ascends" if kind else "does_not": _kind(clock.ratios[kind]) for kind in passes},
         "buffers_stated": contender.stated,
     }  # fmt: skip
