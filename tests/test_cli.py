@@ -20,7 +20,7 @@ BAD_FLAGS = [
     ("compare --epoch 3", "--epochs"),
     ("predict run x.txt", "x.txt stands behind no flag; `steppe predict --help` lists them"),
     ("compare --epochs", "--epochs"),
-    ("compare --epochs many", "'many' is not a valid int"),
+    ("compare --epochs many", "for '--epochs'"),
     ("compare --epochs 0", "epochs must be a whole number of at least 1, got 0"),
     ("compare --batch-size -4", "batch_size must be a whole number of at least 1, got -4"),
     ("compare --lr 0", "lr must be a number above 0, got 0.0"),
