@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from suite_page import best, figure
+from suite_page import best, command, figure
 from suite_page import table as gains
 
 ABSENT = "not measured"
@@ -55,7 +55,7 @@ def compared(record: Record) -> list[str]:
     """One comparison: its best baseline, its command, and each method's gain over that baseline."""
     hardest = f"{figure(best(record), record)} ({record['best_baseline'].replace('_', ' and ')})"
     return [
-        f"`{record['command']}`",
+        f"`{command(record)}`",
         "",
         f"{best(record)['n']} seeds; best baseline {hardest}; gains in points, **bold** where clear after Holm's "
         "correction over the table.",

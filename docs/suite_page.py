@@ -20,10 +20,12 @@ Written by `python docs/suite_page.py` from `benchmarks/results/suite_*.json`; `
 it. On each task the base chooses its learning rate and every method its radius, on the validation part and the same
 seeds. The baseline is the best of the base at its end, stopped early, with averaged weights, and trained twice as
 long (stopped or not), by its mean on the test: a hard one, as it is picked with the test in sight and the methods are
-not. A gain is paired over seeds, ± half a 95 % interval, not corrected for the number of comparisons; **bold** where
-it is clear of zero after Holm's correction over the methods of its task. Passes are counted; time is a step's beside
-the base's, in turns in one process: processor time, or where a table says so the wall clock. On the
-smallest networks a pass over few samples takes nearly as long as one over all ([choosing](choosing.md)).
+not. Tasks whose command ends in `--no-step-back` were run before `steppe compare` stepped back from radii beside broken
+ones ([compare](compare.md#what-is-chosen-and-from-what)); so it chooses as it did then. A gain is paired over seeds,
+± half a 95 % interval, not corrected for the number of comparisons; **bold** where it is clear of zero after Holm's
+correction over the methods of its task. Passes are counted; time is a step's beside the base's, in turns in one
+process: processor time, or where a table says so the wall clock. On the smallest networks a pass over few samples
+takes nearly as long as one over all ([choosing](choosing.md)).
 """
 
 FOUND = """What to make of it:
@@ -34,7 +36,8 @@ FOUND = """What to make of it:
   together. The ramp of a tenth is the best of four lengths tried on the 10,000 signals that choose, with seeds that
   judge too; that 16 samples are best is read off this table.
 - **A large radius breaks some trainings**: the one that two seeds chose for four samples without a ramp broke two of
-  six, at their beginning. A mean over few seeds does not see it coming; a ramp of a tenth broke none.
+  six, at their beginning. A mean over few seeds does not see it coming, but a value that breaks in the tuning right
+  above it does: `steppe compare` now steps back there. A ramp of a tenth broke none.
 - **A quarter of the steps is a quarter of the look**: where every step gains, every fourth keeps little or nothing.
   That is why `steppe.recommended` looks on every step.
 - **Nothing on ETTh1**: at 96 hours no method is above the base with averaged weights, at 720 all lose clearly to
@@ -108,6 +111,12 @@ def _share(row: Record) -> str:
     return f"{100 * found['share']:.0f} % [{100 * found['low']:.0f}, {100 * found['high']:.0f}]" if found else "–"
 
 
+def command(record: Record) -> str:
+    """What gives the record today: before there was a step back, there was nothing to leave."""
+    before = "step_back" not in record.get("spec", {"step_back": True})
+    return str(record["command"]) + " --no-step-back" * before
+
+
 def section(name: str, record: Record) -> str:
     """Title, command, baselines, table."""
     task, metric = SUITE[name], record["metric"]
@@ -118,7 +127,7 @@ def section(name: str, record: Record) -> str:
     seeds = best(record)["n"]
     return (
         f"## {task.title}\n\n{metric['title']} ({unit}; a gain above zero is better), {seeds} seeds. Baselines: "
-        f"{'; '.join(shown)}. Best: {record['best_baseline']}.\n\n`{record['command']}`\n\n{table(record)}\n"
+        f"{'; '.join(shown)}. Best: {record['best_baseline']}.\n\n`{command(record)}`\n\n{table(record)}\n"
     )
 
 

@@ -51,6 +51,11 @@ def test_the_page_is_that_of_the_files() -> None:
     assert page.TARGET.read_text() == page.page(found)
 
 
+def test_a_study_from_before_the_step_back_is_made_again_without_it() -> None:
+    assert page.command({"command": "c", "spec": {"rho": [0.1]}}) == "c --no-step-back"
+    assert page.command({"command": "c", "spec": {"step_back": True}}) == "c"
+
+
 def test_readme_quotes_the_look_where_it_wins_and_where_it_loses() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     for name in ("ett96", "ett720"):

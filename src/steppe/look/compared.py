@@ -17,7 +17,7 @@ from steppe.compare.data.losses import mean_of
 from steppe.compare.engine import measure, run
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.runs import Run, describe
-from steppe.compare.engine.spec import Spec, steps_per_epoch
+from steppe.compare.engine.spec import Spec, kept_spec, steps_per_epoch
 from steppe.compare.engine.store import Store
 from steppe.compare.judge import of_records
 from steppe.look.request import Request
@@ -41,8 +41,7 @@ def of_study(folder: Path, request: Request, shown: Counted) -> Subjects:
 
 def _plan(folder: Path) -> Plan:
     kept = dict(read_json(folder / "spec.json"))
-    hash_, fields = kept.get("spec_hash"), {name: kept[name] for name in Spec.model_fields if name in kept}
-    spec = Spec(**fields | {"out": str(folder)})
+    hash_, spec = kept.get("spec_hash"), kept_spec(kept, folder)
     if spec.script is not None:
         raise ValueError(
             f"{folder} compares a script, whose models are its own; look at one by module:function, or in the script "

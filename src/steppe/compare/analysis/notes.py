@@ -20,7 +20,7 @@ def notes(summary: Summary) -> list[str]:
     if summary["best_baseline"] is None:
         return _missing(summary)
     parts: Sequence[Callable[[Summary], list[str]]] = (
-        _early, _double, _equal, _untrained, _sam, _worse, _edges, _few_seeds, _missing, _cost, _selection,
+        _early, _double, _equal, _untrained, _sam, _worse, _cliffs, _edges, _few_seeds, _missing, _cost, _selection,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(summary)]
 
@@ -96,6 +96,23 @@ def _sam(summary: Summary) -> list[str]:
 def _worse(summary: Summary) -> list[str]:
     names = [row["label"] for row in _methods(summary) if row["gain"]["clear"] == -1]
     return [f"Clearly below {baseline(summary['best_baseline'])}: {listing(names)}."] if names else []
+
+
+def _cliffs(summary: Summary) -> list[str]:
+    return [_cliff(row["label"], **row["cliff"]) for row in summary["rows"] if row.get("cliff")]
+
+
+def _cliff(label: str, tunes: str, best: float, beside: float, broke: int, of: int, taken: float) -> str:
+    """What was chosen beside a value that broke trainings, or in spite of that."""
+    symbol, runs = SYMBOLS.get(tunes, tunes), f"{broke} of {of} tuning runs"
+    if taken != best:
+        return (
+            f"{label}: {symbol} = {best:g} was best on validation data, but {runs} broke at {beside:g}; "
+            f"{taken:g}, which is not clearly worse, was taken instead."
+        )
+    if beside == best:
+        return f"{label}: the chosen {symbol} = {best:g} broke {runs}, and may break others."
+    return f"{label}: the chosen {symbol} = {best:g} lies beside {beside:g}, which broke {runs}; it may break others."
 
 
 def _edges(summary: Summary) -> list[str]:

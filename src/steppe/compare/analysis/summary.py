@@ -195,7 +195,12 @@ def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> 
         ]
         if row["variant"] == "plain"
         else []
-    }
+    } | ({"cliff": seen} if row["variant"] == "plain" and (seen := _cliff(runs)) else {})
+
+
+def _cliff(runs: Sequence[Record]) -> dict[str, Any] | None:
+    """What the tune runs at the best value say of trainings that broke there or beside it."""
+    return next((dict(run["cliff"]) for run in runs if run.get("cliff")), None)
 
 
 def _in_order(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:

@@ -1,10 +1,10 @@
 """Which runs a study needs, as a pure function of its settings and of the runs that are done.
 
 Tune runs: every method with every value of its grid (rho; mu where it has no radius), on the tune seeds. The value with
-the best mean validation figure (ties: the smaller) is then run on all seeds. A final run equal to a tune run is that
-run: nothing runs twice. Where learning rates are to be tried (`lr_grid`), the base chooses among them first, in the
-same way, and all methods train at the one that suits the base best; or, with `tune_lr = "each"`, each method tries
-every value at every rate.
+the best mean validation figure (ties: the smaller), or the next smaller one where that lies at a cliff, is then run on
+all seeds. A final run equal to a tune run is that run: nothing runs twice. Where learning rates are to be tried
+(`lr_grid`), the base chooses among them first, in the same way, and all methods train at the one that suits the base
+best; or, with `tune_lr = "each"`, each method tries every value at every rate.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from steppe._command.choices import BASE, Choice, parse_all
 from steppe.compare.analysis.lost import lost
-from steppe.compare.engine import search, tune
+from steppe.compare.engine import cliff, search, tune
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec
 from steppe.compare.judge import of_records
@@ -144,12 +144,24 @@ class Plan:
 
     def best_base(self, records: Records, failed: Collection[str] = ()) -> Run | None:
         """The base at its chosen learning rate, on the first seed; None while it is not known."""
-        return self._explored(self._bases(), records, failed)[1]
+        return self._chosen(self._bases(), records, failed)
 
     def best(self, choice: Choice, records: Records, failed: Collection[str] = ()) -> Run | None:
         """The method at its chosen value, on the first seed; None while it, or the base's rate, is not known."""
         base = self.best_base(records, failed)
-        return self._explored(self._starts(choice, base), records, failed)[1] if base else None
+        return self._chosen(self._starts(choice, base), records, failed) if base else None
+
+    def _chosen(self, starts: Sequence[Run], records: Records, failed: Collection[str]) -> Run | None:
+        """The best of what is tried, or what is taken instead as it lies at a cliff."""
+        tried, best = self._explored(starts, records, failed)
+        seen = self._cliff(tried, best, records)
+        return seen.below if seen and seen.below and self.spec.step_back else best
+
+    def _cliff(self, tried: Sequence[Run], best: Run | None, records: Records) -> cliff.Cliff | None:
+        """The cliff that the best of what is tried lies at, if it does."""
+        if best is None or len(tried) == 1:
+            return None
+        return cliff.find(tried, best, {each: self._records_of(each, records) for each in tried})
 
     def _best(self, starts: Sequence[Run], records: Records, failed: Collection[str]) -> Run | None:
         """The winner on validation, of what did not diverge; None while tune runs are missing or if all failed."""
@@ -197,18 +209,35 @@ class Plan:
 
     def records(self, records: Records, failed: Collection[str] = ()) -> list[dict[str, Any]]:
         """The records of this study in a fixed order, once per role: as tune run, as final run."""
-        grid = set(self._grid(records, failed))
+        sides = self._sides(records, failed)
+        grid = {replace(each, seed=0) for starts in sides for each in starts}
+        cliffs = dict(each for starts in sides for each in self._cliffs(starts, records, failed))
         return [
             run.seen(records[self.id(run)]) | {"phase": phase}
             | ({"grown": True} if phase == "tune" and replace(run, seed=0) not in grid else {})
+            | ({"cliff": cliffs[run]} if phase == "tune" and run in cliffs else {})
             for phase, run in self._roles(records, failed) if self.id(run) in records
         ]  # fmt: skip
 
-    def _grid(self, records: Records, failed: Collection[str]) -> Iterator[Run]:
-        """What was asked to be tried, without what grew from it."""
+    def _sides(self, records: Records, failed: Collection[str]) -> list[list[Run]]:
+        """What was asked to be tried by the base, and by each method, without what grew from it."""
         base = self.best_base(records, failed)
-        of_methods = [each for choice in self.choices for each in self._starts(choice, base)] if base else []
-        return (replace(each, seed=0) for each in [*self._bases(), *of_methods])
+        return [self._bases(), *(self._starts(choice, base) for choice in self.choices if base)]
+
+    def _cliffs(
+        self, starts: Sequence[Run], records: Records, failed: Collection[str]
+    ) -> Iterator[tuple[Run, dict[str, Any]]]:
+        """The tune runs at the best value, with what is to be told of the cliff that it lies at."""
+        tried, best = self._explored(starts, records, failed)
+        seen = self._cliff(tried, best, records)
+        if best is None or seen is None:
+            return
+        taken = seen.below if self.spec.step_back else None
+        for run in self._tries([best]):
+            yield run, {
+                "tunes": best.tunes, "best": _number(best), "beside": _number(seen.beside), "broke": seen.broke,
+                "of": seen.of, "taken": _number(taken or best),
+            }  # fmt: skip
 
 
 def _validation(found: Sequence[Mapping[str, Any]]) -> float:
@@ -217,6 +246,11 @@ def _validation(found: Sequence[Mapping[str, Any]]) -> float:
     values = [judge.of(record, "val") for record in found]
     mean = math.nan if None in values else sum(v for v in values if v is not None) / len(found)
     return judge.rank(float(f"{mean:.9g}"))  # equal is what differs by rounding alone
+
+
+def _number(run: Run) -> float | None:
+    """What is tried in a run: of a method its value, of the base its learning rate."""
+    return run.lr if run.choice is None else run.value
 
 
 def _smallness(run: Run) -> tuple[float, float]:

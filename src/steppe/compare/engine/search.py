@@ -32,12 +32,18 @@ def at(run: Run, name: str, number: Number) -> Run:
     return replace(run, more=tuple((key, number if key == name else each) for key, each in run.more))
 
 
+def along(tried: Sequence[Run], best: Run, name: str) -> list[Run]:
+    """What was tried in one coordinate while all others were as in the best, in order."""
+    there = (each for each in tried if name in coordinates(each) and name in coordinates(best))
+    return sorted((each for each in there if _alike(each, best, name)), key=lambda each: coordinates(each)[name])
+
+
 def _lines(tried: Sequence[Run], best: Run) -> Iterator[tuple[str, list[Number]]]:
-    """Each coordinate, with the numbers that were tried in it while all others were as in the best, in order."""
+    """Each coordinate, with the numbers that were tried along it."""
     for name in coordinates(best):
-        there = {coordinates(each)[name] for each in tried if name in coordinates(each) and _alike(each, best, name)}
+        there = [coordinates(each)[name] for each in along(tried, best, name)]
         if len(there) > 1:
-            yield name, sorted(there)
+            yield name, there
 
 
 def _alike(one: Run, other: Run, but: str) -> bool:

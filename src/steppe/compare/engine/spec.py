@@ -48,8 +48,8 @@ DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam", "gsam"
 """What is compared when nothing is named."""
 
 _NOT_IN_RESULT = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "jobs", "out", "parallel",
-    "shard", "on", "log",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "jobs", "out",
+    "parallel", "shard", "on", "log",
 }  # fmt: skip
 
 _LATER = {
@@ -121,6 +121,9 @@ class Spec(BaseModel):
     )
     grow: Annotated[int, Field(ge=0, le=20), Expected("a whole number from 0 to 20")] = Field(
         2, description="Values added at the edge of a grid while the best lies there; 0: the grids as they are."
+    )
+    step_back: bool = Field(
+        True, description="Take the next smaller value where the one above the best broke trainings and it is as good."
     )
     tune_seeds: Seeds = Field([0, 1], description="Seeds that choose rho on the validation split: how many, or which.")
     labelled: Two | None = Field(None, description="Labelled training examples.")
@@ -329,6 +332,12 @@ def _validated(values: Mapping[str, Any]) -> Spec:
         return Spec.model_validate(dict(values))
     except ValidationError as error:
         raise ValueError(refusal(Spec, error, values)) from None
+
+
+def kept_spec(found: Mapping[str, Any], folder: Path) -> Spec:
+    """The settings of a study as its `spec.json` has them; those that do not say so never stepped back."""
+    settings = {name: value for name, value in found.items() if name in Spec.model_fields}
+    return Spec.model_validate({"step_back": False} | settings | {"out": str(folder)})
 
 
 def _slug(task: str) -> str:

@@ -26,7 +26,7 @@ from steppe.compare.engine.flights import Flights
 from steppe.compare.engine.logged import logged
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.runs import Run, describe
-from steppe.compare.engine.spec import Spec, short_hash
+from steppe.compare.engine.spec import Spec, kept_spec, short_hash
 from steppe.compare.engine.store import Store
 from steppe.compare.report import page
 
@@ -304,8 +304,7 @@ def plan_of(folder: Path) -> Plan:
     found = read_json(folder / "spec.json")
     if not isinstance(found, dict) or "spec_hash" not in found:
         raise ValueError(f"{folder} holds no comparison; give the --out of one, such as results/digits-few")
-    settings = {name: value for name, value in found.items() if name in Spec.model_fields}
-    return Plan(Spec.model_validate(settings | {"out": str(folder)}), found["spec_hash"])
+    return Plan(kept_spec(found, folder), found["spec_hash"])
 
 
 def rewrite(folder: Path) -> Outcome:
