@@ -24,7 +24,7 @@ def counting_modules() -> Iterator[None]:
 
     hook = register_module_forward_hook(lambda *_: called.append(None))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meter, "_seconds", seconds)
+        patch.setattr(meter, "taken", seconds)
         try:
             yield
         finally:

@@ -60,12 +60,13 @@ class Clock:
 
 def take_turn(device: str, clocks: list[Clock], batch: Any, keep: bool = True) -> None:
     """One step of each, one after the other; all are compared with the first."""
-    times = [_seconds(device, lambda clock=clock: clock.step(batch)) for clock in clocks]  # type: ignore[misc]
+    times = [taken(device, lambda clock=clock: clock.step(batch)) for clock in clocks]  # type: ignore[misc]
     for clock, own in zip(clocks, times, strict=True) if keep else ():
         clock.note(own, times[0])
 
 
-def _seconds(device: str, work: Callable[[], Any]) -> tuple[float, float]:
+def taken(device: str, work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds that a piece of work takes by the clock, and of the processor."""
     _wait_for(device)
     start, busy = time.perf_counter(), time.process_time()
     work()

@@ -54,7 +54,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
     from steppe._command import ranks
     from steppe._command.pool import warm_up
     from steppe.compare import screen
-    from steppe.compare.engine import beforehand, executors, parallel, study
+    from steppe.compare.engine import executors, foretold, parallel, study
     from steppe.compare.engine.script import FirstFailedError
 
     errors = Console(stderr=True)
@@ -66,7 +66,7 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
             plan = study.check(spec)
         errors.quiet = not ranks.first()
         with refusing(FirstFailedError, executors.ExecutorError), screen.on(errors, plan) as shown:
-            shown.foretell(beforehand.seconds(plan) if engine is None else 0.0)
+            shown.foretell(foretold.seconds(plan) if engine is None else 0.0)
             outcome = study.compare(plan, shown, engine)
     ranks.agree(None)  # nobody leaves while another still needs it
     if not ranks.first():

@@ -56,7 +56,7 @@ def test_steps_that_were_never_seen_have_no_time():
 
 
 def test_the_clock_is_the_wall_s_and_the_processor_s():
-    wall, busy = meter._seconds("cpu", lambda: time.sleep(0.05))
+    wall, busy = meter.taken("cpu", lambda: time.sleep(0.05))
     assert wall >= 0.05 and 0 <= busy < wall, "asleep, the processor is another's"
 
 

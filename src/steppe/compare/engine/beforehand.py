@@ -1,9 +1,8 @@
-"""Whether every run of a study can be made, and about how long all take: asked before anything starts."""
+"""Whether every run of a study can be made: asked before anything starts."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from functools import partial
 from typing import Any
 
@@ -17,16 +16,12 @@ from steppe.compare.engine import rehearsal, rows, run, tune
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.script import Enough, arguments, builder, follow, printed
-from steppe.compare.engine.spec import steps_per_epoch
 from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import load
 
 TRIED = 2
 """Backwards after which a first trial of a script has shown that it can."""
-
-STEPS = 3
-"""Steps of the base that tell how long one takes; the first one warms up."""
 
 
 def check_methods(plan: Plan) -> None:
@@ -104,26 +99,3 @@ def as_here(plan: Plan) -> Plan:
     """The plan for a machine that only checks: the one that starts a study on others may have no GPU."""
     spec = plan.spec if torch.cuda.is_available() else plan.spec.model_copy(update={"device": "cpu"})
     return Plan(spec, plan.spec_hash)
-
-
-def seconds(plan: Plan) -> float:
-    """About how long all runs of a study take here: a few steps of the base are timed, and a method takes two passes.
-
-    Nothing is foretold of runs that several processes share, nor of scripts.
-    """
-    spec = plan.spec
-    if spec.parallel is not None or spec.script is not None:
-        return 0.0
-    task = run.load_task(spec, spec.seeds[0])
-    steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
-    trainer = run.make_trainer(spec, task, Run(BASE, None, spec.seeds[0]), steps)
-    batch = next(next(run.batches(task, spec.batch_size, 0)))
-    taken = []
-    try:
-        for _ in range(STEPS):
-            start = time.perf_counter()
-            trainer.step(batch)
-            taken.append(time.perf_counter() - start)
-    except Exception:
-        return 0.0  # the runs will say it, each with its own name
-    return 2 * min(taken) * steps * plan.total() / spec.workers

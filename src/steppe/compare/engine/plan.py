@@ -198,14 +198,19 @@ class Plan:
 
     def total(self, records: Records = NONE, failed: Collection[str] = ()) -> int:
         """How many runs there will be in the end, by what is known now: if none fails and no grid grows any more."""
+        return sum(self.trainings(records, failed).values())
+
+    def trainings(self, records: Records = NONE, failed: Collection[str] = ()) -> dict[Run, int]:
+        """The same of the base, of each method, and of the base given twice the epochs, by the first run of each."""
         base = self.best_base(records, failed) or self._bases()[0]
         there = {choice.text for choice in self.choices}
         alone = [choice for choice in self.choices if not (choice.averaged and choice.trained in there)]
         starts = [self._bases(), *(self._starts(choice, base) for choice in alone)]
-        tried = [len(self._explored(each, records, failed)[0]) if len(each) > 1 else 0 for each in starts]
+        tried = {each[0]: len(self._explored(each, records, failed)[0]) if len(each) > 1 else 0 for each in starts}
         seeds, each = len(self.spec.seeds), len(self.spec.tune_seeds)
-        again, longer = len(set(self.spec.seeds) & set(self.spec.tune_seeds)), len(self.spec.variants) - 1
-        return longer * seeds + sum(count * each + seeds - (again if count else 0) for count in tried)
+        again = len(set(self.spec.seeds) & set(self.spec.tune_seeds))
+        found = {start: count * each + seeds - (again if count else 0) for start, count in tried.items()}
+        return found | {replace(starts[0][0], variant=longer): seeds for longer in self.spec.variants[:-1]}
 
     def records(self, records: Records, failed: Collection[str] = ()) -> list[dict[str, Any]]:
         """The records of this study in a fixed order, once per role: as tune run, as final run."""

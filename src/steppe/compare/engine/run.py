@@ -110,7 +110,7 @@ def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bo
         if hasattr(sharp, "measure"):
             sharp.measure = bool(spec.log)  # which reads the weights, and changes nothing
     scheduler = LambdaLR(optimizer, _schedule(spec, total_steps))
-    average = _average(spec, model, total_steps) if choice is not None and choice.average == "ema" else None
+    average = exponential(spec, model, total_steps) if choice is not None and choice.average == "ema" else None
     return Trainer(model, optimizer, scheduler, sharp, blank, task.loss, average)
 
 
@@ -224,7 +224,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
     """The training, with a look at the validation part now and then."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     curve, balance = Curve(task, spread(task.test, spec.test_curve)), measure.Balance.of(trainer.model)
-    fit = _Fit(curve, balance, _average(spec, trainer.model, steps), _latest(spec, trainer.model))
+    fit = _Fit(curve, balance, exponential(spec, trainer.model, steps), _latest(spec, trainer.model))
     losses: list[Tensor] = []
     taken = set(averages.latest_steps(steps, per_epoch))
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, run.seed))
@@ -248,7 +248,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
     return fit
 
 
-def _average(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
+def exponential(spec: Spec, model: nn.Module, steps: int) -> AveragedModel | None:
     """An exponential average of weights and statistics over about a tenth of the training; none of split models."""
     if spec.parallel is not None:
         return None
