@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._algebra import as_real
+from steppe._clearing import Clearing
 from steppe._optimizers import Stepper
 from steppe._parameters import Entry, Parameters, parallel
 
@@ -32,6 +33,7 @@ class Gradients:
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         self.have_others = False
+        self.clearing = Clearing(parameters)
         self._others: list[Kept] = []
         self._outside: list[weakref.ref[Tensor]] = []
         self._aside: list[Kept] | None = None
@@ -154,7 +156,7 @@ class Gradients:
     def aside(self, average: Callable[[list[Tensor]], None] = lambda grads: None) -> Iterator[None]:
         """Put the gradients that are there aside, and add them to the new ones; on an error leave them as they were.
 
-        ``average`` is given those put aside before they are added.
+        ``average`` is given those put aside before they are added. What the closure clears is not added.
         """
         there = _with_gradient(self.parameters.all)
         earlier = [(p, _own(g)) for p, g in there]
@@ -163,6 +165,7 @@ class Gradients:
         slices = [(p, g) for p, g in there if g._is_view()] if not hosts else []
         if earlier:
             self.clear()
+        self.clearing.begin(earlier, hosts)
         self._aside = outside = []
         outside += self._outside_gradients()
         try:
@@ -177,6 +180,10 @@ class Gradients:
             raise
         finally:
             self._aside = None
+            self.clearing.over()
+        if self.clearing.gone:
+            earlier = [(p, g) for p, g in earlier if id(p) not in self.clearing.gone]
+            slices = [(p, g) for p, g in slices if id(p) not in self.clearing.gone]
         if earlier:
             average([g for _, g in earlier])
         for param, grad in [*earlier, *outside]:

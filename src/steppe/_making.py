@@ -134,9 +134,9 @@ class Making:
 
     def _backward(self, closure: Any, work: Work) -> Last:
         now = self._present.now
-        work.loss_of = self.passes.outside.watched(self._selection.rooted(work.loss_of), closure)
-        look = self.passes.looked_at(work)
-        ascends = self._present.ascends(self.draft)
+        loss_of = self._gradients.clearing.heeded(self._selection.rooted(work.loss_of))
+        work.loss_of = self.passes.outside.watched(loss_of, closure)
+        look, ascends = self.passes.looked_at(work), self._present.ascends(self.draft)
         may_ascend = ascends is not False
         arguments = [a for batch in work.batches for a in batch]
         work.trace = self._tracing.trace(closure, arguments, self.passes.moved, may_ascend)
