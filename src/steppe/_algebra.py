@@ -75,6 +75,12 @@ def scale_each_(tensors: Iterable[Tensor], factors: list[Tensor]) -> None:
     multiply_(here := local(tensors), [f.to(x.device) for f, x in zip(factors, here, strict=True)])
 
 
+def nothing_unless_(keep: Tensor, tensors: Tensors) -> None:
+    """All zeros where ``keep``, 0-dim, is false; nobody waits for it."""
+    for here in local(tensors):
+        here.masked_fill_(~keep.to(here.device), 0.0)
+
+
 def multiply_(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:
     """``x_i *= y_i``."""
     if here := local(tensors):

@@ -195,7 +195,7 @@ class Making:
             self._skip(clean.grads)
             return Last(False, clean.loss)
         kept = clean.grads if clean is not None and needs_clean else {}
-        direction, scale = (vector, 1.0) if ahead else (seen.grads, seen.scale)  # type: ignore[union-attr]
+        direction, scale = (vector, 1.0) if ahead else self.passes.direction(seen)  # type: ignore[arg-type]
         first = clean or seen
         start = None if first is None else first.start
         with self.climb.closing():
@@ -204,7 +204,7 @@ class Making:
         length, displacement = there.length, there.displacement
         del there  # and with it the saved weights, before the combination needs its room
         self._finish(kept)
-        return Last(True, None if first is None else first.loss, loss, length, displacement)
+        return Last(True, self.passes.shown(first, loss), loss, length, displacement)
 
     @torch.no_grad()
     def _skip(self, grads: Grads) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe._algebra import norm, nothing_unless_
 from steppe._batch import Work
 from steppe._gradients import Gradients
 from steppe._graphs import raise_in_our_words
@@ -53,7 +55,7 @@ class Passes:
         self._model, self._gradients, self._present = bare(model), gradients, present
         self._averaging, self._lookout = averaging, lookout
         self.mark: Replay | None = None
-        self.looking = False
+        self.looking = self._told = False
         self.scale: Scale = 1.0
         self.watch = Watch(self.roots, self.moved, self.sharded)
         self._silent: set[str] = set()
@@ -100,6 +102,28 @@ class Passes:
             self._averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
+
+    def direction(self, seen: Pass) -> tuple[Grads, Scale]:
+        """What a pass found, and its loss scale; nothing of a look that is not finite (a mean over no label).
+
+        But what only a loss scale made overflow stays: the scaler has to see it.
+        """
+        if self._present.now.look is not None:
+            radii = self._present.moved().radii
+            grads = [g for name, g in seen.grads.items() if name in radii]
+            scaled = (~seen.loss.isnan() & (seen.scale > 1)).to(grads[0].device)
+            keep = norm(grads).isfinite() | scaled
+            nothing_unless_(keep, grads)
+            if not self._told:
+                self._told = True
+                warn_of_no_look(keep)
+        return seen.grads, seen.scale
+
+    def shown(self, first: Pass | None, there: Tensor | None) -> Tensor | None:
+        """The loss at w: a look's, which leaves no trace, is that of the next pass where it is not finite."""
+        if first is None or first.start is not None or there is None:
+            return None if first is None else first.loss
+        return torch.where(first.loss.isfinite(), first.loss, there)
 
     def _look_at_the_hardest(self, work: Work, stays: bool) -> Pass:
         with nullcontext() if stays else self.no_trace():
@@ -252,6 +276,16 @@ class Passes:
         state.back()
         for held in outside:
             held.done()
+
+
+def warn_of_no_look(keep: Tensor) -> None:
+    """Say it where a first look is not finite."""
+    if not bool(keep):
+        warnings.warn(
+            "the look's gradient is NaN or inf, so that this step does not ascend; expected a loss that its samples "
+            "alone have (no std over one of them, no mean over no label): give the look more samples",
+            stacklevel=7,
+        )
 
 
 @contextmanager

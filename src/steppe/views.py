@@ -33,7 +33,9 @@ class Look(Part):
             and the running statistics that stay are those that it left.
 
     A combination that needs g costs one pass more. With one that does not, the loss that ``backward`` returns is the
-    look's, and running statistics move in the pass at w + eps.
+    look's, and running statistics move in the pass at w + eps. A look whose gradient is NaN or inf (a mean over no
+    label) climbs nowhere: the step is the base's, and the loss that is returned the whole batch's. What overflowed
+    under a loss scale is left to the scaler, which skips the step.
 
     Raises:
         TypeError, ValueError: a setting is out of its range, or none is given.
@@ -114,7 +116,7 @@ class Length(View):
     Args:
         share: of the positions that are kept, at least one. Cost of the look: about ``share`` passes.
         keep: ``"start"`` or ``"end"``. With a loss on the answers alone, which come last, keep the end (padding on the
-            left): a look in which no label is left has no direction and, as a mean over nothing, may be NaN.
+            left): a look in which no label is left has no direction.
     """
 
     share: float = 0.5
