@@ -15,6 +15,7 @@ from steppe._checkpoint import pack, unpack
 from steppe._compiled import compiled_again, untraced
 from steppe._doors import perturbed_message
 from steppe._draft import Draft, Last
+from steppe._elsewhere import settings_in_parts
 from steppe._hardest import PerSample, per_sample
 from steppe._making import Making
 from steppe._optimizers import Given
@@ -35,6 +36,7 @@ from steppe.select import Select
 from steppe.views import Look
 
 
+@settings_in_parts
 class SharpnessAware:
     """The sharpness-aware gradient of a model's loss, in place of ``loss.backward()``.
 
@@ -238,12 +240,11 @@ class SharpnessAware:
         Weights, buffers and all that a forward moves are back afterwards; ``.grad`` and the memory are not touched.
 
         Args:
-            scale: the loss scale that ``.grad`` carries, a number or the GradScaler itself; 1 after ``unscale_``. Where
-                nothing was scaled, and for methods that do not read it, none needs to be given.
+            scale: as :meth:`ascend`'s; not needed where nothing was scaled, and by methods that do not read it.
 
         Raises:
-            RuntimeError: something is perturbed already, there is no gradient, or the latest one was made under a loss
-                scale that the method reads (F-SAM's average, the scope "paper") and ``scale`` is not given.
+            RuntimeError: something is perturbed already, there is no gradient, or the latest came under a loss scale
+                that the method reads (F-SAM, the scope "paper"), and ``scale`` is not given.
         """
         self._refuse_while_perturbed("enter perturbed()")
         self._refresh()
