@@ -76,7 +76,7 @@ def test_a_closure_without_its_batch_is_refused_with_what_to_do() -> None:
 
 
 def test_a_ramp_is_the_curve_that_rises_over_its_share_of_the_training() -> None:
-    curve = steppe.curves.Through(((0, 0.0), (5, 0.8)))
+    curve = steppe.curves.Linear(0.0, 0.8, 5)
     by_hand = weights_after(lambda m, o: steppe.recommended(m, o, rho=curve))
     ramped = weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8, ramp=0.25, total_steps=20))
     assert same(ramped, by_hand) and not same(ramped, weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8)))

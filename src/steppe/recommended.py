@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from steppe._optimizers import Given
 from steppe._parts import Value, check, check_count
-from steppe.curves import Through
+from steppe.curves import Linear
 from steppe.gradient import SharpnessAware
 from steppe.methods.rst import RST
 
@@ -43,8 +43,9 @@ def recommended(
             nearly as long as one over all; a quarter kept a part of the gain in our search, or none.
         samples: how many of the batch, or a share of it. None: 0.04, one in 25; four if the model has batch
             normalisation, whose statistics need several.
-        ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line. On MNIST-1D,
-            at radii that break some trainings at their beginning, 0.1 broke none and gained more (docs/suite.md).
+        ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line, in whole steps. On
+            MNIST-1D, at radii that break some trainings at their beginning, 0.1 broke none and gained more
+            (docs/suite.md).
         total_steps: T, optimizer steps of the whole training; needed with a ramp alone.
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 
@@ -74,4 +75,4 @@ def _rising(rho: Value, ramp: float, total_steps: int | None) -> Value:
         raise ValueError(f"ramp={ramp!r} was given; expected total_steps, the optimizer steps of the training, with it")
     check_count("total_steps", total_steps)
     check("rho", rho, 0.0, why="a curve of its own needs no ramp")
-    return Through(((0, 0.0), (ramp * total_steps, rho)))  # type: ignore[arg-type]  # a number, as checked
+    return Linear(0.0, rho, max(1, round(ramp * total_steps)))  # type: ignore[arg-type]  # a number, as checked

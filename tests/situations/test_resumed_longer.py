@@ -79,6 +79,14 @@ def test_the_trainers_length_follows_the_new_run(tmp_path: Path) -> None:
     assert passes(again) == expected(LONG)
 
 
+@pytest.mark.filterwarnings("error:settings differ")
+def test_a_ramp_follows_the_new_run(tmp_path: Path) -> None:
+    recipe = functools.partial(steppe.recommended, samples=1, rho=0.05, ramp=0.5)
+    trained(tmp_path, recipe, SHORT, False)
+    again = trained(tmp_path, recipe, LONG, True)
+    assert [again.sharp.ascent.rho(t) for t in (0, 2, 4)] == [0.0, pytest.approx(0.025), 0.05]
+
+
 def test_the_users_own_length_stays(tmp_path: Path) -> None:
     recipe = functools.partial(steppe.RST, total_steps=SHORT, **RISING)
     trained(tmp_path, recipe, SHORT, False)
