@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from steppe._parts import check_count
 def lacking(
     recipe: Callable[..., Any], total_steps: int | Callable[[], Any], settings: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """``{"total_steps": total_steps}`` where ``recipe`` takes it and nobody has set it, else nothing.
+    """``{"total_steps": total_steps}`` where ``recipe`` takes it, nobody has set it and there is an end, else nothing.
 
     Args:
         recipe: a method's, a partial of one, or a function of the user's own.
@@ -24,7 +25,8 @@ def lacking(
         return {}
     if (settings or {}).get("total_steps") is not None:
         return {}
-    return {"total_steps": total_steps() if callable(total_steps) else total_steps}
+    length = total_steps() if callable(total_steps) else total_steps
+    return {} if length == math.inf else {"total_steps": length}  # Lightning's max_epochs=-1: nobody knows the end
 
 
 def of_this_length(
