@@ -17,7 +17,7 @@ Kept = tuple[Tensor, Tensor]
 class Clearing:
     """Sees whether the first call of a loss function clears gradients that were put aside before it.
 
-    Meanwhile zeros lie where one gradient of each optimizer was: the smallest.
+    Meanwhile zeros lie where one gradient of each optimizer was, the smallest, and where those outside the model were.
 
     Attributes:
         gone: ids of the parameters whose earlier gradients were cleared.
@@ -29,13 +29,19 @@ class Clearing:
         self._moved = False
         self.gone: set[int] = set()
 
-    def begin(self, earlier: list[Kept], moved: bool) -> None:
+    def begin(self, earlier: list[Kept], outside: list[Kept], moved: bool) -> None:
         """These were put aside; the next call may clear them.
 
-        ``moved``: a wrapper may lay gradients into its own buckets meanwhile.
+        ``outside``: of parameters that are not the model's. ``moved``: a wrapper may lay gradients into its own buckets
+        meanwhile.
         """
         self._moved = moved
         self._waiting, self.gone = self._by_optimizer([p for p, _ in earlier]) if earlier else [], set()
+        self._waiting += [[p] for p, _ in outside]  # nobody knows whose they are
+
+    def kept(self, there: list[Kept]) -> list[Kept]:
+        """What of these is still to be added to."""
+        return [(p, g) for p, g in there if id(p) not in self.gone] if self.gone else there
 
     def over(self) -> None:
         """No call is watched any more."""

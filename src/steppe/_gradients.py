@@ -165,9 +165,9 @@ class Gradients:
         slices = [(p, g) for p, g in there if g._is_view()] if not hosts else []
         if earlier:
             self.clear()
-        self.clearing.begin(earlier, hosts)
         self._aside = outside = []
         outside += self._outside_gradients()
+        self.clearing.begin(earlier, outside, hosts)
         try:
             yield
         except BaseException:
@@ -181,9 +181,7 @@ class Gradients:
         finally:
             self._aside = None
             self.clearing.over()
-        if self.clearing.gone:
-            earlier = [(p, g) for p, g in earlier if id(p) not in self.clearing.gone]
-            slices = [(p, g) for p, g in slices if id(p) not in self.clearing.gone]
+        earlier, outside, slices = map(self.clearing.kept, (earlier, outside, slices))
         if earlier:
             average([g for _, g in earlier])
         for param, grad in [*earlier, *outside]:

@@ -113,3 +113,27 @@ def test_micro_batches_by_single_calls_are_still_added() -> None:
         sharp.backward(loss_of(model), piece)
     for name, grad in total.items():
         torch.testing.assert_close(model.get_parameter(name).grad, grad, rtol=0, atol=1e-15)
+
+
+def test_a_discriminator_that_the_closure_clears_is_cleared() -> None:
+    ends = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        model, judge = net(dropout=0.0), nn.Linear(3, 1).double()
+        optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in (model, judge)]
+        sharp = steppe.SAM(model, optimizers[0])
+
+        def loss(batch: tuple[Tensor, Tensor], parts: Any = (model, judge, optimizers, inside)) -> Tensor:
+            model, judge, optimizers, inside = parts
+            for optimizer in optimizers if inside else ():
+                optimizer.zero_grad()
+            return judge(model(batch[0])).square().mean()
+
+        for batch in batches(STEPS):
+            for optimizer in optimizers if not inside else ():
+                optimizer.zero_grad()
+            sharp.backward(loss, batch)
+            for optimizer in optimizers:
+                optimizer.step()
+        ends.append(dict(judge.state_dict()) | dict(model.state_dict()))
+    assert same(*ends)
