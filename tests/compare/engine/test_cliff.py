@@ -57,6 +57,7 @@ def chosen(made: Plan, curve: Curve, **more: Any) -> float | None:
         ({0.2: (0.655, 0.66)}, 0.4),  # the best is clearly better than the next smaller one
         ({0.2: (0.69, 0.1), 0.1: (0.685, 0.69)}, 0.4),  # which broke itself
         ({0.4: (0.83, 0.60), 0.8: (0.6, 0.61)}, 0.2),  # the best broke one itself
+        ({0.2: (0.80, 0.60), 0.4: (0.84, 0.58)}, 0.4),  # and so did the smaller one, as good as it is
         ({0.1: (0.70, 0.71)}, 0.1),  # the best lies elsewhere
         ({0.1: (0.70, 0.71), 0.2: (0.1, 0.1)}, 0.1),  # and nothing below it
     ],
@@ -86,7 +87,7 @@ def test_one_seed_knows_no_noise_and_stays() -> None:
 
 
 def test_an_error_is_broken_a_quarter_above_the_best() -> None:
-    errors = {0.1: (0.72, 0.74), 0.2: (0.71, 0.73), 0.4: (0.70, 0.72), 0.8: (0.72, 0.87)}
+    errors: Curve = {0.1: (0.72, 0.74), 0.2: (0.71, 0.73), 0.4: (0.70, 0.72), 0.8: (0.72, 0.87)}
     assert chosen(plan(), errors, metric=MSE) == 0.4
     assert chosen(plan(), errors | {0.8: (0.72, 0.91)}, metric=MSE) == 0.2
 
