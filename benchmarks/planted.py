@@ -144,7 +144,8 @@ PARTS = [
     ),
     Mutant(
         "MuonSAM divides a small gradient in 16 bits",
-        "(tensor.to(wide(tensor.dtype)) * ratio", "(tensor * ratio", f"{SPECTRAL} -k few_bits",
+        "(tensor.to(wide(tensor.dtype)) * ratio(1.0, norm([as_real(tensor)])))",
+        "(tensor * ratio(1.0, norm([as_real(tensor)])).to(tensor.dtype))", f"{SPECTRAL} -k few_bits",
     ),
     Mutant(
         "MuonSAM's iteration of a complex matrix lacks the conjugate", "gram = x @ x.mH", "gram = x @ x.mT",
