@@ -118,8 +118,7 @@ FINETUNE = [
     ),
     Mutant(
         "the test examples that were cut are counted as the training's",
-        "test, test_cut = make(found.test, tokenizer, length)",
-        "test, test_cut = make(found.test, tokenizer, length)[0], cut",
+        "for lengths in (whole, test_whole))", "for lengths in (whole, whole))",
         "tests/finetune/test_commands.py -k cut",
     ),
 ]  # fmt: skip
