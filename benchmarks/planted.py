@@ -130,8 +130,7 @@ STEPS = [
 
 PARTS = [
     Mutant(
-        "a ramp ends one step late", "((0, 0.0), (ramp * total_steps, rho))",
-        "((0, 0.0), (ramp * total_steps + 1, rho))",
+        "a ramp ends one step late", "max(1, round(ramp * total_steps))", "round(ramp * total_steps) + 1",
         f"{RECOMMENDED} -k ramp",
     ),
     Mutant(
