@@ -9,7 +9,6 @@ from statistics import fmean, variance
 from typing import Any
 
 from steppe.compare.analysis.lost import lost
-from steppe.compare.engine import search
 from steppe.compare.engine.runs import Run
 from steppe.compare.judge import of_records
 
@@ -37,15 +36,15 @@ class Cliff:
     below: Run | None
 
 
-def find(tried: Sequence[Run], best: Run, found: Mapping[Run, Records]) -> Cliff | None:
+def find(line: Sequence[Run], best: Run, found: Mapping[Run, Records]) -> Cliff | None:
     """The cliff that the best of the values tried lies at, if it does.
 
     Args:
-        tried: all that was tried.
+        line: the values that were tried, in order.
         best: of these, by its mean.
         found: the records of each; what is not there did not finish.
     """
-    line = [each for each in search.along(tried, best, "lr" if best.choice is None else "value") if found.get(each)]
+    line = [each for each in line if found.get(each)]
     place = line.index(best) if best in line and math.isfinite(fmean(_ranks(found[best]))) else len(line)
     for beside in line[place : place + 2]:
         if broke := broken(found[beside], found[best]):

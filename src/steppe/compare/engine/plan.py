@@ -161,7 +161,8 @@ class Plan:
         """The cliff that the best of what is tried lies at, if it does."""
         if best is None or len(tried) == 1:
             return None
-        return cliff.find(tried, best, {each: self._records_of(each, records) for each in tried})
+        line = search.along(tried, best, "lr" if best.choice is None else "value")
+        return cliff.find(line, best, {each: self._records_of(each, records) for each in line})
 
     def _best(self, starts: Sequence[Run], records: Records, failed: Collection[str]) -> Run | None:
         """The winner on validation, of what did not diverge; None while tune runs are missing or if all failed."""

@@ -15,7 +15,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 import steppe
 from steppe._command.devices import gpus, usable_cores, usable_device
 from steppe._command.lookup import nearest
-from steppe._command.rows import RECOMMENDED
 from steppe._command.settings import (
     AtLeastZero,
     Column,
@@ -35,10 +34,11 @@ from steppe._command.settings import (
 from steppe.compare.data import tasks, transformer
 from steppe.compare.data.also import ALSO
 from steppe.compare.data.options import DataOptions
-from steppe.compare.engine import beside, tune
+from steppe.compare.engine import beside
+from steppe.compare.engine.grids import grids
 from steppe.compare.script import settings as scripts
 from steppe.compare.script.source import fingerprint, load, read_settings
-from steppe.methods import Row
+from steppe.methods._row import Row
 from steppe.text.models import Lora
 
 SCHEMA = 1
@@ -107,7 +107,7 @@ class Spec(BaseModel):
     )
     seeds: Seeds = Field(list(range(5)), description="How many, or which: 0,1,2.")
     rho: Annotated[Grid | None, Expected("a list of radii above 0")] = Field(
-        None, description="Radii to choose from, as for SAM."
+        None, description="Radii to choose from, as for SAM; recommended's own are larger."
     )
     mu: Grid | None = Field(None, description="Values of mu to choose from, for BAR (as many as of rho).")
     lr_grid: Annotated[Grid | None, Expected("a list of learning rates above 0")] = Field(
@@ -252,7 +252,7 @@ class Spec(BaseModel):
     @property
     def grids(self) -> dict[str, list[float]]:
         """The values to choose from by the name of the setting: rho; mu or sigma for methods that have no radius."""
-        return tune.grids(self.rho, self.mu)
+        return grids(self.rho, self.mu)
 
     def steps(self, per_epoch: int) -> int:
         """Optimizer steps of a run of the base, where `per_epoch` make an epoch."""
@@ -288,8 +288,7 @@ def _shown(default: Any) -> str:
 
 
 _PROPOSED = dict.fromkeys([*tasks.TEXT, *(name for each in tasks.BUILT_IN.values() for name in each.recipe)])
-_RADII = f"{_shown(list(Row.radii))}; for {RECOMMENDED.name} {','.join(map(str, RECOMMENDED.radii))}"
-SHOWN = {name: _shown(Spec.model_fields[name].default) for name in _PROPOSED} | {"rho": _RADII}
+SHOWN = {name: _shown(Spec.model_fields[name].default) for name in _PROPOSED} | {"rho": _shown(list(Row.radii))}
 """Defaults as --help shows them where the task has its say."""
 
 
