@@ -194,7 +194,8 @@ def test_the_sub_batch_has_the_shape_of_the_batch(shape: str) -> None:
     rise = iter((torch.zeros(6), torch.tensor([0.0, 3, 1, -5, 2, 9])))
     work = PerSample.of(lambda b: next(rise).requires_grad_(), batch, None, None)
     work.run()
-    chosen, whole = work.hardest(0.5)  # type: ignore[attr-defined]
+    losses, whole = work.seen()
+    chosen = work.taken(work.rises(losses), 0.5)
     found = chosen.batches[0][0]
     if shape == "strings":
         assert found.names == expected.names
@@ -208,7 +209,8 @@ def test_nobody_waits_for_the_choice() -> None:
     batch = (torch.ones(8, 3, device="meta"), torch.ones(8, device="meta"))
     work = PerSample.of(lambda b: (b[0].sum(1) * b[1]).requires_grad_(), batch, None, None)
     work.losses = [torch.ones(8, device="meta")]  # type: ignore[attr-defined]
-    chosen, whole = work.hardest(0.3)  # type: ignore[attr-defined]
+    losses, whole = work.seen()
+    chosen = work.taken(work.rises(losses), 0.3)
     assert [t.shape for t in chosen.batches[0][0]] == [(2, 3), (2,)] and whole.device.type == "meta"
 
 

@@ -49,16 +49,9 @@ class PerSample(Work):
         self.losses.append(losses.detach().clone())  # a CUDA graph may write its output again
         return checked(losses.mean())
 
-    def hardest(self, share: float, falls: bool = False) -> tuple[PerSample, Tensor]:
-        """The samples of each batch whose loss rose most since :meth:`run`, and the whole loss at the present weights.
-
-        (``falls``: fell most, where the optimizer climbs.)
-
-        One forward pass without a graph. The choice is made on the losses' device, and nobody waits for it.
-        """
-        losses, whole = self.seen()
-        rises = [now - before for now, before in zip(losses, self.losses, strict=True)]
-        return self.taken(rises, share, falls), whole
+    def rises(self, losses: list[Tensor]) -> list[Tensor]:
+        """How much the loss of each sample rose since :meth:`run`, on the losses' device; nobody waits for it."""
+        return [now - before for now, before in zip(losses, self.losses, strict=True)]
 
     @torch.no_grad()
     def seen(self) -> tuple[list[Tensor], Tensor]:

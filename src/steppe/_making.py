@@ -136,6 +136,7 @@ class Making:
         now = self._present.now
         loss_of = self._gradients.clearing.heeded(self._selection.rooted(work.loss_of))
         work.loss_of = self.passes.outside.watched(loss_of, closure)
+        self.passes.inputs.of(closure, work.batches)
         look, ascends = self.passes.looked_at(work), self._present.ascends(self.draft)
         may_ascend = ascends is not False
         arguments = [a for batch in work.batches for a in batch]
@@ -153,8 +154,7 @@ class Making:
                     last = Last(False, self.passes.plain(work))
         finally:
             self.lookout.end()
-            self.passes.outside.over()
-            self.passes.mark = None  # a failed pass must not lend its masks to the next step
+            self.passes.over()
         self.lookout.handed(self._parameters)
         if work.trace is not None and last.ascended == may_ascend:
             self._tracing.done(closure, may_ascend)

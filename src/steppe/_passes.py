@@ -18,6 +18,7 @@ from steppe._gradients import Gradients
 from steppe._graphs import raise_in_our_words
 from steppe._guards import Replay, forget_derived
 from steppe._hardest import PerSample, by_loss
+from steppe._inputs import Inputs, Written
 from steppe._lookout import Lookout
 from steppe._outside import Held, Outside
 from steppe._parameters import bare
@@ -61,6 +62,7 @@ class Passes:
         self._silent: set[str] = set()
         self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
         self.outside = Outside(model, gradients, self.moved)
+        self.inputs = Inputs()
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
@@ -126,27 +128,28 @@ class Passes:
         return torch.where(first.loss.isfinite(), first.loss, there)
 
     def _look_at_the_hardest(self, work: Work, stays: bool) -> Pass:
+        assert isinstance(work, PerSample)
         with nullcontext() if stays else self.no_trace():
             start = (self.take_mark() if stays else None) or self.replay()
             with self.outside.first() as joined:
-                few, whole = self._hardest(work)
+                losses, whole = work.seen()
             start.also += joined
             forget_derived()
             start.again(once=False)
             try:
-                found = self._glance(few)
+                found = self._glance(self._hardest(work, losses))
             finally:
                 start.done()
                 forget_derived()
         return replace(found, loss=whole, start=start if stays else None)
 
-    def _hardest(self, work: Work) -> tuple[Work, Tensor]:
-        """The samples of the highest loss, and the loss of all; every one's is noted for the pass at w + eps."""
+    def _hardest(self, work: PerSample, losses: list[Tensor]) -> Work:
+        """The samples of the highest of these losses, of which every one is noted for the pass at w + eps."""
         look, falls = self._present.now.look, self._gradients.parameters.optimizers.climbing()[0]
-        assert isinstance(work, PerSample) and look is not None and look.samples is not None
-        self._losses, whole = work.seen()
-        few = work.taken(self._losses, look.samples, falls)
-        return few if look.view is None else few.first(None, look.view), whole
+        assert look is not None and look.samples is not None
+        self._losses = losses
+        few = work.taken(losses, look.samples, falls)
+        return few if look.view is None else few.first(None, look.view)
 
     def second(self, work: Work, again: bool) -> Tensor | None:
         """The batch at w + eps, or the hardest samples; the loss of all of it there, None where that is not known.
@@ -177,7 +180,8 @@ class Passes:
             losses, self._losses = self._losses, []
             return work.taken(losses, share, falls), None
         with self.no_trace():
-            return work.hardest(share, falls)
+            losses, whole = work.seen()
+        return work.taken(work.rises(losses), share, falls), whole  # of the batch as it was, if the loss writes it
 
     def plain(self, work: Work) -> Tensor:
         """A pass that leaves its gradients where they are."""
@@ -225,7 +229,7 @@ class Passes:
     def replay(self, begun: bool = True) -> Replay:
         """Generators and state as they are now; ``begun=False``: as the first pass, already over, left them."""
         replay = Replay(self.watch, self.draws, begun)
-        replay.also = self.outside.held(begun)
+        replay.also = [*self.outside.held(begun), *self.inputs.held()]
         return replay
 
     def draws(self) -> Randomness:
@@ -237,6 +241,12 @@ class Passes:
     def known_ahead(self) -> Grads:
         """The direction that is known before any pass; empty where none is."""
         return self._present.known_ahead()
+
+    def over(self) -> None:
+        """The passes of a backward are over."""
+        self.outside.over()
+        self.inputs.over()
+        self.mark = None  # a failed pass must not lend its masks to the next step
 
     # What the watch asks
 
@@ -268,10 +278,10 @@ class Passes:
         """A mark is of these very generators."""
         return vars(self) | {"mark": None, "_losses": []}
 
-    def _here(self) -> tuple[Randomness, State, list[Held]]:
-        return self.draws(), self.watch.start(), self.outside.held()
+    def _here(self) -> tuple[Randomness, State, list[Held | Written]]:
+        return self.draws(), self.watch.start(), [*self.outside.held(), *self.inputs.held()]
 
-    def _there(self, generators: Randomness, state: State, outside: list[Held]) -> None:
+    def _there(self, generators: Randomness, state: State, outside: list[Held | Written]) -> None:
         generators.set()
         state.back()
         for held in outside:
