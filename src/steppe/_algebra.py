@@ -76,9 +76,14 @@ def scale_each_(tensors: Iterable[Tensor], factors: list[Tensor]) -> None:
 
 
 def nothing_unless_(keep: Tensor, tensors: Tensors) -> None:
-    """All zeros where ``keep``, 0-dim, is false; nobody waits for it."""
+    """All zeros where ``keep``, 0-dim, is false; nobody waits for a device."""
+    if keep.device.type == "cpu":
+        if not keep:
+            torch._foreach_zero_(local(tensors))
+        return
+    drop = ~keep
     for here in local(tensors):
-        here.masked_fill_(~keep.to(here.device), 0.0)
+        here.masked_fill_(drop if here.device == drop.device else drop.to(here.device), 0.0)
 
 
 def multiply_(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +46,7 @@ class Clearing:
         """No call is watched any more."""
         self._waiting = []
 
-    def heeded(self, loss_of: Callable[..., Any]) -> Callable[..., Any]:
+    def heeded(self, loss_of: Any) -> Any:
         """``loss_of``, whose first call since :meth:`begin` is watched."""
         if not callable(loss_of):
             return loss_of

@@ -8,7 +8,7 @@ where it was seen to.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ FIRST = 3
 LARGE = 2**26
 """Bytes of a tensor that is not copied on suspicion: it may be all of the data."""
 
-FEW = 32
-"""Entries of a list or dict that a function names, up to which tensors are looked for in it."""
+FEW, MOST = 32, 256
+"""Entries of a list, tuple or dict that a function names, up to which tensors are looked for in it; and in all."""
+
+_FLAT = frozenset((list, tuple, dict))
 
 
 class Inputs:
@@ -43,10 +45,8 @@ class Inputs:
 
     def held(self) -> list[Written]:
         """What they are as yet."""
-        if self._there is None:
-            return []
-        found = {id(t): t for t in [*tensors_of(self._there[1]), *_named(self._there[0])] if not t.requires_grad}
-        return [Written(self, list(found.values()))] if found else []
+        found = _found(*self._there) if self._there is not None else []
+        return [Written(self, found)] if found else []
 
 
 class Written:
@@ -54,9 +54,10 @@ class Written:
 
     def __init__(self, inputs: Inputs, tensors: list[Tensor]) -> None:
         self._inputs, self._tensors = inputs, tensors
-        copies = inputs.writes or inputs.fresh > 0
-        self._copies = [_copy(t) if copies and (inputs.writes or t.nbytes <= LARGE) else None for t in tensors]
-        self._versions = [_version(t) for t in tensors]
+        self._copies: list[Tensor | None] = [None] * len(tensors)
+        if inputs.writes or inputs.fresh > 0:
+            self._copies = [_copy(t) if inputs.writes or t.nbytes <= LARGE else None for t in tensors]
+        self._versions = _versions(tensors)
         self._left: list[tuple[Tensor, Tensor]] | None = None
 
     def again(self) -> None:
@@ -72,10 +73,11 @@ class Written:
 
     def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
         self._inputs.fresh -= 1
-        written = [_version(t) != version for t, version in zip(self._tensors, self._versions, strict=True)]
-        if not any(written):
+        now = _versions(self._tensors)
+        if now == self._versions:
             return []
-        changed = [(t, c) for t, c, moved in zip(self._tensors, self._copies, written, strict=True) if moved]
+        every = zip(self._tensors, self._copies, self._versions, now, strict=True)
+        changed = [(tensor, copy) for tensor, copy, before, after in every if before != after]
         self._inputs.writes = True
         if any(copy is None for _, copy in changed):
             warnings.warn(
@@ -86,28 +88,32 @@ class Written:
         return changed
 
 
-def _named(function: Any) -> Iterator[Tensor]:
-    """The tensors that a function closes over, names among its globals or has as defaults, alone or in a few."""
+def _found(function: Any, batches: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors of the batches, and those that the function closes over, names or has as defaults."""
+    waiting: list[Any] = list(tensors_of(batches))
     code = getattr(function, "__code__", None)
-    if code is None:
-        return
-    yield from _among(function.__globals__.get(name) for name in code.co_names)
-    yield from _among(function.__defaults__ or ())
-    for cell in function.__closure__ or ():
-        try:
-            yield from _among((cell.cell_contents,))
-        except ValueError:
-            continue  # empty as yet
-
-
-def _among(held: Iterable[Any]) -> Iterator[Tensor]:
-    for each in held:
+    if code is not None:
+        named = function.__globals__
+        waiting += [named[name] for name in code.co_names if name in named]
+        waiting += function.__defaults__ or ()
+        waiting += [each for cell in function.__closure__ or () if (each := _content(cell)) is not None]
+    found: dict[int, Tensor] = {}
+    for each in waiting:  # which grows
         if isinstance(each, Tensor):
-            yield each
-        elif isinstance(each, (list, tuple)) and len(each) <= FEW:
-            yield from (t for t in each if isinstance(t, Tensor))
-        elif isinstance(each, Mapping) and len(each) <= FEW:
-            yield from (t for t in each.values() if isinstance(t, Tensor))
+            if not each.requires_grad:
+                found[id(each)] = each
+        elif type(each) in _FLAT and len(each) <= FEW:
+            waiting += each.values() if type(each) is dict else each
+        if len(waiting) > MOST:
+            break
+    return list(found.values())
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty as yet
+        return None
 
 
 @torch.no_grad()
@@ -120,5 +126,9 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _versions(tensors: list[Tensor]) -> list[int]:
+    """Counts that every operation in place moves; those of inference tensors cannot be asked for."""
+    try:
+        return [t._version for t in tensors]
+    except RuntimeError:
+        return [0 if t.is_inference() else t._version for t in tensors]
