@@ -180,7 +180,11 @@ COMPARED = (
         "so does, at k = 2, a radius that two seeds chose.",
         "look_sam",
     ),
-    ("LookSAM's push, on SGD", "The same network with SGD and momentum.", "look_sam_sgd"),
+    (
+        "LookSAM's push, on SGD",
+        "The same network with SGD and momentum, on which SAM itself gains nothing at any radius tried.",
+        "look_sam_sgd",
+    ),
     (
         "AdaSAM beside SAM on AdamW",
         "Published: AdaSAM above Adam and SAM on GLUE (arXiv 2303.00565). Here each chooses its own rate, and AdaSAM "
