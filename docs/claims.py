@@ -182,7 +182,7 @@ COMPARED = (
     ),
     (
         "LookSAM's push, on SGD",
-        "The same network with SGD and momentum, on which SAM itself gains nothing at any radius tried.",
+        "The same network with SGD and momentum, on which SAM itself gains nothing.",
         "look_sam_sgd",
     ),
     (

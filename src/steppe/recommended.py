@@ -45,7 +45,7 @@ def recommended(
             normalisation, whose statistics need several.
         ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line, in whole steps. On
             MNIST-1D, at radii that break some trainings at their beginning, 0.1 broke none and gained more
-            (docs/suite.md).
+            (docs/suite.md). A ``rho`` of a parameter group's own is taken as it is, and does not rise.
         total_steps: T, optimizer steps of the whole training; needed with a ramp alone.
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 
