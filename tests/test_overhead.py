@@ -66,8 +66,11 @@ def test_a_small_run_has_every_figure():
 
 
 def test_a_step_enters_no_more_functions_than_it_did():
-    """Counts, which no busy machine moves; what else the process has loaded (NumPy's generator) adds some thirty."""
+    """Counts, which no busy machine moves; what else the process has loaded (NumPy's generator) adds some thirty.
+
+    25 of the functions watch for closures that clear gradients or write what they are given.
+    """
     found = benchmark.entered()
-    assert found["calls"] <= 360 and found["functions"] <= 220 and found["depth"] <= 15, found
+    assert found["calls"] <= 360 and found["functions"] <= 235 and found["depth"] <= 15, found
     found = benchmark.entered(benchmark.skipping)  # 46 calls alone, 54 where NumPy's generator is loaded
     assert found["calls"] <= 58 and found["functions"] <= 50 and found["depth"] <= 7, found

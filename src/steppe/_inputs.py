@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ LARGE = 2**26
 FEW, MOST = 32, 256
 """Entries of a list, tuple or dict that a function names, up to which tensors are looked for in it; and in all."""
 
+_VERSION = attrgetter("_version")
 _FLAT = frozenset((list, tuple, dict))
 
 
@@ -93,10 +95,13 @@ def _found(function: Any, batches: tuple[Any, ...]) -> list[Tensor]:
     waiting: list[Any] = list(tensors_of(batches))
     code = getattr(function, "__code__", None)
     if code is not None:
-        named = function.__globals__
-        waiting += [named[name] for name in code.co_names if name in named]
+        waiting += map(function.__globals__.get, code.co_names)
         waiting += function.__defaults__ or ()
-        waiting += [each for cell in function.__closure__ or () if (each := _content(cell)) is not None]
+        for cell in function.__closure__ or ():
+            try:
+                waiting.append(cell.cell_contents)
+            except ValueError:  # empty as yet
+                continue
     found: dict[int, Tensor] = {}
     for each in waiting:  # which grows
         if isinstance(each, Tensor):
@@ -107,13 +112,6 @@ def _found(function: Any, batches: tuple[Any, ...]) -> list[Tensor]:
         if len(waiting) > MOST:
             break
     return list(found.values())
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty as yet
-        return None
 
 
 @torch.no_grad()
@@ -129,6 +127,6 @@ def _copy(tensor: Tensor) -> Tensor:
 def _versions(tensors: list[Tensor]) -> list[int]:
     """Counts that every operation in place moves; those of inference tensors cannot be asked for."""
     try:
-        return [t._version for t in tensors]
+        return list(map(_VERSION, tensors))
     except RuntimeError:
         return [0 if t.is_inference() else t._version for t in tensors]
