@@ -159,6 +159,18 @@ def test_unfinished_comparisons(keep: Any) -> None:
     assert not page.errors and not page.open
 
 
+def test_a_run_of_two_uses_is_counted_once() -> None:
+    runs = [run for run in records(NOISY) if run["method"] != "grst"]
+    choosing = [run for run in runs if run["phase"] == "tune"][1:]
+    both = next(run for run in runs if (run["method"], run["phase"]) == ("sam", "final"))
+    finals = [run for run in runs if run["phase"] == "final"]
+    used = [*finals, *choosing, both | {"phase": "tune"}]
+    methods = {name: NOISY[name] for name in ("base", "sam")}
+    text = report.html(summarise(used, None, spec(methods)), used, None)
+    assert "<dd>18: 15 final, 4 for the choice of ρ, 1 of them both</dd>" in text
+    assert f"{sum(run['seconds'] for run in [*finals, *choosing]) / 60:.1f} min added up" in text
+
+
 def test_runs_without_figures() -> None:
     runs = records(NOISY)
     for record in runs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +86,9 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "tuned_rows": [row for row in summary["rows"] if row["method"] != "base" or row["tuning"]],
         "methods": [row for row in summary["rows"] if row["method"] != "base"],
         "base": next((row for row in summary["rows"] if row["method"] == "base"), None),
-        "runs": Counter(run["phase"] for run in records),
+        "runs": _counted(records),
         "settings": {run["method"]: run.get("settings") or {} for run in records},
-        "seconds": sum(finite(run.get("seconds")) or 0.0 for run in records),
+        "seconds": sum(finite(run.get("seconds")) or 0.0 for run in _once(records)),
         "finished": max((str(run.get("finished") or "") for run in records), default="")[:10],
         "provenance": provenance,
         "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
@@ -97,6 +96,22 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "symbols": wording.symbols(summary["rows"]),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
+
+
+def _trained(run: Record) -> str:
+    """The training behind a record: what was trained once has one for each use that was made of it."""
+    return str(run.get("run_id") or id(run))
+
+
+def _once(records: Iterable[Record]) -> Iterable[Record]:
+    """One record of each training."""
+    return {_trained(run): run for run in records}.values()
+
+
+def _counted(records: Iterable[Record]) -> dict[str, int]:
+    """How many trainings there are, how many of them chose, how many count, and how many did both."""
+    chose, final = ({_trained(run) for run in records if run["phase"] == phase} for phase in ("tune", "final"))
+    return {"all": len(chose | final), "tune": len(chose), "final": len(final), "both": len(chose & final)}
 
 
 def _paper(method: str) -> dict[str, str]:
