@@ -89,9 +89,15 @@ def test_a_script_that_cannot_be_imported_says_where(tmp_path):
     (tmp_path / "broken.py").write_text("x = 1\ny = x / 0\n")
     with pytest.raises(ValueError, match=r"cannot be imported: broken.py:2: ZeroDivisionError"):
         load(f"{tmp_path}/broken.py:train")
-    (tmp_path / "unread.py").write_text("x = (\n")
-    with pytest.raises(ValueError, match="SyntaxError: .* in line 1"):
+    (tmp_path / "unread.py").write_text("x = 1\ny = lambda: 0 0\n")
+    with pytest.raises(ValueError, match="cannot be imported: unread.py:2: SyntaxError: invalid syntax[^(]*$"):
         load(f"{tmp_path}/unread.py:train")
+    (tmp_path / "reads.py").write_text("import unread\n")
+    with pytest.raises(ValueError, match="cannot be imported: unread.py:2: SyntaxError: "):
+        load(f"{tmp_path}/reads.py:train")
+    (tmp_path / "nulls.py").write_bytes(b"x = 1\0\n")
+    with pytest.raises(ValueError, match="cannot be imported: nulls.py"):
+        load(f"{tmp_path}/nulls.py:train")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,13 @@ class Script:
 
     def place(self, error: BaseException) -> str:
         """File and line of the user's code in which an error arose."""
-        return self._nearest(frame for frame, _ in traceback.walk_tb(error.__traceback__)) or self.where
+        return self.arose(error) or self.where
+
+    def arose(self, error: BaseException) -> str | None:
+        """The same, None where it did not pass through the user's code; code that cannot be read has no frame."""
+        if isinstance(error, SyntaxError) and error.filename and self.own(error.filename):
+            return f"{Path(error.filename).name}:{error.lineno}"
+        return self._nearest(frame for frame, _ in traceback.walk_tb(error.__traceback__))
 
     def _nearest(self, frames: Iterator[FrameType]) -> str | None:
         """The last of some frames that are the user's; the line in which an error passed through it."""
@@ -105,7 +111,7 @@ def _in_file(path: Path, name: str, reference: str) -> Callable[..., Any]:
     try:
         module = _file(path, path.stat().st_mtime_ns)
     except Exception as error:
-        where = Script(reference, load, path.parent).place(error)
+        where = Script(reference, load, path.parent).arose(error) or path.name
         raise ValueError(f"script {reference!r} cannot be imported: {where}: {said(error)}") from error
     function = getattr(module, name, None)
     if not inspect.isroutine(function):
@@ -117,7 +123,7 @@ def _in_file(path: Path, name: str, reference: str) -> Callable[..., Any]:
 def said(error: BaseException) -> str:
     """An error of the user's code in one line."""
     if isinstance(error, SyntaxError):
-        return f"SyntaxError: {error.msg} in line {error.lineno}"
+        return f"{type(error).__name__}: {error.msg}"  # its place is said before it
     return f"{type(error).__name__}: {error}"
 
 
