@@ -17,6 +17,7 @@ from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table
 
+LABELS = [(1, "base, 2× epochs"), (2, "SAM")]
 TEN = {"guessing": math.log(10), "chance": 0.1, "of": 800}
 
 
@@ -24,7 +25,8 @@ TEN = {"guessing": math.log(10), "chance": 0.1, "of": 800}
     ("losses", "accuracy", "more", "why"),
     [
         ([2.3, 0.1], 0.9, TEN, None),
-        ([2.3, 2.3], 0.1, TEN, "its validation accuracy of 10.0 % is not above guessing (10.0 %)"),
+        ([2.3, 2.3], 0.1, TEN,
+         "its validation accuracy of 10.0 % is not clearly above guessing (10.0 %, with 800 examples)"),
         ([2.3, 0.1], 0.12, TEN, "its validation accuracy of 12.0 %"),
         ([2.3, 0.1], 0.13, TEN, None),
         ([2.3, math.nan], 0.9, TEN, "its training loss is not finite"),
@@ -35,6 +37,9 @@ TEN = {"guessing": math.log(10), "chance": 0.1, "of": 800}
         ([0.2, 0.02], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400}, "its validation accuracy of 96.0 %"),
         ([0.2, 0.02], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400, "judges": False}, None),
         ([0.2, 0.2], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400, "judges": False}, "its validation accuracy"),
+        ([0.7, 0.69], 1.0, {"guessing": math.log(2), "chance": 0.5, "of": 2}, None),
+        ([0.7, 0.69], 0.5, {"guessing": math.log(2), "chance": 0.5, "of": 2}, None),
+        ([0.7, 0.69], 0.5, {"guessing": math.log(2), "chance": 0.5, "of": 5}, "its validation accuracy of 50.0 %"),
         ([0.5, 0.4], 0.0, {}, None),
         ([0.5, 1.4], 0.0, {}, "its training loss rose from 0.5 to 1.4"),
     ],
@@ -93,6 +98,13 @@ def test_it_is_told_in_verdict_table_report_and_json(tmp_path):
     assert "G-RST †" in shown and "SAM †" not in shown
     html = page.html(summary, records, None).replace("\u2011", "-").replace("&nbsp;", " ").replace("\xa0", " ")
     assert "G-RST †" in html and "2 of 5 runs of G-RST" in html
+
+
+def test_labels_with_commas_stand_between_semicolons():
+    rows = [{"diverged": gone, "seeds": 2, "failed": 0, "label": label} for gone, label in LABELS]
+    assert "guessing: 1 of 2 runs of base, 2× epochs; 2 of 2 runs of SAM; what" in lost.sentence(rows)
+    plain = [rows[1], rows[0] | {"label": "GSAM"}]
+    assert "guessing: 2 of 2 runs of SAM, 1 of 2 runs of GSAM; what" in lost.sentence(plain)
 
 
 def test_nothing_is_said_where_nothing_is_lost():

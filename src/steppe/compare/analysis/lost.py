@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from steppe.compare.analysis.wording import count as count_of
+from steppe.compare.analysis.wording import series
+
 Record = Mapping[str, Any]
 
 EXPLODED, IDLE = 2.0, 0.9
@@ -34,9 +37,12 @@ def why(
         return "its training loss is not finite"
     if last > EXPLODED * max(first, guessing or 0.0, 1e-12):
         return f"its training loss rose from {first:.4g} to {last:.4g}"
-    within = accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / of)
-    if guessing is not None and within and (last >= IDLE * guessing or (judges and of >= MANY)):
-        return f"its validation accuracy of {100 * accuracy:.1f} % is not above guessing ({100 * chance:.1f} %)"
+    clear = chance + 2 * math.sqrt(chance * (1 - chance) / of)
+    if guessing is None or accuracy > clear or clear >= 1:  # so few examples that a perfect answer would not tell
+        return None
+    if last >= IDLE * guessing or (judges and of >= MANY):
+        beside = f"{100 * chance:.1f} %, with {count_of(of, 'example')}"
+        return f"its validation accuracy of {100 * accuracy:.1f} % is not clearly above guessing ({beside})"
     return None
 
 
@@ -61,4 +67,4 @@ def sentence(rows: Iterable[Mapping[str, Any]]) -> str | None:
     named = [f"{gone} of {whole} runs of {label}" for gone, whole, label in counted]
     if not named:
         return None
-    return f"† Diverged or no better than guessing: {', '.join(named)}; what is said of these means nothing."
+    return f"† Diverged or no better than guessing: {series(named)}; what is said of these means nothing."

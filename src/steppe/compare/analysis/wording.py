@@ -269,3 +269,8 @@ def typeset(sentence: str) -> str:
 def listing(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
+
+
+def series(parts: Sequence[str]) -> str:
+    """Parts in a row, with semicolons where one has a comma in it: `a, b, or so; c`."""
+    return ("; " if any("," in part for part in parts) else ", ").join(parts)
