@@ -36,6 +36,13 @@ def test_the_words_are_those_of_the_library(capsys):
     assert "learned, beside the base" not in out
 
 
+def test_what_few_steps_ask_for_can_be_typed(capsys):
+    assert "or give --trial 20 or more" in asked(capsys, "--trial", "8")["why"]
+    assert main(["rho", *TASK, "--trial", "8"]) == 0
+    assert "or give --trial 20 or more" in " ".join(capsys.readouterr().out.split())
+    assert "or give trial=20 or more" in prepared(spec(), parse("sam"), 0, 8)().why, "as Python takes it"
+
+
 def test_trials_are_shown(capsys):
     assert main(["rho", *TASK]) == 0
     assert "learned, beside the base" in capsys.readouterr().out

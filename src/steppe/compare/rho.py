@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from steppe.compare.engine.run import batches, fresh, load_task, make_trainer
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
+from steppe.diagnostics.rho import ENOUGH
 
 ONE_IN = 5
 """A trial lasts a training's steps divided by this."""
@@ -57,6 +59,7 @@ def rho(
             _check_picture(plot)
         with Counted(Console(stderr=True)) as shown:
             found = prepared(spec, choice, seed, trial, shown, after=after, looks=looks, keep=keep)()
+    found = replace(found, why=found.why.replace(ENOUGH, f"--{ENOUGH.replace('=', ' ')}"))  # as it is typed
     _say(found, choice, as_json)
     if plot is not None:
         with refusing():

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 Method = str | Ascent | Callable[..., Any]
 FEW = 20
 """Steps of a trial below which its outcome is told with a caution."""
+
+ENOUGH = f"trial={FEW}"
+"""What the caution asks for, as Python takes it."""
+
 COSINE = 0.8
 """Where the linear regime is taken to end: cos(g, g~) of this."""
 
@@ -190,7 +194,7 @@ def _verdict(
 
 def _caution(steps: int) -> str:
     """What a reader must know of trials that are too short to tell learning from noise."""
-    return "" if steps >= FEW else f" So few steps tell little: take this for a guess, or give trial={FEW} or more."
+    return "" if steps >= FEW else f" So few steps tell little: take this for a guess, or give {ENOUGH} or more."
 
 
 def _linear(curve: tuple[AtRadius, ...]) -> float:
