@@ -122,6 +122,16 @@ def test_every_setting_is_a_flag_that_says_what_it_is(command, names):
             assert f"--{name.replace('_', '-')}" in flags[name].opts and flags[name].help.strip(), name
 
 
+@pytest.mark.parametrize(("command", "idle"), [("rho", ("step_back", "season")), ("bench", ("step_back", "season"))])
+def test_a_command_has_no_flag_that_it_does_not_read(command, idle):
+    assert not {each.name for each in ROOT.commands[command].params} & set(idle)
+
+
+def test_a_command_may_say_by_itself_what_a_setting_is_to_it(capsys):
+    assert "as many)" in helped(["compare", "-h"], capsys)
+    assert "as many)" not in (shown := helped(["rho", "-h"], capsys)) and "a trial is a fifth of it" in shown
+
+
 @pytest.mark.parametrize("command", [None, *ROOT.commands])
 def test_three_ways_to_ask_for_help(command, capsys):
     name = [command] if command else []

@@ -125,7 +125,7 @@ def help_of(kind: type, name: str) -> str:
 
 def taking(
     *kinds: type, without: Collection[str] = (), spelled: Mapping[str, Sequence[str]] | None = None,
-    shown: Mapping[str, str] | None = None,
+    shown: Mapping[str, str] | None = None, said: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:  # fmt: skip
     """Give a command the flags of its settings; its argument `flags` gets them by field, None where one is not given.
 
@@ -134,8 +134,10 @@ def taking(
         without: fields that are no flags.
         spelled: field -> its flags, where they are not the field's name alone.
         shown: field -> the default to show, where it is not the field's own.
+        said: field -> what it is to this command, where that is not the field's own description.
     """
     found = {each.name: each for kind in kinds for each in flags_of(kind) if each.name not in without}
+    found |= {name: dataclasses.replace(found[name], help=text) for name, text in (said or {}).items()}
     made = [each.parameter((spelled or {}).get(name, ()), (shown or {}).get(name)) for name, each in found.items()]
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:

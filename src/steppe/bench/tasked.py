@@ -15,7 +15,8 @@ from steppe.compare.data.options import DataOptions
 from steppe.compare.engine import rehearsal, run
 from steppe.compare.engine.spec import Spec, resolve
 
-DATA = [each.name for each in fields(DataOptions) if each.name not in ("model", "validation", "noise", "per_class")]
+_NO_DATA = ("model", "validation", "noise", "per_class", "season")  # a flag beside these, or nothing a step sees
+DATA = [each.name for each in fields(DataOptions) if each.name not in _NO_DATA]
 """Settings of a comparison that say which examples there are; they are flags of the benchmark too."""
 
 _COMMON = ("model", "batch_size", "device", "dtype")

@@ -31,13 +31,19 @@ ONE_IN = 5
 _NOT_HERE = (
     "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
     "sharpness_examples", "jobs", "parallel", "out", "script", "settings", "tune", "grow", "metric", "also", "on",
-    "shard", "log", "warmup", "lr_schedule",
+    "shard", "log", "warmup", "lr_schedule", "step_back", "season",
 )  # fmt: skip
 """Settings of a comparison that the search for a radius has no use for."""
 
+_SAID = {
+    "epochs": "Epochs of the training that the radius is for; a trial is a fifth of it.",
+    "max_steps": "Steps of that training, instead of epochs.",
+}
+"""Settings that are something else to the search than to a comparison."""
+
 
 @app.command(short_help="Propose a radius for a method.")
-@taking(Spec, without=_NOT_HERE, spelled=SPELLED, shown=SHOWN)
+@taking(Spec, without=_NOT_HERE, spelled=SPELLED, shown=SHOWN, said=_SAID)
 def rho(
     flags: dict[str, Any],
     method: Annotated[str, typer.Argument(help="sam, look_sam:k=10, my.py:MySAM, ...; see `steppe methods`.")] = "sam",
