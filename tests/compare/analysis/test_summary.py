@@ -213,6 +213,22 @@ def test_missing_seeds_and_failed_runs() -> None:
     assert any(note.startswith("GSAM: 4 of 5 seeds (the others") for note in summary["notes"])
 
 
+def test_an_unfinished_study_says_so_under_the_table() -> None:
+    def kept(run: dict[str, Any]) -> bool:
+        late = run["method"] == "base" and run["seed"] > (0 if run["variant"] == "double" else 1)
+        return run["phase"] == "tune" or not (late or (run["method"] in ("sam", "gsam") and run["seed"] > 3))
+
+    summary = summarise([run for run in records() if kept(run)], None, spec())
+    others = "(the others failed or are not finished); the mean is over these."
+    assert summary["hints"] == [
+        f"base: 2 of 5 seeds {others}", f"base, 2× epochs: 1 of 5 seeds {others}",
+        *[note for note in summary["hints"] if "SAM" in note],
+    ]  # fmt: skip
+    assert any(f"{names}: 4 of 5 seeds {others}" in summary["hints"] for names in ("SAM, GSAM", "GSAM, SAM"))
+    assert all(summary["notes"].count(hint) == 1 for hint in summary["hints"])
+    assert legend(summary).startswith("Mean ± 95 % interval (from three on) over 1 to 5 seeds. ")
+
+
 def test_method_without_runs_keeps_its_row() -> None:
     made = [r for r in records() if r["method"] != "sam"]
     summary = summarise(made, cost(), spec())

@@ -7,7 +7,17 @@ from typing import Any
 
 from steppe._command.statistics import LEAST
 from steppe.compare.analysis.verdict import best_row
-from steppe.compare.analysis.wording import BASELINES, SYMBOLS, Words, baseline, choices, how_many, listing, symbols
+from steppe.compare.analysis.wording import (
+    BASELINES,
+    SYMBOLS,
+    Words,
+    baseline,
+    choices,
+    how_many,
+    listing,
+    series,
+    symbols,
+)  # fmt: skip
 
 Row = Mapping[str, Any]
 Summary = Mapping[str, Any]
@@ -145,22 +155,31 @@ def _few_seeds(summary: Summary) -> list[str]:
     return []
 
 
-def _missing(summary: Summary) -> list[str]:
-    found = []
+def unfinished(summary: Summary) -> list[str]:
+    """Whose runs are not all there, those with as many seeds in one sentence."""
     asked = summary["spec"].get("seeds")
     expected = len(asked) if isinstance(asked, list) else len(summary["seeds"])
+    alike: dict[str, list[str]] = {}
     for row in summary["rows"]:
-        if row["seeds"] == 0:
-            found.append(f"{row['label']}: no run with a result yet.")
-        elif row["seeds"] < expected:
-            lost = f"{row['failed']} ended without a finite figure"
-            why = lost if row["failed"] else "the others failed or are not finished"
-            found.append(f"{row['label']}: {row['seeds']} of {expected} seeds ({why}); the mean is over these.")
+        if row["seeds"] < expected:
+            alike.setdefault(_so_far(row, expected), []).append(row["label"])
+    return [f"{series(labels)}: {what}" for what, labels in alike.items()]
+
+
+def _so_far(row: Row, expected: int) -> str:
+    if row["seeds"] == 0:
+        return "no run with a result yet."
+    lost = f"{row['failed']} ended without a finite figure"
+    why = lost if row["failed"] else "the others failed or are not finished"
+    return f"{row['seeds']} of {expected} seeds ({why}); the mean is over these."
+
+
+def _missing(summary: Summary) -> list[str]:
     absent = [name for name in BASELINES if name not in summary["baselines"]]
-    if absent and len(absent) < len(BASELINES):
-        names = listing([BASELINES[name] for name in absent])
-        found.append(f"Not in this comparison: {names}; gains are against the rest.")
-    return found
+    if not absent or len(absent) == len(BASELINES):
+        return []
+    names = listing([BASELINES[name] for name in absent])
+    return [f"Not in this comparison: {names}; gains are against the rest."]
 
 
 def _cost(summary: Summary) -> list[str]:

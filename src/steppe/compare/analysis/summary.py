@@ -20,7 +20,7 @@ from typing import Any
 from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
 from steppe.compare.analysis import also, equal, frontier, lost, scripted
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
-from steppe.compare.analysis.notes import notes
+from steppe.compare.analysis.notes import notes, unfinished
 from steppe.compare.analysis.verdict import verdict
 from steppe.compare.judge import Judge, of_records
 
@@ -76,6 +76,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
     summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
     hints = scripted.notes(known, cost) if spec.get("script") else _of_data(known)
+    hints += unfinished(summary)
     summary |= {"hints": hints} if hints else {}
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
 

@@ -50,13 +50,16 @@ def how_many(count: int, what: str) -> str:
 
 
 def means(summary: Mapping[str, Any]) -> str:
-    """What figures with and without an interval are: `Mean ± 95 % interval over 5 seeds`."""
-    number = len(summary["seeds"])
-    if number == 1:
+    """What figures with and without an interval are: `Mean ± 95 % interval over 5 seeds`, or over 3 to 5."""
+    there = [row["seeds"] for row in summary["rows"] if row["seeds"]] or [len(summary["seeds"])]
+    least, most = min(there), max(there)
+    if most == 1:
         return "One seed, so no interval"
-    return f"Mean over {number} seeds, too few for an interval" if number < LEAST else (
-        f"Mean ± 95 % interval over {number} seeds"
-    )
+    number = f"{most} seeds" if least == most else f"{least} to {most} seeds"
+    if most < LEAST:
+        return f"Mean over {number}, too few for an interval"
+    few = f" (from {NUMBERS[LEAST]} on)" if least < LEAST else ""
+    return f"Mean ± 95 % interval{few} over {number}"
 
 
 def signed(value: float, digits: int) -> str:
