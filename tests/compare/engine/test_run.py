@@ -93,6 +93,11 @@ def test_the_record_has_everything_a_reader_needs(record):
     assert record["provenance"]["torch"] == torch.__version__
 
 
+def test_the_record_tells_how_many_examples_there_were(record):
+    task = tiny.task(0)
+    assert record["examples"] == {"train": len(task.train), "val": len(task.val), "test": len(task.test)}
+
+
 def test_early_stopping_takes_the_first_best_checkpoint_and_its_test_accuracy(record):
     curve = record["curve"]
     at = curve["val_accuracy"].index(max(curve["val_accuracy"]))

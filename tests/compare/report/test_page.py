@@ -159,6 +159,18 @@ def test_unfinished_comparisons(keep: Any) -> None:
     assert not page.errors and not page.open
 
 
+def test_the_number_of_examples_stands_beside_the_task() -> None:
+    runs = [run | {"examples": {"train": 20, "val": 99 + run["seed"] % 2, "test": 697}} for run in records(NOISY)]
+    summary = summarise(runs, None, spec(NOISY))
+    told = "<dd>digits-few</dd><dt>examples</dt><dd>20 for training, 99 to 100 for validation and 697 for the test</dd>"
+    assert told in report.html(summary, runs, None)
+    assert summary["hints"] == ["Few examples: 20 for training."]
+    few = [run | {"examples": {"train": 30, "val": 2, "test": 8}} for run in runs]
+    chance, rough = "2 for validation (what it chooses is partly chance)", "8 for the test (its figures are rough)"
+    assert summarise(few, None, spec(NOISY))["hints"] == [f"Few examples: {chance} and {rough}."]
+    assert "<dt>examples</dt>" not in made(NOISY)
+
+
 def test_a_run_of_two_uses_is_counted_once() -> None:
     runs = [run for run in records(NOISY) if run["method"] != "grst"]
     choosing = [run for run in runs if run["phase"] == "tune"][1:]

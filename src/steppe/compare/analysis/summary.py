@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
-from steppe.compare.analysis import also, equal, frontier, lost, scripted
+from steppe.compare.analysis import also, amounts, equal, frontier, lost, scripted
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
 from steppe.compare.analysis.notes import notes, unfinished
 from steppe.compare.analysis.verdict import verdict
@@ -76,7 +76,9 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
     summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
     hints = scripted.notes(known, cost) if spec.get("script") else _of_data(known)
-    hints += unfinished(summary)
+    sizes = amounts.examples(known)
+    summary |= {"examples": sizes} if sizes else {}
+    hints += [*amounts.hints(sizes), *unfinished(summary)]
     summary |= {"hints": hints} if hints else {}
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
 

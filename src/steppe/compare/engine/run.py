@@ -286,6 +286,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
         **run.named(), "metric": curve.judge.as_dict(), **val, **test,
+        "examples": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
         "averaged": _averaged(fit.average, task), "lawa": _averaged(fit.lawa, task),
         "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from steppe._command.files import write_text
-from steppe.compare.analysis import wording
+from steppe.compare.analysis import amounts, wording
 from steppe.compare.analysis.groups import Record, finite, group, tuned
 from steppe.compare.report import also, charts, forecast
 from steppe.compare.report.raw import sheets
@@ -93,6 +93,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "provenance": provenance,
         "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
         "spec": dict(_flat(_heard(summary["spec"]))),
+        "examples": amounts.said(summary.get("examples") or {}),
         "symbols": wording.symbols(summary["rows"]),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
