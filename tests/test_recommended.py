@@ -41,6 +41,19 @@ def test_on_some_steps_it_is_rst_on_few_samples() -> None:
     assert not same(some, weights_after(lambda m, o: steppe.recommended(m, o)))
 
 
+def test_the_loss_it_returns_is_the_look_s_and_the_second_is_the_whole_batch_s() -> None:
+    model, seen = net(), []
+    sharp = steppe.recommended(model, torch.optim.SGD(model.parameters(), lr=0.05))
+
+    def noted(batch: Any) -> torch.Tensor:
+        loss = loss_of(model)(batch)
+        seen.append((len(batch[0]), loss.detach().clone()))
+        return loss
+
+    returned = sharp.backward(noted, next(iter(batches(1))))
+    assert seen == [(4, returned), (8, sharp.last.perturbed_loss)] and returned != sharp.last.perturbed_loss
+
+
 def test_it_costs_few_samples_on_the_steps_that_ascend() -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

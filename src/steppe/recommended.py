@@ -32,7 +32,8 @@ def recommended(
     the other steps. It is :func:`steppe.RST` with few samples, ``rst:p=1,samples=0.04`` for ``steppe compare``.
 
     Call it with the batch, so that it can be sliced: ``sharp.backward(loss_of, batch)``. The batch must be in random
-    order, as a shuffled loader's is.
+    order, as a shuffled loader's is. The loss that ``backward`` returns is the look's, of few samples, on the steps
+    that ascend; ``sharp.last.perturbed_loss`` is the whole batch's, at w + eps.
 
     Args:
         model: the model whose loss is minimised.
