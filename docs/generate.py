@@ -7,10 +7,15 @@ import re
 import sys
 from pathlib import Path
 
-from steppe.methods import METHODS, card
+from steppe._command.rows import RECOMMENDED
+from steppe.methods import METHODS
+from steppe.methods._card import write_card
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPS = ROOT / "docs" / "loops.json"
+LISTED = (RECOMMENDED, *METHODS.values())
+"""What `steppe methods` lists, in its order."""
+
 ORDER = (
     "plain", "accumulation (exact)", "accumulation (m-sharpness)", "clipping", "several optimizers", "fp16 GradScaler",
     "bf16 autocast", "DDP", "FSDP2", "DCP", "accelerate", "HF Trainer", "Lightning", "Fabric", "torch.compile",
@@ -23,7 +28,7 @@ def table() -> str:
     rows = [
         f"| [{row.title}](#{row.name}) | `steppe.{row.recipe.__name__}` | {row.passes} | {row.buffers} "
         f"| {row.use} | {_link(row.paper)} |"
-        for row in METHODS.values()
+        for row in LISTED
     ]
     return "\n".join([head, *rows])
 
@@ -35,7 +40,7 @@ def page() -> str:
         "A pass is a forward and a backward; a buffer is one tensor for each perturbed parameter, held while weights "
         "are perturbed unless it says otherwise.\n"
     )
-    cards = [f'<a id="{name}"></a>\n\n' + card(name).replace("# ", "## ", 1) for name in METHODS]
+    cards = [f'<a id="{row.name}"></a>\n\n' + write_card(row).replace("# ", "## ", 1) for row in LISTED]
     return "\n".join([intro, table(), "", *cards])
 
 

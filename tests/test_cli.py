@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -151,6 +152,9 @@ def test_methods_lists_every_method_with_its_cost(capsys):
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == ["recommended", *METHODS]
     assert all(row["passes"] and row["buffers"] and row["paper"] for row in rows)
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for shown in (r"^\| \[.*\]\(#(\w+)\)", r'^<a id="(\w+)"></a>'):  # its table, its cards
+        assert re.findall(shown, page, re.MULTILINE) == [row["name"] for row in rows], "run make docs"
 
 
 def test_a_methods_card(capsys):
