@@ -17,6 +17,7 @@ from tests.compare.records import CLEAN, NOISY, Fake, cost, records, run, spec
 
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.analysis.wording import Words, signed, typeset
+from steppe.compare.analysis.wording import plain as plainly_fixed
 from steppe.compare.report.table import legend, table
 
 values = st.lists(st.floats(0, 1), min_size=3, max_size=12)
@@ -354,6 +355,16 @@ def test_numbers_in_words() -> None:
     assert words.gain({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
     assert words.gain(None) == "–"
     assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
+
+
+def test_huge_numbers_have_a_power_of_ten() -> None:
+    mse = {"name": "mse", "title": "MSE", "higher": False, "percent": False}
+    figures = [{"final": {"mean": 0.512, "ci95": 0.02}}, {"final": {"mean": 1.2334e52, "ci95": 4e51}}]
+    words = Words({"rows": figures, "metric": mse, "baselines": {"base": {"mean": 0.5}}, "best_baseline": "base"})
+    assert words.figure(figures[1]["final"]) == "1.233e+52 ± 4.000e+51"
+    assert words.figure(figures[0]["final"]) == "0.512 ± 0.020" and words.value(123456789.0) == "123456789.000"
+    assert words.gain({"mean": -1e52, "ci95": None}) == "−2.000e+54" and plainly_fixed(-1.2e10) == "−1.200e+10"
+    assert words.amount({"mean": -1e52, "ci95": None}) == "2.000e+54 % higher MSE"
 
 
 def test_what_tasks_say_of_their_data_stands_once_under_the_table() -> None:

@@ -19,6 +19,8 @@ MINUS = "−"
 LONG = 16
 MOST, SMALL = 6, 1e-4
 """Decimals of a figure that is no share, at most, unless all are smaller than that: these have powers of ten."""
+HUGE = 1e9
+"""So large a number has a power of ten, too."""
 
 BASELINES = {
     "base": "the base",
@@ -64,7 +66,7 @@ def means(summary: Mapping[str, Any]) -> str:
 
 def signed(value: float, digits: int) -> str:
     """A number with its sign; a true minus, and no sign on what rounds to zero."""
-    text = f"{abs(value):.{digits}f}"
+    text = sized(abs(value), digits)
     if float(text) == 0:
         return text
     return ("+" if value > 0 else MINUS) + text
@@ -126,7 +128,7 @@ class Words:
             return f"{self.gain(figure)} points"
         way, share = "higher" if (figure["mean"] > 0) == self.judge.higher else "lower", self._share(to)
         sizes = _with_interval(
-            {**figure, "mean": abs(figure["mean"])}, lambda v: f"{share * v:.{self._share_digits}f}",
+            {**figure, "mean": abs(figure["mean"])}, lambda v: sized(share * v, self._share_digits),
             share, self._share_digits,
         )  # fmt: skip
         return f"{sizes} % {way} {self.judge.title}"
@@ -148,7 +150,7 @@ def _with_interval(figure: Mapping[str, Any] | None, write: Any, scale: float, d
 
 def _fixed(value: float, digits: int) -> str:
     """A number with fixed decimals; with a power of ten where these would be many: `9.14e−09`."""
-    return f"{value:.{digits}f}".replace("-", MINUS) if digits <= MOST else f"{value:.2e}".replace("-", MINUS)
+    return (sized(value, digits) if digits <= MOST else f"{value:.2e}").replace("-", MINUS)
 
 
 def told(record: Mapping[str, Any]) -> str:
@@ -168,7 +170,12 @@ def times(value: float | None) -> str:
 
 def plain(value: float | None, digits: int = 2) -> str:
     """A number with fixed decimals, or a dash."""
-    return ABSENT if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+    return ABSENT if value is None else sized(value, digits).replace("-", MINUS)
+
+
+def sized(value: float, digits: int) -> str:
+    """A number with fixed decimals, or a power of ten where it is huge: `1.233e+52`."""
+    return f"{value:.{digits}f}" if abs(value) < HUGE else f"{value:.3e}"
 
 
 def short(value: float | None) -> str:
@@ -234,13 +241,14 @@ def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:
     """One decimal in per cent, or two where the typical interval is narrower than 0.1 points.
 
     Of other figures as many as show two digits of the typical interval; three digits of a figure without one. More than
-    `MOST` where all figures are so small that nothing would be seen of them.
+    `MOST` where all figures are so small that nothing would be seen of them. Those that are huge say nothing of others.
     """
-    widths = sorted(r["final"]["ci95"] for r in rows if r["final"] and r["final"]["ci95"])
+    rows = [r for r in rows if r["final"] and abs(r["final"]["mean"]) < HUGE]
+    widths = sorted(r["final"]["ci95"] for r in rows if r["final"]["ci95"])
     typical = widths[len(widths) // 2] if widths else None
     if judge.percent:
         return 2 if typical and typical < 0.001 else 1
-    sizes = [abs(r["final"]["mean"]) for r in rows if r["final"] and r["final"]["mean"]]
+    sizes = [abs(r["final"]["mean"]) for r in rows if r["final"]["mean"]]
     telling = typical * 10 if typical else min(sizes, default=1.0)
     digits = max(2 - math.floor(math.log10(telling)), 0)
     return digits if sizes and max(sizes) < SMALL else min(digits, MOST)
