@@ -35,7 +35,8 @@ def test_steps_in_a_row_are_one_turn_and_their_time_is_of_one(record):
         )
     assert made["settings"]["turns"] == 4 and made["base"]["step_ms"] == record["base"]["step_ms"]
     row = made["methods"]["look_sam:k=5"]
-    assert row["time_ratio"]["median"] == pytest.approx(1.2) and row["kinds"]["ascends"]["steps"] == 2
+    assert row["time_ratio"]["median"] == pytest.approx(1.2) and row["kinds"]["ascends"]["steps"] == 6
+    assert "4 turns in rows of 3 steps" in title(made) and "rows" not in title(record)
 
 
 def test_both_kinds_of_step_are_measured_equally_often(record):

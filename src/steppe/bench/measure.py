@@ -153,13 +153,14 @@ def _row(contender: Contender, clock: Clock, share: float, steps: int) -> dict[s
         "passes": share * passes.get(True, 0.0) + (1 - share) * passes.get(False, 0.0),
         "time_ratio": weighted(clock.ratios, share), "busy_ratio": weighted(clock.busy, share),
         "step_ms": {name: 1e3 * value / steps for name, value in weighted(clock.seconds, share).items()},
-        "kinds": {"ascends" if kind else "does_not": _kind(clock.ratios[kind]) for kind in passes},
+        "kinds": {"ascends" if kind else "does_not": _kind(clock.ratios[kind], steps) for kind in passes},
         "buffers_stated": contender.stated,
     }  # fmt: skip
 
 
-def _kind(ratios: list[float]) -> dict[str, float]:
-    return {"steps": len(ratios)} | ({"time_ratio": median(ratios)} if ratios else {})
+def _kind(ratios: list[float], steps: int) -> dict[str, float]:
+    """Of the turns of one kind: how many steps they are, and their typical ratio."""
+    return {"steps": len(ratios) * steps} | ({"time_ratio": median(ratios)} if ratios else {})
 
 
 def _add_memory(rows: dict[str, Any], subject: Subject | Tasked, every: Mapping[str, Maker], unit: int) -> None:

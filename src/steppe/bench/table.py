@@ -37,11 +37,12 @@ def title(record: dict[str, Any]) -> str:
     """What was measured, in one line."""
     subject, about = record["subject"], record["provenance"]
     base = record["base"]["step_ms"]["median"]
+    row = record["settings"].get("row", 1)  # records from before had rows of one alone
     model = f"{subject['model']} on {subject['task']}" if "task" in subject else subject["model"]
     return (
         f"{model}, {subject['trained'] / 1e6:.3g} M trained parameters, batch {subject['batch_size']}, "
         f"{subject['dtype']}, {about['device']}, {about['threads']} thread(s): base {base:.4g} ms a step, "
-        f"{record['settings']['turns']} turns"
+        f"{record['settings']['turns']} turns" + (f" in rows of {row} steps" if row > 1 else "")
     )
 
 
