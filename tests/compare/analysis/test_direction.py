@@ -54,6 +54,14 @@ def test_the_verdict_says_lower_in_the_metrics_own_unit(both):
     assert f"{100 * top['gain']['mean'] / base:.1f}" in Words(error).amount(top["gain"])
 
 
+def test_an_error_is_not_better_by_being_above():
+    worse = {"base": Fake("base", 0.9), "sam": Fake("SAM", 0.8)}
+    said = {key: summarise(made, None, {}) for key, made in (("a", records(worse)), ("e", as_errors(records(worse))))}
+    assert ": none is above the base" in said["a"]["verdict"] and "Clearly below the" in " ".join(said["a"]["notes"])
+    assert ": none is better than the base" in said["e"]["verdict"]
+    assert "Clearly worse than the" in " ".join(said["e"]["notes"]) and "below" not in " ".join(said["e"]["notes"])
+
+
 def test_a_loss_is_called_higher(both):
     worse = {"mean": -0.01, "ci95": 0.002}
     assert "% higher MSE" in Words(both[1]).amount(worse)

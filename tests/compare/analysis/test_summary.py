@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -347,6 +348,26 @@ def test_too_few_seeds_have_no_interval(seeds: int, said: str) -> None:
 
 
 # wording and labels
+
+
+def test_sentences_say_what_is_there() -> None:
+    noisy = summarise(records(NOISY), cost(NOISY), spec(NOISY))
+    assert "points over the base with twice the epochs, stopped early, for 2.03× the base's" in noisy["verdict"]
+    two = summarise(records(seeds=range(2)), cost(), spec(seeds=2))["verdict"]
+    assert two.endswith(", and two seeds give no interval.")
+    same = {name: replace(fake, grid=()) for name, fake in CLEAN.items()}
+    alone = summarise(records(same), cost(), spec())
+    assert any("choice favours the baseline, so gains err on the low side." in note for note in alone["notes"])
+    assert not any("validation data alone" in note for note in alone["notes"])
+    assert any("change nothing clear for the base (" in n and n.endswith("can tell.") for n in alone["notes"])
+
+
+@pytest.mark.parametrize(("averaged", "told"), [(0.95, True), (0.2, False)])
+def test_averages_of_the_longer_base_are_said_to_be_no_baseline(averaged: float, told: bool) -> None:
+    runs = plain("base", [0.9, 0.91, 0.92]) + plain("sam", [0.93, 0.95, 0.95])
+    runs += [run | {"averaged": {"test_accuracy": averaged}} for run in double([0.91, 0.92, 0.93])]
+    said = "With averaged weights the base with twice the epochs has 95.0, which is shown but is no baseline."
+    assert any(said in note for note in summarise(runs, None, {})["notes"]) == told
 
 
 def test_numbers_in_words() -> None:

@@ -159,6 +159,12 @@ def test_unfinished_comparisons(keep: Any) -> None:
     assert not page.errors and not page.open
 
 
+def test_one_value_each_is_no_choice(clean: str) -> None:
+    alone = made({name: replace(fake, grid=()) for name, fake in NOISY.items()})
+    for said in ("chosen on validation data", "on the grid below"):
+        assert said in clean and said not in alone
+
+
 def test_the_number_of_examples_stands_beside_the_task() -> None:
     runs = [run | {"examples": {"train": 20, "val": 99 + run["seed"] % 2, "test": 697}} for run in records(NOISY)]
     summary = summarise(runs, None, spec(NOISY))

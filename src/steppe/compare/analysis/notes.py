@@ -15,8 +15,8 @@ from steppe.compare.analysis.wording import (
     choices,
     how_many,
     listing,
+    selected,
     series,
-    symbols,
 )  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -65,8 +65,8 @@ def _double(summary: Summary) -> list[str]:
         return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
     if _below(alone):
         return [f"Twice the epochs harm the base {shown}: it overfits when trained longer."]
-    doubt = ": if in doubt, raise the epochs" if summary["best_baseline"].startswith("double") else ""
-    return [f"Twice the epochs change nothing clear for the base {shown}{doubt}."]
+    enough = "it was trained long enough, as far as this can tell"
+    return [f"Twice the epochs change nothing clear for the base {shown}: {enough}."]
 
 
 def _equal(summary: Summary) -> list[str]:
@@ -105,7 +105,8 @@ def _sam(summary: Summary) -> list[str]:
 
 def _worse(summary: Summary) -> list[str]:
     names = [row["label"] for row in _methods(summary) if row["gain"]["clear"] == -1]
-    return [f"Clearly below {baseline(summary['best_baseline'])}: {listing(names)}."] if names else []
+    where = f"{Words(summary).below} {baseline(summary['best_baseline'])}"
+    return [f"Clearly {where}: {listing(names)}."] if names else []
 
 
 def _cliffs(summary: Summary) -> list[str]:
@@ -196,9 +197,7 @@ def _selection(summary: Summary) -> list[str]:
     against = baseline(summary["best_baseline"])
     found = [
         f"Gains are against {against}, the best of the baselines by its mean on the test set. That choice "
-        "favours the baseline, so gains err on the low side; "
-        f"{symbols(summary['rows'])} {'were' if ' and ' in symbols(summary['rows']) else 'was'} chosen on "
-        f"validation data alone{_tries(summary['rows'])}."
+        f"favours the baseline, so gains err on the low side{_chosen(summary['rows'])}.{_longer(summary)}"
     ]
     if len(rows) > 1:
         found.append(f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %.")
@@ -208,6 +207,25 @@ def _selection(summary: Summary) -> list[str]:
                 f" The best of {len(rows)} is partly lucky: expect a little less of {best['label']} on new seeds."
             )
     return [*found, "Intervals (95 %, t) are over seeds, with the same test set throughout."]
+
+
+def _chosen(rows: Sequence[Row]) -> str:
+    """How settings were chosen, where there were several values to choose among."""
+    names = selected(rows)
+    are = "were" if " and " in names else "was"
+    return f"; {names} {are} chosen on validation data alone{_tries(rows)}" if names else ""
+
+
+def _longer(summary: Summary) -> str:
+    """Averaged weights of the longer base are no baseline; a reader who sees them ahead of the best wants to know."""
+    row = next((row for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "double")), {})
+    words, best = Words(summary), summary["baselines"][summary["best_baseline"]]["mean"]
+    figures = [row[form]["mean"] for form in ("averaged", "lawa") if row.get(form)]
+    ahead = [figure for figure in figures if words.judge.better(figure, best)]
+    if not ahead:
+        return ""
+    shown = listing([words.value(figure) for figure in ahead])
+    return f" With averaged weights the base with twice the epochs has {shown}, which is shown but is no baseline."
 
 
 def _tries(rows: Sequence[Row]) -> str:

@@ -41,10 +41,8 @@ def best_row(rows: Sequence[Row]) -> Row:
 
 def _single(top: Row, against: str, words: Words) -> str:
     seeds = how_many(top["gain"]["n"], "seed").capitalize()
-    return (
-        f"{seeds} cannot tell: {top['label']} has {words.amount(top['gain'])} {words.over} {against}, "
-        "and another seed may say otherwise."
-    )
+    why = "another seed may say otherwise" if top["gain"]["n"] == 1 else f"{seeds.lower()} give no interval"
+    return f"{seeds} cannot tell: {top['label']} has {words.amount(top['gain'])} {words.over} {against}, and {why}."
 
 
 def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
@@ -53,7 +51,7 @@ def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
     if gain["mean"] <= 0:
         above = any(row["gain"]["mean"] > 0 for row in rows)
         none = "none with seeds enough to tell" if above else "none"
-        return f"No method pays here: {none} is above {against}; {top['label']} comes nearest with {shown}."
+        return f"No method pays here: {none} is {words.above} {against}; {top['label']} comes nearest with {shown}."
     if gain["mean"] - gain["ci95"] > 0:
         return (
             f"Not settled: {top['label']} has {shown} {words.over} {against}, but among {count} methods "
@@ -77,7 +75,7 @@ def _seeds_to_see(gain: Row) -> int:
 def _pays(top: Row, rows: Sequence[Row], against: str, words: Words, axis: str | None) -> str:
     early = ", itself stopped early," if top["gain"]["of"] == "early" else ""
     text = f"{_named(top)}{early} pays here: {words.amount(top['gain'])} {words.over} {against}"
-    text += f" for {_price(top, axis)}" if top["cost"] else ""
+    text += f"{',' * (',' in against)} for {_price(top, axis)}" if top["cost"] else ""
     frugal = _frugal(top, rows)
     if frugal is None:
         return text

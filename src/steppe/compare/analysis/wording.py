@@ -100,6 +100,16 @@ class Words:
         """The word between an amount and what it is measured against."""
         return "over" if self.judge.percent else "than"
 
+    @property
+    def above(self) -> str:
+        """What a better figure is beside another."""
+        return "above" if self.judge.higher else "better than"
+
+    @property
+    def below(self) -> str:
+        """What a worse one is."""
+        return "below" if self.judge.higher else "worse than"
+
     def figure(self, figure: Mapping[str, Any] | None) -> str:
         """`95.7 ± 0.4` from {"mean": .957, "ci95": .004}."""
         return _with_interval(figure, self.value, self._scale, self._digits)
@@ -227,9 +237,17 @@ def chosen(row: Mapping[str, Any], equals: str = "") -> str:
 
 def symbols(rows: Sequence[Mapping[str, Any]]) -> str:
     """All that was chosen in a comparison: `ρ`, `ρ and μ`."""
-    used = dict.fromkeys(name for row in rows for name in choices(row))
+    return _symbols([name for row in rows for name in choices(row)]) or "ρ"
+
+
+def selected(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same of what was chosen among several values; empty where there was one of each."""
+    return _symbols([name for row in rows for name, (_, tried) in choices(row).items() if len(tried) > 1])
+
+
+def _symbols(used: Sequence[str]) -> str:
     known = [symbol for name, symbol in SYMBOLS.items() if name in used]
-    return listing([*known, *(name for name in used if name not in SYMBOLS)]) or "ρ"
+    return listing([*known, *dict.fromkeys(name for name in used if name not in SYMBOLS)])
 
 
 def plainly(value: Any) -> str:

@@ -95,6 +95,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "spec": dict(_flat(_heard(summary["spec"]))),
         "examples": amounts.said(summary.get("examples") or {}),
         "symbols": wording.symbols(summary["rows"]),
+        "selected": wording.selected(summary["rows"]),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
 
