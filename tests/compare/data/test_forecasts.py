@@ -191,7 +191,7 @@ BAD = {
     "no date": (put(3, 0, "soon"), {}, "row 3 has 'soon', which is no date"),
     "date missing": (put(3, 0, ""), {}, "row 3 has no time"),
     "zones mixed": (put(3, 0, "2024-01-01T12:00:00+02:00"), {}, "with and without a time zone"),
-    "short row": (lambda: [*table(), ["x"]], {}, "row 101 has 1 cells where the header has 3"),
+    "short row": (lambda: [*table(), ["x"]], {}, "row 101 has 1 cell where the header has 3"),
     "two of a name": (lambda: [["date", "a", "a"], *table()[1:]], {}, "two columns 'a'"),
     "header only": (lambda: table()[:1], {}, "a header and no rows"),
 }  # fmt: skip

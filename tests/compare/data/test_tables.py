@@ -142,6 +142,7 @@ BAD = {
     "no column to leave out": (cells, {"leave_out": ("colours",)}, "did you mean 'colour'"),
     "nothing but the target": (cells, {"leave_out": ("size", "colour", "price")}, "no column beside 'sort'"),
     "few rows": (lambda: {name: words[:9] for name, words in cells().items()}, {}, "9 rows; expected at least 10"),
+    "one row": (lambda: {name: words[:1] for name, words in cells().items()}, {}, "has 1 row; expected at least 10"),
     "target missing": (lambda: with_hole("sort", 7), {}, "column 'sort' has no value in row 7"),
     "single class": (lambda: cells(sort=["a"] * ROWS), {}, "has a single class, a"),
     "single number": (lambda: cells(sort=[7] * ROWS), {"kind": "numbers"}, "has one value throughout"),
@@ -174,9 +175,12 @@ def test_names_are_no_categories(tmp_path):
 
 def test_settings_of_a_study(tmp_path):
     place = write(tmp_path, cells())
-    with pytest.raises(ValueError, match="name it with --target: its columns are, the last first, sort, "):
+    with pytest.raises(ValueError, match="name it with --target: its columns are size, .*, sort$"):
         tasks.load(resolve({"task": f"table:{place}"}).data_options(), 0)
     with pytest.raises(ValueError, match="does not take 'horizon'"):
         resolve({"task": f"table:{place}", "target": "sort", "horizon": 3})
     spec = resolve({"task": f"table:{place}", "target": "sort", "labelled": 20})
     assert len(tasks.load(spec.data_options(), 0).train) == 20
+    wide = write(tmp_path, {f"x{i}": range(20) for i in range(12)})
+    with pytest.raises(ValueError, match="its columns are x0, x1, .*, x9 and 2 more; the last is x11$"):
+        tasks.load(resolve({"task": f"table:{wide}"}).data_options(), 0)

@@ -159,6 +159,14 @@ def test_unfinished_comparisons(keep: Any) -> None:
     assert not page.errors and not page.open
 
 
+def test_one_of_a_kind_is_no_plural() -> None:
+    methods = {name: NOISY[name] for name in ("base", "sam")}
+    runs = [run for run in records(methods, seeds=[0]) if run["variant"] == "plain" and run["method"] == "base"]
+    text = report.html(summarise(runs, cost(methods), spec(methods)), runs, cost(methods))
+    assert ">1 final run<" in text and ">1 method: cost of one step<" in text
+    assert ">15 final runs<" in made(methods) and ">4 runs that chose a setting<" in made(methods)
+
+
 def test_one_value_each_is_no_choice(clean: str) -> None:
     alone = made({name: replace(fake, grid=()) for name, fake in NOISY.items()})
     for said in ("chosen on validation data", "on the grid below"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steppe._command.statistics import LEAST
+from steppe._words import count as count
 from steppe.compare.judge import Judge, of_records
 
 ABSENT = "–"
@@ -275,11 +276,6 @@ def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:
 def broken(label: str) -> str:
     """A long label with its settings on a line of their own."""
     return label.replace(" (", "\n(", 1) if len(label) > LONG else label
-
-
-def count(number: int, what: str) -> str:
-    """`1 seed`, `5 seeds`."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def typeset(sentence: str) -> str:

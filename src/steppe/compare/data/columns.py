@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from steppe._command.lookup import by_likeness, near
+from steppe._words import count
 
 Columns = dict[str, list[str]]
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
@@ -69,7 +70,8 @@ def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
     names = [name.strip() for name in lines[0]]
     for row, line in enumerate(lines[1:], 1):
         if len(line) != len(names):
-            raise ValueError(f"{path}: row {row} has {len(line)} cells where the header has {len(names)}; mend it")
+            cells = count(len(line), "cell")
+            raise ValueError(f"{path}: row {row} has {cells} where the header has {len(names)}; mend it")
     return names, [[cell.strip() for cell in line] for line in lines[1:]]
 
 

@@ -38,10 +38,11 @@ def _forecast(options: DataOptions, seed: int) -> Task:
 
 def _table(options: DataOptions, seed: int) -> Task:
     if options.target is None:
-        found = list(columns.read(options.place))[::-1]
+        found = list(columns.read(options.place))
         raise ValueError(
-            f"task {options.task!r} needs a column to tell; name it with --target: its columns are, the last first, "
+            f"task {options.task!r} needs a column to tell; name it with --target: its columns are "
             + columns.some(found)
+            + (f"; the last is {found[-1]}" if len(found) > columns.SHOWN else "")  # often the one that is wanted
         )
     wanted = Table(options.place, options.target, options.kind, options.leave_out or ())
     return tables.task(options.task, wanted, seed, Amounts(options.labelled, options.validation, options.noise))

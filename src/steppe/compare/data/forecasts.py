@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steppe._words import count
 from steppe.compare.data import columns, dates
 from steppe.compare.data.examples import Task
 from steppe.compare.data.windows import Windows, sizes, windows_in
@@ -128,13 +129,13 @@ def _ends(wanted: Forecast, rows: int) -> tuple[int, int, int]:
     train, val, test = sizes(wanted.parts, rows, "rows")
     if not windows_in(train, wanted.lookback, wanted.lookback, wanted.horizon, 1):
         raise ValueError(
-            f"the training part has {train} rows, fewer than lookback {wanted.lookback} and horizon {wanted.horizon} "
-            "together; lower them or give it more with --parts"
+            f"the training part has {count(train, 'row')}, fewer than lookback {wanted.lookback} and horizon "
+            f"{wanted.horizon} together; lower them or give it more with --parts"
         )
     for part, size in (("validation", val), ("test", test)):
         if size < wanted.horizon:
             raise ValueError(
-                f"the {part} part has {size} rows, fewer than the horizon of {wanted.horizon}; "
+                f"the {part} part has {count(size, 'row')}, fewer than the horizon of {wanted.horizon}; "
                 "lower --horizon or give it more with --parts"
             )
     return train, train + val, train + val + test

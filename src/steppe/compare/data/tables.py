@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steppe._words import count
 from steppe.compare.data import columns
 from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
 from steppe.compare.data.metrics import in_unit
@@ -126,7 +127,9 @@ def read(wanted: Table) -> _Cells:
     if not found:
         raise ValueError(f"{wanted.place} has no column beside {wanted.target!r} to tell it from")
     if len(goal) < LEAST:
-        raise ValueError(f"{wanted.place} has {len(goal)} rows; expected at least {LEAST} to train, validate and test")
+        raise ValueError(
+            f"{wanted.place} has {count(len(goal), 'row')}; expected at least {LEAST} to train, validate and test"
+        )
     hole = next((row for row, word in enumerate(goal, 1) if columns.missing(word)), None)
     if hole is not None:
         raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
@@ -181,7 +184,7 @@ def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple
     if counts.min() < _PARTS:
         rare = names[counts.argmin()]
         raise ValueError(
-            f"class {rare} of column {name!r} has {counts.min()} rows; expected at least {_PARTS} of each"
+            f"class {rare} of column {name!r} has {count(counts.min(), 'row')}; expected at least {_PARTS} of each"
             " (or a target of numbers: --kind numbers)"
         )
     return labels.reshape(-1).astype(np.int64), len(names)

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from steppe.compare.analysis.groups import Record, finite, label, tuned
-from steppe.compare.analysis.wording import ABSENT, SYMBOLS, figures, plain, plainly, short
+from steppe.compare.analysis.wording import ABSENT, SYMBOLS, count, figures, plain, plainly, short
 from steppe.compare.judge import Judge, of_records
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of text; the first column names the row."""
+    """A table of text; the first column names the row, which is a `row` and what `rest` says of it."""
 
-    title: str
+    row: str
+    rest: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @property
+    def title(self) -> str:
+        """How many rows of what: `1 final run`, `2 methods: cost of one step`."""
+        return count(len(self.rows), self.row) + self.rest
 
 
 RUN_HEADER = (
@@ -32,10 +38,11 @@ def sheets(records: Sequence[Record], cost: Mapping[str, Any] | None) -> list[Sh
     judge = of_records(records)
     head = [f"{name}{' %' if judge.percent and name.startswith(('validation', 'test')) else ''}" for name in RUN_HEADER]
     found = [
-        Sheet("final runs", head, [_run(run, judge) for run in records if run["phase"] == "final"]),
-        Sheet("runs that chose a setting", head, [_run(run, judge) for run in records if run["phase"] == "tune"]),
+        Sheet("final run", "", head, [_run(run, judge) for run in records if run["phase"] == "final"]),
+        Sheet("run", " that chose a setting", head, [_run(run, judge) for run in records if run["phase"] == "tune"]),
         Sheet(
-            "methods: cost of one step",
+            "method",
+            ": cost of one step",
             COST_HEADER,
             [_cost(*item) for item in ((cost or {}).get("methods") or {}).items()],
         ),
