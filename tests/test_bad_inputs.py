@@ -78,6 +78,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "late SAM without a start": (lambda: steppe.LateSAM(MODEL, sgd()), "expected start (the first SAM step)"),
     "AMSGrad without a floor": (lambda: steppe.optim.AMSGrad(MODEL.parameters(), eps=0), "expected a number above 0"),
     "AMSGrad with one beta": (lambda: steppe.optim.AMSGrad(MODEL.parameters(), betas=0.9), "expected two numbers"),
+    "a function of two": (lambda: sharp().backward(lambda x, y: two().sum(), (1, 2)), "the batch as ONE argument"),
     "a loss instead of a closure": (lambda: sharp().backward(two().sum()), "expected a function that computes"),
     "settings by the method's own words: k": (lambda: steppe.LookSAM(MODEL, sgd(), k=0), "k=0 was given"),
     "k, by layers": (lambda: steppe.LookLayerSAM(MODEL, sgd(), k=-1), "k=-1 was given"),

@@ -1,7 +1,10 @@
 """What one backward runs, and the first samples of batches of every make."""
 
 import collections
+import functools
+import re
 from collections.abc import MutableMapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steppe._batch import NOTHING, Work, batch_size, first_samples
+from steppe._hardest import PerSample
 
 
 class Pair(NamedTuple):
@@ -222,6 +226,10 @@ def test_the_loss_is_detached_and_0_dim(shape, pieces):
     assert loss.shape == () and not loss.requires_grad and float(loss) == 2.0 * pieces
 
 
+def one(taken: str) -> str:
+    return re.escape(f"takes {taken}, and is called with the batch as ONE argument; expected a")
+
+
 REFUSED = {
     "a loss in place of a function": (lambda: Work.of(W.sum(), NOTHING, None, None), TypeError, "expected a function"),
     "both": (lambda: Work.of(loss_of, X, [X], None), TypeError, "both batch and micro_batches were given"),
@@ -230,8 +238,39 @@ REFUSED = {
     "a number": (lambda: Work.of(lambda: 1.0, NOTHING, None, None).run(), TypeError, "returned float"),
     "many losses": (lambda: Work.of(lambda: W * X[:, 0], NOTHING, None, None).run(), ValueError, r"shape \(8,\)"),
     "no graph": (lambda: Work.of(lambda: X.sum(), NOTHING, None, None).run(), ValueError, "no graph"),
+    "two arguments": (lambda: Work.of(lambda x, y, w=W: w, (X, X), None, None).run(), TypeError, one("(x, y, w)")),
+    "two of micro-batches": (lambda: Work.of(lambda x, y: W, NOTHING, [(X, X)], None).run(), TypeError, one("(x, y)")),
+    "a closure and a batch": (lambda: Work.of(lambda: W, X, None, None).run(), TypeError, one("()")),
+    "two under autocast": (
+        lambda: Work.of(lambda x, y: W, X, None, None).under(nullcontext).run(),
+        TypeError,
+        one("(x, y)"),
+    ),
+    "the hardest of two": (lambda: PerSample.of(lambda x, y: W, (X, X), None, None).seen(), TypeError, one("(x, y)")),
+    "no batch": (
+        lambda: Work.of(lambda b: W, NOTHING, None, None).run(),
+        TypeError,
+        r"takes \(b\), and is called with no",
+    ),
     "a slice of a closure": (lambda: Work.of(lambda: 1, NOTHING, None, None).first(2), TypeError, r"loss_of, batch"),
 }
+
+
+def inner(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return W.sum()
+
+
+@functools.wraps(inner)
+def unpacking(batch: Any) -> torch.Tensor:
+    """Its signature says (x, y), as that of a decorated function does."""
+    return inner(*batch)
+
+
+def test_an_error_that_arises_in_the_function_stays_as_it_is():
+    assert float(Work.of(unpacking, (X, X), None, None).run()) == 2.0
+    for function in (unpacking, lambda b: inner(b), functools.partial(inner, X, z=1)):
+        with pytest.raises(TypeError, match=r"inner\(\) (missing|got)"):
+            Work.of(function, (X,), None, None).run()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,6 +28,10 @@ class Nothing:
 
 NOTHING = Nothing()
 _TENSOR = frozenset((Tensor,))
+_WITH_BATCH = "with the batch as ONE argument"
+_OF_BATCH = "a function of it, such as lambda batch: criterion(model(batch[0]), batch[1])"
+_WITHOUT = "with no argument, as no batch was given"
+_OF_NOTHING = "backward(loss_of, batch), or a function that takes none, such as lambda: criterion(model(x), y)"
 
 
 @dataclass
@@ -42,6 +48,7 @@ class Work:
     pause: Pause = nullcontext  # the context of all micro-batches but the last: their gradients are averaged with it
     scale: Tensor | float = 1.0
     trace: Trace | None = None  # looks at the graphs, where the function is new
+    asked: Any = None  # the user's function, which loss_of may be wrapped around
 
     @classmethod
     def of(
@@ -54,13 +61,13 @@ class Work:
                 "such as sharp.backward(lambda: criterion(model(x), y))"
             )
         if micro_batches is None:
-            return cls(loss_of, ((),) if batch is NOTHING else ((batch,),), backward, pause)
+            return cls(loss_of, ((),) if batch is NOTHING else ((batch,),), backward, pause, asked=loss_of)
         if batch is not NOTHING:
             raise TypeError("both batch and micro_batches were given; expected one of them")
         batches = tuple((b,) for b in micro_batches)
         if not batches:
             raise ValueError("micro_batches is empty; expected at least one micro-batch")
-        return cls(loss_of, batches, backward, pause)
+        return cls(loss_of, batches, backward, pause, asked=loss_of)
 
     def run(self) -> Tensor:
         """One pass over everything: gradients are accumulated, the detached sum of the losses is returned."""
@@ -92,7 +99,13 @@ class Work:
             raise_in_our_words(error)
 
     def _loss(self, arguments: tuple[Any, ...]) -> Tensor:
-        return checked(self.loss_of(*arguments))
+        return checked(self._output(arguments))
+
+    def _output(self, arguments: tuple[Any, ...]) -> Any:
+        try:
+            return self.loss_of(*arguments)
+        except TypeError as error:
+            _raise_of_arguments(error, self.asked, arguments)
 
     def _backward(self, loss: Tensor) -> None:
         if self.backward is None:
@@ -125,6 +138,30 @@ class Work:
                 return self.loss_of(*arguments)
 
         return replace(self, loss_of=loss_of)
+
+
+def _raise_of_arguments(error: TypeError, function: Any, arguments: tuple[Any, ...]) -> NoReturn:
+    """Raise what an error means that came of the call itself, with too few or too many arguments, or the error."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)  # ours, where the call did not get into the function
+    ours = last.f_globals.get("__name__", "").startswith("steppe.")
+    taken = _not_taking(function, arguments) if ours else None
+    if taken is None:
+        raise error
+    given, wanted = (_WITH_BATCH, _OF_BATCH) if arguments else (_WITHOUT, _OF_NOTHING)
+    raise TypeError(f"the loss function takes {taken}, and is called {given}; expected {wanted}") from error
+
+
+def _not_taking(function: Any, arguments: tuple[Any, ...]) -> str | None:
+    """What a function takes, where it cannot be called with these arguments; None where it can, or nobody knows."""
+    try:
+        taken = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    try:
+        taken.bind(*arguments)
+    except TypeError:
+        return f"({', '.join(taken.parameters)})"  # names alone: a default may be a tensor of many lines
+    return None
 
 
 def _value(loss: Tensor) -> Tensor:

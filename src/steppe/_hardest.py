@@ -45,7 +45,7 @@ class PerSample(Work):
         return super().run()
 
     def _loss(self, arguments: tuple[Any, ...]) -> Tensor:
-        losses = _one_each(self.loss_of(*arguments), *arguments)
+        losses = _one_each(self._output(arguments), *arguments)
         self.losses.append(losses.detach().clone())  # a CUDA graph may write its output again
         return checked(losses.mean())
 
@@ -57,7 +57,7 @@ class PerSample(Work):
     def seen(self) -> tuple[list[Tensor], Tensor]:
         """The losses of each batch at the present weights, by a forward pass without a graph, and that of the whole."""
         # Copies: a CUDA graph may write its output again.
-        losses = [_one_each(self.loss_of(*batch), *batch).clone() for batch in self.batches]
+        losses = [_one_each(self._output(batch), *batch).clone() for batch in self.batches]
         torch.clear_autocast_cache()  # casts made without a graph would cut the next pass off from its weights
         return losses, torch.stack([each.mean() for each in losses]).sum()
 
