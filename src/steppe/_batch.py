@@ -16,6 +16,7 @@ from torch import Tensor
 from steppe._graphs import Trace, raise_in_our_words
 from steppe._nested import KEEP, cut, mapped, packed_starts, tensors_of
 from steppe._samples import Take, read
+from steppe._words import an
 
 LossOf = Callable[..., Tensor]
 Backward = Callable[[Tensor], Any]
@@ -57,7 +58,7 @@ class Work:
         """Check what ``backward`` was given and build the work."""
         if not callable(loss_of):
             raise TypeError(
-                f"backward() was given a {type(loss_of).__name__}; expected a function that computes the loss, "
+                f"backward() was given {an(type(loss_of).__name__)}; expected a function that computes the loss, "
                 "such as sharp.backward(lambda: criterion(model(x), y))"
             )
         if micro_batches is None:

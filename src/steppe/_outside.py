@@ -24,6 +24,7 @@ from steppe._gradients import Gradients
 from steppe._parameters import bare, layers
 from steppe._reach import anything_compiled, is_compiled, reached
 from steppe._state import State, Watch
+from steppe._words import an
 
 FRESH = 3
 """So many first passes are looked at after anything new."""
@@ -159,8 +160,8 @@ class Outside:
         if there and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the loss runs through a {type(there[0]).__name__} that is trainable and not in the model: after two "
-                "passes that steppe does not run itself its .grad is the sum of both passes; pass one module that "
+                f"the loss runs through {an(type(there[0]).__name__)} that is trainable and not in the model: after "
+                "two passes that steppe does not run itself its .grad is the sum of both passes; pass one module that "
                 f"owns all, such as nn.ModuleList([model, {type(there[0]).__name__.lower()}]), as the model, or use "
                 "backward()",
                 stacklevel=5,

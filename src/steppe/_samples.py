@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from steppe._nested import children, is_array, rebuilt
+from steppe._words import an
 
 _NO_SAMPLES = (str, bytes, int, float, complex, enum.Enum, range, slice, torch.dtype, torch.device, type, type(None))
 _ADVICE = "or give the look a function of your own that makes the smaller batch: Look(view=...)"
@@ -112,7 +113,7 @@ def _readings(part: Any, outermost: bool = False) -> list[Reading]:
         return [Reading(None, lambda _: part)]
     if isinstance(part, PackedSequence) or children(part) is None:
         raise UnreadableError(
-            f"the batch holds a {type(part).__name__}, which cannot be cut into samples here; expected tensors in "
+            f"the batch holds {an(type(part).__name__)}, which cannot be cut into samples here; expected tensors in "
             f"tuples, lists, dicts or dataclasses, or a list of samples, {_ADVICE}",
             TypeError,
         )

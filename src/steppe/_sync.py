@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from steppe._parameters import parallel
+from steppe._words import an
 from steppe.ascent import Ascent
 from steppe.combine import Combine, Replace
 from steppe.schedule import Schedule
@@ -107,7 +108,7 @@ def _check(sync: Sync, model: nn.Module, ascent: Ascent, schedule: Schedule, com
         raise ValueError(f"sync={sync!r} was given; expected 'global', 'rank' or a number of ranks to perturb alike")
     if (wrapper := parallel(model)) is None:
         raise ValueError(
-            f"sync={sync!r} was given with a {type(model).__name__}; expected the DistributedDataParallel model "
+            f"sync={sync!r} was given with {an(type(model).__name__)}; expected the DistributedDataParallel model "
             "itself, whose averaging can be put off"
         )
     if wrapper.static_graph:

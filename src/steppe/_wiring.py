@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from steppe._optimizers import Optimizers
 from steppe._parts import Part, check
 from steppe._rates import check_rates
+from steppe._words import an
 from steppe.ascent import Ascent, Direction, Scale
 from steppe.combine import Combine
 from steppe.curves import FollowLR
@@ -44,8 +45,8 @@ def check_arguments(model: Any, optimizer: Any, seed: Any) -> Optimizers:
     """Refuse what cannot work, before anything is built; what was given as the optimizer, seen as one."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is a {type(model).__name__}; expected a torch.nn.Module (the model itself, not its parameters) and "
-            "an optimizer that is already built, such as SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))"
+            f"model is {an(type(model).__name__)}; expected a torch.nn.Module (the model itself, not its parameters) "
+            "and an optimizer that is already built, such as SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))"
         )
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         raise TypeError(
@@ -126,7 +127,7 @@ def _refuse_second_order(optimizers: Optimizers) -> None:
     for inner in (layer for s in optimizers.steppers for layer in s.layers):
         if getattr(inner, "is_second_order", False) is True or type(inner).__name__.lower() in _SECOND_ORDER:
             raise TypeError(
-                f"optimizer is a {type(inner).__name__}, which wants loss.backward(create_graph=True) and takes a "
+                f"optimizer is {an(type(inner).__name__)}, which wants loss.backward(create_graph=True) and takes a "
                 "Hessian of that graph; the weights move between the passes, so expected an optimizer that needs "
                 "gradients alone"
             )

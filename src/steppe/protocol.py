@@ -11,6 +11,7 @@ from torch import Tensor
 from steppe._batch import NOTHING, Backward, LossOf
 from steppe._draft import Last
 from steppe._optimizers import Given
+from steppe._words import an
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def checked(made: Any, what: str, host: str) -> Any:
     """
     if not isinstance(made, Method):
         raise TypeError(
-            f"{what} a {type(made).__name__}; expected a steppe object on the model and the optimizer, such as "
+            f"{what} {an(type(made).__name__)}; expected a steppe object on the model and the optimizer, such as "
             "steppe.SAM(model, optimizer)"
         )
     if made.needs.per_sample:

@@ -204,5 +204,5 @@ def test_what_cannot_be_meant_is_refused(options, sentence):
 
 
 def test_a_method_without_a_perturbation_is_refused():
-    with pytest.raises(TypeError, match="a SGD was given; expected a SharpnessAware"):
+    with pytest.raises(TypeError, match="an SGD was given; expected a SharpnessAware"):
         steppe.Probe(bowl()[1])

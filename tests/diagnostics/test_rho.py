@@ -155,7 +155,7 @@ BAD = [
     ({"method": "nbar"}, ValueError, "no radius to find by ascents"),
     ({"method": "bi_lora"}, ValueError, "it acts on LoRA's factors alone"),
     ({"method": 3}, TypeError, "expected a method's name, an Ascent or a recipe"),
-    ({"method": lambda model, optimizer, rho: 3}, TypeError, "returned a int; expected a steppe object"),
+    ({"method": lambda model, optimizer, rho: 3}, TypeError, "returned an int; expected a steppe object"),
     ({"method": "tail_sam"}, ValueError, "radius 0 at the optimizer's present learning rate"),
     ({"method": steppe.Ascent(), "hardest": 0.5}, ValueError, "one loss per sample"),
     ({"method": steppe.Ascent(), "samples": 3}, TypeError, r"look=steppe.Look\(samples=3\)"),

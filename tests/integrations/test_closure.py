@@ -320,7 +320,7 @@ def test_it_cannot_be_copied(way: Callable[[Any], Any]) -> None:
 
 def test_bad_arguments_are_refused_in_one_sentence() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="was given a SGD; expected a steppe object"):
+    with pytest.raises(TypeError, match="was given an SGD; expected a steppe object"):
         SharpOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="LBFGS needs a closure of its own"):
         SharpOptimizer(steppe.SAM(model, torch.optim.LBFGS(model.parameters())))

@@ -294,7 +294,7 @@ def test_models_it_cannot_work_on_are_refused():
     with pytest.raises(ValueError, match="3 LoRA layers, but none that this optimizer trains"):
         steppe.FlatLoRA(model, head, **CONSTANT)
     embedded = adapted(copy.deepcopy(model.unload()), {"r": 2, "target_modules": ["embed_tokens"]}, torch.float32)
-    with pytest.raises(ValueError, match="is on a Embedding; expected linear layers|no LoRA layer"):
+    with pytest.raises(ValueError, match="is on an Embedding; expected linear layers|no LoRA layer"):
         built(embedded)
 
 

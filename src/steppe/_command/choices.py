@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from steppe._command.lookup import nearest
 from steppe._command.rows import accepts, divided, is_own, row
 from steppe._length import of_this_length
+from steppe._words import an
 from steppe.methods import Row
 from steppe.optim import AMSGrad
 from steppe.protocol import needs_of
@@ -172,7 +173,7 @@ class Choice:
         made = of_this_length(recipe, total_steps, given)(model, optimizer)
         if not callable(getattr(made, "backward", None)):
             raise ValueError(
-                f"its recipe gives a {type(made).__name__}; expected a steppe.Method, or an object with "
+                f"its recipe gives {an(type(made).__name__)}; expected a steppe.Method, or an object with "
                 "backward(loss_of, batch)"
             )
         return made

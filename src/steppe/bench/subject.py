@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from steppe._command.devices import usable_device
 from steppe._command.lookup import called, named_function
 from steppe._command.networks import find
+from steppe._words import an
 
 LossOf = Callable[[nn.Module, Any], Tensor]
 HF = "hf:"
@@ -94,7 +95,7 @@ class Subject:
             return _whole_problem(self.model, called(build, self.batch_size, what=f"model {self.model!r}", form=_FORM))
         model = called(build, self.shape, self.classes, what=f"model {self.model!r}", form=_FORM)
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model {self.model!r} gave a {type(model).__name__}; expected a torch.nn.Module")
+            raise ValueError(f"model {self.model!r} gave {an(type(model).__name__)}; expected a torch.nn.Module")
         images = torch.randn(self.batch_size, *self.shape)
         return Problem(model, (images, torch.randint(self.classes, (self.batch_size,))), _cross_entropy)
 
@@ -119,8 +120,8 @@ def _whole_problem(name: str, given: Any) -> Problem:
     if isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], nn.Module) and callable(given[2]):
         return Problem(*given)
     raise ValueError(
-        f"model {name!r}: function(batch_size) gave a {type(given).__name__}; expected (model, batch, loss_of), where "
-        "loss_of(model, batch) is the loss"
+        f"model {name!r}: function(batch_size) gave {an(type(given).__name__)}; expected (model, batch, loss_of), "
+        "where loss_of(model, batch) is the loss"
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from steppe._algebra import inner, norm, ratio
 from steppe._draft import Last
 from steppe._parts import check_count
+from steppe._words import an
 from steppe.combine import Combine, Combined
 from steppe.diagnostics._surface import LossOf
 from steppe.diagnostics.hessian import lambda_max
@@ -72,7 +73,7 @@ class Probe:
     ) -> None:
         if not hasattr(sharp, "ascent"):
             raise TypeError(
-                f"a {type(sharp).__name__} was given; expected a SharpnessAware, which has a perturbation to look at"
+                f"{an(type(sharp).__name__)} was given; expected a SharpnessAware, which has a perturbation to look at"
             )
         check_count("every", every, 0)
         check_count("lanczos", lanczos)

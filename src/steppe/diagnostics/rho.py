@@ -16,6 +16,7 @@ from steppe._length import lacking
 from steppe._optimizers import Optimizers
 from steppe._parts import check, check_count
 from steppe._wiring import check_arguments
+from steppe._words import an
 from steppe.ascent import Ascent
 from steppe.diagnostics._curve import AtRadius, measure
 from steppe.diagnostics._picture import new_axes
@@ -236,8 +237,8 @@ def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, r
     sharp: SharpnessAware = checked(recipe(model, optimizer, rho=rho), "the recipe returned", "the search")
     if not hasattr(sharp, "ascent"):
         raise TypeError(
-            f"the recipe returned a {type(sharp).__name__}, which does not perturb the model's own weights; expected a "
-            "SharpnessAware, which has a radius"
+            f"the recipe returned {an(type(sharp).__name__)}, which does not perturb the model's own weights; expected "
+            "a SharpnessAware, which has a radius"
         )
     return sharp
 

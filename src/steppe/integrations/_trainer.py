@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steppe._length import of_this_length
 from steppe._nested import tensors_of
+from steppe._words import an
 from steppe.protocol import Method, checked
 
 FILE, WRITTEN_LAST = "sharpness_aware.pt", "trainer_state.json"
@@ -130,8 +131,8 @@ def build(factory: Factory, trainer: Any) -> Method:
     )
     if made.optimizer is not optimizer:
         raise TypeError(
-            f"sharp returned a {type(made).__name__} on another optimizer; expected the very one that it was given (to "
-            "choose that one, use the Trainer's optimizers=(optimizer, None))"
+            f"sharp returned {an(type(made).__name__)} on another optimizer; expected the very one that it was given "
+            "(to choose that one, use the Trainer's optimizers=(optimizer, None))"
         )
     return made
 
@@ -140,7 +141,7 @@ def check_factory(sharp: Any) -> None:
     """Refuse what cannot be called."""
     if not callable(sharp):
         raise TypeError(
-            f"sharp is a {type(sharp).__name__}; expected a function (model, optimizer) -> steppe.Method such as "
+            f"sharp is {an(type(sharp).__name__)}; expected a function (model, optimizer) -> steppe.Method such as "
             "functools.partial(steppe.SAM, rho=0.05), because the Trainer makes its optimizer later"
         )
 

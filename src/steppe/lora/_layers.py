@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steppe._parameters import bare
+from steppe._words import an
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
             continue
         if len(getattr(module, "lora_embedding_A", ())) or any(_weight(factor).ndim != 2 for factor in a.values()):
             raise ValueError(
-                f"LoRA layer {name} is on a {type(base).__name__}; expected linear layers: leave it out of the "
+                f"LoRA layer {name} is on {an(type(base).__name__)}; expected linear layers: leave it out of the "
                 "target_modules"
             )
         yield name, module, base

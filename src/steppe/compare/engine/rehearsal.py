@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._command.lookup import brief
+from steppe._words import an
 from steppe.compare.data.examples import Task
 from steppe.compare.data.losses import each_of
 from steppe.compare.engine.measure import evaluating
@@ -62,7 +63,7 @@ def check_model(name: str, model: nn.Module, task: Task) -> None:
     except Exception as error:
         raise ValueError(f"model {name!r} fails on two examples{_shape(few.x)}: {brief(error)}") from error
     if not isinstance(output, Tensor):
-        raise ValueError(f"model {name!r} gave a {type(output).__name__}; expected one tensor")
+        raise ValueError(f"model {name!r} gave {an(type(output).__name__)}; expected one tensor")
     _check_output(name, output, task)
     try:
         each_of(task.loss, output, few.y)

@@ -10,6 +10,7 @@ from types import GeneratorType
 from typing import Any
 
 from steppe._command.lookup import nearest
+from steppe._words import an
 from steppe.compare.data.metrics import METRICS, read_metric
 from steppe.compare.judge import Judge
 from steppe.compare.script.sharpen import Sharpen
@@ -196,4 +197,4 @@ def _number(value: Any, what: str) -> float:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 40 else f"a {type(value).__name__}"
+    return text if len(text) <= 40 else an(type(value).__name__)
