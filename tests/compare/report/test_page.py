@@ -171,6 +171,7 @@ def test_one_value_each_is_no_choice(clean: str) -> None:
     alone = made({name: replace(fake, grid=()) for name, fake in NOISY.items()})
     for said in ("chosen on validation data", "on the grid below"):
         assert said in clean and said not in alone
+    assert "<dd>20 final</dd>" in alone
 
 
 def test_the_number_of_examples_stands_beside_the_task() -> None:

@@ -218,7 +218,7 @@ def _chosen(rows: Sequence[Row]) -> str:
 
 def _longer(summary: Summary) -> str:
     """Averaged weights of the longer base are no baseline; a reader who sees them ahead of the best wants to know."""
-    row = next((row for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "double")), {})
+    row: Row = next((row for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "double")), {})
     words, best = Words(summary), summary["baselines"][summary["best_baseline"]]["mean"]
     figures = [row[form]["mean"] for form in ("averaged", "lawa") if row.get(form)]
     ahead = [figure for figure in figures if words.judge.better(figure, best)]
