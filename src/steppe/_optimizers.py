@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from steppe._words import an
-
 Given = Optimizer | list[Optimizer] | tuple[Optimizer, ...]
 Door = tuple[Callable[[Any], RemovableHandle], str]
 
@@ -148,7 +146,7 @@ def _check_kinds(given: Any, each: tuple[Any, ...]) -> None:
         if not isinstance(one, Optimizer):
             kind = type(one).__name__ if one is given else f"{type(given).__name__} of {type(one).__name__}"
             raise TypeError(
-                f"optimizer is {an(kind)}; expected a torch.optim.Optimizer that is already built, or a list of them"
+                f"optimizer is of class {kind}; expected a torch.optim.Optimizer that is built, or a list of them"
             )
 
 
@@ -169,7 +167,7 @@ def _beneath(optimizer: Optimizer, above: tuple[Optimizer, ...] = ()) -> Iterato
             yield from _beneath(one, (*above, optimizer))
     else:
         raise TypeError(
-            f"optimizer is {an(type(optimizer).__name__)} whose step nobody can hear: it never called "
+            f"optimizer is of class {type(optimizer).__name__}, whose step nobody can hear: it never called "
             "Optimizer.__init__, and no optimizer that it holds steps all of its parameters; expected one that does, "
             "or a wrapper around one"
         )

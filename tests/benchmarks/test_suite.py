@@ -56,10 +56,13 @@ def test_a_study_from_before_the_step_back_is_made_again_without_it() -> None:
     assert page.command({"command": "c", "spec": {"step_back": True}}) == "c"
 
 
-def test_readme_quotes_where_nothing_is_won() -> None:
+def test_readme_quotes_where_little_and_nothing_is_won() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     column = "a look at few samples"
-    for name, title in (("ett96", column), ("mnist1d_cnn", "SAM"), ("mnist1d_cnn", "the same, its radius rising")):
+    for name, title in (
+        ("ett96", column), ("mnist1d_cnn", "SAM"), ("mnist1d_cnn", "the same, its radius rising"),
+        ("fashion_mlp", column), ("fashion_mlp_noisy", column),
+    ):  # fmt: skip
         found = page.kept(name)
         shown = page._won(page.columns(name, found)[title], found).strip("*+−")
         assert shown in text, name

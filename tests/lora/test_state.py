@@ -111,7 +111,7 @@ def test_bad_settings_are_refused_in_one_sentence(settings: dict[str, Any], mess
 
 def test_bad_hosts_are_refused() -> None:
     model = f.net()
-    with pytest.raises(TypeError, match="optimizer is a list"):
+    with pytest.raises(TypeError, match="optimizer is of class list"):
         steppe.BAR(model, f.trained(model), total_steps=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="model is a list"):
         steppe.BAR(f.trained(model), torch.optim.SGD(f.trained(model)), total_steps=3)  # type: ignore[arg-type]
