@@ -166,7 +166,7 @@ class Half(Silent):
 def test_an_optimizer_that_cannot_be_heard_is_refused_at_construction(kind: type[Silent]) -> None:
     model = reference.MLP().module()
     for make in (steppe.SAM, steppe.LookSAM, lambda m, o: steppe.BAR(m, o, total_steps=9)):
-        with pytest.raises(TypeError, match=rf"{kind.__name__} .*Optimizer.__init__.*expected") as error:
+        with pytest.raises(TypeError, match=rf"{kind.__name__}, .*Optimizer.__init__.*expected") as error:
             make(model, kind(model.parameters()))
         assert "\n" not in str(error.value)
 

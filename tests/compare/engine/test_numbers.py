@@ -86,7 +86,7 @@ def test_averages_leave_positions_and_masks_as_they_are():
     model.register_buffer("positions", torch.arange(512))
     model.register_buffer("mask", torch.ones(4, 4, dtype=torch.bool).tril())
     settings = resolve({"task": "tests.compare.tiny:task"})
-    for average in (run._average(settings, model, 100), run._latest(settings, model)):
+    for average in (run.exponential(settings, model, 100), run._latest(settings, model)):
         for _ in range(20):
             average.update_parameters(model)
         assert torch.equal(average.module.positions, model.positions) and torch.equal(average.module.mask, model.mask)
