@@ -64,14 +64,15 @@ class Written:
 
     def again(self) -> None:
         """Begin the second pass where the first began."""
-        changed = self._changed()
-        self._left = [(tensor, _copy(tensor)) for tensor, _ in changed]
-        _put((tensor, copy) for tensor, copy in changed if copy is not None)
+        self._left = []
+        if changed := self._changed():
+            self._left = [(tensor, _copy(tensor)) for tensor, _ in changed]
+            _put((tensor, copy) for tensor, copy in changed if copy is not None)
 
     def done(self) -> None:
         """Put back what the first pass left or, where there was none, what was there."""
-        there = self._changed() if self._left is None else self._left
-        _put((tensor, copy) for tensor, copy in there if copy is not None)
+        if there := self._changed() if self._left is None else self._left:
+            _put((tensor, copy) for tensor, copy in there if copy is not None)
 
     def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
         self._inputs.fresh -= 1
