@@ -38,7 +38,8 @@ FOUND = """What to make of it:
 - **With a CNN on the same signals nothing gains.** It is 26 points better than the MLP, and validation took small
   radii: the gain is that network's, not those signals'.
 - **MLPs on 2,000 images gain a little, and clearly**: SAM on Fashion-MNIST, more with a fifth of the labels wrong, and
-  a look at 4 of 64 samples keeps most or all of it at 1.06 passes. (Six seeds could not tell; then four more were run.)
+  a look at 4 of 64 samples keeps most or all of it at 1.06 passes. (With right labels six
+  seeds could not tell; then four more were run on both.)
   With wrong labels a base that is given 7 epochs from the start, and a rate of its own, wins half of that without any
   method, and at that length no method gains.
 - **A large radius breaks some trainings**: the one that two seeds chose for four samples without a ramp broke two of

@@ -187,6 +187,8 @@ def per_sample(built: Built) -> Callable[[Tensor, Tensor], Tensor]:
 def test_a_compiled_train_step(name: str, way: Any, pieces: int, graphs: int, record_property: Record) -> None:
     """Backward, step and zero_grad in one compiled function: the passes are compiled, and what is between them is not.
 
+    (torch 2.11 has a piece more in phases, and losses that differ in the last bit.)
+
     Nothing is compiled after the second step: LookSAM (k = 4) ascends in the first, reuses in the second; SGD has no
     momentum before the first.
     """
