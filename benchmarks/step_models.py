@@ -83,6 +83,25 @@ def _images(batch_size: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(1000, (batch_size,))
 
 
+def resnet50_graphs(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    """The same ResNet-50 in CUDA graphs, without Inductor's kernels."""
+    return _in_graphs(resnet50(batch_size))
+
+
+def vit_b16_graphs(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    """The same ViT-B/16 in CUDA graphs, without Inductor's kernels."""
+    return _in_graphs(vit_b16(batch_size))
+
+
+def _in_graphs(made: tuple[nn.Module, Any, Any]) -> tuple[nn.Module, Any, Any]:
+    """What is made, compiled by a backend that only records; a batch of another size is recorded by itself."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 64  # every contender has a model, and looks a batch, of its own
+    model, batch, loss_of = made
+    return torch.compile(model, backend="cudagraphs", dynamic=False), batch, loss_of  # type: ignore[return-value]
+
+
 def llama1b_lora(batch_size: int) -> tuple[nn.Module, Any, Any]:
     """A Llama of 1.2 billion random weights with adapters of rank 16 on all linear layers, sequences of 512 tokens."""
     from peft import LoraConfig, get_peft_model

@@ -38,6 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 TARGETS = ("sam,rst,look_sam:k=5", ("peer_sam", "peer_look_sam", "peer_naive"))
 MORE = ("sam,gsam,fsam", ("peer_gsam", "peer_fsam", "peer_sam"))
 CHEAP = "recommended,recommended:samples=8,sam:samples=4,sam:samples=16,msam"
+GRAPHED = "sam,rst,look_sam:k=5,recommended,sam:samples=16,msam"
 ALL = ("sam,rst,look_sam:k=5,gsam,fsam", tuple(PEERS))
 NEED = 14 * 2**30
 """Free bytes without which the largest width is left out: weights, gradients and one copy in fp32, 12 GB."""
@@ -53,6 +54,7 @@ class Case:
     steps: int | None = None
     row: int = 1
     phases: int = 8
+    memory: bool = True
     label: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -97,8 +99,13 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
     both = (f"sam,rst,look_sam:k=5,{CHEAP}", TARGETS[1])
     few = Subject("step_models:resnet50", device=device), Subject("step_models:vit_b16", device=device)
     in_a_row = [Case(each, (f"sam,look_sam:k=5,{CHEAP}", ()), steps=96, row=8, phases=0) for each in few]
+    in_graphs = [
+        Case(replace(each, model=f"{each.model}_graphs"), (GRAPHED, ()), steps=24, phases=0, memory=False)
+        for each in few
+    ]  # their memory is one pool for all contenders
     return {
         "cuda_resnet50_row8": in_a_row[0], "cuda_vit_b16_row8": in_a_row[1],
+        "cuda_resnet50_graphs": in_graphs[0], "cuda_vit_b16_graphs": in_graphs[1],
         "cuda_resnet50_b128": Case(few[0], both, steps=24, phases=20),
         "cuda_vit_b16_b128": Case(few[1], both, steps=16, phases=10),
         "cuda_llama1b_lora_b8": Case(
@@ -114,7 +121,7 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
 def run(name: str, case: Case, steps: int | None) -> None:
     """One case, written and shown."""
     texts, peers = case.what
-    settings = Request(steps=steps or case.steps, row=case.row, threads=case.threads, budget=90.0)
+    settings = Request(steps=steps or case.steps, row=case.row, threads=case.threads, budget=90.0, memory=case.memory)
     contenders = makers(parse_all([texts]), settings.optimizer) | {peer: PEERS[peer] for peer in peers}
     record = measure(case.subject, contenders, settings, lambda share: print(f"{name}: {share:.0%}", file=sys.stderr))
     more = f" --steps {steps}" if steps else ""

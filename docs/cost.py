@@ -14,6 +14,7 @@ ORDER = (
     "resnet18_b128", "resnet18_b128_more", "resnet18_b16", "vit192_b128", "minilm_full", "minilm_lora", "mlp_b128",
     "cnn_b64", "tiny_language", "cuda_resnet50_b128", "cuda_vit_b16_b128", "cuda_llama1b_lora_b8",
     "cuda_resnet18_b128", "cuda_resnet18_b16", "cuda_transformer100m", "cuda_resnet50_row8", "cuda_vit_b16_row8",
+    "cuda_resnet50_graphs", "cuda_vit_b16_graphs",
 )  # fmt: skip
 WIDTHS = ("width", "cuda_width_float32", "cuda_width_bfloat16")
 PAIRS = (("sam", "peer_sam"), ("look_sam:k=5", "peer_look_sam"), ("gsam", "peer_gsam"), ("fsam", "peer_fsam"))
@@ -136,7 +137,7 @@ def case(record: dict[str, Any]) -> str:
         "| method | passes | step time | buffers | memory, MiB |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in record["methods"].values():
-        memory = f"{row['buffers']:.2f} | {row['memory_bytes'] / 2**20:.1f}"
+        memory = f"{row['buffers']:.2f} | {row['memory_bytes'] / 2**20:.1f}" if "buffers" in row else " | "
         rows.append(f"| {row['label']} | {row['passes']:.2f} | {ratio(row, record)} | {memory} |")
     return "\n".join([*rows, "", *phases(record)])
 

@@ -29,6 +29,12 @@ def test_json_on_stdout_is_what_the_file_holds(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
 
 
+def test_a_table_without_memory_where_none_was_measured(tmp_path, capsys):
+    assert main([*TINY, "--methods", "sam", "--no-memory", "--out", str(tmp_path / "figures.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "SAM" in shown and "MiB" not in shown
+
+
 def test_a_task_s_own_network_batch_and_loss_are_measured(tmp_path, capsys):
     place, out = tmp_path / "cells.csv", tmp_path / "figures.json"
     place.write_text("size,price\n" + "".join(f"{n},{n % 7 + n / 50}\n" for n in range(60)))

@@ -48,10 +48,11 @@ def title(record: dict[str, Any]) -> str:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One line."""
-    time, memory = row["time_ratio"], f"{row['memory_bytes'] / 2**20:.1f} MiB"
+    time, measured = row["time_ratio"], "memory_bytes" in row
+    memory = f"{row['memory_bytes'] / 2**20:.1f} MiB" if measured else ""
     if row["label"] == "base":
         return ("base", "1", "1", "", "1", "", memory)
     return (
         row["label"], f"{row['passes']:.2f}", f"{time['median']:.3f}", f"{time['low']:.2f}-{time['high']:.2f}",
-        f"{row['busy_ratio']['median']:.3f}", f"{row['buffers']:.2f}", memory,
+        f"{row['busy_ratio']['median']:.3f}", f"{row['buffers']:.2f}" if measured else "", memory,
     )  # fmt: skip
