@@ -39,6 +39,7 @@ TARGETS = ("sam,rst,look_sam:k=5", ("peer_sam", "peer_look_sam", "peer_naive"))
 MORE = ("sam,gsam,fsam", ("peer_gsam", "peer_fsam", "peer_sam"))
 CHEAP = "recommended,recommended:samples=8,sam:samples=4,sam:samples=16,msam"
 GRAPHED = "sam,rst,look_sam:k=5,recommended,sam:samples=16,msam"
+RECORDED = f"{GRAPHED},recommended:cuda_graph=true,sam:samples=16,cuda_graph=true"
 ALL = ("sam,rst,look_sam:k=5,gsam,fsam", tuple(PEERS))
 NEED = 14 * 2**30
 """Free bytes without which the largest width is left out: weights, gradients and one copy in fp32, 12 GB."""
@@ -98,13 +99,15 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
     large = Subject("step_models:transformer100m", 8, device=device, dtype="bfloat16")
     both = (f"sam,rst,look_sam:k=5,{CHEAP}", TARGETS[1])
     few = Subject("step_models:resnet50", device=device), Subject("step_models:vit_b16", device=device)
-    in_a_row = [Case(each, (f"sam,look_sam:k=5,{CHEAP}", ()), steps=96, row=8, phases=0) for each in few]
+    in_a_row = [Case(each, (RECORDED, ()), steps=64, row=8, phases=0) for each in few]
+    recorded = [Case(each, (RECORDED, ()), steps=16, phases=0) for each in few]
     in_graphs = [
         Case(replace(each, model=f"{each.model}_graphs"), (GRAPHED, ()), steps=24, phases=0, memory=False)
         for each in few
     ]  # their memory is one pool for all contenders
     return {
         "cuda_resnet50_row8": in_a_row[0], "cuda_vit_b16_row8": in_a_row[1],
+        "cuda_resnet50_recorded": recorded[0], "cuda_vit_b16_recorded": recorded[1],
         "cuda_resnet50_graphs": in_graphs[0], "cuda_vit_b16_graphs": in_graphs[1],
         "cuda_resnet50_b128": Case(few[0], both, steps=24, phases=20),
         "cuda_vit_b16_b128": Case(few[1], both, steps=16, phases=10),

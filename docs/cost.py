@@ -14,7 +14,7 @@ ORDER = (
     "resnet18_b128", "resnet18_b128_more", "resnet18_b16", "vit192_b128", "minilm_full", "minilm_lora", "mlp_b128",
     "cnn_b64", "tiny_language", "cuda_resnet50_b128", "cuda_vit_b16_b128", "cuda_llama1b_lora_b8",
     "cuda_resnet18_b128", "cuda_resnet18_b16", "cuda_transformer100m", "cuda_resnet50_row8", "cuda_vit_b16_row8",
-    "cuda_resnet50_graphs", "cuda_vit_b16_graphs",
+    "cuda_resnet50_graphs", "cuda_vit_b16_graphs", "cuda_resnet50_recorded", "cuda_vit_b16_recorded",
 )  # fmt: skip
 WIDTHS = ("width", "cuda_width_float32", "cuda_width_bfloat16")
 PAIRS = (("sam", "peer_sam"), ("look_sam:k=5", "peer_look_sam"), ("gsam", "peer_gsam"), ("fsam", "peer_fsam"))

@@ -8,7 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steppe._algebra import add_scaled_, copy_, inner, joined, norm, norm_each, ratio, scale_, scale_each_, wide
+from steppe._algebra import (
+    add_scaled_,
+    bits_unless_,
+    copy_,
+    inner,
+    joined,
+    norm,
+    norm_each,
+    ratio,
+    scale_,
+    scale_each_,
+    wide,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5)
@@ -194,3 +206,16 @@ def test_copies_and_norms_of_mixed_dtypes_keep_their_order(kinds):
 def test_copies_need_lists_of_one_length():
     with pytest.raises(ValueError):
         copy_([torch.zeros(1)], [])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_all_of_a_poisoned_list_or_nothing_by_its_bits(keep):
+    numbers = [math.nan, math.inf, -math.inf, -0.0, 1e-40, 3.25]
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    tensors = [torch.tensor(numbers, dtype=kind).expand(2, 6).clone() for kind in kinds] + [torch.randn(4, 6).t()]
+    before = [t.clone() for t in tensors]
+    bits_unless_(torch.tensor(keep), tensors)
+    for now, then in zip(tensors, before, strict=True):
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[now.element_size()]
+        expected = then.contiguous().view(bits) if keep else torch.zeros(then.shape, dtype=bits)
+        assert torch.equal(now.contiguous().view(bits), expected)

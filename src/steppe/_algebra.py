@@ -75,15 +75,28 @@ def scale_each_(tensors: Iterable[Tensor], factors: list[Tensor]) -> None:
     multiply_(here := local(tensors), [f.to(x.device) for f, x in zip(factors, here, strict=True)])
 
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def nothing_unless_(keep: Tensor, tensors: Tensors) -> None:
     """All zeros where ``keep``, 0-dim, is false; nobody waits for a device."""
     if keep.device.type == "cpu":
         if not keep:
             torch._foreach_zero_(local(tensors))
         return
-    drop = ~keep
-    for here in local(tensors):
-        here.masked_fill_(drop if here.device == drop.device else drop.to(here.device), 0.0)
+    bits_unless_(keep, local(tensors))
+
+
+def bits_unless_(keep: Tensor, tensors: Tensors) -> None:
+    """The same in one call for all tensors of a kind.
+
+    Their bits times 0 are 0 where a number would stay NaN, and times 1 they are what they were.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.device, _BITS[tensor.element_size()]), []).append(tensor)
+    for (device, bits), some in alike.items():
+        torch._foreach_mul_([t.view(bits) for t in some], keep.to(device, bits))
 
 
 def multiply_(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:

@@ -87,11 +87,11 @@ class Work:
         """Forward and backward, once."""
         try:
             if self.trace is None:
-                loss = self._loss(arguments)
+                loss = self.loss(arguments)
                 self._backward(loss)
                 return loss
             self.trace.begin()
-            loss = self._loss(arguments)
+            loss = self.loss(arguments)
             self.trace.end(loss)
             self._backward(loss)
             self.trace.after()
@@ -99,7 +99,8 @@ class Work:
         except RuntimeError as error:
             raise_in_our_words(error)
 
-    def _loss(self, arguments: tuple[Any, ...]) -> Tensor:
+    def loss(self, arguments: tuple[Any, ...]) -> Tensor:
+        """The loss of one call, with its graph."""
         return checked(self._output(arguments))
 
     def _output(self, arguments: tuple[Any, ...]) -> Any:
@@ -125,8 +126,9 @@ class Work:
         """The same on the first samples of every batch, through a view of them."""
         if not all(self.batches):
             raise TypeError(
-                "the look is at a few samples or a view of the batch (samples=..., view=...), but backward() was "
-                "given a closure; expected backward(loss_of, batch), so that the batch can be sliced"
+                "the look is at a few samples or a view of the batch (samples=..., view=...) or recorded on it "
+                "(cuda_graph=True), but backward() was given a closure; expected backward(loss_of, batch), so that the "
+                "batch can be sliced"
             )
         few = [b if samples is None else first_samples(b, samples) for (b,) in self.batches]
         return replace(self, batches=tuple((b if view is None else view(b),) for b in few))

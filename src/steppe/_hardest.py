@@ -44,7 +44,7 @@ class PerSample(Work):
         self.losses = []
         return super().run()
 
-    def _loss(self, arguments: tuple[Any, ...]) -> Tensor:
+    def loss(self, arguments: tuple[Any, ...]) -> Tensor:
         losses = _one_each(self._output(arguments), *arguments)
         self.losses.append(losses.detach().clone())  # a CUDA graph may write its output again
         return checked(losses.mean())

@@ -24,6 +24,7 @@ from steppe._outside import Held, Outside
 from steppe._parameters import bare
 from steppe._present import Present
 from steppe._randomness import Randomness
+from steppe._recorded import Recorder
 from steppe._state import State, Watch
 from steppe._sync import Averaging
 from steppe.ascent import Grads, Scale
@@ -63,6 +64,7 @@ class Passes:
         self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
         self.outside = Outside(model, gradients, self.moved)
         self.inputs = Inputs()
+        self._recorder = Recorder(model, gradients, self.watch, self.draws)
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
@@ -92,11 +94,13 @@ class Passes:
             return self._glance(work)
 
     def _glance(self, work: Work) -> Pass:
-        enough = enough_samples(f"a look at samples={getattr(self._present.now.look, 'samples', None)!r}")
+        look = self._present.now.look
+        run = self._recorder.run if look is not None and look.cuda_graph else Work.run
+        enough = enough_samples(f"a look at samples={getattr(look, 'samples', None)!r}")
         with self.outside.first() as joined:
             try:
                 with self._lookout.one_pass(), self._averaging.first_pass(), enough:
-                    loss = work.run()
+                    loss = run(work)
             finally:
                 for module in joined:
                     module.done()
@@ -193,7 +197,7 @@ class Passes:
         look = self._present.now.look
         if look is None:
             return None
-        if (look.samples is not None or look.view is not None) and not by_loss(look):
+        if (look.samples is not None or look.view is not None or look.cuda_graph) and not by_loss(look):
             work = work.first(look.samples, look.view)
         if look.autocast is None:
             return work

@@ -42,6 +42,11 @@ class Randomness:
         new._sources, new._at = self._sources, [source.read() for source in self._sources]
         return new
 
+    def stand(self) -> bool:
+        """Whether none of them has moved."""
+        pairs = zip(self._sources, self._at, strict=True)
+        return all(source.same(at, source.read()) for source, at in pairs)
+
     def set(self, there: Randomness | None = None) -> None:
         """Make the generators continue from here.
 

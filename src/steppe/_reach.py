@@ -23,7 +23,7 @@ def reached(function: Any) -> list[Any]:
     for _ in range(DEEP):
         here = [each for each in here if not isinstance(each, _PLAIN) and id(each) not in seen]
         seen |= {id(each): each for each in here}
-        here = [below for each in here for below in _below(each)]
+        here = [beneath for each in here for beneath in below(each)]
     return [each for each in seen.values() if isinstance(each, nn.Module) or callable(each)]
 
 
@@ -43,7 +43,8 @@ def is_compiled(thing: Any) -> bool:
     return hasattr(thing, "_torchdynamo_orig_callable") and not hasattr(thing, "_torchdynamo_disable")
 
 
-def _below(thing: Any) -> Iterable[Any]:
+def below(thing: Any) -> Iterable[Any]:
+    """What it holds or names itself."""
     if isinstance(thing, nn.Module):
         return ()  # a module comes with its own
     if isinstance(thing, FunctionType):

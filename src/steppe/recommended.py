@@ -23,6 +23,7 @@ def recommended(
     samples: int | float | None = None,
     ramp: float = 0.0,
     total_steps: int | None = None,
+    cuda_graph: bool = False,
     **common: Any,
 ) -> SharpnessAware:
     """A cheap SAM to begin with: it climbs along the gradient of few samples, and descends along that of all.
@@ -48,6 +49,7 @@ def recommended(
             MNIST-1D, at radii that break some trainings at their beginning, 0.1 broke none and gained more
             (docs/suite.md). A ``rho`` of a parameter group's own is taken as it is, and does not rise.
         total_steps: T, optimizer steps of the whole training; needed with a ramp alone.
+        cuda_graph: record the pass over few samples and replay it, on a GPU (:class:`steppe.Look`).
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 
     Cost: 1 + p samples/batch passes, 1.04 by default; one parameter-sized buffer while perturbed. Time: 1.1 times the
@@ -64,7 +66,8 @@ def recommended(
     """
     if samples is None and isinstance(model, nn.Module):  # what is none is refused below
         samples = 4 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 0.04
-    return RST(model, optimizer, rho=_rising(rho, ramp, total_steps), p=p, samples=samples, **common)
+    radius = _rising(rho, ramp, total_steps)
+    return RST(model, optimizer, rho=radius, p=p, samples=samples, cuda_graph=cuda_graph, **common)
 
 
 def _rising(rho: Value, ramp: float, total_steps: int | None) -> Value:

@@ -31,6 +31,13 @@ class Look(Part):
             2210.12864). ``loss_of`` must then return one loss per sample; a forward pass without a graph finds them,
             another third of a pass, with the dropout masks of the pass over the batch. ``backward`` returns its loss,
             and the running statistics that stay are those that it left.
+        cuda_graph: record the look as a CUDA graph and replay it: one launch in the place of some thousand, which are
+            what it costs on a fast GPU. The first three looks of a kind run as they are, and so do those whose shapes,
+            weights' places, modules' attributes, or what the function closes over or names are another than in any
+            recording; a warning tells where that never ends. A recorded look runs kernels alone: no Python of the loss
+            or of hooks, no backward of the host's, and an attribute of an object that is no module (``self.alpha``) has
+            the value that it had. Needs ``backward(loss_of, batch)``, everything on one CUDA device, one process, and
+            no loss scale. Memory between steps: one buffer of the trained weights' size, and the look's activations.
 
     A combination that needs g costs one pass more. With one that does not, the loss that ``backward`` returns is the
     look's, and running statistics move in the pass at w + eps. A look whose gradient is NaN or inf (a mean over no
@@ -45,6 +52,7 @@ class Look(Part):
     view: Callable[[Any], Any] | None = None
     autocast: torch.dtype | None = None
     chosen: str | None = None
+    cuda_graph: bool = False
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
@@ -60,6 +68,7 @@ class Look(Part):
             )
         if self.autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast={self.autocast!r} was given; expected torch.bfloat16, torch.float16 or None")
+        _check_graph(self.cuda_graph, self)
         if self.samples is None and self.view is None and self.autocast is None:
             raise ValueError(
                 "Look() was given, which is a whole pass; expected samples, view or autocast to make it cheaper, or no "
@@ -149,6 +158,17 @@ def _check_samples(samples: Any) -> None:
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise ValueError(
             f"samples={samples!r} was given; expected a whole number of samples, a fraction between 0 and 1, or None"
+        )
+
+
+def _check_graph(cuda_graph: Any, look: Look) -> None:
+    if not isinstance(cuda_graph, bool):
+        raise TypeError(f"cuda_graph={cuda_graph!r} was given; expected True or False")
+    if cuda_graph and (look.chosen is not None or look.autocast is torch.float16):
+        with_it = f"chosen={look.chosen!r}" if look.chosen is not None else f"autocast={look.autocast}"
+        raise ValueError(
+            f"cuda_graph=True was given with {with_it}; expected it with the first samples, and torch.bfloat16: a "
+            "recording chooses no samples, and has no loss scale"
         )
 
 

@@ -115,6 +115,89 @@ def test_dropout_draws_the_same_in_both_passes() -> None:
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3]) and not torch.equal(masks[0], masks[2])
 
 
+def looked(sharp_of: Callable[..., Any], steps: int = 10, compiled: bool = False, **look: Any) -> Tensor:
+    """The weights after training on the GPU with a look at three samples; dropout and batch norm in the network."""
+    torch.manual_seed(5)
+    model = net(F32, dropout=0.25).to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    runs: Any = torch.compile(model) if compiled else model
+    sharp = sharp_of(runs, optimizer, look=steppe.Look(3, **look))
+    torch.manual_seed(6)
+    for batch in (on("cuda") * 2)[:steps]:
+        sharp.backward(loss_of(runs), batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    return flat(model)
+
+
+@pytest.mark.parametrize("name", ["sam", "gsam", "fsam", "look_sam", "asam"])
+def test_a_recorded_look_has_the_numbers_of_the_look(name: str) -> None:
+    recipe = steppe.methods.get(name).recipe
+    torch.testing.assert_close(looked(recipe, cuda_graph=True), looked(recipe), rtol=1e-5, atol=1e-7)
+
+
+def test_a_recorded_look_under_autocast_and_compiled() -> None:
+    low = {"autocast": torch.bfloat16}
+    torch.testing.assert_close(
+        looked(steppe.SAM, cuda_graph=True, **low), looked(steppe.SAM, **low), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        looked(steppe.SAM, compiled=True, cuda_graph=True), looked(steppe.SAM), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_recorded_look_under_the_loop_s_own_autocast() -> None:
+    """Casts of the weights that the cache keeps must not get into the recording."""
+    found = []
+    for cuda_graph in (True, False):
+        torch.manual_seed(5)
+        model = net(F32, dropout=0).to("cuda")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        sharp = steppe.SAM(model, optimizer, samples=3, cuda_graph=cuda_graph)
+        for batch in on("cuda") * 2:
+            with torch.autocast("cuda", torch.bfloat16):
+                sharp.backward(loss_of(model), batch)
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(flat(model))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_recorded_look_does_not_wait_for_the_device() -> None:
+    model = net(F32, dropout=0.25).to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    sharp = steppe.SAM(model, optimizer, samples=3, cuda_graph=True)
+    for step, batch in enumerate(on("cuda") * 2):
+        torch.cuda.set_sync_debug_mode("error" if step > 4 else "default")
+        try:
+            sharp.backward(loss_of(model), batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sharp._making.passes._recorder._looks[0].recording is not None
+
+
+def test_a_loss_that_waits_is_told_and_the_device_goes_on() -> None:
+    model = net(F32, dropout=0).to("cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    sharp = steppe.SAM(model, optimizer, samples=3, cuda_graph=True)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        value = loss_of(model)(batch)
+        return value * (1 if value.item() > -1 else 2)
+
+    with pytest.raises(RuntimeError, match="could not be recorded as a CUDA graph"):
+        for batch in on("cuda"):
+            sharp.backward(loss, batch)
+            optimizer.zero_grad()
+    sharp.look = steppe.Look(3)
+    assert sharp.backward(loss, on("cuda")[0]).isfinite()
+    with pytest.raises(ValueError, match="lie on cpu"):
+        sharp.look = steppe.Look(3, cuda_graph=True)
+        sharp.backward(lambda b: loss_of(model)(tuple(p.cuda() for p in b)), on("cpu")[0])
+
+
 @pytest.mark.parametrize("name", ["sam", "look_sam", "gsam"])
 def test_cuda_graphs_of_a_compiled_model(name: str) -> None:
     """Their outputs lie in memory that the next pass writes over."""

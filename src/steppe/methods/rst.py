@@ -27,6 +27,7 @@ def RST(
     total_steps: int | None = None,
     start_step: int = 0,
     samples: int | float | None = None,
+    cuda_graph: bool = False,
     **common: Any,
 ) -> SharpnessAware:
     """SAM on a random share of the steps: X_t ~ Bernoulli(p(t)); d = g~ where X_t = 1, else d = g.
@@ -47,6 +48,7 @@ def RST(
         total_steps: T, optimizer steps of the whole training; needed by all but "constant".
         start_step: no ascent before this step (the learning rate's warm-up).
         samples: ascend on the first ``samples`` of each batch only (cost 1 + mean p samples/batch); None is the paper.
+        cuda_graph: record the pass over these samples and replay it, on a GPU (:class:`steppe.Look`).
         common: ``seed`` (the draws are a function of seed and step), ``same_dropout`` and ``generators``.
 
     Cost: 1 + mean p passes; one parameter-sized buffer while perturbed.
@@ -58,7 +60,7 @@ def RST(
         optimizer,
         ascent=Ascent(rho=rho),
         schedule=draws(probability(p, schedule, p_end, total_steps), start_step),
-        **with_samples(samples, common),
+        **with_samples(samples, common, cuda_graph),
     )
 
 

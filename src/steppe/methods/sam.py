@@ -17,7 +17,13 @@ from steppe.methods._row import BAD_RHO, Row, recipe
 
 @recipe
 def SAM(
-    model: nn.Module, optimizer: Given, *, rho: Value = 0.05, samples: int | float | None = None, **common: Any
+    model: nn.Module,
+    optimizer: Given,
+    *,
+    rho: Value = 0.05,
+    samples: int | float | None = None,
+    cuda_graph: bool = False,
+    **common: Any,
 ) -> SharpnessAware:
     """Sharpness-aware minimisation: eps = rho g / ||g||, d = g~ = grad L(w + eps).
 
@@ -28,13 +34,14 @@ def SAM(
         samples: ascend on the first ``samples`` of each batch only (cost 1 + samples/batch); None is the paper. A
             quarter of the batch is Bahri et al.'s (ACL 2022, arXiv 2110.08529, who credit Brock et al. 2021);
             :func:`steppe.KSAM` chooses the samples by their loss.
+        cuda_graph: record the pass over these samples and replay it, on a GPU (:class:`steppe.Look`).
         common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
     Cost: 2 passes; one parameter-sized buffer while perturbed, none between steps.
 
     Source: arXiv 2010.01412, Algorithm 1.
     """
-    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), **with_samples(samples, common))
+    return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), **with_samples(samples, common, cuda_graph))
 
 
 ROW = Row(
