@@ -8,6 +8,7 @@ import copy
 import functools
 import pickle
 import random
+import types
 import warnings
 
 import numpy as np
@@ -147,61 +148,106 @@ class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
         self.body, self.drop, self.times = nn.Linear(5, 3), nn.Dropout(0.25), 1.0
+        self.config = types.SimpleNamespace(power=1)
         self.double()
 
     def forward(self, x):
-        return self.times * self.body(self.drop(x))
+        return self.times * self.body(self.drop(x)) ** self.config.power
 
 
-def change_attribute(model, state):
-    model.times = 3.0
+class Task:
+    """A loss function's own object, with settings of its own."""
+
+    factor = 1.0
+
+    def __init__(self, model):
+        self.model, self.settings, self.seen = model, {"alpha": 0.0}, 0
+
+    def smoothed(self, output, target, alpha):
+        return self.factor * F.cross_entropy(output, target, label_smoothing=alpha)
+
+    def loss(self, batch):
+        return self.smoothed(self.model(batch[0]), batch[1], self.settings["alpha"])
 
 
-def change_dropout(model, state):
-    model.drop.p = 0.75
+def change_attribute(task):
+    task.model.times = 3.0
 
 
-def change_mode(model, state):
-    model.drop.eval()
+def change_dropout(task):
+    task.model.drop.p = 0.75
 
 
-def change_submodule(model, state):
-    model.drop = nn.Dropout(0.75)
+def change_mode(task):
+    task.model.drop.eval()
 
 
-def change_number(model, state):
-    state["alpha"] = 0.5
+def change_submodule(task):
+    task.model.drop = nn.Dropout(0.75)
 
 
-def change_place(model, state):
-    model.body.weight.data = 2 * model.body.weight.data
+def change_config(task):
+    task.model.config.power = 2
 
 
-def freeze(model, state):
-    model.body.bias.requires_grad_(False)
+def change_number(task):
+    task.settings["alpha"] = 0.5
 
 
-@pytest.mark.parametrize(
-    "change",
-    [change_attribute, change_dropout, change_mode, change_submodule, change_number, change_place, freeze],
-)
-def test_what_python_reads_is_never_that_of_an_earlier_recording(change, tape):
+def change_setting_of_the_loss(task):
+    task.factor = 2.0
+
+
+def change_place(task):
+    task.model.body.weight.data = 2 * task.model.body.weight.data
+
+
+def freeze(task):
+    task.model.body.bias.requires_grad_(False)
+
+
+CHANGES = (
+    change_attribute, change_dropout, change_mode, change_submodule, change_config, change_number,
+    change_setting_of_the_loss, change_place, freeze,
+)  # fmt: skip
+
+
+def as_a_method(task):
+    return task.loss
+
+
+def as_a_lambda(task):
+    alpha, factor = task.settings["alpha"], task.factor
+
+    def smoothed(output, target):
+        return factor * F.cross_entropy(output, target, label_smoothing=alpha)
+
+    return lambda batch: smoothed(task.model(batch[0]), batch[1])
+
+
+def as_a_partial(task):
+    def loss(model, alpha, factor, batch):
+        return factor * F.cross_entropy(model(batch[0]), batch[1], label_smoothing=alpha)
+
+    return functools.partial(loss, task.model, task.settings["alpha"], task.factor)
+
+
+@pytest.mark.parametrize("form", [as_a_method, as_a_lambda, as_a_partial])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_python_reads_is_never_that_of_an_earlier_recording(change, form, tape):
     def run(cuda_graph):
         torch.manual_seed(0)
-        model, state = Scaled(), {"alpha": 0.0}
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        sharp = steppe.SAM(model, optimizer, samples=3, rho=0.5, cuda_graph=cuda_graph)
+        task = Task(Scaled())
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.05)
+        sharp = steppe.SAM(task.model, optimizer, samples=3, rho=0.5, cuda_graph=cuda_graph)
         for step, batch in enumerate(data(14)):
             if step == 7:
-                change(model, state)
-
-            def smoothed(output, target, alpha=state["alpha"]):
-                return F.cross_entropy(output, target, label_smoothing=alpha)
-
-            sharp.backward(lambda batch, smoothed=smoothed: smoothed(model(batch[0]), batch[1]), batch)
+                change(task)
+            task.seen += 1  # which the loss does not read
+            sharp.backward(form(task), batch)
             optimizer.step()
             optimizer.zero_grad()
-        return torch.cat([p.flatten() for p in model.parameters()])
+        return torch.cat([p.flatten() for p in task.model.parameters()])
 
     assert torch.equal(run(True), run(False))
     assert tape.recorded == 2 and tape.replayed == 14 - 2 * EAGER

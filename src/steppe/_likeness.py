@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from operator import is_
-from types import FunctionType, MethodType
+from operator import attrgetter, is_, is_not
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from steppe._nested import children
-from steppe._reach import MANY, below
+from steppe._reach import MANY, below, names_in
 
 DEEP = 4
 """So far a function is followed into those that it calls."""
 
+_IS_THERE, _TRAINED = partial(is_not, None), attrgetter("requires_grad")
 _SCALARS = (int, float, complex, str, bytes, torch.dtype, torch.device)
 _CONTAINERS = (list, tuple, dict)
+_NO_SETTINGS = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, partial)
 
 
 @dataclass
@@ -41,28 +43,39 @@ class Kind:
 
 
 class Modules:
-    """The modules that a look runs through, and all that they hold."""
+    """The modules that a look runs through, and all that they hold; asked at the speed of C, before every replay."""
 
     def __init__(self) -> None:
         self._roots: list[nn.Module] = []
-        self._all: list[nn.Module] = []
-        self._below: list[Any] = []
+        self._known: list[Any] = []
+        self._attributes: list[dict[str, Any]] = []  # of each module; then its submodules, its weights and buffers
+        self._below: list[dict[str, Any]] = []
+        self._inside: list[dict[str, Any]] = []
+        self._settings: list[dict[str, Any]] = []  # of objects among the attributes, such as a config
 
     def hold(self, roots: list[nn.Module]) -> tuple[list[Any], list[Any]]:
-        """All attributes, weights and buffers, at the speed of C; and where those tensors lie."""
-        below = self._children()
-        if not (_identical(roots, self._roots) and _identical(below, self._below)):
-            self._roots, self._all = roots, list(dict.fromkeys(m for root in roots for m in root.modules()))
-            below = self._below = self._children()
-        attributes = chain.from_iterable(map(dict.values, map(vars, self._all)))
-        tensors = [t for m in self._all for t in chain(m._parameters.values(), m._buffers.values()) if t is not None]
+        """All attributes, weights and buffers; and where those tensors lie."""
+        attributes = [*_values(self._attributes), *_values(self._below)]
+        if not (_identical(roots, self._roots) and _identical(attributes, self._known)):
+            self._walk(roots)
+            attributes = self._known
+        tensors = list(filter(_IS_THERE, _values(self._inside)))
         device = tensors[0].device.type
-        places: list[Any] = [*map(Tensor.data_ptr, tensors), *(t.requires_grad for t in tensors)]
+        places: list[Any] = [*map(Tensor.data_ptr, tensors), *map(_TRAINED, tensors)]
         places += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
-        return [*attributes, *below, *tensors], places
+        return [*attributes, *tensors, *_values(self._settings)], places
 
-    def _children(self) -> list[Any]:
-        return [child for module in self._all for child in module._modules.values()]
+    def _walk(self, roots: list[nn.Module]) -> None:
+        every = dict.fromkeys(m for root in roots for m in root.modules())
+        self._roots, self._attributes = roots, list(map(vars, every))
+        self._below = [m._modules for m in every]
+        self._inside = [each for m in every for each in (m._parameters, m._buffers)]
+        self._known = [*_values(self._attributes), *_values(self._below)]
+        self._settings = list({id(each): vars(each) for each in self._known if _has_settings(each)}.values())
+
+
+def _values(dicts: list[dict[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable(map(dict.values, dicts))
 
 
 def kind_of(read: list[Any], held: list[Any], places: list[Any], batch: Any) -> Kind:
@@ -75,27 +88,47 @@ def kind_of(read: list[Any], held: list[Any], places: list[Any], batch: Any) -> 
 def read_by(function: Any) -> list[Any]:
     """What a function reads besides its arguments, in a fixed order, as far as it is seen without running it.
 
-    Its code, and what it closes over, names or has as a default; the same of functions among these, a few calls deep.
-    Attributes of objects are not followed.
+    Its code, and what it closes over, names or has as a default; the same of functions among these, and of objects the
+    attributes that the code has names of, a few steps deep.
     """
     found: list[Any] = []
+    names: dict[str, None] = {}
+    objects: list[Any] = []
     here: list[Any] = [function]
     for _ in range(DEEP):
-        inner: list[Any] = []
-        for thing in here:
-            followed = _followed(thing)
-            if not followed or isinstance(thing, FunctionType):
-                found.append(getattr(thing, "__code__", thing))
-            if followed:
-                inner += below(thing)
-        here = inner
-    return found + [getattr(thing, "__code__", thing) for thing in here]
+        codes = [thing.__code__ for thing in here if isinstance(thing, FunctionType)]
+        names |= dict.fromkeys(chain.from_iterable(map(names_in, codes)))
+        found += [thing for thing in here if not _is_made_anew(thing)]
+        objects += filter(_has_settings, here)
+        here = [inner for thing in here for inner in _within(thing, names)]
+    found += here + [inner for each in objects for inner in _within(each, names)]  # by names that came after them
+    return [thing.__code__ if isinstance(thing, FunctionType) else thing for thing in found if not _is_made_anew(thing)]
 
 
-def _followed(thing: Any) -> bool:
+def _is_made_anew(thing: Any) -> bool:
+    """Whether it may be another object each time that holds the same: what is in it counts."""
+    return isinstance(thing, (MethodType, partial)) or (type(thing) in _CONTAINERS and len(thing) <= MANY)
+
+
+def _within(thing: Any, names: dict[str, None]) -> Iterable[Any]:
     if isinstance(thing, FunctionType):
-        return not (thing.__module__ or "").startswith("torch")
-    return isinstance(thing, (MethodType, functools.partial)) or (type(thing) in _CONTAINERS and len(thing) <= MANY)
+        return () if _is_torch_s(thing) else below(thing)
+    if _is_made_anew(thing):
+        return below(thing)
+    if isinstance(thing, ModuleType) and not thing.__name__.startswith("torch") or _has_settings(thing):
+        own, shared = vars(thing), vars(type(thing))
+        return [own[n] if n in own else shared[n] for n in names if n in own or n in shared]
+    return ()
+
+
+def _has_settings(thing: Any) -> bool:
+    """Whether it is an object of the user's own with attributes, and no module."""
+    kind = type(thing)
+    return hasattr(thing, "__dict__") and not isinstance(thing, _NO_SETTINGS) and not _is_torch_s(kind)
+
+
+def _is_torch_s(thing: Any) -> bool:
+    return (thing.__module__ or "").startswith(("torch.", "steppe."))
 
 
 def _alike(some: list[Any], others: list[Any]) -> bool:

@@ -68,13 +68,13 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
             continue  # empty as yet
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    names, known = _names(function.__code__), function.__globals__
+    names, known = names_in(function.__code__), function.__globals__
     yield from (known[name] for name in names if name in known)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Those of functions within it too."""
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names of globals and attributes in it, and in functions within it."""
     yield from code.co_names
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _names(inner)
+            yield from names_in(inner)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,15 +208,33 @@ def captured(run: Callable[[], Any], back: Callable[[], None]) -> tuple[Any, Cal
     back()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream), _no_waiting():
         run()
     torch.cuda.current_stream().wait_stream(stream)
     back()
     graph = torch.cuda.CUDAGraph()
-    # Other threads may go on: one pins the memory of the batches to come.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        out = run()
+    try:
+        # Other threads may go on: one pins the memory of the batches to come.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            out = run()
+    except BaseException:
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())  # else it takes itself for recorded from now on
+        raise
     return out, graph.replay
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Whatever waits for the device is an error: within a recording it would leave more behind than an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode", category=UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def _copy(tensor: Tensor) -> Tensor:
