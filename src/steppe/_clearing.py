@@ -35,7 +35,7 @@ class Clearing:
         meanwhile.
         """
         self._moved = moved
-        self._waiting, self.gone = self._by_optimizer([p for p, _ in earlier]) if earlier else [], set()
+        self._waiting = self._by_optimizer([p for p, _ in earlier]) if earlier else []
         self._waiting += [[p] for p, _ in outside]  # nobody knows whose they are
 
     def kept(self, there: list[Kept]) -> list[Kept]:
@@ -47,7 +47,8 @@ class Clearing:
         self._waiting = []
 
     def heeded(self, loss_of: Any) -> Any:
-        """``loss_of``, whose first call since :meth:`begin` is watched."""
+        """``loss_of``, whose first call since :meth:`begin` is watched; nothing is gone as yet."""
+        self.gone = set()
         if not callable(loss_of):
             return loss_of
 

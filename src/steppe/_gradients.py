@@ -45,12 +45,12 @@ class Gradients:
         meets anything else. That of a group that climbs (``maximize``) is turned round until :meth:`give`: every part
         sees a descent.
         """
-        grads, others = self._found(), _with_gradient(self.parameters.rest)
+        grads, others = self._found(), _with_gradient(self.parameters.rest) if self.parameters.rest else []
         outside = self._outside_gradients()
         self.clear()
-        self._others = [(p, _own(g)) for p, g in others]
-        self.have_others = bool(self._others)
-        self._others += outside
+        if others:
+            others = [(p, _own(g)) for p, g in others]
+        self.have_others, self._others = bool(others), others + outside
         if not _common(grads.values()):
             _refuse_sparse(grads, self.parameters.entries, self.parameters.perturbable)
             grads = {n: as_real(_full(_own(g)) if dense else _own(g)) for n, g in grads.items()}
@@ -92,6 +92,8 @@ class Gradients:
 
     def outside(self) -> list[Tensor]:
         """The known leaves that are not the model's."""
+        if not self._outside:
+            return []
         found = [p for ref in self._outside if (p := ref()) is not None]
         if len(found) < len(self._outside):
             self._outside = [weakref.ref(p) for p in found]
@@ -99,8 +101,9 @@ class Gradients:
 
     def _outside_gradients(self) -> list[Kept]:
         # Elsewhere than in `aside` nobody knows what was there before the pass.
-        there = self.outside() if self._aside is not None else ()
-        kept = [(p, p.grad) for p in there if p.requires_grad and p.grad is not None]
+        if self._aside is None or not self._outside:
+            return []
+        kept = [(p, p.grad) for p in self.outside() if p.requires_grad and p.grad is not None]
         for p, _ in kept:
             p.grad = None
         return [(p, _own(g)) for p, g in kept]
@@ -116,7 +119,7 @@ class Gradients:
     def turn(self, grads: dict[str, Tensor]) -> None:
         """Turn round, in place, the gradients of groups that climb: to a descent's view of them, and back."""
         climbing = self.parameters.optimizers.climbing()
-        if any(climbing):
+        if True in climbing:
             mine = (e.name for e in self.parameters.entries if e.group is not None and climbing[e.group])
             for grad in (grads[name] for name in mine if name in grads):
                 grad.neg_()
@@ -158,16 +161,16 @@ class Gradients:
 
         ``average`` is given those put aside before they are added. What the closure clears is not added.
         """
-        there = _with_gradient(self.parameters.all)
-        earlier = [(p, _own(g)) for p, g in there]
-        # Slices of a flat buffer of the user's; DistributedDataParallel and FSDP2 see to their own.
-        hosts = self.parameters.sharded or parallel(self.parameters.model) is not None
-        slices = [(p, g) for p, g in there if g._is_view()] if not hosts else []
-        if earlier:
-            self.clear()
+        there, slices = _with_gradient(self.parameters.all), list[Kept]()
+        earlier = [(p, _own(g)) for p, g in there] if there else []
         self._aside = outside = []
         outside += self._outside_gradients()
-        self.clearing.begin(earlier, outside, hosts)
+        if earlier or outside:
+            # Slices of a flat buffer of the user's; DistributedDataParallel and FSDP2 see to their own.
+            hosts = self.parameters.sharded or parallel(self.parameters.model) is not None
+            slices = [(p, g) for p, g in there if g._is_view()] if not hosts else []
+            self.clear()
+            self.clearing.begin(earlier, outside, hosts)
         try:
             yield
         except BaseException:
@@ -181,6 +184,8 @@ class Gradients:
         finally:
             self._aside = None
             self.clearing.over()
+        if not (earlier or outside):
+            return
         earlier, outside, slices = map(self.clearing.kept, (earlier, outside, slices))
         if earlier:
             average([g for _, g in earlier])

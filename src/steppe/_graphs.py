@@ -7,7 +7,7 @@ graphs are looked at once for each function: the nodes of two passes have nothin
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -110,15 +110,9 @@ class Tracing:
     def __init__(self) -> None:
         self._known: set[Any] = set()
 
-    def trace(
-        self, function: Any, arguments: Iterable[Any], moved: Callable[[], list[Tensor]], ascends: bool
-    ) -> Trace | None:
-        """The trace of a function that has not been looked at yet."""
-        return None if (_code(function), ascends) in self._known else Trace(function, arguments, moved())
-
-    def knows(self, function: Any) -> bool:
-        """Whether it has been looked at in a step that does not ascend."""
-        return (_code(function), False) in self._known
+    def knows(self, function: Any, ascends: bool = False) -> bool:
+        """Whether it has been looked at in a step that ascends, or in one that does not."""
+        return (_code(function), ascends) in self._known
 
     def done(self, function: Any, ascended: bool) -> None:
         """It has passed."""

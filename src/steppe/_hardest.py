@@ -19,7 +19,7 @@ def by_loss(look: Look | None) -> bool:
 
 def per_sample(look: Look | None, hardest: float | None) -> bool:
     """Whether the loss function must return one loss per sample."""
-    return hardest is not None or by_loss(look)
+    return hardest is not None or (look is not None and look.chosen is not None)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steppe._nested import tensors_of
+from steppe._reach import read_by
 
 FIRST = 3
 """In so many first passes everything is copied."""
@@ -93,16 +94,7 @@ class Written:
 
 def _found(function: Any, batches: tuple[Any, ...]) -> list[Tensor]:
     """The tensors of the batches, and those that the function closes over, names or has as defaults."""
-    waiting: list[Any] = list(tensors_of(batches))
-    code = getattr(function, "__code__", None)
-    if code is not None:
-        waiting += map(function.__globals__.get, code.co_names)
-        waiting += function.__defaults__ or ()
-        for cell in function.__closure__ or ():
-            try:
-                waiting.append(cell.cell_contents)
-            except ValueError:  # empty as yet
-                continue
+    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read_by(function)]
     found: dict[int, Tensor] = {}
     for each in waiting:  # which grows
         if isinstance(each, Tensor):

@@ -31,9 +31,10 @@ class Lookout:
 
     def __init__(self) -> None:
         self.within = False  # a backward of the method is under way
-        self._hooked: list[Tensor] = []  # its parameters that a hook may move
+        self.hooked: list[Tensor] = []  # its parameters that a hook may move
         self._refusal: RemovableHandle | None = None
-        self._waiting = 0  # gradients since the beginning, until a step is heard
+        self.waits = True  # no step was heard so far
+        self._waiting = 0  # gradients since the beginning, until then
         self._strangers: dict[Tensor, tuple[str, weakref.ref[Tensor], int]] = {}
         self._handle: RemovableHandle | None = None
         self._warned = False
@@ -44,45 +45,40 @@ class Lookout:
         """The passes of one ``backward`` begin: until :meth:`end` no optimizer of these parameters may step."""
         self.within = True
         hooks = list(map(_HOOKS, parameters.all))
-        self._hooked = list(compress(parameters.all, hooks)) if any(hooks) else []
-        self._refusal = _refuse_steps_of(self._hooked) if self._hooked else None
+        self.hooked = list(compress(parameters.all, hooks)) if any(hooks) else []
+        self._refusal = _refuse_steps_of(self.hooked) if self.hooked else None
 
     def end(self) -> None:
         """They are over."""
-        self.within, self._hooked = False, []
+        self.within = False
         if self._refusal is not None:
             self._refusal.remove()
-            self._refusal = None
+            self.hooked, self._refusal = [], None
 
     def one_pass(self) -> AbstractContextManager[None]:
         """A pass: a hook that writes on its parameter by itself is seen when it is done."""
-        return self._watched() if self._hooked else _NOBODY
+        return self._watched() if self.hooked else _NOBODY
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        before = [p._version for p in self._hooked]
+        before = [p._version for p in self.hooked]
         yield
-        if any(p._version != version for p, version in zip(self._hooked, before, strict=True)):
+        if any(p._version != version for p, version in zip(self.hooked, before, strict=True)):
             raise RuntimeError(steps_inside("a hook"))
 
     # Steps that are never heard
 
     def heard(self) -> None:
         """A step was heard."""
-        self._waiting = -1
-
-    @property
-    def waits(self) -> bool:
-        """Whether no step was heard so far."""
-        return self._waiting >= 0
+        self.waits = False
 
     def gradient(self, optimizers: Optimizers) -> None:
         """A new gradient is made, where none was."""
-        if self._waiting < 0:
+        if not self.waits:
             return
         self._waiting += 1
         if self._waiting == PATIENCE:
-            self._waiting = -1
+            self.waits = False
             warnings.warn(
                 f"{PATIENCE} gradients were made and no step of the {optimizers.name} given was heard, so every one of "
                 "them was that of step 0; expected step() of the very optimizer (all of them, if there are several) "
@@ -94,10 +90,12 @@ class Lookout:
 
     def handed(self, parameters: Parameters) -> None:
         """Note the gradients that a backward leaves for parameters that no known optimizer steps."""
-        strangers = [] if self._warned else parameters.strangers()
+        if self._warned or not parameters.rest:
+            self._strangers = {}
+            return
         self._strangers = {
             e.param: (e.name, weakref.ref(e.param.grad), e.param.grad._version)
-            for e in strangers
+            for e in parameters.strangers()
             if e.param.grad is not None and e.param.grad.layout is torch.strided  # a sparse one could not be perturbed
         }
         if self._strangers and self._handle is None:
@@ -131,7 +129,7 @@ class Lookout:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy looks out for itself."""
-        return {"_waiting": self._waiting, "_warned": self._warned}
+        return {"waits": self.waits, "_waiting": self._waiting, "_warned": self._warned}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]

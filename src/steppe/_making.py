@@ -14,7 +14,7 @@ from steppe._batch import Work
 from steppe._climb import Climb
 from steppe._draft import Draft, Last
 from steppe._gradients import Gradients, aligned
-from steppe._graphs import Tracing, refuse_second_order
+from steppe._graphs import Trace, Tracing, refuse_second_order
 from steppe._lookout import Lookout, steps_inside
 from steppe._parameters import Entry, Parameters, parallel
 from steppe._passes import Passes
@@ -74,7 +74,6 @@ class Making:
         """Drop what a step left whose gradients are gone, or zeroed; ``begun``: an optimizer has stepped since."""
         if begun and not self.lookout.waits:
             self.draft = Draft()
-        if not self.draft.left and not self.lookout.waits:
             return
         here = self._gradients.there()
         if not here:
@@ -122,7 +121,8 @@ class Making:
             work: what is to be run of it.
             begun: whether the round before had begun to step.
         """
-        self._drop_abandoned(begun)
+        if begun or self.draft.left or self.lookout.waits:
+            self._drop_abandoned(begun)
         try:
             last = self._backward(closure, work)
         except BaseException:
@@ -134,15 +134,15 @@ class Making:
 
     def _backward(self, closure: Any, work: Work) -> Last:
         now = self._present.now
-        loss_of = self._gradients.clearing.heeded(self._selection.rooted(work.loss_of))
-        work.loss_of = self.passes.outside.watched(loss_of, closure)
+        loss_of = work.loss_of if now.select is None else self._selection.rooted(work.loss_of)
+        work.loss_of = self.passes.outside.watched(self._gradients.clearing.heeded(loss_of), closure)
         self.passes.inputs.of(closure, work.batches)
         look, ascends = self.passes.looked_at(work), self._present.ascends(self.draft)
         may_ascend = ascends is not False
-        arguments = [a for batch in work.batches for a in batch]
-        work.trace = self._tracing.trace(closure, arguments, self.passes.moved, may_ascend)
-        if look is not None:
-            look.trace = work.trace
+        if not self._tracing.knows(closure, may_ascend):
+            work.trace = Trace(closure, [a for batch in work.batches for a in batch], self.passes.moved())
+            if look is not None:
+                look.trace = work.trace
         try:
             self.lookout.begin(self._parameters)
             with self._selection.held(now.step, now.seed, now.memory):
@@ -184,7 +184,7 @@ class Making:
             seen = clean = self.passes.first(work, ascends)
         if seen is not None:
             draft.remember("select", self._selection.norms_of(seen.grads, seen.scale))
-            decided = present.decide(draft, seen.grads, seen.scale)
+            decided = present.decide(draft, seen.grads, seen.scale) if ascends is None else ascends
             ascends = decided and present.moves(vector if ahead else seen.grads)
         if clean is None and (needs_clean or not ascends):
             if seen is not None and seen.start is not None:

@@ -51,6 +51,8 @@ class Stepper:
     def climbs(self, group: dict[str, Any]) -> bool:
         """Whether it goes up the gradient it is given: ``maximize`` in the group, or of the class; twice is down."""
         own = group.get("maximize", vars(self.optimizer).get("maximize", False))
+        if not self.above:
+            return bool(own)
         return (bool(own) + sum(bool(vars(layer).get("maximize", False)) for layer in self.above)) % 2 == 1
 
 

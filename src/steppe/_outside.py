@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._parameters import bare, layers
-from steppe._reach import anything_compiled, is_compiled, reached
+from steppe._reach import anything_compiled, is_compiled, reached, read_by
 from steppe._state import State, Watch
 from steppe._words import an
 
@@ -85,6 +85,8 @@ class Outside:
 
     def modules(self) -> list[nn.Module]:
         """Those known that have a state which a pass may move."""
+        if not self._known:
+            return []
         found = [module for ref in self._known if (module := ref()) is not None]
         if len(found) < len(self._known):
             self._known = [weakref.ref(module) for module in found]
@@ -126,7 +128,8 @@ class Outside:
         finally:
             self._first = False
             self._doubt = self._missed()
-            self._disarm()
+            if self._hook is not None or self._met:
+                self._disarm()
             self._fresh = max(0, self._fresh - 1)
 
     @property
@@ -189,7 +192,9 @@ class Outside:
 
     def _missed(self) -> bool:
         """Whether a known parameter is gone, or the pass did not reach it: another may have taken its place."""
-        there = [p for p in self._gradients.outside() if isinstance(p, nn.Parameter)]
+        if not (there := self._gradients.outside()) and not self._count:
+            return False
+        there = [p for p in there if isinstance(p, nn.Parameter)]
         fewer, self._count = len(there) < self._count, len(there)
         return fewer or any(p.grad is None for p in there)
 
@@ -269,24 +274,13 @@ def _leaves(root: Any) -> list[Tensor]:
 
 
 def _about(loss_of: Any) -> Any:
-    """The code of a function and the modules and tensors that it holds or names."""
-    code = getattr(loss_of, "__code__", None)
-    if code is None:
-        return type(loss_of)
-    named = loss_of.__globals__
-    held = [named.get(name) for name in code.co_names]
-    for cell in loss_of.__closure__ or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:
-            continue  # empty as yet
-    held += loss_of.__defaults__ or ()
-    # Asking whether something is a Parameter calls a function of torch's.
-    return code, tuple([id(x) for x in held if isinstance(x, (nn.Module, Tensor)) and _lasts(x)])
-
-
-def _lasts(held: nn.Module | Tensor) -> bool:
-    return isinstance(held, nn.Module) or isinstance(held, nn.Parameter)
+    """The code of a function and the modules and parameters that it holds or names."""
+    about = [getattr(loss_of, "__code__", type(loss_of))]
+    for held in read_by(loss_of):
+        # Asking whether something is a Parameter calls a function of torch's.
+        if isinstance(held, nn.Module) or (isinstance(held, Tensor) and isinstance(held, nn.Parameter)):
+            about.append(id(held))
+    return tuple(about)
 
 
 def _transformed() -> bool:

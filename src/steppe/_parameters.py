@@ -72,14 +72,15 @@ class Moved:
     Attributes:
         of: the groups' radii that it was made of.
         radii: name -> radius. params: name -> parameter. groups: name -> number of its group.
-        names: the same names. any: whether any radius is above zero.
+        names: the same names. tensors: the same parameters. any: whether any radius is above zero.
     """
 
-    def __init__(self, of: tuple[float | None, ...], moved: list[tuple[Entry, float]]) -> None:
+    def __init__(self, of: list[float | None], moved: list[tuple[Entry, float]]) -> None:
         self.of = of
         self.names = [e.name for e, _ in moved]
         self.radii = {e.name: rho for e, rho in moved}
         self.params: dict[str, Tensor] = {e.name: e.param for e, _ in moved}
+        self.tensors = list(self.params.values())
         self.groups = {e.name: e.group or 0 for e, _ in moved}
         self.any = any(rho > 0 for _, rho in moved)
 
@@ -140,7 +141,7 @@ class Parameters:
         self.rest = [e.param for e in entries if e.group is None]
         self.sharded = any(is_sharded(p) for p in self.all)
 
-    def moved(self, radii: tuple[float | None, ...]) -> Moved:
+    def moved(self, radii: list[float | None]) -> Moved:
         """What the ascent may move, of groups with these radii; None: not this group."""
         if self._moved is None or self._moved.of != radii:
             inside = ((e, radii[e.group]) for e in self.entries if e.inside and e.group is not None)
@@ -163,7 +164,7 @@ class Parameters:
 
     def strangers(self) -> list[Entry]:
         """Trainable parameters that no known optimizer steps."""
-        return [e for e in self.entries if e.group is None and e.param.requires_grad] if self.rest else []
+        return [e for e in self.entries if e.group is None and e.param.requires_grad]
 
     def perturbable(self, entry: Entry) -> bool:
         """Whether the ascent may move this parameter."""

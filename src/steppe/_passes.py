@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -30,6 +30,7 @@ from steppe._sync import Averaging
 from steppe.ascent import Grads, Scale
 
 _DEVICE = attrgetter("device")
+_NONE: Set[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class Passes:
         self.looking = self._told = False
         self.scale: Scale = 1.0
         self.watch = Watch(self.roots, self.moved, self.sharded)
-        self._silent: set[str] = set()
+        self._silent = _NONE
         self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
+        self._roots = [self._model]
         self.outside = Outside(model, gradients, self.moved)
         self.inputs = Inputs()
         self._recorder = Recorder(model, gradients, self.watch, self.draws)
@@ -69,18 +71,22 @@ class Passes:
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
         start = None if ascends is False else self.take_mark() or self.replay()
-        with self._lookout.one_pass(), self._averaging.first_pass() if ascends else nullcontext():
-            if start is None:
-                loss = work.run()
-            else:
-                with self.outside.first() as joined:
-                    loss = work.run()
-                start.also += joined
+        if start is None:
+            loss = self.plain(work)
+        else:
+            with self.outside.first() as joined:
+                loss = self._puts_off(work) if ascends and self._averaging.puts_off else self.plain(work)
+            start.also += joined
         grads = self._arrived(self.taken())
-        if ascends:
+        if ascends and self._averaging.puts_off:
             self._averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale, start)
+
+    def _puts_off(self, work: Work) -> Tensor:
+        """A pass whose gradient is only a direction, which ranks do not average as any other."""
+        with self._averaging.first_pass():
+            return self.plain(work)
 
     def look(self, work: Work, stays: bool = False) -> Pass:
         """A pass that only looks for the direction, and leaves no trace.
@@ -161,7 +167,10 @@ class Passes:
         ``again``: state has moved in a pass over the batch before.
         """
         try:
-            with self.outside.second() if again and self.outside.met else nullcontext():
+            if again and self.outside.met:
+                with self.outside.second():
+                    loss = self._second(work)
+            else:
                 loss = self._second(work)
         except RuntimeError as error:
             raise_in_our_words(error, perturbed=True)
@@ -189,6 +198,8 @@ class Passes:
 
     def plain(self, work: Work) -> Tensor:
         """A pass that leaves its gradients where they are."""
+        if not self._lookout.hooked:
+            return work.run()
         with self._lookout.one_pass():
             return work.run()
 
@@ -214,8 +225,8 @@ class Passes:
         present = self._present
         grads = self._gradients.take(present.reads_all)
         radii = present.moved().radii
-        missing = present.now.select is None and len(grads) < len(radii)
-        self._silent = radii.keys() - grads.keys() if missing else set()
+        missing = len(grads) < len(radii) and present.now.select is None
+        self._silent = radii.keys() - grads.keys() if missing else _NONE
         return grads
 
     def _arrived(self, grads: Grads) -> Grads:
@@ -224,7 +235,7 @@ class Passes:
         return grads
 
     def _refuse_nothing(self, arrived: bool) -> None:
-        if not arrived and self._present.now.select is None:
+        if self._present.now.select is None and not arrived:
             raise RuntimeError(
                 "no gradient arrived at the model's parameters; expected a function whose loss depends on the very "
                 f"{type(self._model).__name__} that was given, not on a copy of it or on a detached output"
@@ -256,7 +267,7 @@ class Passes:
 
     def roots(self) -> list[nn.Module]:
         """The modules whose state a pass may move."""
-        return [self._model]
+        return self._roots
 
     def moved(self) -> list[Tensor]:
         """The parameters that the second pass sees elsewhere on purpose; all others are state."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import compress
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -81,9 +81,8 @@ class Present:
         if self._moved is None:
             ascent, step = self.now.ascent, self.now.step
             groups = self.parameters.optimizers.param_groups
-            self._moved = self.parameters.moved(
-                tuple(ascent.radius(step, g) if g.get("perturb", True) else None for g in groups)
-            )
+            radii = [ascent.radius(step, g) if g.get("perturb", True) else None for g in groups]
+            self._moved = self.parameters.moved(radii)
         return self._moved
 
     def ascends(self, draft: Draft) -> bool | None:
@@ -110,7 +109,7 @@ class Present:
 
         A loss that does not depend on what is perturbed has a gradient, and no perturbation.
         """
-        return bool(direction) and (self._averaging.puts_off or any(name in direction for name in self.moved().radii))
+        return bool(direction) and (self._averaging.puts_off or not self.moved().radii.keys().isdisjoint(direction))
 
     @property
     def needs_clean(self) -> bool:
@@ -143,12 +142,14 @@ class Present:
             later = beside(later, memory, {e.name for e in inside if parameters.owner(e) != which})
         return later
 
-    def trained(self, silent: set[str]) -> list[Tensor]:
+    def trained(self, silent: Set[str]) -> list[Tensor]:
         """The parameters that a second pass sees elsewhere on purpose; all others are state.
 
         ``silent``: those without a gradient.
         """
-        params = self.moved().params
+        moved = self.moved()
         if silent:
-            return [p for n, p in params.items() if p.requires_grad and n not in silent]
-        return list(compress(params.values(), map(_TRAINED, params.values())))
+            return [p for n, p in moved.params.items() if p.requires_grad and n not in silent]
+        if all(map(_TRAINED, moved.tensors)):
+            return moved.tensors
+        return list(compress(moved.tensors, map(_TRAINED, moved.tensors)))

@@ -27,6 +27,20 @@ def reached(function: Any) -> list[Any]:
     return [each for each in seen.values() if isinstance(each, nn.Module) or callable(each)]
 
 
+def read_by(function: Any) -> list[Any]:
+    """What a function names, has as defaults or closes over, without looking further; nothing of what has no code."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return []
+    held = [*map(function.__globals__.get, code.co_names), *(function.__defaults__ or ())]
+    for cell in function.__closure__ or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # empty as yet
+            continue
+    return held
+
+
 def anything_compiled() -> bool:
     """Whether torch.compile was called in this process."""
     loaded = sys.modules.get("torch._dynamo.eval_frame")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ SMALL = 2**15
 FIRST = 3
 """In so many first passes everything is copied, to see what moves."""
 
-Alias = tuple[Tensor, int, torch.Size]
+_SHAPE = attrgetter("shape")
 
 
 class Watch:
@@ -78,7 +78,8 @@ class Watch:
         roots, trained = self._roots(), self._trained()
         if self._latest is not None:
             old_roots, old_trained, bindings = self._latest
-            if _same(roots, old_roots) and _same(trained, old_trained) and bindings.hold():
+            same = _same(roots, old_roots) and _same(trained, old_trained)
+            if same and bindings.hold():
                 return bindings
         self._latest = roots, trained, Bindings(roots, trained, self._sharded())
         return self._latest[-1]
@@ -98,7 +99,7 @@ class State:
         self._bindings = watch.bindings()
         self._cut = watch.cut(self._bindings, everything)
         self._copies = self._cut.copied()
-        self._versions = [_version(t) for t, *_ in self._cut.left]
+        self._versions = [_version(t) for t, *_ in self._cut.left] if self._cut.left else []
 
     def learn(self) -> None:
         """After the pass: learn which large tensors move."""
@@ -121,12 +122,12 @@ class State:
 
         ``left``: the state of just now.
         """
-        self.learn()
+        if self._everything or self._versions:
+            self.learn()
         if not (self._bindings is left._bindings if left is not None else self._bindings.hold()):
             self._bindings.back()
-        for (tensor, *_), (alias, pointer, shape) in zip(self._cut.all, self._cut.aliases, strict=True):
-            if type(tensor) in WRITABLE and (tensor.data_ptr() != pointer or tensor.shape != shape):
-                tensor.data = alias
+        if not self._cut.in_place():
+            self._cut.lay_back()
         self._cut.put(self._copies)
 
     def moved(self) -> list[str]:
@@ -144,60 +145,67 @@ class _Cut:
         self.all = bindings.tensors
         # An alias keeps a storage alive, and its values with it, when `.data` is set to another; and no version is
         # counted when the values that a tensor had are put back through it.
-        self.aliases: list[Alias] = [(t.data, t.data_ptr(), t.shape) for t, *_ in self.all]
+        aliases = [t.data for t, *_ in self.all]
+        self._laid = [(t, alias) for (t, *_), alias in zip(self.all, aliases, strict=True) if type(t) in WRITABLE]
+        self._writable = [t for t, _ in self._laid]
+        self._at = self._places()
         large = sum(t.nbytes for t, _, _, parameter in self.all if parameter and t.nbytes > SMALL)
         room = everything and large <= trained  # a teacher beside a student, but not what an adapter stands on
         self.chosen: list[Found] = []
         self.left: list[Found] = []
-        self.to: list[Tensor] = []
-        for found, (alias, *_) in zip(self.all, self.aliases, strict=True):
+        to: list[Tensor] = []
+        for found, alias in zip(self.all, aliases, strict=True):
             tensor, module, name, parameter = found
             tried = room if parameter else everything
             if tensor.nbytes <= SMALL or tried or (id(module), name) in moving:
                 self.chosen.append(found)
-                self.to.append(_as_bytes(alias))
+                to.append(_as_bytes(alias))
             else:
                 self.left.append(found)
-        self._parts: dict[torch.device, list[int]] = {}
-        for i, x in enumerate(self.to):
-            self._parts.setdefault(x.device, []).append(i)
-        self._sizes = {device: [len(self.to[i]) for i in part] for device, part in self._parts.items()}
+        devices: dict[torch.device, list[int]] = {}
+        for i, x in enumerate(to):
+            devices.setdefault(x.device, []).append(i)
+        self._numbers = list(devices.values())
+        self._parts = [([to[i] for i in part], [len(to[i]) for i in part]) for part in self._numbers]
 
     def fits(self, bindings: Bindings, everything: bool, moving: int) -> bool:
         """Whether it is the cut of these, and every tensor lies where it did."""
-        if bindings is not self.bindings or (everything, moving) != self._key:
-            return False
-        pairs = zip(self.all, self.aliases, strict=True)
-        return all(t.data_ptr() == p and t.shape == s for (t, *_), (_, p, s) in pairs if type(t) in WRITABLE)
+        return bindings is self.bindings and (everything, moving) == self._key and self.in_place()
+
+    def in_place(self) -> bool:
+        """Whether every tensor lies where it did: the same place and shape."""
+        return not self._writable or self._places() == self._at
+
+    def _places(self) -> tuple[list[int], list[torch.Size]]:
+        return list(map(Tensor.data_ptr, self._writable)), list(map(_SHAPE, self._writable))
+
+    def lay_back(self) -> None:
+        """Have every tensor where it was: a forward may have set ``.data`` to another."""
+        for (tensor, alias), pointer, shape in zip(self._laid, *self._at, strict=True):
+            if tensor.data_ptr() != pointer or tensor.shape != shape:
+                tensor.data = alias
 
     def copied(self) -> list[Tensor]:
-        """What is chosen, in one copy for each device."""
-        if not self._parts:
-            return []
-        with torch.no_grad():
-            return [torch.cat([self.to[i] for i in part]) for part in self._parts.values()]
+        """What is chosen, in one copy for each device; of bytes, which have no graph."""
+        return [torch.cat(part) for part, _ in self._parts] if self._parts else []
 
     def put(self, copies: list[Tensor]) -> None:
         """Write copies back."""
         if copies:
-            self._put(copies)
-
-    @torch.no_grad()
-    def _put(self, copies: list[Tensor]) -> None:
-        for (device, part), copy in zip(self._parts.items(), copies, strict=True):
-            torch.split_with_sizes_copy(copy, self._sizes[device], out=[self.to[i] for i in part])
+            for (part, sizes), copy in zip(self._parts, copies, strict=True):
+                torch.split_with_sizes_copy(copy, sizes, out=part)
 
     def changed(self, copies: list[Tensor]) -> list[Found]:
         """Which tensors are not what was copied of them."""
         found = []
-        for (device, part), copy in zip(self._parts.items(), copies, strict=True):
-            pieces = zip(part, copy.split(self._sizes[device]), strict=True)
-            found += [self.chosen[i] for i, piece in pieces if not torch.equal(self.to[i], piece)]
+        for places, (part, sizes), copy in zip(self._numbers, self._parts, copies, strict=True):
+            pieces = zip(places, part, copy.split(sizes), strict=True)
+            found += [self.chosen[i] for i, here, piece in pieces if not torch.equal(here, piece)]
         return found
 
 
 def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(map(is_, a, b))
+    return a is b or (len(a) == len(b) and all(map(is_, a, b)))
 
 
 def _version(tensor: Tensor) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 
 Renames = dict[str, str | None]
+_PARAMS = itemgetter("params")
 
 
 class Tree:
@@ -41,13 +42,12 @@ class Tree:
     def changed(self, groups: list[dict[str, Any]]) -> bool:
         """Whether anything is another than when it was noted, or nothing was."""
         # At the speed of C, as every call asks: sizes first, so that what is compared one by one is as long as it was.
-        size = sum(self._sizes) + sum(len(g["params"]) + 1 for g in groups)
-        if not self._noted or size != len(self._noted) or list(map(len, self._views)) != self._sizes:
+        if not self._noted or self.regrouped(groups) or list(map(len, self._views)) != self._sizes:
             return True
         return not all(map(is_, self._now(groups), self._noted))
 
     def _now(self, groups: list[dict[str, Any]]) -> Iterator[Any]:
-        return chain(chain.from_iterable(self._full), *((*g["params"], g) for g in groups))
+        return chain(chain.from_iterable(self._full), chain.from_iterable(map(_PARAMS, groups)), groups)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies note their own."""
@@ -55,7 +55,7 @@ class Tree:
 
 
 def _lengths(groups: list[dict[str, Any]]) -> list[int]:
-    return [len(g["params"]) for g in groups]
+    return list(map(len, map(_PARAMS, groups)))
 
 
 def by_parameter(memory: Any, names: Collection[str]) -> bool:
