@@ -60,6 +60,7 @@ class Tape:
 def tape(monkeypatch):
     tape = Tape()
     monkeypatch.setattr(_recorded, "captured", tape.captured)
+    monkeypatch.setattr(_recorded, "available", lambda: True)
     monkeypatch.setattr(_recorded, "recordable", lambda tensor: True)
     monkeypatch.setattr(_recorded, "of_the_host", lambda: Randomness((), (), False))  # dropout draws from the CPU's
     return tape
@@ -314,7 +315,15 @@ def test_what_cannot_be_recorded_is_said_with_the_reason(tape, monkeypatch):
         trained(True)
 
 
-def test_weights_on_the_cpu_are_refused():
+def test_a_machine_without_a_device_refuses_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(_recorded, "available", lambda: False)
+    model = net()
+    with pytest.raises(ValueError, match=r"cuda_graph=True.* sees no CUDA device; expected cuda_graph=False here"):
+        steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=3, cuda_graph=True)
+
+
+def test_weights_on_the_cpu_are_refused(monkeypatch):
+    monkeypatch.setattr(_recorded, "available", lambda: True)
     with pytest.raises(ValueError, match=r"lie on cpu; expected all of them on a CUDA device"):
         trained(True)
 
@@ -336,7 +345,7 @@ def test_settings_that_contradict_each_other_are_refused(make, words):
         make(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def test_a_closure_without_a_batch_is_refused():
+def test_a_closure_without_a_batch_is_refused(tape):
     model = net()
     look = steppe.Look(autocast=torch.bfloat16, cuda_graph=True)
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), look=look)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from steppe._optimizers import Optimizers
 from steppe._parts import Part, check
 from steppe._rates import check_rates
+from steppe._recorded import check_recorded
 from steppe._words import an
 from steppe.ascent import Ascent, Direction, Scale
 from steppe.combine import Combine
@@ -139,6 +140,7 @@ def check_passes(direction: Direction, look: Look | None, hardest: float | None)
         raise ValueError(
             f"look={look!r} was given with {direction!r}; expected no look, as this direction needs no pass to find it"
         )
+    check_recorded(look)
     if hardest is None:
         return
     check("hardest", hardest, 0.0, 1.0)
