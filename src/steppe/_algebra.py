@@ -32,10 +32,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 def norm_each(tensors: Tensors) -> list[Tensor]:
     """Euclidean norm of each tensor by itself."""
-    norms = _norms_here(local(tensors))
     if all_here(tensors):
-        return norms
-    return [s.sqrt() for s in summed([n.square() for n in norms], tensors)]
+        return _norms_here(tensors)
+    return [s.sqrt() for s in summed([n.square() for n in _norms_here(local(tensors))], tensors)]
 
 
 def norm(tensors: Tensors) -> Tensor:
@@ -153,20 +152,20 @@ def cloned(tensors: Tensors, sign: int = 1) -> list[Tensor]:
     return new
 
 
-def _norms_here(tensors: list[Tensor]) -> list[Tensor]:
+def _norms_here(tensors: Tensors) -> list[Tensor]:
     kinds = set(map(_DTYPE, tensors))
     if len(kinds) == 1:
-        return list(torch._foreach_norm(tensors, 2, dtype=wide(kinds.pop())))
+        return list(torch._foreach_norm(list(tensors), 2, dtype=wide(kinds.pop())))
     norms = {kind: iter(_norms_here([t for t in tensors if t.dtype == kind])) for kind in kinds}
     return [next(norms[t.dtype]) for t in tensors]
 
 
 def _gathered(scalars: list[Tensor]) -> Tensor:
-    device, kinds = scalars[0].device, set(map(_DTYPE, scalars))
-    if len(kinds) == 1 and len(set(map(_DEVICE, scalars))) == 1:
+    """Of more than one dtype, float64 where any is that."""
+    try:
         return torch.stack(scalars)
-    dtype = torch.float64 if torch.float64 in kinds else scalars[0].dtype
-    return torch.stack([s.to(device=device, dtype=dtype) for s in scalars])
+    except RuntimeError:  # of several devices
+        return torch.stack([s.to(scalars[0].device) for s in scalars])
 
 
 def _by_device(tensors: list[Tensor], factor: Tensor | float) -> list[tuple[list[Tensor], Tensor | float]]:

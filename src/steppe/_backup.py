@@ -13,7 +13,7 @@ from steppe._shards import local
 
 BACKUPS = ("device", "host")
 
-MANY, SMALL = 32, 2**15
+MANY, SMALL = 4, 2**15
 """From so many weights on, those of up to so many bytes are copied as pieces of one vector, which is cheaper."""
 
 Row = tuple[list[int], list[Tensor], list[int]]
@@ -69,8 +69,11 @@ class SavedWeights:
         rows: of these very weights; the copy then lies on the device.
     """
 
-    @torch.no_grad()
     def __init__(self, weights: Iterable[Tensor], backup: str = "device", rows: Rows | None = None) -> None:
+        with torch.no_grad():
+            self._copy(weights, backup, rows)
+
+    def _copy(self, weights: Iterable[Tensor], backup: str, rows: Rows | None) -> None:
         self._rows = rows
         here = local(weights) if rows is None else rows.rest
         self._row_copies = [torch.cat(pieces) for _, pieces, _ in rows.rows] if rows is not None else []

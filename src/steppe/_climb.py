@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -86,7 +84,8 @@ class Climb:
             weights = {n: as_real(w) for n, w in weights.items()}
         ascent, budget = now.ascent, now.ascent.budget(now.step)
         eps, memory = ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale, budget, pairs)
-        thin_(eps.values(), now.ascent.beta, now.seed, now.step)
+        if ascent.beta != 1:
+            thin_(eps.values(), now.ascent.beta, now.seed, now.step)
         draft.remember("ascent", memory)
         return list(weights.values()), list(eps.values())
 
@@ -99,18 +98,14 @@ class Climb:
                 self._doors.open()
             self.perturbation = None
 
-    @contextmanager
-    def closing(self) -> Iterator[None]:
-        """The weights may go :meth:`up` and are back at its end, also when Ctrl-C falls into the way back."""
-        broken = True
+    def __enter__(self) -> None:
+        """The weights may go :meth:`up` and are back at the end, also when Ctrl-C falls into the way back."""
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
         try:
-            try:
-                yield
-                broken = False
-            finally:
-                self.close(broken)
+            self.close(kind is not None)
         finally:
-            self.close(broken)
+            self.close(kind is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own."""

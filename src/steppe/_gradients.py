@@ -45,7 +45,8 @@ class Gradients:
         meets anything else. That of a group that climbs (``maximize``) is turned round until :meth:`give`: every part
         sees a descent.
         """
-        grads, others = self._found(), _with_gradient(self.parameters.rest) if self.parameters.rest else []
+        grads = self._found()
+        others = _with_gradient(self.parameters.rest) if self.parameters.rest else []
         outside = self._outside_gradients()
         self.clear()
         if others:

@@ -23,7 +23,7 @@ from steppe._lookout import Lookout
 from steppe._outside import Held, Outside
 from steppe._parameters import bare
 from steppe._present import Present
-from steppe._randomness import Randomness
+from steppe._randomness import Randomness, of_numpy
 from steppe._recorded import Recorder
 from steppe._state import State, Watch
 from steppe._sync import Averaging
@@ -64,6 +64,7 @@ class Passes:
         self._silent = _NONE
         self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
         self._roots = [self._model]
+        self._drawn: tuple[Randomness, Any] | None = None  # some reading, and what generators it is of
         self.outside = Outside(model, gradients, self.moved)
         self.inputs = Inputs()
         self._recorder = Recorder(model, gradients, self.watch, self.draws)
@@ -250,8 +251,12 @@ class Passes:
     def draws(self) -> Randomness:
         """Where the generators stand."""
         now = self._present.now
-        devices = set(map(_DEVICE, self._gradients.parameters.all)) if now.same_dropout else ()
-        return Randomness(devices, now.generators, now.same_dropout)
+        devices = set(map(_DEVICE, self._gradients.parameters.all)) if now.same_dropout else set()
+        drawn = devices, tuple(now.generators), now.same_dropout, of_numpy()
+        if self._drawn is None or self._drawn[1] != drawn:
+            self._drawn = Randomness(devices, now.generators, now.same_dropout), drawn
+            return self._drawn[0]
+        return self._drawn[0].now()
 
     def known_ahead(self) -> Grads:
         """The direction that is known before any pass; empty where none is."""
@@ -291,7 +296,7 @@ class Passes:
 
     def __getstate__(self) -> dict[str, Any]:
         """A mark is of these very generators."""
-        return vars(self) | {"mark": None, "_losses": []}
+        return vars(self) | {"mark": None, "_drawn": None, "_losses": []}
 
     def _here(self) -> tuple[Randomness, State, list[Held | Written]]:
         return self.draws(), self.watch.start(), [*self.outside.held(), *self.inputs.held()]

@@ -63,13 +63,14 @@ class Present:
         self.parameters, self._averaging = parameters, averaging
         self._checked: Any = None
         self._moved: Moved | None = None
+        self._trained: list[Tensor] | None = None
 
     def begin(self, now: Now) -> None:
         """A call of the user's."""
         if self._checked != (asked := (now.ascent.direction, now.look, now.hardest)):
             check_passes(*asked)
             self._checked = asked
-        self.now, self._moved = now, None
+        self.now, self._moved, self._trained = now, None, None
 
     @property
     def ahead(self) -> bool:
@@ -147,9 +148,9 @@ class Present:
 
         ``silent``: those without a gradient.
         """
-        moved = self.moved()
         if silent:
-            return [p for n, p in moved.params.items() if p.requires_grad and n not in silent]
-        if all(map(_TRAINED, moved.tensors)):
-            return moved.tensors
-        return list(compress(moved.tensors, map(_TRAINED, moved.tensors)))
+            return [p for n, p in self.moved().params.items() if p.requires_grad and n not in silent]
+        if self._trained is None or self.now.select is not None:  # which switches parameters off in between
+            there = self.moved().tensors
+            self._trained = there if all(map(_TRAINED, there)) else list(compress(there, map(_TRAINED, there)))
+        return self._trained

@@ -33,7 +33,9 @@ class Randomness:
     def __init__(self, devices: Iterable[torch.device], named: Sequence[Any] = (), shared: bool = True) -> None:
         self._sources = [_source(generator) for generator in named]
         if shared:
-            self._sources += [_python(), *_numpy(), *(_of_device(d) for d in devices if _has_generator(d)), _CPU]
+            numpy = of_numpy()
+            self._sources += [_python()] if numpy is None else [_python(), _of_numpy(numpy)]
+            self._sources += [*(_of_device(d) for d in devices if _has_generator(d)), _CPU]
         self._at = [source.read() for source in self._sources]
 
     def now(self) -> Randomness:
@@ -175,9 +177,10 @@ def _python_words(generator: random.Random) -> Callable[[], bytes]:
     return (lambda: memory.raw) if (*numbers, place) == generator.getstate()[1] else bytes
 
 
-def _numpy() -> list[Source]:
+def of_numpy() -> Any:
+    """NumPy's global generator, where NumPy is loaded."""
     numpy = sys.modules.get("numpy.random")
-    return [] if numpy is None else [_of_numpy(numpy.mtrand._rand)]
+    return None if numpy is None else numpy.mtrand._rand
 
 
 @functools.cache
@@ -239,4 +242,4 @@ def _has_generator(device: torch.device) -> bool:
     return device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "get_rng_state")
 
 
-_CPU = Source(torch.default_generator.get_state, torch.default_generator.set_state, torch.equal)
+_CPU = Source(torch.default_generator.get_state, torch.default_generator.set_state, _never)  # put sooner than compared

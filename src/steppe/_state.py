@@ -126,7 +126,7 @@ class State:
             self.learn()
         if not (self._bindings is left._bindings if left is not None else self._bindings.hold()):
             self._bindings.back()
-        if not self._cut.in_place():
+        if not (self._cut is left._cut if left is not None else self._cut.in_place()):
             self._cut.lay_back()
         self._cut.put(self._copies)
 
