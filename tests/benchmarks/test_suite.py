@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -61,11 +62,21 @@ def test_readme_quotes_where_little_and_nothing_is_won() -> None:
     column = "a look at few samples"
     for name, title in (
         ("ett96", column), ("mnist1d_cnn", "SAM"), ("mnist1d_cnn", "the same, its radius rising"),
-        ("fashion_mlp", column), ("fashion_mlp_noisy", column),
+        ("fashion_mlp", column), ("fashion_mlp_noisy", column), ("weather96", "SAM"), ("weather96", column),
     ):  # fmt: skip
         found = page.kept(name)
         shown = page._won(page.columns(name, found)[title], found).strip("*+−")
         assert shown in text, name
+
+
+def test_what_is_said_of_the_weather_is_what_was_measured() -> None:
+    found, low = page.kept("weather96"), json.loads((page.RESULTS / "weather96_low_rate.json").read_text())
+    (sam,) = (row for row in page.methods(found) if row["method"] == "sam")
+    below = f"{100 * (1 - sam['early']['mean'] / low['baselines']['early']['mean']):.1f}"
+    readme, suite_page = (" ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/suite.md"))
+    assert f"{below} % less than the best base at any rate" in readme and f"{below} % below that base" in suite_page
+    linear = page.best(page.kept("weather96_linear"))["mean"]
+    assert round(100 * (1 - linear / sam["final"]["mean"])) == 1 and "a linear network errs 1 % less" in readme
 
 
 def test_choosing_quotes_the_climbs_whose_radius_rises() -> None:
