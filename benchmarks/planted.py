@@ -31,7 +31,8 @@ HEART = [
     ),
     Mutant(
         "perturbed() leaves what its direction remembers",
-        "self.climb.up(grads, {}, scale, None, Draft())", "self.climb.up(grads, {}, scale, None, self.draft)",
+        "self.climb.up(grads, scale, None, {}, None, Draft())",
+        "self.climb.up(grads, scale, None, {}, None, self.draft)",
         "tests/test_perturbation.py -k perturbed_leaves_nothing",
     ),
     Mutant(

@@ -38,18 +38,22 @@ class Climb:
         self.perturbation: Perturbation | None = None
 
     @torch.no_grad()
-    def up(self, direction: Grads, clean: Grads, scale: Scale, replay: Replay | None, draft: Draft) -> Perturbation:
+    def up(
+        self, direction: Grads, scale: Scale, norms: list[Tensor] | None, clean: Grads, replay: Replay | None,
+        draft: Draft,
+    ) -> Perturbation:  # fmt: skip
         """Move the weights to w + eps.
 
         Args:
             direction: which the ascent makes eps of; it is emptied unless it is ``clean``.
-            clean: the gradient at w that is kept meanwhile.
             scale: the loss scale that ``direction`` carries.
+            norms: of the gradients in it that are perturbed along, where they are known.
+            clean: the gradient at w that is kept meanwhile.
             replay: makes the pass there begin where the first began.
             draft: is told what the direction remembers.
         """
         self._gradients.drop_others()
-        weights, eps = self._eps(direction, clean, scale, draft)
+        weights, eps = self._eps(direction, scale, norms, clean, draft)
         now, sharded = self._present.now, self._parameters.sharded
         apart = len(weights) < MANY or sharded or now.backup == "host"
         saved = SavedWeights(weights, now.backup, None if apart else self._rows_of(weights))
@@ -69,7 +73,9 @@ class Climb:
             self._rows = Rows(weights)
         return self._rows
 
-    def _eps(self, direction: Grads, clean: Grads, scale: Scale, draft: Draft) -> tuple[list[Tensor], list[Tensor]]:
+    def _eps(
+        self, direction: Grads, scale: Scale, norms: list[Tensor] | None, clean: Grads, draft: Draft
+    ) -> tuple[list[Tensor], list[Tensor]]:
         now, moved = self._present.now, self._present.moved()
         names, rho, groups, handed = moved.names, moved.radii, moved.groups, dict(direction)
         if list(direction) != names:
@@ -83,7 +89,8 @@ class Climb:
         if pairs:
             weights = {n: as_real(w) for n, w in weights.items()}
         ascent, budget = now.ascent, now.ascent.budget(now.step)
-        eps, memory = ascent.perturbation(weights, handed, rho, groups, now.known("ascent"), scale, budget, pairs)
+        known = now.known("ascent")
+        eps, memory = ascent.perturbation(weights, handed, rho, groups, known, scale, budget, pairs, norms)
         if ascent.beta != 1:
             thin_(eps.values(), now.ascent.beta, now.seed, now.step)
         draft.remember("ascent", memory)

@@ -195,11 +195,11 @@ class Making:
             self._skip(clean.grads)
             return Last(False, clean.loss)
         kept = clean.grads if clean is not None and needs_clean else {}
-        direction, scale = (vector, 1.0) if ahead else self.passes.direction(seen)  # type: ignore[arg-type]
+        along = (vector, 1.0, None) if ahead else self.passes.direction(seen)  # type: ignore[arg-type]
         first = clean or seen
         start = None if first is None else first.start
         with self.climb:
-            there = self.climb.up(direction, kept, scale, start, draft)
+            there = self.climb.up(*along, kept, start, draft)
             loss = self.passes.second(work, again=start is not None)
         length, displacement = there.length, there.displacement
         del there  # and with it the saved weights, before the combination needs its room
@@ -251,7 +251,7 @@ class Making:
             return Last(False)
         clean, before = grads if present.needs_clean else {}, ahead and empty
         replay = None if before else mark or self.passes.replay(False)
-        there = self.climb.up(direction, clean, scale, replay, self.draft)
+        there = self.climb.up(direction, scale, None, clean, replay, self.draft)
         if not before:
             self.passes.outside.open_phase()
         return Last(True, None, None, there.length, there.displacement)
@@ -285,7 +285,7 @@ class Making:
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
             self._gradients.turn(grads)
         with self.passes.no_trace(), self.climb:
-            self.climb.up(grads, {}, scale, None, Draft())
+            self.climb.up(grads, scale, None, {}, None, Draft())
             yield
 
     def scale_in_grad(self) -> Scale:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe._algebra import norm, nothing_unless_
+from steppe._algebra import joined, norm_each, nothing_unless_
 from steppe._batch import Work
 from steppe._gradients import Gradients
 from steppe._graphs import raise_in_our_words
@@ -116,26 +117,32 @@ class Passes:
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
 
-    def direction(self, seen: Pass) -> tuple[Grads, Scale]:
-        """What a pass found, and its loss scale; nothing of a look that is not finite (a mean over no label).
+    def direction(self, seen: Pass) -> tuple[Grads, Scale, list[Tensor] | None]:
+        """What a pass found, its loss scale and, of a look, the norm of each gradient that is perturbed along.
 
-        But what only a loss scale made overflow stays: the scaler has to see it.
+        Nothing of a look that is not finite (a mean over no label). But what only a loss scale made overflow stays: the
+        scaler has to see it.
         """
-        if self._present.now.look is not None:
-            radii = self._present.moved().radii
-            grads = [g for name, g in seen.grads.items() if name in radii]
-            scaled = (~seen.loss.isnan() & (seen.scale > 1)).to(grads[0].device)
-            keep = norm(grads).isfinite() | scaled
+        if self._present.now.look is None:
+            return seen.grads, seen.scale, None
+        radii = self._present.moved().radii
+        grads = [g for name, g in seen.grads.items() if name in radii]
+        norms = norm_each(grads)
+        total = joined(norms)
+        if not (total.is_cpu and math.isfinite(total)):  # there nobody waits for it
+            keep = total.isfinite() | (~seen.loss.isnan() & (seen.scale > 1)).to(total.device)
             nothing_unless_(keep, grads)
             if not self._told:
-                self._told = True
                 warn_of_no_look(keep)
-        return seen.grads, seen.scale
+        self._told = True
+        return seen.grads, seen.scale, norms
 
     def shown(self, first: Pass | None, there: Tensor | None) -> Tensor | None:
         """The loss at w: a look's, which leaves no trace, is that of the next pass where it is not finite."""
         if first is None or first.start is not None or there is None:
             return None if first is None else first.loss
+        if first.loss.is_cpu and there.is_cpu and first.loss.dtype is there.dtype:  # there nobody waits for it
+            return first.loss if math.isfinite(first.loss) else there
         return torch.where(first.loss.isfinite(), first.loss, there)
 
     def _look_at_the_hardest(self, work: Work, stays: bool) -> Pass:

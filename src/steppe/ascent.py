@@ -247,6 +247,7 @@ class Ascent(Part):
         scale: Scale = 1.0,
         budget: float | None = None,
         pairs: Collection[str] = (),
+        norms: list[Tensor] | None = None,
     ) -> tuple[Grads, Memory]:
         """The perturbation of every named weight, in the storage of ``grads``, and the direction's new memory.
 
@@ -259,6 +260,7 @@ class Ascent(Part):
             scale: the loss scale that ``grads`` carry.
             budget: what :meth:`budget` said for this step.
             pairs: names of those that are complex numbers, as pairs of real ones.
+            norms: of the gradients, where they are known already.
         """
         scale = 1.0 if self.direction.ahead else scale
         if pairs and self.direction.sees_complex:
@@ -270,7 +272,8 @@ class Ascent(Part):
         tensors, metric = list(vector.values()), self.metric(weights)
         if metric is not None:
             multiply_(tensors, metric)
-        factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()), scale)
+        each = norms if metric is None and type(self.direction) is Gradient else None
+        factors = self._factors(list(weights.values()), tensors, list(rho.values()), list(groups.values()), scale, each)
         if budget is not None:
             factors = _within(budget, factors, tensors, scale)
         if metric is not None:
@@ -279,15 +282,16 @@ class Ascent(Part):
         return vector, memory
 
     def _factors(
-        self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int], scale: Scale
-    ) -> Any:
+        self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int], scale: Scale,
+        each: list[Tensor] | None,
+    ) -> Any:  # fmt: skip
         if self.scope == "none":
             if len(set(rho)) == 1:
                 return rho[0] / scale
             return [
                 torch.full((), r, dtype=wide(v.dtype), device=v.device) / scale for r, v in zip(rho, tv, strict=True)
             ]
-        each = norm_each(tv)
+        each = each or norm_each(tv)
         if self.scope == "tensor":
             return [ratio(r, n) for r, n in zip(rho, each, strict=True)]
         if self.scope in ("trust", "paper"):
