@@ -13,46 +13,68 @@ from torch.nn.parallel import DistributedDataParallel
 import steppe
 
 ALL = d.LOOP_METHODS + d.MORE_METHODS
-OWN = ("asam", "layer_sam", "rst")  # of those that may follow each rank's own gradient
-VIEWED, FOUR = ("grst", "look_sam"), ("sam", "look_sam")
-Outcomes = dict[int, list[dict[str, Any]]]
+F32, F64 = torch.float32, torch.float64
+OWN = ("asam", "rst")  # of those that may follow each rank's own gradient: every step, and some
+VIEWED, FLOAT32 = ("grst", "look_sam"), ("sam", "asam", "grst", "look_sam")
+Ranks = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def two() -> Ranks:
+    """All that two ranks do, in one group."""
+    works = {
+        "fp64": (d.trajectories, "DDP", ALL, F64),
+        "fp32": (d.trajectories, "DDP", FLOAT32),
+        "views": (_viewed,),
+        "beside views": (_beside_views,),
+        "bf16": (_bf16,),
+        "own": (_every_own, ("rank", 1, 2)),
+        "sent": (_every_sent,),
+        "statistics": (_every_statistics,),
+        "sync": (_sync_batch_norm,),
+        "pieces": (_both_in_pieces,),
+        "refused": (_refusals,),
+    }
+    return d.run(2, d.every, works)
+
+
+@pytest.fixture(scope="module")
+def four() -> Ranks:
+    return d.run(4, d.every, {"fp64": (d.trajectories, "DDP", ("look_sam",), F64), "own": (_every_own, ("rank", 2))})
 
 
 # Equal to one process on the whole batch
 
 
-def _averaged(names: tuple[str, ...], exact: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "fp32": d.trajectories("DDP", names),
-        "fp64": {name: d.trajectory("DDP", name, dtype=torch.float64) for name in exact},
-        "bf16": d.trajectory("DDP", "sam", dtype=torch.bfloat16, rounding="stochastic") if exact else None,
-        "views": {n: d.trajectory("DDP", n, {"gradient_as_bucket_view": True}) for n in VIEWED if exact},
-    }
+def _viewed() -> dict[str, Tensor]:
+    return {name: d.trajectory("DDP", name, {"gradient_as_bucket_view": True})["weights"] for name in VIEWED}
 
 
-@pytest.fixture(scope="module")
-def averaged() -> Outcomes:
-    return {2: d.run(2, _averaged, ALL, d.LOOP_METHODS), 4: d.run(4, _averaged, FOUR, ())}
+def _bf16() -> Tensor:
+    weights: Tensor = d.trajectory("DDP", "sam", dtype=torch.bfloat16, rounding="stochastic")["weights"]
+    return weights
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_equals_one_process(name: str, averaged: Outcomes, record_property: d.Record) -> None:
+def test_equals_one_process(name: str, two: Ranks, record_property: d.Record) -> None:
     d.record(record_property, "DDP", name)
-    for world, ranks in averaged.items():
-        if name in ranks[0]["fp32"]:
-            d.assert_equal(name, [rank["fp32"][name] for rank in ranks], d.trajectory("single", name), 1e-6, world)
+    d.assert_equal(name, [rank["fp64"][name] for rank in two], d.trajectory("single", name, dtype=F64), 1e-13, 2)
 
 
-@pytest.mark.parametrize("name", d.LOOP_METHODS)
-def test_equals_one_process_to_the_rounding_of_float64(name: str, averaged: Outcomes) -> None:
-    single = d.trajectory("single", name, dtype=torch.float64)
-    d.assert_equal(name, [rank["fp64"][name] for rank in averaged[2]], single, 1e-13, 2)
+@pytest.mark.parametrize("name", FLOAT32)
+def test_equals_one_process_in_float32(name: str, two: Ranks) -> None:
+    d.assert_equal(name, [rank["fp32"][name] for rank in two], d.trajectory("single", name), 1e-6, 2)
+
+
+def test_four_ranks_equal_one_process(four: Ranks) -> None:
+    single = d.trajectory("single", "look_sam", dtype=F64)
+    d.assert_equal("look_sam", [rank["fp64"]["look_sam"] for rank in four], single, 1e-13, 4)
 
 
 @pytest.mark.parametrize("name", VIEWED)
-def test_gradients_that_are_views_of_buckets_change_nothing(name: str, averaged: Outcomes) -> None:
-    for rank in averaged[2]:
-        assert torch.equal(rank["views"][name]["weights"], rank["fp32"][name]["weights"])
+def test_gradients_that_are_views_of_buckets_change_nothing(name: str, two: Ranks) -> None:
+    for rank in two:
+        assert torch.equal(rank["views"][name], rank["fp32"][name]["weights"])
 
 
 def _beside_views() -> list[list[Tensor]]:
@@ -63,7 +85,7 @@ def _beside_views() -> list[list[Tensor]]:
             model = d.wrap("DDP", d.network(), gradient_as_bucket_view=view)
             optimizer, seen = d.base(name, model), []
             sharp = d.sharpen(name, model, optimizer)
-            for batch in d.batches(8):
+            for batch in d.batches(4):
                 if name == "sam":
                     model(batch[0]).square().mean().backward()
                 sharp.backward(d.loss_of(model), batch)
@@ -74,14 +96,14 @@ def _beside_views() -> list[list[Tensor]]:
     return found
 
 
-def test_gradients_that_lay_in_buckets_before_are_neither_lost_nor_counted_twice() -> None:
-    for sam, grst, sam_in_views, grst_in_views in d.run(2, _beside_views):
+def test_gradients_that_lay_in_buckets_before_are_neither_lost_nor_counted_twice(two: Ranks) -> None:
+    for sam, grst, sam_in_views, grst_in_views in (rank["beside views"] for rank in two):
         for plain, viewed in ((sam, sam_in_views), (grst, grst_in_views)):
             assert len(plain) == len(viewed) > 0 and all(map(torch.equal, plain, viewed))
 
 
-def test_stochastic_rounding_draws_alike_on_all_ranks(averaged: Outcomes) -> None:
-    first, second = (rank["bf16"]["weights"] for rank in averaged[2])
+def test_stochastic_rounding_draws_alike_on_all_ranks(two: Ranks) -> None:
+    first, second = (rank["bf16"] for rank in two)
     assert torch.equal(first, second)
 
 
@@ -110,21 +132,16 @@ def _every_own(syncs: tuple[str | int, ...]) -> dict[str | int, dict[str, dict[s
     return {sync: {name: _own(name, sync) for name in OWN} for sync in syncs}
 
 
-@pytest.fixture(scope="module")
-def own() -> dict[int, Any]:
-    return {2: d.run(2, _every_own, ("rank", 1, 2)), 4: d.run(4, _every_own, ("rank", 2))}
-
-
 CASES = [(2, "rank", 2), (2, 1, 2), (4, "rank", 4), (4, 2, 2)]
 
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("world, sync, parts", CASES)
 def test_own_perturbations_are_m_sharpness(
-    name: str, world: int, sync: str | int, parts: int, own: dict[int, Any]
+    name: str, world: int, sync: str | int, parts: int, two: Ranks, four: Ranks
 ) -> None:
     """The same as one process that calls backward once for each part of the batch that perturbs alike."""
-    ranks = [rank[sync][name] for rank in own[world]]
+    ranks = [rank["own"][sync][name] for rank in (two if world == 2 else four)]
     assert all(torch.equal(rank["weights"], ranks[0]["weights"]) for rank in ranks)
     assert (ranks[0]["weights"] - _m_sharpness(name, parts)).abs().max() <= 1e-6
     passes = [[rank["seen"][i] for rank in ranks] for i in range(len(ranks[0]["seen"]))]
@@ -148,8 +165,8 @@ def _m_sharpness(name: str, parts: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_all_ranks_in_one_group_is_the_average(name: str, own: dict[int, Any]) -> None:
-    assert (own[2][0][2][name]["weights"] - d.trajectory("single", name)["weights"]).abs().max() <= 1e-6
+def test_all_ranks_in_one_group_is_the_average(name: str, two: Ranks) -> None:
+    assert (two[0]["own"][2][name]["weights"] - d.trajectory("single", name)["weights"]).abs().max() <= 1e-6
 
 
 # What is sent
@@ -198,9 +215,9 @@ def _every_sent() -> dict[str, dict[str, int]]:
     }
 
 
-def test_all_reduces_are_counted() -> None:
+def test_all_reduces_are_counted(two: Ranks) -> None:
     """One a pass; sync="rank" saves one for each ascending step, and nothing but gradients is ever sent."""
-    sent = d.run(2, _every_sent)[0]
+    sent = two[0]["sent"]
     steps, some = d.STEPS, sent["rst global"]["ascents"]
     assert sent["global"] == {"ascents": steps, "buckets": 2 * steps, "steppe": 0}
     assert sent["rank"] == {"ascents": steps, "buckets": steps, "steppe": 0}
@@ -209,7 +226,7 @@ def test_all_reduces_are_counted() -> None:
     assert 0 < some < steps
     assert sent["rst global"]["buckets"] == steps + some
     assert sent["rst rank"]["buckets"] == steps
-    assert sent["look_sam"]["buckets"] == steps + 4  # refreshes at 0, 3, 6, 9
+    assert sent["look_sam"]["buckets"] == steps + 3  # refreshes at 0, 3, 6
 
 
 # Statistics
@@ -252,8 +269,8 @@ def _every_statistics() -> list[dict[str, Tensor]]:
     return [_statistics(None), _statistics(1e-20), _statistics(1e-20, sync="rank"), _statistics(0.1)]
 
 
-def test_running_statistics_move_once() -> None:
-    for plain, tiny, own, real in d.run(2, _every_statistics):
+def test_running_statistics_move_once(two: Ranks) -> None:
+    for plain, tiny, own, real in (rank["statistics"] for rank in two):
         for name, value in plain.items():
             assert torch.equal(tiny[name], value), name
             assert torch.equal(own[name], value), name
@@ -268,8 +285,8 @@ def _sync_batch_norm() -> str:
     return "ran"
 
 
-def test_sync_batch_norm_needs_a_gpu_by_torch_s_own_word() -> None:
-    assert all("expected input tensor to be on" in said for said in d.run(2, _sync_batch_norm))
+def test_sync_batch_norm_needs_a_gpu_by_torch_s_own_word(two: Ranks) -> None:
+    assert all("expected input tensor to be on" in rank["sync"] for rank in two)
 
 
 # Accumulation
@@ -313,8 +330,8 @@ def _each_share_alone() -> Tensor:
     return d.weights(model)
 
 
-def test_accumulation() -> None:
-    (exact, own), (exact_too, own_too) = d.run(2, _both_in_pieces)
+def test_accumulation(two: Ranks) -> None:
+    (exact, own), (exact_too, own_too) = (rank["pieces"] for rank in two)
     assert torch.equal(exact, exact_too) and torch.equal(own, own_too)
     assert (exact - d.trajectory("single", "look_sam")["weights"]).abs().max() <= 1e-6
     averaged = _each_share_alone()
@@ -343,8 +360,8 @@ def _refusals() -> list[str]:
     return said
 
 
-def test_what_needs_the_average_refuses_to_go_without() -> None:
-    look, ae, three, none, unwrapped = d.run(2, _refusals)[0]
+def test_what_needs_the_average_refuses_to_go_without(two: Ranks) -> None:
+    look, ae, three, none, unwrapped = two[0]["refused"]
     assert "use sync='global'" in look and "use sync='global'" in ae
     assert "a number that divides it" in three
     assert "'global', 'rank' or a number" in none

@@ -15,36 +15,50 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 
 import steppe
 
-ALL = d.LOOP_METHODS + d.MORE_METHODS
+ALL, F64 = d.LOOP_METHODS + d.MORE_METHODS, torch.float64
 
 
 # Equal to one process, and to DDP, on the whole batch
 
 
-def _sharded(names: tuple[str, ...], exact: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "fp32": d.trajectories("FSDP2", names),
-        "fp64": {name: d.trajectory("FSDP2", name, dtype=torch.float64) for name in exact},
-    }
+# Few bits hide nothing that those of float64 show; of those, one way to make a step has a norm of its own.
+FLOAT32 = ("sam", "asam", "look_sam")
 
 
 @pytest.fixture(scope="module")
-def sharded() -> dict[int, list[dict[str, Any]]]:
-    return {2: d.run(2, _sharded, ALL, d.LOOP_METHODS), 4: d.run(4, _sharded, ("asam", "look_sam"), ())}
+def two() -> list[dict[str, Any]]:
+    """All that two ranks do, in one group."""
+    works = {
+        "fp64": (d.trajectories, "FSDP2", ALL, F64),
+        "fp32": (d.trajectories, "FSDP2", FLOAT32),
+        "policies": (_policies,),
+        "counts": (_counts,),
+        "looks": (_every_look,),
+        "half": (_both_half,),
+        "last": (_last_things,),
+    }
+    return d.run(2, d.every, works)
+
+
+@pytest.fixture(scope="module")
+def four() -> list[dict[str, Any]]:
+    return d.run(4, d.trajectories, "FSDP2", ("asam", "look_sam"), F64)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_equals_one_process(name: str, sharded: dict[int, Any], record_property: d.Record) -> None:
+def test_equals_one_process(name: str, two: list[Any], record_property: d.Record) -> None:
     d.record(record_property, "FSDP2", name)
-    for world, ranks in sharded.items():
-        if name in ranks[0]["fp32"]:
-            d.assert_equal(name, [rank["fp32"][name] for rank in ranks], d.trajectory("single", name), 1e-6, world)
+    d.assert_equal(name, [rank["fp64"][name] for rank in two], d.trajectory("single", name, dtype=F64), 1e-13, 2)
 
 
-@pytest.mark.parametrize("name", d.LOOP_METHODS)
-def test_equals_one_process_to_the_rounding_of_float64(name: str, sharded: dict[int, Any]) -> None:
-    single = d.trajectory("single", name, dtype=torch.float64)
-    d.assert_equal(name, [rank["fp64"][name] for rank in sharded[2]], single, 1e-13, 2)
+@pytest.mark.parametrize("name", FLOAT32)
+def test_equals_one_process_in_float32(name: str, two: list[Any]) -> None:
+    d.assert_equal(name, [rank["fp32"][name] for rank in two], d.trajectory("single", name), 1e-6, 2)
+
+
+@pytest.mark.parametrize("name", ["asam", "look_sam"])
+def test_four_ranks_of_which_one_holds_nothing_of_a_layer(name: str, four: list[Any]) -> None:
+    d.assert_equal(name, [rank[name] for rank in four], d.trajectory("single", name, dtype=F64), 1e-13, 4)
 
 
 # Ways to shard
@@ -58,22 +72,15 @@ def _policies() -> dict[str, dict[str, Any]]:
         "mixed": {"mp_policy": half},
         "kept": {"reshard_after_forward": False},
     }
-    return {
-        f"{name} {policy}": d.trajectory("FSDP2", name, options, measure=True)
-        for policy, options in policies.items()
-        for name in ("look_sam", "asam")
-    }
+    return {policy: d.trajectory("FSDP2", "look_sam", options, measure=True) for policy, options in policies.items()}
 
 
-def test_policies() -> None:
+def test_policies(two: list[Any]) -> None:
     """Offloaded, and kept gathered between forward and backward: the same; bf16 passes: the same to bf16's rounding."""
-    for ran in d.run(2, _policies):
-        for name in ("look_sam", "asam"):
-            plain = ran[f"{name} plain"]["weights"]
-            assert torch.equal(ran[f"{name} offloaded"]["weights"], plain)
-            assert torch.equal(ran[f"{name} kept"]["weights"], plain)
-            mixed = ran[f"{name} mixed"]["weights"]
-            assert mixed.dtype == torch.float32 and 0 < (mixed - plain).norm() < 0.02 * plain.norm()
+    for ran in (rank["policies"] for rank in two):
+        plain, offloaded, mixed, kept = (ran[name]["weights"] for name in ("plain", "offloaded", "mixed", "kept"))
+        assert torch.equal(offloaded, plain) and torch.equal(kept, plain)
+        assert mixed.dtype == torch.float32 and 0 < (mixed - plain).norm() < 0.02 * plain.norm()
 
 
 def _counts() -> dict[str, dict[str, int]]:
@@ -88,10 +95,10 @@ def _counts() -> dict[str, dict[str, int]]:
     return counts
 
 
-def test_collectives_are_counted() -> None:
+def test_collectives_are_counted(two: list[Any]) -> None:
     """Beside FSDP2's own: one small all-reduce for each perturbation, of the norm."""
-    for ran in d.run(2, _counts):
-        for count in ran.values():
+    for rank in two:
+        for count in rank["counts"].values():
             assert count["norms"] == count["ascents"] > 0
 
 
@@ -189,15 +196,10 @@ def _every_look() -> dict[str, dict[str, float]]:
     return {name: case() for name, case in cases.items()}
 
 
-@pytest.fixture(scope="module")
-def looks() -> list[dict[str, dict[str, float]]]:
-    return d.run(2, _every_look)
-
-
 @pytest.mark.parametrize("case", ["looks", "kept", "forward", "after", "backward"])
-def test_every_pass_sees_the_present_weights(case: str, looks: list[dict[str, dict[str, float]]]) -> None:
+def test_every_pass_sees_the_present_weights(case: str, two: list[Any]) -> None:
     """Not what FSDP2 gathered before the shards moved."""
-    for rank in looks:
+    for rank in (each["looks"] for each in two):
         assert rank["truth"]["top"] > rank["truth"]["bottom"] + 1
         for where, loss in rank[case].items():
             assert loss == rank["truth"][where.split()[0]], where
@@ -221,9 +223,9 @@ def _both_half() -> list[tuple[float, float, bool]]:
     return [_half("nearest"), _half("stochastic")]
 
 
-def test_displacement_is_of_all_shards() -> None:
-    for rank in d.run(2, _both_half):
-        for wanted, moved, same in rank:
+def test_displacement_is_of_all_shards(two: list[Any]) -> None:
+    for rank in two:
+        for wanted, moved, same in rank["half"]:
             assert same
             assert abs(wanted - 5) < 0.02 and abs(moved - 5) < 0.1
 
@@ -282,8 +284,8 @@ def _last_things() -> tuple[bool, list[str], int]:
     return _crossing("average") and _crossing("velocity"), _refused(), dist.get_world_size()
 
 
-def test_states_cross_and_refusals_say_what_to_do() -> None:
-    for crossed, (rank, unsynced), world in d.run(2, _last_things):
+def test_states_cross_and_refusals_say_what_to_do(two: list[Any]) -> None:
+    for crossed, (rank, unsynced), world in (each["last"] for each in two):
         assert crossed and world == 2
         assert "expected the DistributedDataParallel model itself" in rank
         assert "micro_batches" in unsynced

@@ -9,7 +9,8 @@ from torch import nn
 
 import steppe
 
-NAMES = ("sam", "asam", "look_sam", "grst", "gsam", "fsam", "wsam", "msam", "s2_sam")
+# What meets the optimizers, each its own: a norm over both, a remembered pull, the rate after the step, the momentum.
+NAMES = ("sam", "look_sam", "wsam", "msam")
 KINDS = ("DDP", "FSDP2")
 
 
