@@ -41,11 +41,12 @@ compare: $(STUDY) ## compare the methods on real data; options in ARGS="..."
 finetune: $(FINETUNE) ## fine-tune with any method, without options an example on the digits; options in ARGS="..."
 	@$(BIN)/steppe finetune $(ARGS)
 
-# Types beside the tests: what mypy says is shown after them, and make fails where either does.
+# Types beside the tests: what mypy says is shown after them, and make fails where either does. What is compiled is kept
+# (by an empty PYTHONDONTWRITEBYTECODE), or every process compiles tests and source anew: seconds of each.
 test: $(DEV) ## lint, types and all tests; options of pytest in ARGS="..."
 	$(BIN)/ruff check
 	@$(BIN)/mypy > $(VENV)/types.txt 2>&1 & types=$$!; trap "kill $$types" INT TERM; \
-		OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS); tests=$$?; \
+		PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS); tests=$$?; \
 		wait $$types; types=$$?; cat $(VENV)/types.txt; exit $$((tests ? tests : types))
 
 gpu: $(DEV) ## the tests that need a CUDA device, which `make test` hides; options of pytest in ARGS="..."

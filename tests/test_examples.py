@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import runpy
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 import torch.distributed as dist
 from tests.compare import studies
 from tests.loops import distributed as d
@@ -23,16 +25,29 @@ EXAMPLES = sorted(FOLDER.glob("*.py"))
 RANKS = [path for path in EXAMPLES if "torchrun" in path.read_text()]
 ALONE = [path for path in EXAMPLES if path not in RANKS]
 # What must still hold with less work: constants of an example, and what they are here.
-SMALLER: dict[str, dict[str, Any]] = {"plain_loop": {"EPOCHS": 60, "SEEDS": 2}}
+STUDY = "--methods sam --rho 0.2 --seeds 1 --tune-seeds 1 --jobs 1 "
+SMALLER: dict[str, dict[str, Any]] = {
+    "bar": {"STEPS": 100},
+    "compare_lightning": {"COMPARED": STUDY + "--settings epochs=1"},
+    "compare_loop": {"COMPARED": STUDY + "--settings epochs=2"},
+    "compare_trainer": {"COMPARED": STUDY + "--settings epochs=1"},
+    "custom_task": {"COMPARED": STUDY + "--epochs 2"},
+    "plain_loop": {"EPOCHS": 60, "SEEDS": 2},
+}
 
 
 def stem(path: Path) -> str:
     return path.stem
 
 
+digits = functools.cache(sklearn.datasets.load_digits)  # read from a text of 1797 lines, once for all examples
+
+
 def run_main(path: Path) -> str:
     """What the example prints."""
-    main = runpy.run_path(str(path))["main"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", digits)
+        main = runpy.run_path(str(path))["main"]
     main.__globals__.update(SMALLER.get(path.stem, {}))
     with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "Pool", studies.Here)  # what a worker of `steppe compare` does is done in this process
