@@ -24,7 +24,7 @@ from steppe.integrations.transformers import SharpTrainer, SharpTrainerMixin  # 
 # Every pair of them for the method that remembers and reuses; one way for each of the others.
 WAYS = [(False, 1, False), (False, 4, True), (True, 1, True), (True, 4, False)]
 THREE_STEPS = [("look_sam", *way) for way in WAYS]
-THREE_STEPS += [(n, *WAYS[-1]) for n in (*LOOP_METHODS, "sl_sam") if n != "look_sam"]
+THREE_STEPS += [(n, *WAYS[1 if n == "sl_sam" else 0]) for n in (*LOOP_METHODS, "sl_sam") if n != "look_sam"]
 
 
 @pytest.mark.parametrize(("name", "lora", "accumulation", "bf16"), THREE_STEPS)

@@ -308,6 +308,7 @@ def test_jobs_of_submitit_with_one_killed_make_the_same_records(tmp_path, monkey
     pytest.importorskip("submitit")
     given = killing_once(tmp_path, monkeypatch)
     monkeypatch.setattr("submitit.local.local.start_controller", forks.Controller)
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)  # for a disk that is slow to show a result
     outcome = steppe.compare.run(on="slurm:cluster=local", jobs=2, out="there", **given)
     assert not outcome.failed and not Path("dies").exists()
     steppe.compare.run(out="here", **given)

@@ -38,9 +38,20 @@ def both_kinds() -> dict[str, list[dict[str, Any]]]:
     return {kind: trained(kind) for kind in KINDS}
 
 
-def test_both_kinds_train_what_one_process_does() -> None:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two ranks do, in one group."""
+    works = {
+        "trained": (both_kinds,),
+        "once": (once_each, tmp_path_factory.mktemp("once")),
+        **{kind: (measured_by_clocks_that_differ, kind) for kind in KINDS},
+    }
+    return distributed.run(2, distributed.every, works)
+
+
+def test_both_kinds_train_what_one_process_does(two: list[dict[str, Any]]) -> None:
     alone = trained(None)
-    for kind, together in distributed.run(2, both_kinds)[0].items():
+    for kind, together in two[0]["trained"].items():
         for plain, record in zip(alone, together, strict=True):
             assert record["passes_per_step"] == plain["passes_per_step"], kind
             assert record["curve"]["val_accuracy"] == plain["curve"]["val_accuracy"], kind
@@ -57,8 +68,8 @@ def measured_by_clocks_that_differ(kind: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ranks_agree_how_long_they_measure(kind: str) -> None:
-    assert distributed.run(2, measured_by_clocks_that_differ, kind) == [4, 4]
+def test_ranks_agree_how_long_they_measure(kind: str, two: list[dict[str, Any]]) -> None:
+    assert [rank[kind] for rank in two] == [4, 4]
 
 
 def as_torchrun_starts_it(words: list[str], port: int, folder: Path) -> tuple[int, str]:
@@ -130,7 +141,7 @@ def test_alone_everything_is_as_it_was() -> None:
     assert ranks.spread(model, None) is model and ranks.whole(model, lambda: None) is model
 
 
-def once_each(folder: Path) -> tuple[Path, int, str]:
+def once_each(folder: Path) -> tuple[str, int, str]:
     """A file that is begun once, and an error of rank 0."""
 
     def begin() -> Path:
@@ -144,9 +155,9 @@ def once_each(folder: Path) -> tuple[Path, int, str]:
     try:
         ranks.once(fail)
     except DiskError as error:
-        return place, len(list(folder.iterdir())), str(error)
+        return place.name, len(list(folder.iterdir())), str(error)
     raise AssertionError("nothing was raised")
 
 
-def test_rank_0_writes_once_and_its_error_is_everybodys(tmp_path: Path) -> None:
-    assert distributed.run(2, once_each, tmp_path) == [(tmp_path / "begun", 1, "rank 0 cannot write")] * 2
+def test_rank_0_writes_once_and_its_error_is_everybodys(two: list[dict[str, Any]]) -> None:
+    assert [rank["once"] for rank in two] == [("begun", 1, "rank 0 cannot write")] * 2
