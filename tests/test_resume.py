@@ -16,7 +16,7 @@ from tests.problems import batches, everything, loss_of, losses_of, net
 
 import steppe
 
-TOTAL = 12
+TOTAL = 8
 Built = tuple[torch.nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
 
 SETTINGS: dict[str, dict[str, Any]] = {
