@@ -2,62 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from tests import problems
-from tests.loops.shared import MECHANISMS, equal, recipe_of
-from tests.problems import batches, everything, net, same
+from tests.loops.faults import BATCHES, Built, advance, build, loss_of, outcome, trained
+from tests.loops.shared import MECHANISMS, equal
+from tests.problems import everything, same
 from torch import Tensor, nn
 
-import steppe
-
-F32 = torch.float32
 FAULT = 4  # the step with the fault: a refresh of LookSAM (k = 4), an ascent of G-RST (seed 3)
 ONE_PASS = ("ahead of the pass", "ahead by its own gradient")
 WHOLE = tuple(name for name in MECHANISMS if "samples" not in name)  # every pass sees the whole batch
 ERRORS = [RuntimeError("shape"), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
-BATCHES = list(batches(8, F32))
-Built = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
-
-
-def build(name: str, model: nn.Module | None = None, lr: float = 0.02) -> Built:
-    model = net(F32) if model is None else model
-    kind = steppe.optim.AMSGrad if name == "adasam" else torch.optim.SGD
-    optimizer = kind(model.parameters(), lr=lr, **({} if name == "adasam" else {"momentum": 0.9}))
-    method, settings = recipe_of(name)
-    return model, optimizer, steppe.methods.get(method).recipe(model, optimizer, **settings)
-
-
-def loss_of(name: str, model: nn.Module) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
-    return problems.losses_of(model) if name == "hardest samples" else problems.loss_of(model)
-
-
-def advance(name: str, built: Built, start: int, stop: int) -> None:
-    model, optimizer, sharp = built
-    for t in range(start, stop):
-        torch.manual_seed(t)
-        sharp.backward(loss_of(name, model), BATCHES[t])
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def outcome(built: Built) -> dict[str, Any]:
-    parts = {"model": everything(built[0]), "optimizer": built[1].state_dict(), "sharp": built[2].state_dict()}
-    return copy.deepcopy(parts)
-
-
-def trained(model: nn.Module) -> dict[str, Tensor]:
-    return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
 def check_and_go_on(name: str, built: Built, before: dict[str, Any], second: bool) -> None:
@@ -334,56 +296,3 @@ def test_masks_are_the_same_in_both_passes(name: str) -> None:
         assert 0 < seen[0].float().mean() < 1 and torch.equal(seen[0], seen[-1])
         built[1].step()
         built[1].zero_grad()
-
-
-# An interrupt between any two lines
-
-HOME = str(Path(steppe.__file__).parent)
-Place = tuple[str, int]
-
-
-def traced(name: str, built: Built, at: int = 0) -> list[Place]:
-    """The lines that steppe executes in one backward; ``KeyboardInterrupt`` at number ``at``, counted from 1."""
-    places: list[Place] = []
-
-    def line(frame: FrameType, event: str, _: Any) -> Any:
-        if event == "line":
-            places.append((frame.f_code.co_filename, frame.f_lineno))
-            if len(places) == at:
-                raise KeyboardInterrupt
-        return line
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        return line if frame.f_code.co_filename.startswith(HOME) else None
-
-    earlier = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        built[2].backward(loss_of(name, built[0]), BATCHES[0])
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(earlier)
-    return places
-
-
-def left_wrong(name: str, at: int) -> list[str]:
-    built = build(name)
-    before = trained(built[0])
-    traced(name, built, at)
-    wrong = [] if same(before, trained(built[0])) else ["weights"]
-    try:
-        return [*wrong, "statistics"] if everything(built[0])["norm.num_batches_tracked"] > 1 else wrong
-    except RuntimeError:
-        return [*wrong, "doors"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["reuse", "ahead of the pass", "few samples"])
-def test_an_interrupt_between_any_two_lines(name: str) -> None:
-    """Ctrl-C at every line of steppe's, the clean-up itself included, when it is executed for the last time."""
-    places = traced(name, build(name))
-    met = set() if name == "reuse" else set(traced("reuse", build("reuse")))  # there they have had their interrupt
-    last = {place: number for number, place in enumerate(places, 1) if place not in met}
-    wrong = {place: faults for place, at in last.items() if (faults := left_wrong(name, at))}
-    assert len(places) > 100 and last and not wrong

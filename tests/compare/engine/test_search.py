@@ -179,7 +179,7 @@ def test_a_value_with_which_a_method_cannot_be_built_is_refused_before_anything_
 def test_averaged_weights_of_a_method_are_its_trainings_own(tmp_path):
     """No run more than without; its figures are those of the average, at the end and early."""
     methods = "sam:rho=0.1,sam:average=ema,rho=0.1,sam:average=lawa,rho=0.1,rst:average=ema"
-    ended = studies.complete(tmp_path, "--methods", methods, "--metric", "nll", "--json")
+    ended = studies.complete(tmp_path, "--methods", methods, "--metric", "nll", "--json", "--epochs", "4")
     assert ended.returncode == 0, ended.stderr
     rows = {row["method"]: row for row in json.loads(ended.stdout)["rows"]}
     sam, ema = rows["sam:rho=0.1"], rows["sam:average=ema,rho=0.1"]
@@ -214,7 +214,7 @@ def test_where_an_average_is_refused(text, sentence):
 
 def test_what_was_tried_and_chosen_is_told(tmp_path):
     """In the JSON with what was added, in the table, and in the report."""
-    more = ["--methods", "rst", "--tune", "p=0.25,0.5", "--rho", "0.1", "--grow", "1", "--metric", "nll"]
+    more = ["--methods", "rst", "--tune", "p=0.25,0.5", "--rho", "0.1", "--grow", "1", "--metric", "nll", "--epochs", "4"]
     ended = studies.complete(tmp_path, *more)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
