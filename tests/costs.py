@@ -13,7 +13,8 @@ import pytest
 
 _BEGAN = pytest.StashKey[float]()
 DEAREST = (
-    "tests/loops/test_compile.py", "tests/test_examples.py", "tests/loops/test_interrupts.py", "tests/loops/test_fsdp.py",
+    "tests/loops/test_compile.py", "tests/test_examples.py", "tests/loops/test_fsdp.py",
+    "tests/loops/test_interrupts.py",
     "tests/loops/test_dcp.py", "tests/compare/engine/test_study.py", "tests/loops/test_kill.py",
     "tests/compare/test_texts.py", "tests/integrations/test_lightning.py", "tests/loops/test_ddp.py",
     "tests/finetune/test_resume.py", "tests/compare/test_rho.py", "tests/look/test_look.py",

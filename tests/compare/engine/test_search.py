@@ -214,8 +214,8 @@ def test_where_an_average_is_refused(text, sentence):
 
 def test_what_was_tried_and_chosen_is_told(tmp_path):
     """In the JSON with what was added, in the table, and in the report."""
-    more = ["--methods", "rst", "--tune", "p=0.25,0.5", "--rho", "0.1", "--grow", "1", "--metric", "nll", "--epochs", "4"]
-    ended = studies.complete(tmp_path, *more)
+    more = ["--methods", "rst", "--tune", "p=0.25,0.5", "--rho", "0.1", "--grow", "1", "--metric", "nll"]
+    ended = studies.complete(tmp_path, *more, "--epochs", "4")
     assert ended.returncode == 0, ended.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     row = next(row for row in summary["rows"] if row["method"] == "rst")
