@@ -99,7 +99,7 @@ def _on_a_gpu(device: str) -> dict[str, Case]:
     large = Subject("step_models:transformer100m", 8, device=device, dtype="bfloat16")
     both = (f"sam,rst,look_sam:k=5,{CHEAP}", TARGETS[1])
     few = Subject("step_models:resnet50", device=device), Subject("step_models:vit_b16", device=device)
-    in_a_row = [Case(each, (RECORDED, ()), steps=64, row=8, phases=0) for each in few]
+    in_a_row = [Case(each, (RECORDED, ()), steps=64, row=8, phases=0, memory=False) for each in few]
     recorded = [Case(each, (RECORDED, ()), steps=16, phases=0) for each in few]
     in_graphs = [
         Case(replace(each, model=f"{each.model}_graphs"), (GRAPHED, ()), steps=24, phases=0, memory=False)

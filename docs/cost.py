@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ WIDTHS = ("width", "cuda_width_float32", "cuda_width_bfloat16")
 PAIRS = (("sam", "peer_sam"), ("look_sam:k=5", "peer_look_sam"), ("gsam", "peer_gsam"), ("fsam", "peer_fsam"))
 AIMS = (("sam", 2.04), ("look_sam:k=5", 1.24), ("rst", 1.53))
 LOOKED = ("sam", "recommended", "sam:samples=16", "rst", "look_sam:k=5", "msam")
-KINDS = {"more": " (more methods)", "row8": " (eight steps without waiting)"}
+KINDS = {
+    "more": " (more methods)", "row8": " (eight steps without waiting)", "recorded": " (recorded looks)",
+    "graphs": " (CUDA graphs of torch.compile)",
+}  # fmt: skip
 QUIET = 1.5
 INTRO = """# What a step costs, measured
 
@@ -81,24 +85,58 @@ part, and less than its passes say elsewhere.
 |---|{rule}
 {rows}
 
-What is near its passes there is RST, LookSAM and MSAM. A loop that does not wait for every step hides a part of the
-launches behind the GPU's work, and CUDA graphs (`torch.compile(mode="reduce-overhead")`) take most of them away; how
-much either brings was not measured (`steppe bench --row 8`, the cases `_row8`).
+What is near its passes there is RST, LookSAM and MSAM, and a look that is recorded.
 """
+
+RECORDED = """### A look that is recorded
+
+With `cuda_graph=True` a look is recorded as a CUDA graph and replayed: one launch in the place of some hundred
+([how, and what is asked of the loss](compose.md)). A loop that does not wait for every step hides a part of the
+launches behind the GPU's work. `torch.compile` with a backend of CUDA graphs (`_graphs`) makes a pass of two launches
+and much work on the host. Times the base's step of the same kind:
+
+| model, batch 128 | {heads} |
+|---|{rule}
+{rows}
+"""
+
+KINDS_ON_A_GPU = {
+    "recorded": "each step waited for", "row8": "eight steps in a row",
+    "graphs": "in CUDA graphs of torch.compile, waited for",
+}  # fmt: skip
+RECORDED_TOO = (
+    "sam", "look_sam:k=5", "recommended", "recommended:cuda_graph=True", "sam:samples=16",
+    "sam:cuda_graph=True,samples=16", "msam",
+)  # fmt: skip
 
 
 def gpu(found: dict[str, Any]) -> str:
     """What looks cost where launches take the time."""
-    records = [record for name, record in found.items() if name.startswith("cuda_") and not name.endswith("_row8")]
-    names = [name for name in LOOKED if all(name in record["methods"] for record in records)]
-    if not records or not names:
+    on_it = {name: record for name, record in found.items() if name.startswith("cuda_")}
+    plain = [record for name, record in on_it.items() if name.rpartition("_")[2] not in KINDS_ON_A_GPU]
+    names = [name for name in LOOKED if all(name in record["methods"] for record in plain)]
+    if not plain or not names:
         return ""
+    parts = [ON_A_GPU.format(**_table(names, {subject(record): record for record in plain}))]
+    others = {
+        f"{record['subject']['model'].removesuffix('_graphs')}, {KINDS_ON_A_GPU[kind]}": record
+        for name, record in sorted(on_it.items()) if (kind := name.rpartition("_")[2]) in KINDS_ON_A_GPU
+    }  # fmt: skip
+    return "\n".join([*parts, RECORDED.format(**_table(RECORDED_TOO, others))] if others else parts)
+
+
+def _table(names: Sequence[str], records: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Heads, rule and rows of times."""
+    labels = {name: row["label"] for record in records.values() for name, row in record["methods"].items()}
+    shown = [name for name in names if name in labels]
     rows = [
-        f"| {subject(record)} | " + " | ".join(f"{_on(record, name):.2f}" for name in names) + " |"
-        for record in records
+        f"| {title} | "
+        + " | ".join(f"{_on(record, name):.2f}" if name in record["methods"] else "–" for name in shown)
+        + " |"
+        for title, record in records.items()
     ]
-    heads = " | ".join(records[0]["methods"][name]["label"] for name in names)
-    return ON_A_GPU.format(heads=heads, rule="---|" * len(names), rows="\n".join(rows))
+    heads = " | ".join(labels[name] for name in shown)
+    return {"heads": heads, "rule": "---|" * len(shown), "rows": "\n".join(rows)}
 
 
 def _on(record: dict[str, Any], name: str) -> float:
@@ -150,7 +188,7 @@ def setting(record: dict[str, Any]) -> str:
         f"{about['device']}, {about['threads']} thread(s), torch {about['torch']}, "
         f"{record['settings']['turns']} turns, "
         f"load average {about.get('load_average', ['?'])[0]}; base {_milliseconds(record)}"
-        f"{base['memory_bytes'] / 2**20:.1f} MiB"
+        + (f"{base['memory_bytes'] / 2**20:.1f} MiB" if "memory_bytes" in base else "memory not measured")
     )
 
 
