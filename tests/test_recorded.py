@@ -296,6 +296,13 @@ def test_a_draw_of_the_host_s_is_refused(draw, tape, monkeypatch):
         trained(True, model=model, function=lambda b: (1 + draw()) * F.cross_entropy(model(b[0]), b[1]))
 
 
+def test_a_loss_that_draws_nothing_is_recorded_with_an_eye_on_the_host_s_generators(tape, monkeypatch):
+    monkeypatch.setattr(_recorded, "of_the_host", lambda: Randomness(()))
+    random.random(), np.random.rand(), torch.rand(())
+    trained(True, model=net(dropout=0))
+    assert tape.recorded == 1
+
+
 def test_a_loss_scale_is_refused(tape):
     model = net()
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=3, cuda_graph=True)

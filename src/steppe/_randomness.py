@@ -46,8 +46,8 @@ class Randomness:
 
     def stand(self) -> bool:
         """Whether none of them has moved."""
-        pairs = zip(self._sources, self._at, strict=True)
-        return all(source.same(at, source.read()) for source, at in pairs)
+        pairs = ((source.same, at, source.read()) for source, at in zip(self._sources, self._at, strict=True))
+        return all(torch.equal(at, now) if isinstance(at, torch.Tensor) else same(at, now) for same, at, now in pairs)
 
     def set(self, there: Randomness | None = None) -> None:
         """Make the generators continue from here.
