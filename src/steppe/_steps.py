@@ -50,13 +50,24 @@ class Steps:
         # Weak, so that an object that is no longer used neither lives on in the optimizer nor counts its steps.
         self.who: Callable[[], Any] = (lambda: listener) if keep else weakref.ref(listener)
         self._handles: list[RemovableHandle] = []
+        self._before: list[tuple[Any, int]] = []  # the hooks ahead of each optimizer's steps, and which one is ours
         for which, stepper in enumerate(optimizers.steppers):
             ear = _Ear(self, which, stepper)
-            self._handles.append(stepper.optimizer.register_step_pre_hook(ear.before))
-            self._handles.append(stepper.optimizer.register_step_post_hook(ear.after))
+            self._handles.append(first := stepper.optimizer.register_step_pre_hook(ear.before))
+            self._handles.append(after := stepper.optimizer.register_step_post_hook(ear.after))
+            # Ours is the rest of the step (WSAM's correction): an average or a clamp in a hook sees it done.
+            behind: Any = stepper.optimizer._optimizer_step_post_hooks
+            behind.move_to_end(after.id, last=False)
+            self._before.append((stepper.optimizer._optimizer_step_pre_hooks, first.id))
 
     def begin(self) -> bool:
-        """New gradients: what steps from now on is another round; whether the round before had begun to step."""
+        """New gradients: what steps from now on is another round; whether the round before had begun to step.
+
+        A hook that somebody has added since, one that clips, runs ahead of ours, which reads what the step will take.
+        """
+        for hooks, mine in self._before:
+            if next(reversed(hooks), mine) != mine and mine in hooks:
+                hooks.move_to_end(mine)
         if not self._taken:
             return False
         self._taken = set()
@@ -85,7 +96,7 @@ class Steps:
         """Hear nothing any more."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._before = [], []
 
 
 class _Ear:
