@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import steppe
-from steppe import _recorded
+from steppe import _recorded, views
 from steppe._randomness import Randomness
 from steppe._recorded import EAGER, KINDS, PATIENCE
 
@@ -60,7 +60,7 @@ class Tape:
 def tape(monkeypatch):
     tape = Tape()
     monkeypatch.setattr(_recorded, "captured", tape.captured)
-    monkeypatch.setattr(_recorded, "available", lambda: True)
+    monkeypatch.setattr(views, "available", lambda: True)
     monkeypatch.setattr(_recorded, "recordable", lambda tensor: True)
     monkeypatch.setattr(_recorded, "of_the_host", lambda: Randomness((), (), False))  # dropout draws from the CPU's
     return tape
@@ -323,14 +323,14 @@ def test_what_cannot_be_recorded_is_said_with_the_reason(tape, monkeypatch):
 
 
 def test_a_machine_without_a_device_refuses_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(_recorded, "available", lambda: False)
+    monkeypatch.setattr(views, "available", lambda: False)
     model = net()
     with pytest.raises(ValueError, match=r"cuda_graph=True.* sees no CUDA device; expected cuda_graph=False here"):
         steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=3, cuda_graph=True)
 
 
 def test_weights_on_the_cpu_are_refused(monkeypatch):
-    monkeypatch.setattr(_recorded, "available", lambda: True)
+    monkeypatch.setattr(views, "available", lambda: True)
     with pytest.raises(ValueError, match=r"lie on cpu; expected all of them on a CUDA device"):
         trained(True)
 

@@ -25,7 +25,6 @@ from steppe._nested import KEEP, mapped
 from steppe._parameters import parallel
 from steppe._randomness import Randomness
 from steppe._state import Watch
-from steppe.views import Look
 
 EAGER = 3
 """So many looks of a kind run as they are before one is recorded; in them everything else is found out about them."""
@@ -189,20 +188,6 @@ class Recorder:
     def __getstate__(self) -> dict[str, Any]:
         """Copies record anew."""
         return vars(self) | {"_looks": [], "_modules": Modules()}
-
-
-def check_recorded(look: Look | None) -> None:
-    """Refuse a recording where no device could make one."""
-    if look is not None and look.cuda_graph and not available():
-        raise ValueError(
-            f"look={look!r} was given, and this torch sees no CUDA device; expected cuda_graph=False here, as "
-            "cuda_graph=torch.cuda.is_available() gives"
-        )
-
-
-def available() -> bool:
-    """Whether graphs can be recorded at all."""
-    return torch.cuda.is_available()
 
 
 def recordable(tensor: Tensor) -> bool:

@@ -18,12 +18,11 @@ from torch.optim import Optimizer
 from steppe._optimizers import Optimizers
 from steppe._parts import Part, check
 from steppe._rates import check_rates
-from steppe._recorded import check_recorded
 from steppe._words import an
 from steppe.ascent import Ascent, Direction, Scale
 from steppe.combine import Combine
 from steppe.curves import FollowLR
-from steppe.views import Look
+from steppe.views import Look, check_recorded
 
 if TYPE_CHECKING:
     from steppe._present import Now

@@ -172,6 +172,20 @@ def _check_graph(cuda_graph: Any, look: Look) -> None:
         )
 
 
+def check_recorded(look: Look | None) -> None:
+    """Refuse a recording where no device could make one."""
+    if look is not None and look.cuda_graph and not available():
+        raise ValueError(
+            f"look={look!r} was given, and this torch sees no CUDA device; expected cuda_graph=False here, as "
+            "cuda_graph=torch.cuda.is_available() gives"
+        )
+
+
+def available() -> bool:
+    """Whether graphs can be recorded at all."""
+    return torch.cuda.is_available()
+
+
 def _check_share(name: str, value: Any) -> None:
     check(name, value, 0.0, 1.0)
     if value == 0:

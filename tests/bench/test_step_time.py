@@ -147,4 +147,16 @@ def test_what_is_said_of_looks_on_a_gpu_is_what_was_measured() -> None:
     said = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
     assert f"takes {span['recommended']} times the base's" in said
     assert f"LookSAM {span['look_sam:k=5']}, MSAM {span['msam']}" in said
-    assert f"{span['recommended']} times" in " ".join((steppe.recommended.__doc__ or "").split())
+    docstring = " ".join((steppe.recommended.__doc__ or "").split())
+    assert f"{span['recommended']} times" in docstring
+
+    models = json.loads((ROOT / "benchmarks" / "results" / "recorded_look.json").read_text())["models"]
+    waited, row = (
+        [each["recorded"][how] / each["base"][how] for each in models.values()] for how in ("waited_ms", "row_ms")
+    )
+    numbers = [f"{waited[0]:.2f}", f"{waited[1]:.2f}", f"{row[0]:.2f}", f"{row[1]:.2f}"]
+    assert list(models) == ["resnet50", "vit_b16"]
+    assert "took {} times on ResNet-50 and {} on ViT-B/16, in a row {} and {}".format(*numbers) in said
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert "{} times the base's step on ResNet-50, {} on ViT-B/16".format(*numbers) in readme
+    assert f"with ``cuda_graph`` {min(waited + row):.1f} to {max(waited + row):.1f} times" in docstring
