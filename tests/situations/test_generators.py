@@ -126,6 +126,33 @@ def test_the_gradient_is_that_of_one_share():
     assert float((model.w.grad - there).abs().max()) <= 1e-10
 
 
+def test_generators_that_are_exchanged_are_found() -> None:
+    """Which ones there are is kept from step to step: by what they are, not by the list that holds them."""
+    first, second, held = random.Random(1), random.Random(2), [random.Random(3)]
+    model = Mixing(lambda: sum(g.random() for g in (first, second, *held)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sharp = steppe.SAM(model, optimizer, generators=[first, second, *held])
+
+    def drawn() -> list[float]:
+        seen: list[float] = []
+        sharp.backward(lambda: model(X, seen))
+        optimizer.step()
+        return seen
+
+    def alike(seen: list[float]) -> bool:
+        return len(seen) == 2 and seen[0] == seen[1]
+
+    assert alike(drawn()) and alike(drawn())
+    second = random.Random(4)
+    assert not alike(drawn())  # it is not named
+    sharp.generators = (first, second, *held)
+    assert alike(drawn())
+    sharp.generators = named = [first, second, *held]
+    assert alike(drawn())
+    held[0] = named[2] = random.Random(5)
+    assert alike(drawn())
+
+
 def test_fresh_masks_on_request_leave_named_generators_alike():
     np.random.seed(1), random.seed(1), torch.manual_seed(1)
     own = random.Random(5)
