@@ -18,7 +18,7 @@ from steppe.methods import METHODS
 WITH_RADIUS = [
     name
     for name, row in METHODS.items()
-    if not row.lora and row.optimizer is None and not row.per_sample and name != "tail_sam"  # refused at the peak
+    if not row.lora and row.optimizer is None and not row.per_sample and name not in ("tail_sam", "le_sam")  # refused
 ]
 
 
@@ -137,6 +137,28 @@ def test_after_looks_at_a_trained_model():
     assert on_the_bowl(after=5, trial=0).curve[0].predicted < on_the_bowl(trial=0).curve[0].predicted
 
 
+def test_recommended_is_a_name_as_in_the_commands():
+    model, optimizer = prepared()
+    found = find(model, optimizer, "recommended", samples=2)
+    assert found.curve == find(model, optimizer, "sam", samples=2).curve
+
+
+def test_a_ramp_that_is_over_is_none():
+    model, optimizer = prepared()
+    ramped = partial(steppe.recommended, samples=2, ramp=0.5, total_steps=8)
+    assert find(model, optimizer, ramped, after=4) == find(model, optimizer, "recommended", samples=2, after=4)
+
+
+def test_trials_in_which_the_method_would_not_ascend_are_not_run():
+    """They would be the base's, whatever the radius: every radius would learn as much."""
+    late = partial(steppe.LateSAM, start=5)
+    found = on_the_bowl(method=late, radii=(0.05, 0.1), trial=4)
+    assert not found.trials and "ascends in none of 4 steps from step 0 on (Window(start=5" in found.why
+    assert found.rho == on_the_bowl(method=late, radii=(0.05, 0.1), trial=0).rho
+    begun = on_the_bowl(method=late, radii=(0.05, 0.1), trial=4, after=5)
+    assert begun.trials and begun == on_the_bowl(method="sam", radii=(0.05, 0.1), trial=4, after=5)
+
+
 def test_the_base_of_a_method_that_brings_one():
     model = problems.net()
     optimizer = steppe.optim.AMSGrad(model.parameters(), lr=1e-3)
@@ -157,6 +179,12 @@ BAD = [
     ({"method": 3}, TypeError, "expected a method's name, an Ascent or a recipe"),
     ({"method": lambda model, optimizer, rho: 3}, TypeError, "returned an int; expected a steppe object"),
     ({"method": "tail_sam"}, ValueError, "radius 0 at the optimizer's present learning rate"),
+    ({"method": "le_sam"}, ValueError, "follows a budget of the loss"),
+    (
+        {"method": partial(steppe.recommended, samples=1, ramp=0.5, total_steps=20)},
+        ValueError,
+        r"radius 0 at step 0 \(Linear\(.*search without its ramp, or after=",
+    ),
     ({"method": steppe.Ascent(), "hardest": 0.5}, ValueError, "one loss per sample"),
     ({"method": steppe.Ascent(), "samples": 3}, TypeError, r"look=steppe.Look\(samples=3\)"),
 ]

@@ -16,8 +16,9 @@ from steppe._length import lacking
 from steppe._optimizers import Optimizers
 from steppe._parts import check, check_count
 from steppe._wiring import check_arguments
-from steppe._words import an
+from steppe._words import an, count
 from steppe.ascent import Ascent
+from steppe.curves import FollowLR, LossBudget
 from steppe.diagnostics._curve import AtRadius, measure
 from steppe.diagnostics._picture import new_axes
 from steppe.diagnostics._trials import Bench, Trial, climb
@@ -114,7 +115,8 @@ def find_rho(
             ``method(model, optimizer, rho=...)``, such as ``steppe.ASAM`` or ``partial(steppe.LookSAM, k=10)``.
         radii: the radii to choose from; six to a decade by default, none where ||eps|| > ||w||.
         looks: batches for the curve, >= 1.
-        after: steps that the base trains first, on copies, >= 0: for a method that starts late.
+        after: steps that the base trains first, on copies, >= 0: for a method that starts late, whose own count of
+            steps begins there.
         trial: steps of each short training, >= 0; a fifth of the whole training is enough, or what takes the base well
             beyond its first plateau.
         keep: share of the base's progress that a radius must keep, in [0, 1].
@@ -129,8 +131,8 @@ def find_rho(
     more copies of weights and optimizer state.
 
     Raises:
-        ValueError, TypeError: an argument is out of range, the method has no radius (or 0 at this rate, as Tail SAM), a
-            group has its own, or there is no batch.
+        ValueError, TypeError: an argument is out of range, the method has no radius (or 0 now, as Tail SAM; or a
+            budget of the loss bounds it), a group has its own, or there is no batch.
 
     Example:
         >>> import torch, steppe
@@ -146,10 +148,11 @@ def find_rho(
     optimizer = _single(optimizers)
     _check(optimizer, looks, after, trial, keep)
     series = SERIES if radii is None else _sorted(radii)
-    build = _builder(method, settings, max(trial, 1))
+    build = _builder(method, settings, after, max(trial, 1))
     say = tell or (lambda _: None)
     with same_order(batches), untouched(model, optimizer) as copy:
-        _refuse_idle(build(model, copy, rho=series[0]), copy)  # and what it refuses by itself
+        first = build(model, copy, rho=series[0])  # and what it refuses by itself
+        _refuse_idle(first, copy)
         bench = Bench(model, copy, loss_of, batches)
         if after:
             say(f"{after} steps of the base first")
@@ -159,8 +162,9 @@ def find_rho(
         linear = _linear(curve)
         series = tuple(r for r in series if r <= curve[-1].rho)
         start = max((r for r in series if r <= linear * (1 + 1e-9)), default=series[0])
-        trials = climb(bench, build, series, start, trial, looks, keep, say) if trial else ()
-    return _verdict(start, linear, curve, trials, trial, keep)
+        idle = _idle(first, trial)
+        trials = climb(bench, build, series, start, trial, looks, keep, say) if trial and not idle else ()
+    return _verdict(start, linear, curve, trials, trial, keep, idle)
 
 
 def _verdict(
@@ -170,12 +174,14 @@ def _verdict(
     trials: tuple[Trial, ...],
     steps: int,
     keep: float,
+    idle: str = "",
 ) -> RhoSearch:
     bend = f"the ascent leaves the linear regime at rho = {linear:.3g}, where cos(g, g~) falls to {COSINE:g}"
     if curve[-1].cosine >= COSINE:
         bend = f"the ascent is linear up to rho = {linear:.3g}, the last looked at: cos(g, g~) = {curve[-1].cosine:.3g}"
     if not trials:
-        reason = f"; the base learned nothing in {steps} steps to measure trials by" if steps else ""
+        nothing = f"the base learned nothing in {count(steps, 'step')} to measure trials by"
+        reason = f"; {idle or nothing}" if steps else ""
         return RhoSearch(start, f"{bend}{reason}.", linear, curve)
     good = [t.rho for t in trials if t.kept >= keep]
     if not good:
@@ -209,22 +215,30 @@ def _linear(curve: tuple[AtRadius, ...]) -> float:
     return curve[-1].rho
 
 
-def _builder(method: Any, settings: dict[str, Any], steps: int) -> Callable[..., SharpnessAware]:
-    """The method as a function of (model, optimizer, rho=...)."""
+def _builder(method: Any, settings: dict[str, Any], after: int, steps: int) -> Callable[..., SharpnessAware]:
+    """The method, of which so many steps have been, as a function of (model, optimizer, rho=...)."""
     if isinstance(method, Ascent):
         recipe: Callable[..., Any] = partial(_of_ascent, method, settings)
     elif isinstance(method, str):
-        from steppe.methods import get  # here: the methods are built on the same core, and may come to use this
-
-        row = get(method)
-        if row.lora:
-            raise ValueError(f"method {method!r} has no radius to find by ascents: it acts on LoRA's factors alone")
-        recipe = partial(row.recipe, **lacking(row.recipe, steps, settings) | settings)
+        named = _named(method)
+        recipe = partial(named, **lacking(named, after + steps, settings) | settings)
     elif callable(method):
         recipe = partial(method, **settings)
     else:
         raise TypeError(f"method={method!r} was given; expected a method's name, an Ascent or a recipe")
-    return partial(_built, recipe)
+    return partial(_built, recipe, after)
+
+
+def _named(method: str) -> Callable[..., Any]:
+    from steppe.methods import get  # here: the methods are built on the same core, and may come to use this
+    from steppe.recommended import recommended
+
+    if method == "recommended":
+        return recommended
+    row = get(method)
+    if row.lora:
+        raise ValueError(f"method {method!r} has no radius to find by ascents: it acts on LoRA's factors alone")
+    return row.recipe
 
 
 def _of_ascent(
@@ -233,22 +247,49 @@ def _of_ascent(
     return SharpnessAware(model, optimizer, ascent=replace(ascent, rho=rho), **settings)
 
 
-def _built(recipe: Callable[..., Any], model: nn.Module, optimizer: Optimizer, rho: float) -> SharpnessAware:
+def _built(
+    recipe: Callable[..., Any], after: int, model: nn.Module, optimizer: Optimizer, rho: float
+) -> SharpnessAware:
     sharp: SharpnessAware = checked(recipe(model, optimizer, rho=rho), "the recipe returned", "the search")
     if not hasattr(sharp, "ascent"):
         raise TypeError(
             f"the recipe returned {an(type(sharp).__name__)}, which does not perturb the model's own weights; expected "
             "a SharpnessAware, which has a radius"
         )
+    sharp.step = after
     return sharp
 
 
 def _refuse_idle(sharp: SharpnessAware, optimizer: Optimizer) -> None:
-    if not any(sharp.ascent.radius(0, g) for g in optimizer.param_groups if g.get("perturb", True)):
+    rho = sharp.ascent.rho
+    if isinstance(rho, LossBudget):
         raise ValueError(
-            f"the method has radius 0 at the optimizer's present learning rate ({sharp.ascent.rho!r}), where no rho "
-            "can be told from another; expected one that perturbs now: search with method='sam'"
+            f"the method's radius follows a budget of the loss ({rho!r}), which bounds it whatever rho is; expected a "
+            "method with a radius of its own: give sigma yourself, or search with method='sam'"
         )
+    if any(sharp.ascent.radius(sharp.step, g) for g in optimizer.param_groups if g.get("perturb", True)):
+        return
+    if isinstance(rho, FollowLR):
+        where, hint = "the optimizer's present learning rate", "search with method='sam'"
+    else:
+        where, hint = f"step {sharp.step}", "search without its ramp, or after=... steps at which it is over"
+    raise ValueError(
+        f"the method has radius 0 at {where} ({rho!r}), where no rho can be told from another; expected one that "
+        f"perturbs now: {hint}"
+    )
+
+
+def _idle(sharp: SharpnessAware, steps: int) -> str:
+    """Why trials of so many steps would tell nothing of the method: they would be the base's."""
+    if sharp.schedule.needs_gradient:
+        return ""
+    there = range(sharp.step, sharp.step + steps)
+    if any(sharp.schedule.decide(t, sharp.seed, lambda: Tensor(), {})[0] for t in there):
+        return ""
+    return (
+        f"there were no trials, as the method ascends in none of {count(steps, 'step')} from step {sharp.step} on "
+        f"({sharp.schedule!r}): give after=... where it has begun, or more steps"
+    )
 
 
 def _single(optimizers: Optimizers) -> Optimizer:
