@@ -85,7 +85,7 @@ def kind_of(read: list[Any], held: list[Any], places: list[Any], batch: Any) -> 
     return Kind([*read, *(part for part in parts if not isinstance(part, Tensor))], held, [*places, *shapes])
 
 
-def read_by(function: Any) -> list[Any]:
+def all_read_by(function: Any) -> list[Any]:
     """What a function reads besides its arguments, in a fixed order, as far as it is seen without running it.
 
     Its code, and what it closes over, names or has as a default; the same of functions among these, and of objects the

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from steppe._batch import Work
 from steppe._gradients import Gradients
 from steppe._guards import forget_derived
-from steppe._likeness import Kind, Modules, kind_of, leaves, read_by
+from steppe._likeness import Kind, Modules, all_read_by, kind_of, leaves
 from steppe._nested import KEEP, mapped
 from steppe._parameters import parallel
 from steppe._randomness import Randomness
@@ -100,7 +100,7 @@ class Recorder:
 
     def _of(self, work: Work) -> list[_Look]:
         """What is known of the look at each batch."""
-        read = read_by(work.asked)
+        read = all_read_by(work.asked)
         held, places = self._modules.hold([self._model, *(each for each in read if isinstance(each, nn.Module))])
         return [self._known(kind_of(read, held, places, batch), batch) for (batch,) in work.batches]
 
