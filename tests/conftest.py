@@ -8,6 +8,7 @@ import gc
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -29,6 +30,10 @@ pytest_addoption = costs.options
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # torch.manual_seed notes where it was called, in words, for each kind of device that may yet wake up: under
+        # pytest's fifty frames a millisecond, thousands of times.
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            device.traceback = SimpleNamespace(format_stack=list)  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -75,7 +75,7 @@ def callback(name: str) -> SharpCallback:
 # Every pair of them for the method that remembers and reuses; one way for each of the others.
 WAYS = [(1, "fp32", "full"), (1, "bf16", "lora"), (4, "fp32", "lora"), (4, "bf16", "full")]
 THREE_STEPS = [("look_sam", *way) for way in WAYS]
-THREE_STEPS += [(n, *WAYS[-1]) for n in (*LOOP_METHODS, "sl_sam") if n != "look_sam"]
+THREE_STEPS += [(n, *WAYS[-1 if n == "sl_sam" else 0]) for n in (*LOOP_METHODS, "sl_sam") if n != "look_sam"]
 
 
 @pytest.mark.parametrize(("name", "accumulate", "kind", "parameters"), THREE_STEPS)

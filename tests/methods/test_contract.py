@@ -194,7 +194,9 @@ COUNTED = [
 
 @pytest.mark.parametrize(("name", "settings", "passes"), COUNTED)
 def test_passes_are_counted(name: str, settings: dict[str, Any], passes: float) -> None:
-    assert count(name, settings) == pytest.approx(passes, rel=1e-12)
+    """Over a whole cycle of those that have one; the others do in every step what they do in the first."""
+    same_each_step = passes in (1.0, 2.0) and name != "tail_sam"
+    assert count(name, settings, 3 if same_each_step else 20) == pytest.approx(passes, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["rst", "grst"])

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 import steppe
 from steppe.methods import METHODS
 
-STEPS = 12
+STEPS = 8  # two refreshes of LookSAM, two slow steps of a lookahead of 3 and of 4
 # One method for each way to make a step: replaced, mixed, reused, pulled, added behind it, a remembered direction, by
 # statistic, ahead of the pass by the optimizer's momentum and by its own gradient, by samples, by selected tensors.
 MECHANISMS = ("sam", "grst", "look_sam", "gsam", "wsam", "fsam", "aesam", "msam", "s2_sam", "esam", "sl_sam")

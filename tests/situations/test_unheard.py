@@ -199,7 +199,7 @@ def test_a_gan_in_lightnings_manual_optimisation_equals_the_loop_by_hand() -> No
 
 def test_two_optimizers_of_lightnings_manual_optimisation_are_one_perturbation() -> None:
     lightning = pytest.importorskip("lightning.pytorch")
-    from tests.situations.standins import by_hand, cases, gap
+    from tests.situations.standins import STEPS, by_hand, cases, gap
     from tests.situations.test_several_optimizers import muon_and_adamw
     from tests.situations.test_several_optimizers import step as step_all
 
@@ -224,7 +224,7 @@ def test_two_optimizers_of_lightnings_manual_optimisation_are_one_perturbation()
                 optimizer.zero_grad()
 
     module, hand = Both(), reference.MLP().module()
-    loader = torch.utils.data.DataLoader([reference.MLP().torch_batch(t) for t in range(12)], batch_size=None)
+    loader = torch.utils.data.DataLoader([reference.MLP().torch_batch(t) for t in range(STEPS)], batch_size=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lightning.Trainer(
@@ -233,4 +233,4 @@ def test_two_optimizers_of_lightnings_manual_optimisation_are_one_perturbation()
         ).fit(module, loader)  # fmt: skip
     theirs = muon_and_adamw(hand)
     by_hand(case, hand, lambda: step_all(theirs), theirs)
-    assert module.sharp.step == 12 and gap(module.net, hand) <= 1e-10
+    assert module.sharp.step == STEPS and gap(module.net, hand) <= 1e-10
