@@ -190,4 +190,35 @@ LOOPS = [
     ),
 ]  # fmt: skip
 
-MUTANTS = [*COMPARE, *FIGURES, *FINETUNE, *HEART, *STEPS, *PARTS, *LOOPS]
+RECORDED = [
+    Mutant(
+        "a recorded look is that of a module's earlier attributes",
+        "if not _identical(self.held, other.held)", "if False", "tests/test_recorded.py -k earlier_recording",
+    ),
+    Mutant(
+        "a recorded look is that of numbers that the loss function read earlier",
+        "if not _alike(self.read, other.read)", "if False", "tests/test_recorded.py -k earlier_recording",
+    ),
+    Mutant(
+        "a recorded look begins from what its warm-up has written",
+        "            state.back()\n            generators.set()", "            generators.set()",
+        "tests/test_recorded.py -k a_state_that",
+    ),
+    Mutant(
+        "a recorded look draws what its warm-up left to draw",
+        "            state.back()\n            generators.set()", "            state.back()",
+        "tests/test_recorded.py -k numbers_are",
+    ),
+    Mutant(
+        "the next replay writes over the gradients that a replay left",
+        "copies = [torch.empty_like(p) for p, _ in new]", "copies = [grad for _, grad in new]",
+        "tests/test_recorded.py -k not_written_over",
+    ),
+    Mutant(
+        "a look that is not finite leaves NaN on a GPU",
+        "[t.view(bits) for t in some], keep.to(device, bits)", "some, keep.to(device)",
+        "tests/test_algebra.py -k by_its_bits",
+    ),
+]  # fmt: skip
+
+MUTANTS = [*COMPARE, *FIGURES, *FINETUNE, *HEART, *STEPS, *PARTS, *LOOPS, *RECORDED]
