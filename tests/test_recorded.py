@@ -143,6 +143,9 @@ def test_micro_batches_are_looked_at_one_by_one(tape):
     assert tape.recorded == 1 and tape.replayed == 2 * (6 - 2)
 
 
+EXTRA = 0.0
+
+
 class Scaled(nn.Module):
     """A network with plain attributes that a loop may change."""
 
@@ -153,7 +156,7 @@ class Scaled(nn.Module):
         self.double()
 
     def forward(self, x):
-        return self.times * self.body(self.drop(x)) ** self.config.power
+        return EXTRA + self.times * self.body(self.drop(x)) ** self.config.power
 
 
 class Task:
@@ -191,6 +194,10 @@ def change_config(task):
     task.model.config.power = 2
 
 
+def change_global(task, monkeypatch):
+    monkeypatch.setitem(Scaled.forward.__globals__, "EXTRA", torch.arange(3.0, dtype=torch.float64))
+
+
 def change_number(task):
     task.settings["alpha"] = 0.5
 
@@ -209,7 +216,7 @@ def freeze(task):
 
 CHANGES = (
     change_attribute, change_dropout, change_mode, change_submodule, change_config, change_number,
-    change_setting_of_the_loss, change_place, freeze,
+    change_setting_of_the_loss, change_place, freeze, change_global,
 )  # fmt: skip
 
 
@@ -235,15 +242,16 @@ def as_a_partial(task):
 
 @pytest.mark.parametrize("form", [as_a_method, as_a_lambda, as_a_partial])
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_python_reads_is_never_that_of_an_earlier_recording(change, form, tape):
+def test_what_python_reads_is_never_that_of_an_earlier_recording(change, form, tape, monkeypatch):
     def run(cuda_graph):
+        monkeypatch.setitem(Scaled.forward.__globals__, "EXTRA", 0.0)
         torch.manual_seed(0)
         task = Task(Scaled())
         optimizer = torch.optim.SGD(task.model.parameters(), lr=0.05)
         sharp = steppe.SAM(task.model, optimizer, samples=3, rho=0.5, cuda_graph=cuda_graph)
         for step, batch in enumerate(data(14)):
             if step == 7:
-                change(task)
+                change(task, *([monkeypatch] if change is change_global else []))
             task.seen += 1  # which the loss does not read
             sharp.backward(form(task), batch)
             optimizer.step()

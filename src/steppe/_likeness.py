@@ -52,6 +52,7 @@ class Modules:
         self._below: list[dict[str, Any]] = []
         self._inside: list[dict[str, Any]] = []
         self._settings: list[dict[str, Any]] = []  # of objects among the attributes, such as a config
+        self._named: list[tuple[dict[str, Any], str]] = []  # globals that the code of their classes has names of
 
     def hold(self, roots: list[nn.Module]) -> tuple[list[Any], list[Any]]:
         """All attributes, weights and buffers; and where those tensors lie."""
@@ -63,7 +64,8 @@ class Modules:
         device = tensors[0].device.type
         places: list[Any] = [*map(Tensor.data_ptr, tensors), *map(_TRAINED, tensors)]
         places += [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
-        return [*attributes, *tensors, *_values(self._settings)], places
+        named = [space.get(name) for space, name in self._named]
+        return [*attributes, *tensors, *_values(self._settings), *named], places
 
     def _walk(self, roots: list[nn.Module]) -> None:
         every = dict.fromkeys(m for root in roots for m in root.modules())
@@ -72,6 +74,15 @@ class Modules:
         self._inside = [each for m in every for each in (m._parameters, m._buffers)]
         self._known = [*_values(self._attributes), *_values(self._below)]
         self._settings = list({id(each): vars(each) for each in self._known if _has_settings(each)}.values())
+        kinds = dict.fromkeys(kind for m in every for kind in type(m).__mro__ if not _is_torch_s(kind))
+        spaces = {
+            (id(each.__globals__), name): (each.__globals__, name)
+            for kind in kinds
+            for each in vars(kind).values()
+            if isinstance(each, FunctionType)
+            for name in names_in(each.__code__)
+        }
+        self._named = [(space, name) for space, name in spaces.values() if name in space]
 
 
 def _values(dicts: list[dict[str, Any]]) -> Iterator[Any]:
