@@ -4,9 +4,11 @@ A GPU is seen by the tests that need one (`make gpu`), and by no other: hosts wo
 touched it cannot be forked.
 """
 
+import functools
 import gc
 import json
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +61,9 @@ _LOOPS: dict[str, dict[str, bool]] = {}
 
 
 def pytest_collection_finish() -> None:
+    # A command is built of the annotations of all of them, each time that it is called: once is enough here.
+    if typer := sys.modules.get("typer.main"):
+        typer.get_params_from_function = functools.cache(typer.get_params_from_function)  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()
     gc.enable()
