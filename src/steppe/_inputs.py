@@ -42,6 +42,11 @@ class Inputs:
         """The passes to come are of this function on these batches."""
         self._there = function, batches
 
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """The function of the passes that are under way."""
+        return None if self._there is None else self._there[0]
+
     def over(self) -> None:
         """They are over."""
         self._there = None

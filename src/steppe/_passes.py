@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._algebra import joined, norm_each, nothing_unless_
+from steppe._anew import warn_of_what_comes_anew
 from steppe._batch import Work
 from steppe._gradients import Gradients
 from steppe._graphs import raise_in_our_words
@@ -174,6 +175,9 @@ class Passes:
 
         ``again``: state has moved in a pass over the batch before.
         """
+        if work.trace is not None and not self._present.ahead:
+            now = self._present.now
+            warn_of_what_comes_anew(self.inputs.function, now.generators if now.same_dropout else None)
         try:
             if again and self.outside.met:
                 with self.outside.second():

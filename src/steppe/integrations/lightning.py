@@ -116,9 +116,9 @@ class SharpCallback(Callback):
         """``backward`` that runs both passes; gradients of earlier micro-batches are added to, as ever."""
 
         def backward(scaled: Tensor, *args: Any, **kwargs: Any) -> None:
-            losses = iter((lambda: self._first, again))
-            hosts = iter((lambda loss: scaled, functools.partial(host_scaled, trainer)))
-            self.sharp.backward(lambda: next(losses)(), backward=lambda loss: plain(next(hosts)(loss), *args, **kwargs))
+            losses = [again, lambda: self._first]  # the last is of the first pass
+            hosts = [functools.partial(host_scaled, trainer), lambda loss: scaled]
+            self.sharp.backward(lambda: losses.pop()(), backward=lambda loss: plain(hosts.pop()(loss), *args, **kwargs))
             self._arguments = self._first = None
 
         return backward
