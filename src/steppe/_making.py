@@ -233,9 +233,9 @@ class Making:
 
     def ascend(self, scale: Scale, same_step: bool, begin: Callable[[], bool]) -> Last:
         """After an ordinary backward, or before it: perturb the weights if this step ascends."""
-        present, empty = self._present, not self._gradients.there()
-        ahead = present.ahead
-        check_phases(present.now, self._averaging, self._model, empty, self.passes.mark is not None)
+        present, empty, marked = self._present, not self._gradients.there(), self.passes.mark is not None
+        ahead, corrects = present.ahead, same_step and bool(self.draft.correction)
+        check_phases(present.now, self._averaging, self._model, empty, marked, corrects)
         refuse_second_order(p.grad for p in self._parameters.all)
         if not same_step:
             begin()

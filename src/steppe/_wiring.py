@@ -168,7 +168,7 @@ def check_optimizers(optimizers: Optimizers, ascent: Ascent, combine: Combine, b
         )
 
 
-def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, marked: bool) -> None:
+def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, marked: bool, corrects: bool) -> None:
     """Refuse an ``ascend()`` that asks for something of a pass that the host runs, or that comes at the wrong time.
 
     Args:
@@ -177,6 +177,7 @@ def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, 
         model: whose masks may be drawn again.
         empty: nothing is in ``.grad``.
         marked: ``mark()`` was called before the pass.
+        corrects: an earlier micro-batch of the step has left a correction.
     """
     before = now.ascent.direction.ahead and empty
     if now.select is not None:
@@ -194,6 +195,12 @@ def check_phases(now: Now, averaging: Averaging, model: nn.Module, empty: bool, 
         raise RuntimeError(
             "ascend() cannot slice a batch, cast or put off the averaging of a pass that it does not run: "
             "use backward(loss_of, batch), or neither look nor hardest, and sync='global'"
+        )
+    if corrects:
+        raise RuntimeError(
+            f"ascend(same_step=True) was called with {now.combine}, whose correction stays in proportion to the "
+            "gradient that the optimizer is handed, and that of the earlier micro-batch was put aside; expected "
+            "backward() for each micro-batch, or one ascend() after the backward passes of all"
         )
     if empty and not before:
         raise RuntimeError(

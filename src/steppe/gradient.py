@@ -220,7 +220,7 @@ class SharpnessAware:
 
         Raises:
             RuntimeError: called twice, with nothing in ``.grad``, or with ``look`` or ``hardest``, which are for
-                :meth:`backward` with a batch.
+                :meth:`backward` with a batch; or for a further micro-batch with WSAM.
         """
         self._refuse("ascend again")
         self._refresh()  # the parameters, groups and parts may be others than at the last call
@@ -254,7 +254,7 @@ class SharpnessAware:
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Schedule position, seed, settings and memory: plain numbers, strings and tensors keyed by parameter name.
+        """Schedule position, seed, settings and memory as the latest step left them: numbers, strings, tensors by name.
 
         Save it beside the model's and the optimizer's; ``torch.load(..., weights_only=True)`` reads it.
         """

@@ -19,8 +19,9 @@ def WSAM(model: nn.Module, optimizer: Given, *, rho: Value = 0.05, gamma: float 
     """Sharpness as a regulariser of its own weight: the base steps along g, then w <- w - lr gamma/(1-gamma) (g~ - g).
 
     The correction stays out of the base's moments (decoupled, like AdamW's decay). If the gradient is clipped or
-    unscaled
-    between ``backward`` and the step, the correction is scaled alike, so that clipping cannot turn descent into ascent.
+    unscaled between ``backward`` and the step, the correction is scaled alike, so that clipping cannot turn descent
+    into ascent. That is told by its norm: a gradient of your own (a penalty's) is added before ``backward``, or in the
+    loss, as one that comes after it would pass for a scaling.
 
     Args:
         model: the model whose loss is minimised.
