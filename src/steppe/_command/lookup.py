@@ -61,7 +61,7 @@ def named_function(reference: str, what: str) -> Callable[..., Any]:
     place, _, name = reference.rpartition(":")
     try:
         module = _from_file(str(Path(place).expanduser().resolve())) if place.endswith(".py") else _from_name(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that parses a command line of its own
         why = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{what} {reference!r}: cannot import module {place!r} ({why})") from error
     function = getattr(module, name, None)
@@ -126,12 +126,12 @@ def called(function: Callable[..., Any], *arguments: Any, what: str, form: str) 
         return function(*arguments)
     except ValueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         wanted = f"; expected {form}" if isinstance(error, TypeError) else ""
         raise ValueError(f"{what} failed with {brief(error)}{wanted}") from error
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """An error of somebody else's code in one line, with its kind, as its message alone may say little."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__

@@ -37,6 +37,7 @@ MISTAKES = {
     "measure_without_length": "measure was given without total_steps, which averages need",
     "two_models": "sharpen was called for a second model",
     "raises": "IndexError: list index out of range",
+    "exits": "SystemExit: 3",
     "a_loss": "TypeError: backward() was given a Tensor; expected a function that computes the loss",
 }
 
@@ -98,6 +99,11 @@ def test_a_script_that_cannot_be_imported_says_where(tmp_path):
     (tmp_path / "nulls.py").write_bytes(b"x = 1\0\n")
     with pytest.raises(ValueError, match="cannot be imported: nulls.py"):
         load(f"{tmp_path}/nulls.py:train")
+    (tmp_path / "unguarded.py").write_text("import argparse\nargparse.ArgumentParser().parse_args(['--lr', '3'])\n")
+    with pytest.raises(
+        ValueError, match=r"cannot be imported: unguarded.py:2: SystemExit: 2; put what runs a training"
+    ):
+        load(f"{tmp_path}/unguarded.py:train")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,11 @@ def raises(sharpen, seed):
     return [][0]  # HERE raises
 
 
+def exits(sharpen, seed):
+    start(sharpen, steps=1)
+    raise SystemExit(3)  # HERE exits
+
+
 def a_loss(sharpen, seed):
     model = nn.Linear(2, 1)
     sharp = sharpen(model, torch.optim.SGD(model.parameters(), lr=0.1))

@@ -85,7 +85,7 @@ def _said(figures: Figures, work: Callable[[], T]) -> T:
         raise SaidError(str(error)) from error
     except ScriptError as error:
         raise SaidError(f"{script.place(error)}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that exits must not take the study with it
         raise SaidError(f"{script.place(error)}: {said(error)}") from error
 
 

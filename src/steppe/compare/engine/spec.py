@@ -94,7 +94,7 @@ class Spec(BaseModel):
     task: Annotated[str, Expected("the name of a task")] = Field(
         "mnist1d-10k",
         description="mnist1d-10k, mnist1d, digits-few, digits-noisy, idx:FOLDER, images:FOLDER, "
-        "text:FILE, forecast:FILE, table:FILE, lm:FILE, hf:ID, module:name.",
+        "text:FILE, forecast:FILE, table:FILE, lm:FILE, hf:ID, MODULE:NAME.",
     )
     script: Annotated[str | None, Expected("FILE.py:FUNCTION, such as train.py:train")] = Field(
         None, description="FILE.py:FUNCTION, training code of your own instead of a task (docs/script.md)."

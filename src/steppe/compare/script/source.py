@@ -110,9 +110,10 @@ def _in_file(path: Path, name: str, reference: str) -> Callable[..., Any]:
     path = path.resolve()
     try:
         module = _file(path, path.stat().st_mtime_ns)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code that runs, and parses a command line, where it should be guarded
         where = Script(reference, load, path.parent).arose(error) or path.name
-        raise ValueError(f"script {reference!r} cannot be imported: {where}: {said(error)}") from error
+        hint = "; put what runs a training under if __name__ == '__main__':" if isinstance(error, SystemExit) else ""
+        raise ValueError(f"script {reference!r} cannot be imported: {where}: {said(error)}{hint}") from error
     function = getattr(module, name, None)
     if not inspect.isroutine(function):
         own = [each for each, value in vars(module).items() if inspect.isroutine(value)]
