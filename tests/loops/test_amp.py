@@ -13,24 +13,9 @@ import pytest
 import torch
 from tests import reference
 from tests.loops.shared import (
-    LOOP_METHODS,
-    MECHANISMS,
-    STEPS,
-    Built,
-    OnTorch,
-    Record,
-    Weights,
-    batch_of,
-    build,
-    by_hand,
-    copies,
-    equal,
-    gap,
-    loss_of,
-    recipe_of,
-    table,
-    weights,
-)
+    LOOP_METHODS, MECHANISMS, STEPS, Built, OnTorch, Record, Weights, batch_of, build, by_hand, copies, equal, gap,
+    loss_of, recipe_of, table, weights,
+)  # fmt: skip
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
