@@ -1,5 +1,7 @@
 """Running statistics of a model whose ranks share the batch, with a method and without."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from tests.loops import distributed as d

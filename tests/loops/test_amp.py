@@ -12,10 +12,26 @@ from typing import Any
 import pytest
 import torch
 from tests import reference
+from tests.loops.faults import Overflow
 from tests.loops.shared import (
-    LOOP_METHODS, MECHANISMS, STEPS, Built, OnTorch, Record, Weights, batch_of, build, by_hand, copies, equal, gap,
-    loss_of, recipe_of, table, weights,
-)  # fmt: skip
+    LOOP_METHODS,
+    MECHANISMS,
+    STEPS,
+    Built,
+    OnTorch,
+    Record,
+    Weights,
+    batch_of,
+    build,
+    by_hand,
+    copies,
+    equal,
+    gap,
+    loss_of,
+    recipe_of,
+    table,
+    weights,
+)
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -58,18 +74,6 @@ def unscaled(name: str, steps: int = STEPS) -> Built:
 def state(built: Built) -> dict[str, Any]:
     model, optimizer, sharp = built
     return copy.deepcopy({"weights": copies(model), "optimizer": optimizer.state_dict(), "sharp": sharp.state_dict()})
-
-
-class Overflow:
-    """Makes the loss infinite in the passes named, counted from 1."""
-
-    def __init__(self, *passes: int) -> None:
-        self.passes, self.seen, self.hit = passes, 0, False
-
-    def __call__(self, loss: Tensor) -> Tensor:
-        self.seen += 1
-        self.hit |= self.seen in self.passes
-        return loss * float("inf") if self.seen in self.passes else loss
 
 
 ONE_PASS = ("ahead of the pass", "ahead by its own gradient")
