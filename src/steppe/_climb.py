@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,14 +107,22 @@ class Climb:
                 self._doors.open()
             self.perturbation = None
 
-    def __enter__(self) -> None:
-        """The weights may go :meth:`up` and are back at the end, also when Ctrl-C falls into the way back."""
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """The weights may go :meth:`up` and are back at its end, also when Ctrl-C falls into the way back.
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+        A generator, which closes itself where the interrupt falls between the end of the block and its own first line;
+        a class with ``__exit__`` would leave the weights where they are.
+        """
+        broken = True
         try:
-            self.close(kind is not None)
+            try:
+                yield
+                broken = False
+            finally:
+                self.close(broken)
         finally:
-            self.close(kind is not None)
+            self.close(broken)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has weights of its own."""

@@ -198,7 +198,7 @@ class Making:
         along = (vector, 1.0, None) if ahead else self.passes.direction(seen)  # type: ignore[arg-type]
         first = clean or seen
         start = None if first is None else first.start
-        with self.climb:
+        with self.climb.closing():
             there = self.climb.up(*along, kept, start, draft)
             loss = self.passes.second(work, again=start is not None)
         length, displacement = there.length, there.displacement
@@ -263,7 +263,7 @@ class Making:
                 "restore() was called but nothing is perturbed: call it once, after ascend() returned True"
             )
         clean = self.climb.perturbation.clean
-        with self.climb:
+        with self.climb.closing():
             pass
         self.passes.outside.close_phase()
         self._finish(clean)
@@ -284,7 +284,7 @@ class Making:
             there = ((e.name, e.param.grad) for e in self._parameters.entries)
             grads = {name: as_real(grad.clone()) for name, grad in there if grad is not None}
             self._gradients.turn(grads)
-        with self.passes.no_trace(), self.climb:
+        with self.passes.no_trace(), self.climb.closing():
             self.climb.up(grads, scale, None, {}, None, Draft())
             yield
 
