@@ -77,3 +77,18 @@ def test_a_rate_that_a_scheduler_brings_back_by_products_stands_at_its_highest(r
         warmup.step()
     assert optimizer.param_groups[0]["lr"] < 0.1, "or there is nothing to test"
     assert not any(ascents)
+
+
+def test_the_peak_of_one_cycle_is_its_own():
+    """It puts a fraction of its peak in the place of the rate that the optimizer was built with."""
+    model, ascents = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)
+    sharp = steppe.TailSAM(model, optimizer, rho=RHO, warmup=6)
+    for batch in batches(19):
+        sharp.backward(loss_of(model), batch)
+        ascents.append(sharp.last.ascended)
+        optimizer.step()
+        optimizer.zero_grad()
+        cycle.step()
+    assert ascents == [t >= 6 for t in range(19)]  # the peak is step 5

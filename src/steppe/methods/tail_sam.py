@@ -41,8 +41,9 @@ def TailSAM(
         begin: share of the highest learning rate below which SAM begins, in (0, 1].
         ramp: how far the rate has fallen where the radius is all of rho, in [0, 1]; 1: at a rate of 0. 0: at once, a
             tail of SAM as in arXiv 2609.17575.
-        lr_max: the highest learning rate; None is the optimizer's own before any scheduler, of its groups the highest
-            (groups at lower rates are then perturbed from the start).
+        lr_max: the highest learning rate; None is the optimizer's own before any scheduler, or the peak of one that
+            has its own (OneCycleLR, if it is built before this), of its groups the highest (groups at lower rates are
+            then perturbed from the start).
         warmup: steps before which the rate rises and nothing is perturbed, >= 0.
         common: ``seed``, ``same_dropout`` and ``generators`` of :class:`steppe.SharpnessAware`.
 
@@ -67,7 +68,9 @@ def TailSAM(
 
 
 def _peak(optimizer: Given) -> float:
-    return max(float(group.get("initial_lr", group["lr"])) for group in Optimizers(optimizer).param_groups)
+    groups = Optimizers(optimizer).param_groups
+    # OneCycleLR puts a fraction of its peak in the place of the optimizer's own rate, and the peak beside it.
+    return max(float(group.get("max_lr", group.get("initial_lr", group["lr"]))) for group in groups)
 
 
 ROW = Row(
