@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,6 +20,10 @@ from steppe._state import Watch
 from steppe.diagnostics._untouched import as_before
 
 LossOf = Callable[[Any], Tensor]
+
+
+class NotFinite(ValueError):  # noqa: N818 - what is told to a user is its sentence
+    """The loss, or what is made of it, is NaN or inf at the weights that are looked at."""
 
 
 class Surface:
@@ -81,6 +86,19 @@ class Surface:
         over = self.batches if batches is None else batches
         forget_derived()
         return sum(float(self._pass(batch)) for batch in over) / len(over)
+
+    def here(self) -> float:
+        """The loss at the weights as they were given.
+
+        Raises:
+            NotFinite: around it there is nothing to look at.
+        """
+        if not math.isfinite(loss := self.loss()):
+            raise NotFinite(
+                f"the loss at the model's weights is {loss}; expected a finite one: look for NaN or inf in the weights "
+                "(a training that diverged) and in the batches"
+            )
+        return loss
 
     def gradient(self, batches: Sequence[Any] | None = None) -> list[Tensor]:
         """The gradient of :meth:`loss`, one tensor for each weight."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steppe._parts import check_count
 from steppe.diagnostics._picture import new_axes
-from steppe.diagnostics._surface import LossOf, Surface
+from steppe.diagnostics._surface import LossOf, NotFinite, Surface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,19 +129,20 @@ def curvature(
 
     Raises:
         ModuleNotFoundError: hessian-eigenthings is not installed.
-        ValueError, TypeError: nothing to look at, weights in few bits, or an argument out of range.
+        ValueError, TypeError: nothing to look at, weights in few bits, a loss that is NaN or inf or has no finite
+            Hessian, or an argument out of range.
     """
     check_count("steps", steps)
     check_count("probes", probes, 0)
     check_count("runs", runs, 0)
     surface = Surface(model, loss_of, batches)
     with surface.lent():
-        operator = _operator(surface)
+        operator, loss = _operator(surface), surface.here()
         steps = min(steps, surface.size)
         largest, smallest = (_end(operator, which, steps, seed) for which in ("LA", "SA"))
         trace = _trace(operator, probes, seed) if probes else None
         density = _density(operator, runs, steps, seed) if runs else None
-        return Curvature(surface.size, surface.loss(), largest, smallest, trace, density)
+        return Curvature(surface.size, loss, largest, smallest, trace, density)
 
 
 def lambda_max(
@@ -150,6 +151,9 @@ def lambda_max(
     """The largest eigenvalue alone, as :func:`curvature` finds it.
 
     Cost: ``steps`` products, each about four passes.
+
+    Raises:
+        ValueError: as :func:`curvature`; also where the loss is NaN or inf.
     """
     check_count("steps", steps)
     surface = Surface(model, loss_of, batches)
@@ -179,7 +183,13 @@ def _operator(surface: Surface) -> Any:
     def product(flat: Tensor) -> Tensor:
         parts = zip(flat.split(sizes), surface.weights, strict=True)
         vector = [part.view(w.shape).to(device=w.device, dtype=w.dtype) for part, w in parts]
-        return torch.cat([h.reshape(-1).to(device=device, dtype=torch.float64) for h in surface.product(vector)])
+        flat = torch.cat([h.reshape(-1).to(device=device, dtype=torch.float64) for h in surface.product(vector)])
+        if not bool(flat.isfinite().all()):
+            raise NotFinite(
+                "a product of the Hessian with a vector is NaN or inf; expected a loss that is twice differentiable at "
+                "the model's weights (no square root or norm of zero), and finite weights and batches"
+            )
+        return flat
 
     return LambdaOperator(product, surface.size, device, torch.float64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from steppe._draft import Last
 from steppe._parts import check_count
 from steppe._words import an
 from steppe.combine import Combine, Combined
-from steppe.diagnostics._surface import LossOf
+from steppe.diagnostics._surface import LossOf, NotFinite
 from steppe.diagnostics.hessian import lambda_max
 from steppe.gradient import SharpnessAware
 
@@ -37,7 +38,7 @@ class Probe:
     - ``perturbation_norm`` ||eps||;
     - ``cosine`` of g and g~, where the step has the gradient of the whole batch at w (not of few samples, nor of
       methods of one pass);
-    - ``lambda_max`` of the Hessian at w, on batches of its own.
+    - ``lambda_max`` of the Hessian at w, on batches of its own; NaN where that has none.
 
     The first three wait for the first step at or after the n-th that ascends.
 
@@ -118,13 +119,18 @@ class Probe:
         if self._next_end <= step:
             self._next_end = self._after(step)
             if self._batches is not None and self._loss_of is not None:
-                end = lambda_max(self.sharp.model, self._loss_of, self._batches, steps=self._lanczos)
-                found["lambda_max"] = end.value
+                found["lambda_max"] = self._end(self._loss_of, self._batches)
         if not found:
             return
         self._records.append({"step": step} | found)
         for name, value in found.items() if self._to else ():
             self._to(self.prefix + name, _number(value), step)  # type: ignore[misc]
+
+    def _end(self, loss_of: LossOf, batches: list[Any]) -> float:
+        try:
+            return lambda_max(self.sharp.model, loss_of, batches, steps=self._lanczos).value
+        except NotFinite:  # of a training that diverges it is no number; the training goes on
+            return math.nan
 
     def _after(self, step: int) -> int:
         return (step // self.every + 1) * self.every

@@ -159,6 +159,7 @@ def find_rho(
         bench.train(islice(bench.stream(), after))
         say(f"along the ascent on {looks} batches")
         curve = measure(bench, lambda rho: build(model, copy, rho=rho), series, looks)
+        _refuse_nothing_finite(curve)
         linear = _linear(curve)
         series = tuple(r for r in series if r <= curve[-1].rho)
         start = max((r for r in series if r <= linear * (1 + 1e-9)), default=series[0])
@@ -277,6 +278,14 @@ def _refuse_idle(sharp: SharpnessAware, optimizer: Optimizer) -> None:
         f"the method has radius 0 at {where} ({rho!r}), where no rho can be told from another; expected one that "
         f"perturbs now: {hint}"
     )
+
+
+def _refuse_nothing_finite(curve: tuple[AtRadius, ...]) -> None:
+    if not math.isfinite(curve[0].rise) or not math.isfinite(curve[0].moved):
+        raise ValueError(
+            f"the loss or its gradient is NaN or inf on the batches that were looked at, at w or at rho = "
+            f"{curve[0].rho:g}; expected finite ones: look for NaN or inf in the weights and in the batches"
+        )
 
 
 def _idle(sharp: SharpnessAware, steps: int) -> str:

@@ -119,7 +119,7 @@ def m_sharpness(
     surface = Surface(model, loss_of, batches)
     groups = list(_groups(surface.batches, m))
     with surface.lent():
-        loss, ways = surface.loss(), _Ways(surface, ascent)
+        loss, ways = surface.here(), _Ways(surface, ascent)
         worst = [[size * rise for rise in ways.worst(group, radii, climbs)] for group, size in groups]
         generator = torch.Generator().manual_seed(seed)
         drawn = [[there - loss for there in ways.drawn(radii, generator)] for _ in range(draws)]
@@ -182,7 +182,10 @@ def _groups(batches: list[Any], m: int | None) -> Iterator[tuple[list[Any], int]
 
 
 def _rise(rho: float, worst: float, averages: list[float]) -> Rise:
-    error = statistics.stdev(averages) / math.sqrt(len(averages)) if len(averages) > 1 else None
+    error = None
+    if len(averages) > 1:  # far away the loss may be NaN or inf, which `statistics` does not take
+        finite = all(map(math.isfinite, averages))
+        error = statistics.stdev(averages) / math.sqrt(len(averages)) if finite else math.nan
     return Rise(rho, worst, statistics.fmean(averages), error)
 
 
