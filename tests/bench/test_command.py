@@ -68,6 +68,7 @@ def test_a_task_s_own_network_batch_and_loss_are_measured(tmp_path, capsys):
         ("--threads -1", "threads must be a whole number of at least 1"),
         ("--shape 3,x,3", "shape must be whole numbers"),
         ("--shape 3,4,4", "at least 8x8"),
+        ("--shape 3,32", "shape must be channels, height and width such as 3,32,32, got (3, 32)"),
         ("--dtype int8", "dtype must be one of float32"),
         ("--device tpu", "device must be"),
         ("--optimizer adam", "optimizer must be one of sgd, adamw, got 'adam'"),

@@ -64,6 +64,8 @@ class Subject:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if not isinstance(self.shape, tuple) or min(self.shape, default=0) < 1:
             raise ValueError(f"shape must be whole numbers of at least 1 such as 3,32,32, got {self.shape!r}")
+        if len(self.shape) != 3 and ":" not in self.model:
+            raise ValueError(f"shape must be channels, height and width such as 3,32,32, got {self.shape!r}")
         object.__setattr__(self, "device", usable_device(self.device))
 
     @property

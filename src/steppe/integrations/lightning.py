@@ -116,8 +116,8 @@ class SharpCallback(Callback):
         """``backward`` that runs both passes; gradients of earlier micro-batches are added to, as ever."""
 
         def backward(scaled: Tensor, *args: Any, **kwargs: Any) -> None:
-            losses = [again, lambda: self._first]  # the last is of the first pass
-            hosts = [functools.partial(host_scaled, trainer), lambda loss: scaled]
+            losses: list[Callable[[], Any]] = [again, lambda: self._first]  # the last is of the first pass
+            hosts: list[Callable[[Any], Any]] = [functools.partial(host_scaled, trainer), lambda loss: scaled]
             self.sharp.backward(lambda: losses.pop()(), backward=lambda loss: plain(hosts.pop()(loss), *args, **kwargs))
             self._arguments = self._first = None
 
