@@ -3,7 +3,8 @@
     python benchmarks/recorded_look.py            # needs a CUDA device and torchvision; a minute
 
 SAM whose ascent is on 4 of 128 images, on ResNet-50 and ViT-B/16 in bf16 autocast, each after six steps of its own;
-`waited_ms` is the median of steps that are waited for one by one, `row_ms` a step's share of as many without waiting.
+`waited_ms` is the median of steps that are waited for one by one, `row_ms` a step's share of as many without waiting,
+and `kernels_ms` the sum of the kernels of a forward and backward pass over so many images.
 Writes benchmarks/results/recorded_look.json, of which `python docs/cost.py` makes a table.
 """
 
@@ -72,6 +73,20 @@ def of_model(name: str, steps: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def kernels(name: str, images: int, passes: int = 3) -> float:
+    """Milliseconds of the kernels of a forward and backward pass over so many images, by torch's profiler."""
+    model, batch, loss_of = getattr(step_models, name)(images)
+    model, batch = model.cuda(), tuple(part.cuda() for part in batch)
+    loss_of(model, batch).backward()
+    with torch.profiler.profile() as profile:
+        for _ in range(passes):
+            model.zero_grad()
+            loss_of(model, batch).backward()
+        torch.cuda.synchronize()
+    on_device = [each for each in profile.key_averages() if each.device_type != torch.profiler.DeviceType.CPU]
+    return sum(each.self_device_time_total for each in on_device) / passes / 1e3
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,6 +97,7 @@ def main() -> None:
         "command": "python " + shlex.join(["benchmarks/recorded_look.py", *sys.argv[1:]]),
         "samples": SAMPLES, "batch_size": BATCH, "steps": given.steps,
         "models": {name: of_model(name, given.steps) for name in MODELS},
+        "kernels_ms": {name: {str(images): kernels(name, images) for images in (BATCH, 1)} for name in MODELS},
         "provenance": provenance("cuda", torch.get_num_threads()),
     }  # fmt: skip
     write_json(given.out, found)

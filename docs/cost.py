@@ -100,8 +100,9 @@ With `cuda_graph=True` a look is recorded as a CUDA graph and replayed: one laun
 
 `{command}`, {device}, torch {torch}. {note}
 
-The kernels of a pass over one image take 10 % of the time of those of 128 on ResNet-50 and 5 % on ViT-B/16, by torch's
-profiler: that remains. A loop that does not wait for every step hides a part of the launches behind the GPU's work, and
+The kernels of a pass over one image take {kernels} of the time of those of 128, by
+torch's profiler: that remains. A loop that does not wait for every step hides a part of the launches behind the GPU's
+work, and
 `torch.compile` with a backend of CUDA graphs takes two launches for a pass, and more work on the host:
 
 | model, batch 128 | {heads} |
@@ -144,8 +145,10 @@ def recorded(on_it: dict[str, Any]) -> list[str]:
     shown = _table(RECORDED_TOO, others)
     shown["others"] = shown.pop("rows")
     about = record["provenance"]
+    shares = [f"{each['1'] / each['128']:.0%} on {name}" for name, each in record.get("kernels_ms", {}).items()]
     return [
         RECORDED.format(
+            kernels=" and ".join(shares).replace("%", " %"),
             rows="\n".join(rows), device=about["device"], torch=about["torch"], note=record.get("note", ""),
             **{key: record[key] for key in ("command", "samples", "batch_size", "steps")}, **shown,
         )

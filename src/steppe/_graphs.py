@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from steppe._nested import children
+from steppe._reach import closed_over_by
 
 OUTSIDE = (
     "the loss hangs on something that was computed before the function was called (logits, features), which would be "
@@ -136,11 +137,7 @@ def _free(function: Any) -> Iterator[Any]:
         yield from function.args
         yield from function.keywords.values()
         function = function.func
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
+    yield from closed_over_by(function)
     yield from getattr(function, "__defaults__", None) or ()
     yield from (getattr(function, "__kwdefaults__", None) or {}).values()
     names = getattr(getattr(function, "__code__", None), "co_names", ())

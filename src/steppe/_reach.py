@@ -32,13 +32,16 @@ def read_by(function: Any) -> list[Any]:
     code = getattr(function, "__code__", None)
     if code is None:
         return []
-    held = [*map(function.__globals__.get, code.co_names), *(function.__defaults__ or ())]
-    for cell in function.__closure__ or ():
+    return [*map(function.__globals__.get, code.co_names), *(function.__defaults__ or ()), *closed_over_by(function)]
+
+
+def closed_over_by(function: Any) -> Iterator[Any]:
+    """What is in the cells of a function; nothing of what has none."""
+    for cell in getattr(function, "__closure__", None) or ():
         try:
-            held.append(cell.cell_contents)
+            yield cell.cell_contents
         except ValueError:  # empty as yet
             continue
-    return held
 
 
 def anything_compiled() -> bool:
@@ -75,11 +78,7 @@ def below(thing: Any) -> Iterable[Any]:
 
 
 def _of_function(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:
-            continue  # empty as yet
+    yield from closed_over_by(function)
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     names, known = names_in(function.__code__), function.__globals__

@@ -79,6 +79,17 @@ def test_what_is_said_of_the_weather_is_what_was_measured() -> None:
     assert round(100 * (1 - linear / sam["final"]["mean"])) == 1 and "a linear network errs 1 % less" in readme
 
 
+def test_choosing_counts_the_tasks_with_a_clear_gain_and_quotes_the_weather() -> None:
+    text = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
+    found = [record for name in suite.SUITE if (record := page.kept(name))]
+    clear = sum(any(map(page.clear, page.methods(record))) for record in found)
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    assert f"On {words[clear]} of {words[len(found)]} tasks of [the suite](suite.md) a method gains clearly" in text
+    weather = page.kept("weather96")
+    for title in ("SAM", "a look at few samples"):
+        assert page._won(page.columns("weather96", weather)[title], weather).strip("*+ %") in text
+
+
 def test_choosing_quotes_the_climbs_whose_radius_rises() -> None:
     text = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
     found = page.kept("mnist1d_mlp")

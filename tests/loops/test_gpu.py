@@ -115,7 +115,7 @@ def test_dropout_draws_the_same_in_both_passes() -> None:
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3]) and not torch.equal(masks[0], masks[2])
 
 
-def looked(sharp_of: Callable[..., Any], steps: int = 10, compiled: bool = False, **look: Any) -> Tensor:
+def looked(sharp_of: Callable[..., Any], compiled: bool = False, **look: Any) -> Tensor:
     """The weights after training on the GPU with a look at three samples; dropout and batch norm in the network."""
     torch.manual_seed(5)
     model = net(F32, dropout=0.25).to("cuda")
@@ -123,10 +123,7 @@ def looked(sharp_of: Callable[..., Any], steps: int = 10, compiled: bool = False
     runs: Any = torch.compile(model) if compiled else model
     sharp = sharp_of(runs, optimizer, look=steppe.Look(3, **look))
     torch.manual_seed(6)
-    for batch in (on("cuda") * 2)[:steps]:
-        sharp.backward(loss_of(runs), batch)
-        optimizer.step()
-        optimizer.zero_grad()
+    train(model, optimizer, on("cuda") * 2, lambda batch: sharp.backward(loss_of(runs), batch))
     return flat(model)
 
 
