@@ -32,16 +32,24 @@ def read_by(function: Any) -> list[Any]:
     code = getattr(function, "__code__", None)
     if code is None:
         return []
-    return [*map(function.__globals__.get, code.co_names), *(function.__defaults__ or ()), *closed_over_by(function)]
+    held = [*map(function.__globals__.get, code.co_names), *(function.__defaults__ or ())]
+    for cell in function.__closure__ or ():  # as closed_over_by, without a call: every step asks
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:
+            continue
+    return held
 
 
-def closed_over_by(function: Any) -> Iterator[Any]:
+def closed_over_by(function: Any) -> list[Any]:
     """What is in the cells of a function; nothing of what has none."""
+    held = []
     for cell in getattr(function, "__closure__", None) or ():
         try:
-            yield cell.cell_contents
+            held.append(cell.cell_contents)
         except ValueError:  # empty as yet
             continue
+    return held
 
 
 def anything_compiled() -> bool:
