@@ -115,9 +115,6 @@ class Choice:
         Args:
             where: that is, for the sentence.
             made: what `build` gave: of a recipe of the user's own it alone tells what it needs.
-
-        Raises:
-            ValueError: the method needs one loss per example, or its averaged weights are asked for.
         """
         if self.averaged:
             raise ValueError(
@@ -163,9 +160,6 @@ class Choice:
 
         A steppe.Method, or, from a recipe of the user's own, whatever has its `backward`. With `more` come
         further settings.
-
-        Raises:
-            ValueError: the recipe gives something else.
         """
         recipe = self.method.recipe
         given: dict[str, Any] = {} if value is None else {self.method.tunes: value}
@@ -208,11 +202,7 @@ def split_list(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=512)  # a plan asks for its methods again and again
 def parse(text: str) -> Choice:
-    """The method that `text` asks for.
-
-    Raises:
-        ValueError: unknown method, unknown or unreadable setting, or one the method cannot do without.
-    """
+    """The method that `text` asks for."""
     name, rest = divided(text)
     if name == BASE:
         raise ValueError("the base always runs; leave 'base' out of the methods")
@@ -263,11 +253,7 @@ def _setting(name: str, pair: str) -> tuple[str, Any]:
 
 
 def read_setting(name: str, key: str, text: str) -> Any:
-    """What was typed for a setting of a method, as its recipe wants it.
-
-    Raises:
-        ValueError: the method has no such setting, or it cannot be read so.
-    """
+    """What was typed for a setting of a method, as its recipe wants it."""
     known = settings_of(name)
     if key in _GIVEN_BY_STUDY:
         raise ValueError(f"method {name!r}: {key!r} is set by the study itself; leave it out")

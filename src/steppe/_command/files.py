@@ -128,11 +128,7 @@ def disk_sentence(folder: Path, why: str, then: str) -> str:
 
 
 def free_target(target: Path) -> Path:
-    """The file to write, found to be writable before hours are spent; nothing is made yet.
-
-    Raises:
-        ValueError: it is a folder, or no folder above it can be written in.
-    """
+    """The file to write, found to be writable before hours are spent; nothing is made yet."""
     if target.is_dir():
         raise ValueError(f"{target} is a folder; name a file with --out")
     there = next(folder for folder in target.absolute().parents if folder.exists())
@@ -142,11 +138,7 @@ def free_target(target: Path) -> Path:
 
 
 def keep_figures(target: Path, record: dict[str, Any]) -> None:
-    """Write a record whose figures have been shown already.
-
-    Raises:
-        ValueError: the disk refuses.
-    """
+    """Write a record whose figures have been shown already."""
     try:
         write_json(target, record)
     except OSError as error:

@@ -54,9 +54,6 @@ def named_function(reference: str, what: str) -> Callable[..., Any]:
     Args:
         reference: as typed by the user; modules of the current folder are found too.
         what: "task", "model" or "method", for the messages.
-
-    Raises:
-        ValueError: there is no such module, file or function, or importing it fails.
     """
     place, _, name = reference.rpartition(":")
     try:

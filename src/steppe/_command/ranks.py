@@ -41,11 +41,7 @@ def first() -> bool:
 
 
 def check_divides(examples: int, batch_size: int) -> None:
-    """Refuse batches that cannot be shared out evenly: a mean of unequal means is another loss.
-
-    Raises:
-        ValueError: the training set is smaller than the batch, and its one batch does not divide.
-    """
+    """Refuse batches that cannot be shared out evenly: a mean of unequal means is another loss."""
     if min(examples, batch_size) % ranks():
         raise ValueError(
             f"the {examples} training examples are one batch, which does not divide into {ranks()} equal shares; "

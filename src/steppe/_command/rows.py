@@ -36,11 +36,7 @@ def divided(text: str) -> tuple[str, str | None]:
 
 
 def row(name: str) -> Row:
-    """The row of a method.
-
-    Raises:
-        ValueError: no such method; a reference to nothing, or to what is no recipe.
-    """
+    """The row of a method."""
     if is_own(name):
         return _own(name)
     if name not in METHODS and name != RECOMMENDED.name:

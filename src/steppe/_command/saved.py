@@ -9,11 +9,7 @@ from steppe._command.files import read_json
 
 
 def trained_in(path: str) -> str:
-    """The adapter's or model's folder within ``path`` where that is the ``--out`` of a fine-tuning; else ``path``.
-
-    Raises:
-        ValueError: the fine-tuning there has saved nothing yet.
-    """
+    """The adapter's or model's folder within ``path`` where that is the ``--out`` of a fine-tuning; else ``path``."""
     begun = read_json(Path(path) / "settings.json")
     if not (isinstance(begun, dict) and "settings" in begun):
         return path
@@ -26,11 +22,7 @@ def trained_in(path: str) -> str:
 
 
 def base_and_adapter(path: str) -> tuple[str, str | None]:
-    """The model that ``path`` (a folder, one of a fine-tuning, or a hub id) stands for, and its adapter if it has one.
-
-    Raises:
-        ValueError: the adapter does not name its base.
-    """
+    """The model that ``path`` (a folder, one of a fine-tuning, or a hub id) stands for, and its adapter if there is."""
     place = trained_in(path)
     notes = read_json(Path(place) / "adapter_config.json")
     if not isinstance(notes, dict):
@@ -51,9 +43,6 @@ def weights(path: str) -> str:
 
     Another training of the same network leaves the names and sizes of its files as they were. Of large files pieces are
     read, as any training changes all of a tensor.
-
-    Raises:
-        ValueError: as :func:`base_and_adapter`.
     """
     places = [Path(place) for place in base_and_adapter(path) if place is not None]
     files = [file for place in places if place.is_dir() for file in sorted(place.iterdir()) if file.suffix in _WEIGHTS]

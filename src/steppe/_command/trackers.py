@@ -110,9 +110,6 @@ def offline(names: str | Sequence[str], place: Path) -> None:
     Args:
         names: as the Trainer's `report_to` has them; others than ours are left alone.
         place: the folder; what the environment says already holds.
-
-    Raises:
-        ValueError: one sentence: a tracker is not installed.
     """
     ours = [name for name in ([names] if isinstance(names, str) else names) if name in TRACKERS]
     check(ours)
@@ -131,11 +128,7 @@ def offline(names: str | Sequence[str], place: Path) -> None:
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse what is no tracker, or is not installed.
-
-    Raises:
-        ValueError: one sentence.
-    """
+    """Refuse what is no tracker, or is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise ValueError(f"log: unknown tracker {name!r}; {nearest(name, TRACKERS)}")

@@ -40,11 +40,7 @@ Maker = Callable[[Problem], Contender]
 
 @dataclass(frozen=True)
 class Request:
-    """How to measure.
-
-    Raises:
-        ValueError: a setting cannot be used; the sentence says what is expected.
-    """
+    """How to measure."""
 
     steps: Annotated[int | None, Field(description="Steps of each contender (as the budget allows, 10 to 200).")] = None
     row: Annotated[

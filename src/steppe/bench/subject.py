@@ -38,9 +38,6 @@ class Subject:
 
     A model is ``module:function`` too: ``function(shape, classes) -> model`` for images, or
     ``function(batch_size) -> (model, batch, loss_of)``.
-
-    Raises:
-        ValueError: a setting cannot be used; the sentence says what is expected.
     """
 
     model: Annotated[str, Field(description="cnn, mlp, resnet18, vit, hf:FOLDER or hf:ID, or module:function.")] = "cnn"
@@ -78,11 +75,7 @@ class Subject:
         return asdict(self) | {"shape": list(self.shape)}
 
     def make(self) -> Problem:
-        """The same weights and the same batch at every call; the global generator is left as it was.
-
-        Raises:
-            ValueError: one sentence: no such model, or a function that gives something else.
-        """
+        """The same weights and the same batch at every call; the global generator is left as it was."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             problem = self._problem()

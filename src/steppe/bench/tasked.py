@@ -52,11 +52,7 @@ class Tasked:
         }  # fmt: skip
 
     def make(self) -> Problem:
-        """The same weights and the same batch, the first of seed 0, at every call.
-
-        Raises:
-            ValueError: one sentence: the data cannot be read, or the model cannot read them.
-        """
+        """The same weights and the same batch, the first of seed 0, at every call."""
         with torch.random.fork_rng():
             task = run.load_task(self.spec, 0)
             model = run.fresh(self.spec, task, 0)
@@ -76,11 +72,7 @@ class Tasked:
 
 
 def chosen(flags: Mapping[str, Any]) -> Subject | Tasked:
-    """What the flags ask for: a task's network on its data, or a model on made-up inputs.
-
-    Raises:
-        ValueError: one sentence about the first flag that cannot be.
-    """
+    """What the flags ask for: a task's network on its data, or a model on made-up inputs."""
     given = {name: value for name, value in flags.items() if value is not None}
     own = [each.name for each in fields(Subject)]
     if "task" not in given:

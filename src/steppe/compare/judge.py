@@ -59,11 +59,7 @@ class Judge:
 
 
 def of_records(records: Iterable[Mapping[str, Any]]) -> Judge:
-    """The judge that the records name; accuracy where none is named, as in those of 0.1.0.
-
-    Raises:
-        ValueError: they name several.
-    """
+    """The judge that the records name; accuracy where none is named, as in those of 0.1.0."""
     found = {Judge(**record["metric"]) if record.get("metric") else Judge() for record in records}
     if len(found) > 1:
         names = ", ".join(sorted(each.name for each in found))

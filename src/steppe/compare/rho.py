@@ -93,9 +93,6 @@ def prepared(
         trial: steps of a trial; a fifth of the study's by default.
         shown: told what begins and each pass.
         options: those of :func:`steppe.find_rho`.
-
-    Raises:
-        ValueError: the method has no radius, or its settings fix one.
     """
     if choice.method.tunes != "rho" or "rho" in choice.settings:
         why = "its settings fix rho" if "rho" in choice.settings else "it has none"

@@ -30,11 +30,7 @@ class Catalog:
 
 
 def load(request: Request) -> Catalog:
-    """Read every file, then find every name; what is on this disk is refused first.
-
-    Raises:
-        ValueError: a file or a name cannot be used, or the hub is not there.
-    """
+    """Read every file, then find every name; what is on this disk is refused first."""
     named = [name for name in request.tasks if not files.is_file(name)]
     catalog, built = Catalog(), list[Task | Group]()
     for path in (name for name in request.tasks if files.is_file(name)):

@@ -42,9 +42,6 @@ def read(path: str) -> Questions:
 
     Args:
         path: JSON lines in UTF-8, with or without a byte-order mark.
-
-    Raises:
-        ValueError: it is missing, empty or not UTF-8, or a line is not a question; the line is named.
     """
     try:
         raw = Path(path).read_bytes()

@@ -22,11 +22,7 @@ from steppe.evaluate.request import Request, adapter_config, translated
 
 
 def sources(request: Request) -> tuple[str, str | None]:
-    """The base model and the adapter, either of which the user may have named alone.
-
-    Raises:
-        ValueError: the adapter's own notes do not fit.
-    """
+    """The base model and the adapter, either of which the user may have named alone."""
     if request.adapter is None and not adapter_config(request.model).is_file():
         return request.model, None
     adapter = request.adapter or request.model
@@ -42,11 +38,7 @@ def sources(request: Request) -> tuple[str, str | None]:
 
 
 def load(request: Request) -> HFLM:
-    """Load model and adapter as lm-eval does by itself.
-
-    Raises:
-        ValueError: it is no causal language model, the adapter belongs to another model, or files are missing.
-    """
+    """Load model and adapter as lm-eval does by itself."""
     base, adapter = sources(request)
     _check_causal(base)
     lm = translated(

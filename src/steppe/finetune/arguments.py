@@ -52,11 +52,7 @@ def _fields() -> tuple[str, ...]:
 
 
 def pairs(texts: Sequence[str]) -> dict[str, str]:
-    """``key=value`` texts as they stand after ``--set``.
-
-    Raises:
-        ValueError: a text that is none, or a key that is there twice.
-    """
+    """``key=value`` texts as they stand after ``--set``."""
     found: dict[str, str] = {}
     for text in texts:
         key, equals, value = (part.strip() for part in text.partition("="))
@@ -73,9 +69,6 @@ def flags(words: Sequence[str], others: Sequence[str]) -> dict[str, str]:
     Args:
         words: what the command line holds beside the command's own flags.
         others: names of the command's own flags, for the hint.
-
-    Raises:
-        ValueError: a word that belongs to no flag, or an unknown flag; the nearest is offered.
     """
     found: dict[str, str] = {}
     rest = list(words)
@@ -105,11 +98,7 @@ def _once(found: dict[str, str], key: str, value: str) -> None:
 
 
 def complete(asked: Mapping[str, Any], settings: Spec) -> dict[str, Any]:
-    """The arguments that were asked for as the Trainer's types, over the defaults for the task.
-
-    Raises:
-        ValueError: an unknown argument, or a value that it cannot have.
-    """
+    """The arguments that were asked for as the Trainer's types, over the defaults for the task."""
     rate, batch, epochs = _USUAL[settings.language, settings.full]
     usual = {"learning_rate": rate, "per_device_train_batch_size": batch, "num_train_epochs": epochs}
     usual["per_device_eval_batch_size"] = 8 if settings.language else 64

@@ -55,11 +55,7 @@ class Tokens:
 
 
 def examples(settings: Spec) -> Examples:
-    """Read what the settings name.
-
-    Raises:
-        ValueError: a source that cannot be read, or a label that training lacks.
-    """
+    """Read what the settings name."""
     everything = _read(settings, settings.data, settings.split)
     if settings.test is None:
         train, test = _parted(everything, settings.held_out, settings.seed, "--test")
@@ -85,11 +81,7 @@ def _under(train: Any, settings: Spec, what: str, source: str, split: str | None
 
 
 def tokens(settings: Spec, found: Examples, model: Any, tokenizer: Any) -> Tokens:
-    """Turn the examples into what the model takes.
-
-    Raises:
-        ValueError: ``max_length`` was set to more than the model takes, or it does not keep packed dialogues apart.
-    """
+    """Turn the examples into what the model takes."""
     most = limit(model, tokenizer)
     length = min(settings.length, most or settings.length)
     if settings.max_length is not None:

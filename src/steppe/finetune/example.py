@@ -37,9 +37,6 @@ def run(out: str, *, overwrite: bool = False, shown: Quiet | None = None) -> dic
         out: folder to write to; an earlier example there is begun anew.
         overwrite: a fine-tuning of another kind there may go.
         shown: the progress.
-
-    Raises:
-        ValueError: the folder holds something else, or cannot be written.
     """
     folder, shown = Folder(out), shown or Quiet()
     earlier = read_json(folder.path / RESULT)

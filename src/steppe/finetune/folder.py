@@ -42,11 +42,7 @@ class Folder:
         refuse_taken(self.path)
 
     def check_fresh(self, overwrite: bool) -> None:
-        """Refuse a folder in which something lies that a new run would mix with.
-
-        Raises:
-            ValueError: it holds a run, or other files.
-        """
+        """Refuse a folder in which something lies that a new run would mix with."""
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{self.path} is a file; name a folder with --out")
         if self.begun_with() is not None:
@@ -58,11 +54,7 @@ class Folder:
             raise ValueError(f"{self.path} holds files that are not of a fine-tuning; name another folder with --out")
 
     def check_resumable(self) -> dict[str, Any]:
-        """What the run here was begun with, if there is one to go on with.
-
-        Raises:
-            ValueError: nothing was begun here, no checkpoint was written yet, or the run is finished.
-        """
+        """What the run here was begun with, if there is one to go on with."""
         begun = self.begun_with()
         if begun is None:
             raise ValueError(f"{self.path} holds no run to resume; leave --resume out, or name its folder with --out")

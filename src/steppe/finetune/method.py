@@ -15,11 +15,7 @@ from steppe.protocol import Method, checked
 
 
 def check(text: str) -> str:
-    """The canonical form of a method's text: "base" for the plain optimizer, else as `steppe compare` takes it.
-
-    Raises:
-        ValueError: unknown method or setting, or one that needs a loss per example.
-    """
+    """The canonical form of a method's text: "base" for the plain optimizer, else as `steppe compare` takes it."""
     return BASE if text.strip() == BASE else parse(text).with_the_mean("the Trainer").text
 
 
@@ -85,9 +81,6 @@ def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Method | 
 
     Returns:
         The method, to look at; None for the base.
-
-    Raises:
-        ValueError: the method does not fit the model or the learning rate, such as BAR without LoRA's pairs.
     """
     made = factory(text, 0)
     if made is None:
@@ -116,9 +109,6 @@ def fit_processes(text: str, built: Method | None, arguments: Any) -> None:
         text: the method.
         built: from :func:`rehearse`.
         arguments: the Trainer's, on which ``ddp_find_unused_parameters`` is set.
-
-    Raises:
-        ValueError: they were told to wait, or the checkpointing is the reentrant one.
     """
     if arguments.world_size == 1 or built is None or not built.needs.parts:
         return

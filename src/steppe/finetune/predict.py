@@ -40,9 +40,6 @@ def predict(
         ``rows`` (text, answer, its probability, the label or None), and, where labels are known, ``accuracy``,
         ``per_class`` and ``majority`` (the commonest class of the training, and the accuracy of always answering it);
         else None.
-
-    Raises:
-        ValueError: one sentence: no classifier there, data that cannot be read, or a label that training lacked.
     """
     result = _result(run)
     settings, names = result["settings"], result["data"]["classes"]

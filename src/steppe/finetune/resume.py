@@ -20,11 +20,7 @@ FREE = frozenset((
 
 
 def check_same(folder: Folder, settings: Spec) -> None:
-    """Refuse to go on with other settings, other data or another model than the run was begun with.
-
-    Raises:
-        ValueError: one sentence about the first difference, or that there is nothing to go on with.
-    """
+    """Refuse to go on with other settings, other data or another model than the run was begun with."""
     begun = folder.check_resumable()
     before, now = begun["settings"], settings.decisive()
     trained = {key: value for key, value in now.pop("training").items() if key not in FREE}
@@ -59,9 +55,6 @@ def check_split(folder: Folder, arguments: Any) -> None:
     Args:
         folder: of the run. One that older versions began tells the processes by the checkpoint's generators.
         arguments: the Trainer's, of the processes as they are now.
-
-    Raises:
-        ValueError: one sentence on both numbers.
     """
     begun = folder.begun_with() or {}
     before = begun.get("shared") or {"processes": _states(last_checkpoint(folder))}
@@ -86,11 +79,7 @@ def _product(batch: int, counts: dict[str, int]) -> str:
 
 
 def last_checkpoint(folder: Folder) -> str:
-    """The latest whole checkpoint of the run in ``folder``.
-
-    Raises:
-        ValueError: there is none yet.
-    """
+    """The latest whole checkpoint of the run in ``folder``."""
     try:
         return _trainer.last_whole_checkpoint(str(folder.checkpoints))
     except ValueError:

@@ -71,11 +71,7 @@ def finetune(
 
 
 def prepare(settings: Spec, *, resume: bool = False, overwrite: bool = False) -> Prepared:
-    """Read data and model and check that all fits; nothing is written.
-
-    Raises:
-        ValueError: one sentence about the first thing that does not.
-    """
+    """Read data and model and check that all fits; nothing is written."""
     folder = Folder(settings.out)
     folder.check_free()
     if not resume:

@@ -167,11 +167,7 @@ def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None,
 
 
 def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Spec:
-    """The settings of a run that is to go on: those given again, or, with its folder alone, those it was begun with.
-
-    Raises:
-        ValueError: one sentence: no folder and no settings that name one, or nothing to resume there.
-    """
+    """The settings of a run that is to go on: those given again, or, with its folder alone, those it was begun with."""
     out = flags.get("out")
     if name or flags.get("model") or not out:
         return resolve(flags, training, name)

@@ -25,11 +25,7 @@ from steppe.look.subjects import Subject, Subjects
 
 
 def of_study(folder: Path, request: Request, shown: Counted) -> Subjects:
-    """Base and method of one seed, trained again and found to be what the study has on record.
-
-    Raises:
-        ValueError: nothing finished there, no such method or seed, or data and code are not what they were.
-    """
+    """Base and method of one seed, trained again and found to be what the study has on record."""
     plan = _plan(folder)
     records = _records(folder, plan)
     base, chosen = _chosen(plan, records, request)

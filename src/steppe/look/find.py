@@ -19,9 +19,6 @@ def find(request: Request, shown: Counted) -> Subjects:
     Args:
         request: what to look at.
         shown: told what takes long.
-
-    Raises:
-        ValueError: one sentence: there is no such thing, or it cannot be looked at.
     """
     what, folder = request.what, Path(request.what)
     if ":" in what and not folder.exists():

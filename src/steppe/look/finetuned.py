@@ -21,11 +21,7 @@ from steppe.text.tokens import Collator
 
 
 def of_run(folder: Path, request: Request) -> Subjects:
-    """The fine-tuned model, in float32, alone.
-
-    Raises:
-        ValueError: the run is not finished, or its data or model are not there any more.
-    """
+    """The fine-tuned model, in float32, alone."""
     result = read_json(folder / RESULT)
     if not isinstance(result, dict) or result.get("kind") != "finetune":
         raise ValueError(f"{folder} holds a fine-tuning that is not finished; go on with steppe finetune --resume")

@@ -15,11 +15,7 @@ PARTS = ("curvature", "sharpness", "plane", "balance")
 
 @dataclass(frozen=True)
 class Request:
-    """What each field is stands at the field; it is the help of the flag of that name.
-
-    Raises:
-        ValueError: a setting cannot be used; the sentence says what is expected.
-    """
+    """What each field is stands at the field; it is the help of the flag of that name."""
 
     what: Annotated[
         str,

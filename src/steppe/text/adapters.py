@@ -15,9 +15,6 @@ def with_adapter(model: Any, adapter: str, classify: bool) -> nn.Module:
         model: of the hub's classes, frozen by this.
         adapter: folder of a saved one.
         classify: whether it must bring the classification head, which the model draws at random.
-
-    Raises:
-        ValueError: there is no adapter, it was made for another model, or it brings no head.
     """
     from peft import PeftModel
 

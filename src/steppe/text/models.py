@@ -67,9 +67,6 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
         lora: adapters; the head, and whatever else the checkpoint lacks, is trained and saved too. None: everything is
             trained.
         seed: draws head and adapters; the global generator is left as it was.
-
-    Raises:
-        ValueError: one sentence: no such model, no such target module, or fewer than 2 classes.
     """
     names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
     if len(names) < 2:
@@ -152,9 +149,6 @@ def with_lora(model: Any, lora: Lora, task: str, new: Sequence[str] = ()) -> nn.
         lora: the adapters; they are float32 over weights of any precision.
         task: PEFT's task type.
         new: names of modules that are trained as they are, and saved with the adapters.
-
-    Raises:
-        ValueError: a target that no module's name ends in; the nearest is offered.
     """
     from peft import LoraConfig, get_peft_model
 

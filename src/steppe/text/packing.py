@@ -23,9 +23,6 @@ def check_packing(model: Any, examples: Sequence[dict[str, list[int]]]) -> None:
     Args:
         model: with its ``config``; it is run twice on four tokens and left as it was.
         examples: of :func:`steppe.text.tokens.encode_dialogues`.
-
-    Raises:
-        ValueError: one sentence.
     """
     window, longest = _window(model.config), max(len(example["input_ids"]) for example in examples)
     if window is not None and longest > window:

@@ -36,11 +36,7 @@ class Labelled:
         return Labelled([self.texts[i] for i in index], [self.labels[i] for i in index], self.names)  # type: ignore[arg-type]
 
     def under(self, names: Sequence[str], what: str = "the data") -> Labelled:
-        """The same examples, their labels counted in ``names`` (those of the training data).
-
-        Raises:
-            ValueError: a label that ``names`` lacks; ``what`` says whose it is.
-        """
+        """The same examples, their labels counted in ``names`` (those of the training data)."""
         strange = sorted({self.names[label] for label in self.labels} - set(names))
         if strange:
             raise ValueError(
@@ -79,9 +75,6 @@ def read(source: str, *, text: Columns = "text", label: str = "label", split: st
         text: the column of the text; two columns, as a sequence or as "premise,hypothesis", give pairs.
         label: the column of the label, which is a number or a word.
         split: of a hub data set, "train" if None; files have none.
-
-    Raises:
-        ValueError: one sentence on what is wrong with the source, with the line where one is to blame.
     """
     if not source.startswith(HUB) and (lines := label_lines(source, split)) is not None:
         return labelled([words for _, words in lines], [name for name, _ in lines])
@@ -114,9 +107,6 @@ def read_dialogues(
         prompt: the column of the prompts.
         response: the column of the responses.
         split: as in :func:`read`.
-
-    Raises:
-        ValueError: one sentence on what is wrong with the source.
     """
     found = rows(source, split)
     return Dialogues(

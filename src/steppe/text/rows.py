@@ -26,11 +26,7 @@ _LONGEST = 2**31 - 1  # characters of a cell, the most that csv takes on every s
 
 
 def rows(source: str, split: str | None = None) -> list[Row]:
-    """The rows of a ``.jsonl``, ``.csv`` or ``.tsv`` file or of ``hf:DATASET[:CONFIGURATION]``, each with its columns.
-
-    Raises:
-        ValueError: one sentence: no such file or data set, not of its format, or empty.
-    """
+    """The rows of a ``.jsonl``, ``.csv`` or ``.tsv`` file or of ``hf:DATASET[:CONFIGURATION]``, by their columns."""
     if source.startswith(HUB):
         return _hub_rows(source, split or "train")
     _refuse_split(source, split)
@@ -62,9 +58,6 @@ def column(found: list[Row], name: str, source: str, flag: str, empty: str = "ta
         source: for the messages.
         flag: what names the column on a command line.
         empty: "taken" or "refused", for values that are empty.
-
-    Raises:
-        ValueError: no such column, or a row without a value in it.
     """
     known = list(found[0])
     if name not in known and not any(name in row for row in found):

@@ -46,11 +46,7 @@ SAID = {
 
 
 def check(task: Task, wanted: Sequence[str]) -> None:
-    """Refuse what makes no sense for a task, before anything is trained.
-
-    Raises:
-        ValueError: calibration of numbers, or noise on tokens.
-    """
+    """Refuse what makes no sense for a task, before anything is trained."""
     if "calibration" in wanted and not (task.classes and not task.test.y.is_floating_point()):
         raise ValueError(
             f"also = 'calibration' is of the probabilities of classes, and the targets of {task.name} are numbers; "

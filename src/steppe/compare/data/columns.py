@@ -30,11 +30,7 @@ def check(place: str) -> None:
 
 
 def read(place: str) -> Columns:
-    """The columns of a CSV or Parquet file by name, in its order, every cell as it is written.
-
-    Raises:
-        ValueError: one sentence on what is wrong with the file.
-    """
+    """The columns of a CSV or Parquet file by name, in its order, every cell as it is written."""
     check(place)
     path = Path(place).expanduser()
     names, rows = _parquet(path) if path.suffix.lower() in _PARQUET else _csv(path)

@@ -30,9 +30,6 @@ def files(place: str) -> dict[str, Path]:
 
     Args:
         place: a file, which may have siblings whose names differ in the word for their part alone; or a folder of them.
-
-    Raises:
-        ValueError: neither is there, or the folder has no training file, or several.
     """
     path = Path(place)
     if path.is_dir():
@@ -100,9 +97,6 @@ def source(place: str, model: str, max_length: int | None, text: str | None, lab
         max_length: tokens, beyond which a text is cut; None is as many as the model takes.
         text: the column of the text, or two with a comma between; None is "text".
         label: the column of the label; None is "label".
-
-    Raises:
-        ValueError: one sentence on what is wrong with the data or the model.
     """
     _need_packages(place)
     found = parts(place, text or "text", label or "label")

@@ -27,11 +27,7 @@ def find(columns: Mapping[str, Sequence[str]]) -> str | None:
 
 
 def rows_of_a_day(words: Sequence[str], column: str) -> int | None:
-    """How many rows make a day; None where the step is longer, is not a part of a day, or is not known.
-
-    Raises:
-        ValueError: a cell is no time, or the times are not in order or not evenly spaced.
-    """
+    """How many rows make a day; None where the step is longer, is not a part of a day, or is not known."""
     times = _times(words, column)
     for row, (one, other) in enumerate(pairwise(times), 1):
         if one == other:

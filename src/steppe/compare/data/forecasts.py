@@ -49,9 +49,6 @@ def task(name: str, wanted: Forecast) -> Task:
 
     Scale and offset of each column are those of the training part. The first window of a later part is the first whose
     target lies in it, so that its look-back, and nothing else, may reach into the part before.
-
-    Raises:
-        ValueError: one sentence on what is wrong with the file or does not fit it.
     """
     series, names, targets, day = read(wanted)
     ends = _ends(wanted, len(series))

@@ -29,9 +29,6 @@ def task(name: str, place: str, context: int, parts: Sequence[float] | None, str
         parts: shares, or numbers of bytes, of training, validation and test; None gives the last two a tenth each, and
             at most `ENOUGH`.
         stride: bytes between two training windows; those of validation and test follow one another.
-
-    Raises:
-        ValueError: one sentence on what is wrong with the file or does not fit it.
     """
     columns.check(place)
     columns.text_of(Path(place).expanduser())

@@ -37,11 +37,7 @@ def check_loss(loss: Loss) -> None:
 
 
 def each_of(loss: Loss, output: Tensor, target: Tensor) -> Tensor:
-    """The loss of each example, a tensor of the batch's length, or a number where a function of yours gives no more.
-
-    Raises:
-        ValueError: output and target do not fit.
-    """
+    """The loss of each example, a tensor of the batch's length, or a number where a function of yours gives no more."""
     if callable(loss):
         found = loss(output, target)
         return found.flatten(1).mean(1) if found.dim() > 1 else found

@@ -205,11 +205,7 @@ def in_unit(name: str, factor: float) -> Metric:
 
 
 def chosen(metrics: Sequence[str | Metric], loss: Loss) -> tuple[Metric, ...]:
-    """The metrics of a task, the one that judges first.
-
-    Raises:
-        ValueError: one is unknown, named twice, or none is named beside a loss that has no usual ones.
-    """
+    """The metrics of a task, the one that judges first."""
     wanted = tuple(metrics) or USUAL.get(loss if isinstance(loss, str) else "", ())
     if not wanted:
         raise ValueError("a task with a loss of its own names its metrics: Task(..., loss=..., metrics=('mse',))")
@@ -229,11 +225,7 @@ def named(name: str) -> Metric:
 
 
 def read_metric(text: str) -> Judge:
-    """The judge that `accuracy`, `loss:lower` or `iou:higher:percent` names.
-
-    Raises:
-        ValueError: which way is better is not known, or a word is none of these.
-    """
+    """The judge that `accuracy`, `loss:lower` or `iou:higher:percent` names."""
     name, *words = text.split(":")
     if not name.isidentifier():
         raise ValueError(f"metric {text!r}: expected a name of letters, digits and _, such as loss:lower")

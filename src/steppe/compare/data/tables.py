@@ -60,9 +60,6 @@ def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
     Numbers get mean 0 and deviation 1, a missing one the median, and a column more where there are such; words become
     a column each: all of it by the training part. A target of numbers is scaled likewise for the loss; MSE and MAE are
     told in its own unit.
-
-    Raises:
-        ValueError: one sentence on what is wrong with the file or does not fit it.
     """
     cells = read(wanted)
     if amounts.noise and not cells.classes:

@@ -46,9 +46,6 @@ def build(path: str, classes: int, lora: Lora | None, seed: int) -> nn.Module:
         classes: number of classes.
         lora: adapters, with a head that is trained too; None trains every weight.
         seed: of the run.
-
-    Raises:
-        ValueError: one sentence: no such model, or no such module to adapt.
     """
     return Classifier(copy.deepcopy(_pretrained(path, classes, lora, seed))).train()
 

@@ -91,9 +91,6 @@ def sizes(parts: Sequence[float], rows: int, what: str) -> tuple[int, int, int]:
         parts: three shares of the whole, or three numbers of rows; what they leave at the end is not used.
         rows: how many there are.
         what: what a row is called, in a sentence.
-
-    Raises:
-        ValueError: they are of neither kind, or more than there are.
     """
     shown = ",".join(f"{part:g}" for part in parts)
     if all(part < 1 for part in parts):

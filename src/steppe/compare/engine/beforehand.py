@@ -52,11 +52,7 @@ def check_task(plan: Plan) -> None:
 
 
 def check_script(plan: Plan) -> None:
-    """Start the script twice, on the first seed: build every method on its model, then run the base's first backwards.
-
-    Raises:
-        ValueError: one sentence about the first thing that cannot be, with its place in the script.
-    """
+    """Start the script twice, on the first seed: build every method on its model, then run the base's first steps."""
     spec = plan.spec
     for choice in plan.choices:
         if choice.method.optimizer is not None:

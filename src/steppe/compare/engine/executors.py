@@ -57,9 +57,6 @@ def opened(spec: Spec, given: cf.Executor | None = None) -> Iterator[tuple[Spec,
     Args:
         spec: the settings; `on` says which engine.
         given: an executor from Python, which is not shut down.
-
-    Raises:
-        ValueError: one sentence: there is no such engine, or it cannot be reached or used.
     """
     kind, _, rest = spec.on.partition(":")
     if given is None:
@@ -80,11 +77,7 @@ def opened(spec: Spec, given: cf.Executor | None = None) -> Iterator[tuple[Spec,
 
 
 def check_name(on: str) -> None:
-    """Refuse what names no engine, before anything is read.
-
-    Raises:
-        ValueError: one sentence.
-    """
+    """Refuse what names no engine, before anything is read."""
     kind, colon, rest = on.partition(":")
     if kind == "dask" and not rest:
         raise ValueError(f"on = {on!r} names no scheduler; give its address, such as dask:tcp://10.0.0.1:8786")
@@ -177,11 +170,7 @@ class SlurmOptions:
 
     @classmethod
     def read(cls, text: str) -> SlurmOptions:
-        """The options in `partition=a,gpus=1`.
-
-        Raises:
-            ValueError: one sentence.
-        """
+        """The options in `partition=a,gpus=1`."""
         found: dict[str, Any] = {}
         for pair in filter(None, text.split(",")):
             name, equals, value = pair.partition("=")

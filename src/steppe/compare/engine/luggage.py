@@ -62,9 +62,6 @@ def pack(spec: Spec, data: bool = False) -> Luggage:
     Args:
         spec: the settings.
         data: whether files of data go along, too.
-
-    Raises:
-        ValueError: they cannot.
     """
     needs = tuple(_needs(spec))
     content = _modules() | (_data(needs) if data else {})

@@ -19,11 +19,7 @@ from steppe.compare.engine.spec import Spec
 
 
 def begin(spec: Spec) -> Spec:
-    """Join the other processes, if the settings ask for several; the settings as this rank uses them.
-
-    Raises:
-        ValueError: not started by torchrun, or the batch cannot be shared out evenly.
-    """
+    """Join the other processes, if the settings ask for several; the settings as this rank uses them."""
     if spec.parallel is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(

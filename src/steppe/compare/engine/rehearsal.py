@@ -15,11 +15,7 @@ from steppe.compare.engine.measure import evaluating
 
 
 def check_targets(task: Task) -> None:
-    """Refuse labels that are none.
-
-    Raises:
-        ValueError: labels that are fractions, one-hot, negative or too large, or a part with one class only.
-    """
+    """Refuse labels that are none."""
     if not task.classes or task.loss != "cross_entropy":
         return
     for part in ("train", "val", "test"):
@@ -52,9 +48,6 @@ def check_model(name: str, model: nn.Module, task: Task) -> None:
         name: of the model, as the user gave it.
         model: fresh.
         task: whose first two training examples it gets.
-
-    Raises:
-        ValueError: the forward fails, or gives something else than the loss takes.
     """
     few = task.train.take(torch.arange(min(2, len(task.train)), device=task.train.y.device))
     try:

@@ -30,11 +30,7 @@ def untrained(task: Task) -> dict[str, dict[str, float]]:
 
 
 def check_rows(task: Task) -> None:
-    """Try each of them on two examples, before anything is trained.
-
-    Raises:
-        ValueError: one fails, or what it gives does not fit.
-    """
+    """Try each of them on two examples, before anything is trained."""
     few = spread(task.val, 2)
     for name, function in task.rows.items():
         try:

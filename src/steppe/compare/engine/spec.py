@@ -303,9 +303,6 @@ def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
     Args:
         flags: what was given on the command line (None: not given); wins over everything.
         config: a TOML file with the same keys.
-
-    Raises:
-        ValueError: one sentence about the first thing that is wrong.
     """
     given = read_toml(config) if config else {}
     _check_keys(given, f"{config}: ")

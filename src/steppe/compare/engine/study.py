@@ -47,11 +47,7 @@ class Outcome:
 
 
 def check(spec: Spec) -> Plan:
-    """Find out before anything starts whether every run can: reads the data, builds the model and each method.
-
-    Raises:
-        ValueError: one sentence about the first thing that cannot be.
-    """
+    """Find out before anything starts whether every run can: reads the data, builds the model and each method."""
     check_trackers(spec.log)
     plan = Plan(spec, spec.hash())
     beforehand.check_methods(plan)
@@ -296,11 +292,7 @@ def in_turn(runs: dict[str, Run], part: tuple[int, int] | None) -> dict[str, Run
 
 
 def plan_of(folder: Path) -> Plan:
-    """The study that a folder shows, as its files say.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The study that a folder shows, as its files say."""
     found = read_json(folder / "spec.json")
     if not isinstance(found, dict) or "spec_hash" not in found:
         raise ValueError(f"{folder} holds no comparison; give the --out of one, such as results/digits-few")

@@ -31,11 +31,7 @@ def split(text: str) -> list[str]:
 
 
 def asked(texts: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Method ("" for all) -> setting -> the values as typed.
-
-    Raises:
-        ValueError: a setting without values, or asked for twice.
-    """
+    """Method ("" for all) -> setting -> the values as typed."""
     found: dict[str, dict[str, list[str]]] = {}
     for piece in (each for text in texts for each in split(text)):
         name, rest = divided(piece) if ":" in piece.partition("=")[0] else ("", piece)
@@ -50,11 +46,7 @@ def asked(texts: Iterable[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def check(texts: Sequence[str], choices: Sequence[Choice]) -> None:
-    """Refuse what no method of the comparison would listen to.
-
-    Raises:
-        ValueError: one sentence about the first of these.
-    """
+    """Refuse what no method of the comparison would listen to."""
     for name, settings in asked(texts).items():
         for key in settings:
             there = [choice for choice in choices if name in ("", choice.name)]

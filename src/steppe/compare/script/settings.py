@@ -23,9 +23,6 @@ def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
     Args:
         given: what the user set.
         settings: of these, the arguments of the script, as they were read.
-
-    Raises:
-        ValueError: one sentence about the first thing that is wrong.
     """
     if given.get("script") is None:
         if settings is not None:

@@ -85,11 +85,7 @@ def _file(path: Path, changed: int) -> ModuleType:
 
 
 def load(reference: str) -> Script:
-    """The script that was named.
-
-    Raises:
-        ValueError: there is no such file or function, or it does not take `sharpen` and `seed`.
-    """
+    """The script that was named."""
     place, colon, name = reference.rpartition(":")
     if not (colon and place and name.isidentifier()):
         raise ValueError(f"script {reference!r}: expected FILE.py:FUNCTION, such as train.py:train")

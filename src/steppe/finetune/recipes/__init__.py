@@ -23,11 +23,7 @@ def about(name: str) -> dict[str, Any]:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe by its name, or in a TOML file of one's own by its path (it ends in .toml).
-
-    Raises:
-        ValueError: there is none; the nearest name is offered.
-    """
+    """The settings of a recipe by its name, or in a TOML file of one's own by its path (it ends in .toml)."""
     return {key: value for key, value in _read(name).items() if key not in _ABOUT}
 
 
