@@ -51,13 +51,7 @@ def exponential(steps: int) -> Callable[[Tensors, Tensors, Any], None]:
 
 
 class Averages:
-    """The averages of a model's weights and statistics while its optimizer steps, and figures of it at each of them.
-
-    Args:
-        model: as the loop has it.
-        optimizer: whose steps count; of a list the last one's.
-        steps: of the whole training.
-    """
+    """The averages of a model while its optimizer, of several the last, steps so often, and figures of it at each."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], steps: int) -> None:
         self._live = [each for each in [*model.parameters(), *model.buffers()] if each.is_floating_point()]

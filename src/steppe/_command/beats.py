@@ -27,13 +27,7 @@ BEAT, DEAD = 10.0, 60.0
 
 
 class BeatingClaim(Claim):
-    """A claim that is held and shows it, until it is freed or the process ends.
-
-    Args:
-        path: its file.
-        handle: the file, open, and locked where the file system has locks.
-        what: this process does, as others shall read it.
-    """
+    """A claim that is held and shows it, until it is freed or the process ends."""
 
     def __init__(self, path: Path, handle: int, what: str) -> None:
         super().__init__(path, handle)
@@ -91,12 +85,8 @@ class _Heart(threading.Thread):
 def claim(path: Path, what: str) -> BeatingClaim | None:
     """The claim that `path` stands for, or None where another living process holds it, here or on another machine.
 
-    Args:
-        path: a file that is made for it, in a folder that is there.
-        what: this process does, as others shall read it.
-
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file, in a folder that is there, cannot be made.
     """
     while True:
         handle, new = _open(path)

@@ -99,12 +99,7 @@ class Choice:
         return _canonical(self.name, own)
 
     def own_optimizer(self, weights: Iterable[Tensor], lr: float | None = None) -> Optimizer | None:
-        """The optimizer that the method brings along, None where it brings none.
-
-        Args:
-            weights: what it gets.
-            lr: its learning rate where the settings name none; None is the optimizer's own.
-        """
+        """The optimizer that the method brings along, None where it brings none; `lr` where the settings name none."""
         rate = lr if self.lr is None else self.lr
         own = self.method.optimizer
         return own and own(weights, **({} if rate is None else {"lr": rate}))
@@ -128,11 +123,7 @@ class Choice:
         return self
 
     def brings(self, optimizer: str) -> bool:
-        """Whether it trains with an optimizer of its own: its paper's, unless the study's is of that kind already.
-
-        Args:
-            optimizer: the study's, a key of `OPTIMIZERS`.
-        """
+        """Whether it trains with an optimizer of its own: its paper's, unless the study's is of that kind already."""
         own = self.method.optimizer
         return own is not None and (self.lr is not None or type(own([torch.zeros(1)])) is not OPTIMIZERS[optimizer])
 

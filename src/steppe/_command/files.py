@@ -107,11 +107,7 @@ class DiskError(ValueError):
 
 @contextmanager
 def writing(folder: Path, then: str) -> Iterator[None]:
-    """Errors of the disk as one sentence.
-
-    Args:
-        folder: that is written to.
-        then: what the reader can do.
+    """Errors of the disk as one sentence, with what the reader can `then` do.
 
     Raises:
         DiskError: no space, no permission, or no folder.

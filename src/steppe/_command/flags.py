@@ -24,14 +24,7 @@ _LISTS = (list, tuple)
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """One field as a flag.
-
-    Args:
-        name: of the field; `_` becomes `-`.
-        kinds: the types it may have, None left out.
-        help: what it is.
-        default: shown behind the help.
-    """
+    """One field as a flag: the types it may have, None left out, and the default that is shown behind the help."""
 
     name: str
     kinds: tuple[Any, ...]

@@ -64,14 +64,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def claim(path: Path, what: str) -> Claim | None:
-    """The lock that ``path`` stands for, or None where another process holds it.
-
-    Args:
-        path: a file that is made for it, in a folder that is there.
-        what: this process does, for the sentence that others read.
+    """The lock that ``path`` stands for, or None where another holds it; ``what`` is what others read of this one.
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file, in a folder that is there, cannot be made.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)

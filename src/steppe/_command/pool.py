@@ -171,9 +171,7 @@ def _deaf() -> Iterator[None]:
 def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
     """The life of a worker: one job after the other, until the parent hangs up.
 
-    Args:
-        connection: jobs come in, events go out.
-        environment: of the parent, which may have changed since the process began that this one is forked from.
+    The parent's environment may have changed since the process began that this one is forked from.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     os.environ.clear()
@@ -191,12 +189,7 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
 
 
 def attempt(job: Job, send: Callable[[Event], Any]) -> Event:
-    """Do a job here, and say what came of it: done, or failed and why.
-
-    Args:
-        job: what to do.
-        send: told how far it is.
-    """
+    """Do a job here, and say what came of it: done, or failed and why; `send` is told how far it is."""
     try:
         result = job.function(*job.arguments, lambda share: send(Event("moving", job.key, share)))
         return Event("done", job.key, result)

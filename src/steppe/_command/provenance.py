@@ -11,11 +11,7 @@ import steppe
 
 
 def made_with(device: str) -> dict[str, Any]:
-    """Versions, machine, device and threads.
-
-    Args:
-        device: "cpu", or a CUDA device, which is named by its model.
-    """
+    """Versions, machine, device (a CUDA device by its model) and threads."""
     return {
         "steppe": steppe.__version__, "torch": torch.__version__, "python": platform.python_version(),
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),

@@ -24,15 +24,7 @@ PROJECT = "steppe"
 
 @dataclass(frozen=True)
 class Logged:
-    """One run.
-
-    Args:
-        id: that no other run has.
-        name: for a reader.
-        settings: what it was made with.
-        points: optimizer step and figures there, in order.
-        final: figures of the whole run.
-    """
+    """One run, its name for a reader; points are optimizer steps and the figures there, in order."""
 
     id: str
     name: str
@@ -144,24 +136,13 @@ def _there(module: str) -> bool:
 
 
 class Log:
-    """The trackers of one results folder.
-
-    Args:
-        names: of the trackers.
-        place: the folder.
-        say: told what could not be written; the work goes on.
-    """
+    """The trackers of one results folder; what could not be written is said, and the work goes on."""
 
     def __init__(self, names: Sequence[str], place: Path, say: Callable[[str], None]) -> None:
         self._names, self._place, self._say = names, place, say
 
     def write(self, id_: str, made: Callable[[], Logged]) -> None:
-        """Give a run to every tracker that does not have it yet.
-
-        Args:
-            id_: of the run.
-            made: the run, asked for where it is needed.
-        """
+        """Give a run, made where it is needed, to every tracker that does not have it yet."""
         for name in self._names:
             mark = self._place / ".logged" / name / id_
             mark.parent.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,7 @@ _LUXURY = ("quartiles", "buffers")
 
 
 def table(record: dict[str, Any], width: int = 100) -> Table:
-    """One line per method: ratios to the base's step, and buffers in sizes of the trained parameters.
-
-    Args:
-        record: what was measured.
-        width: columns of the terminal.
-    """
+    """One line per method: ratios to the base's step, and buffers in sizes of the trained parameters."""
     rows = [dict(zip(COLUMNS, cells(row), strict=True)) for row in [record["base"], *record["methods"].values()]]
     wide = {name: 2 + max(len(name), *(len(row[name]) for row in rows)) for name in COLUMNS}
     for name in _LUXURY:

@@ -24,12 +24,7 @@ _COMMON = ("model", "batch_size", "device", "dtype")
 
 @dataclass(frozen=True)
 class Tasked:
-    """What `steppe compare --task` trains with the same settings.
-
-    Args:
-        spec: the settings of the comparison.
-        dtype: of weights and floating-point inputs, a key of `DTYPES`.
-    """
+    """What `steppe compare --task` trains with the same settings."""
 
     spec: Spec
     dtype: str

@@ -18,12 +18,7 @@ from steppe.evaluate.request import Request, translated
 
 @dataclass
 class Catalog:
-    """The tasks of a request.
-
-    Attributes:
-        loaded: tasks and groups as lm-eval's evaluate() takes them.
-        questions: those that come from files, by the name of the task.
-    """
+    """The tasks and groups as lm-eval's evaluate() takes them, and the questions of those that are files, by name."""
 
     loaded: dict[str, Any] = field(default_factory=dict)
     questions: dict[str, files.Questions] = field(default_factory=dict)

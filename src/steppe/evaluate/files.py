@@ -38,11 +38,7 @@ def is_file(name: str) -> bool:
 
 
 def read(path: str) -> Questions:
-    """Read and check a whole file.
-
-    Args:
-        path: JSON lines in UTF-8, with or without a byte-order mark.
-    """
+    """Read and check a whole file: JSON lines in UTF-8, with or without a byte-order mark."""
     try:
         raw = Path(path).read_bytes()
         lines = raw.decode("utf-8-sig").split("\n")  # JSON may hold the other ends of str.splitlines as they are

@@ -66,9 +66,7 @@ def pairs(texts: Sequence[str]) -> dict[str, str]:
 def flags(words: Sequence[str], others: Sequence[str]) -> dict[str, str]:
     """Arguments of the Trainer as flags of their own: ``--max-steps 20``, ``--bf16``, ``--optim=sgd``.
 
-    Args:
-        words: what the command line holds beside the command's own flags.
-        others: names of the command's own flags, for the hint.
+    The names of the command's own flags, `others`, are for the hint.
     """
     found: dict[str, str] = {}
     rest = list(words)

@@ -33,10 +33,7 @@ _TRAINING = {"learning_rate": 3e-3, "per_device_train_batch_size": 32, "max_step
 def run(out: str, *, overwrite: bool = False, shown: Quiet | None = None) -> dict[str, Any]:
     """Pretrain, fine-tune with each method and seed, and give the record that stands in ``result.json``.
 
-    Args:
-        out: folder to write to; an earlier example there is begun anew.
-        overwrite: a fine-tuning of another kind there may go.
-        shown: the progress.
+    An earlier example in the folder is begun anew; `overwrite`: a fine-tuning of another kind there may go.
     """
     folder, shown = Folder(out), shown or Quiet()
     earlier = read_json(folder.path / RESULT)

@@ -65,9 +65,6 @@ class Folder:
     def alone(self, say: Callable[[str], None]) -> AbstractContextManager[None]:
         """Make the folder and keep others from writing there, until the process ends at the latest.
 
-        Args:
-            say: told where the file system has no locks.
-
         Raises:
             DiskError: the folder cannot be made.
             steppe._command.locks.TakenError: another process writes there.
@@ -79,10 +76,7 @@ class Folder:
     def begin(self, settings: dict[str, Any], shared: dict[str, int], **files: list[str]) -> None:
         """Note what is begun; what an earlier run left goes, once that is written.
 
-        Args:
-            settings: that decide the result.
-            shared: among how many processes and devices a batch is shared out.
-            files: the fingerprints of `data` and `weights`.
+        `shared` are the processes and devices that share a batch out, `files` the fingerprints of data and weights.
         """
         with writing(self.path), self._aside(RESULT, CHECKPOINTS, "adapter", "model"):
             write_json(self.path / SETTINGS, {"settings": settings, "shared": shared} | files)

@@ -104,11 +104,6 @@ def fit_processes(text: str, built: Method | None, arguments: Any) -> None:
     """Let several processes expect no gradient of what a method leaves out of a step.
 
     The Trainer has them wait for every gradient where activations are checkpointed, unless it is told otherwise.
-
-    Args:
-        text: the method.
-        built: from :func:`rehearse`.
-        arguments: the Trainer's, on which ``ddp_find_unused_parameters`` is set.
     """
     if arguments.world_size == 1 or built is None or not built.needs.parts:
         return

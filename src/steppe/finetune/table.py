@@ -99,12 +99,7 @@ _SPACE = 3
 
 
 def comparison(record: Mapping[str, Any], width: int = 100) -> RenderableType:
-    """The example: a row for each method.
-
-    Args:
-        record: what `example.summarise` gives.
-        width: columns of the terminal; where they do not suffice, the last columns of the table go.
-    """
+    """The example: a row for each method; where the width does not suffice, the last columns of the table go."""
     rows = [
         (
             row["label"], _points(row["accuracy"]), _points(row["gain"], signed=True), f"{row['time']:.2f}",

@@ -281,13 +281,7 @@ _EXPLODED = 2.0
 
 
 def why_diverged(model: Any, losses: Losses, guessing: float) -> str | None:
-    """In what a training has diverged, or None.
-
-    Args:
-        model: as training left it.
-        losses: of its steps.
-        guessing: the loss of a model that knows nothing.
-    """
+    """In what a training has diverged, or None; `guessing` is the loss of a model that knows nothing."""
     weights = (weight.detach() for weight in model.parameters() if weight.requires_grad)
     first, last = losses.ends or (0.0, 0.0)
     if not math.isfinite(last) or not all(bool(each.isfinite().all()) for each in weights):

@@ -14,12 +14,7 @@ from steppe.look.subjects import Subject, Subjects
 
 
 def find(request: Request, shown: Counted) -> Subjects:
-    """The models that ``request.what`` stands for.
-
-    Args:
-        request: what to look at.
-        shown: told what takes long.
-    """
+    """The models that ``request.what`` stands for."""
     what, folder = request.what, Path(request.what)
     if ":" in what and not folder.exists():
         _refuse_choice(request, "a function")

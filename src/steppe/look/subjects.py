@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in evaluation mode, and its loss.
-
-    Attributes:
-        name: what pictures and tables call it.
-        model: the trained model.
-        loss_of: the mean loss of a batch.
-        batches: of its training examples.
-    """
+    """A model in evaluation mode, its mean loss of a batch, and batches of its training examples."""
 
     name: str
     model: nn.Module

@@ -9,12 +9,9 @@ from torch import nn
 
 
 def with_adapter(model: Any, adapter: str, classify: bool) -> nn.Module:
-    """``model`` with the adapter in the folder ``adapter``, which is trained further.
+    """``model`` with the adapter in the folder ``adapter``, which is trained further; all else is frozen by this.
 
-    Args:
-        model: of the hub's classes, frozen by this.
-        adapter: folder of a saved one.
-        classify: whether it must bring the classification head, which the model draws at random.
+    ``classify``: it must bring the classification head, which the model draws at random.
     """
     from peft import PeftModel
 

@@ -49,11 +49,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Dialogues:
-    """Prompts, each with the response to learn.
-
-    Attributes:
-        prompts: n texts, given to the model. responses: n texts, which it learns to write.
-    """
+    """Prompts, given to the model, each with the response that it learns to write."""
 
     prompts: list[str]
     responses: list[str]

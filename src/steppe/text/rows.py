@@ -50,14 +50,9 @@ def label_lines(source: str, split: str | None = None) -> list[tuple[str, str]] 
 
 
 def column(found: list[Row], name: str, source: str, flag: str, empty: str = "taken") -> list[str]:
-    """The values of column ``name`` as text.
+    """The values of column ``name`` as text; empty ones are "taken" or "refused".
 
-    Args:
-        found: the rows.
-        name: of the column.
-        source: for the messages.
-        flag: what names the column on a command line.
-        empty: "taken" or "refused", for values that are empty.
+    ``source`` and ``flag``, what names the column on a command line, are for the messages.
     """
     known = list(found[0])
     if name not in known and not any(name in row for row in found):

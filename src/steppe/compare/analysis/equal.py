@@ -30,11 +30,7 @@ def base_at(cost: float, plain: BySeed, double: BySeed) -> BySeed:
 def mark(rows: Sequence[Row], groups: Sequence[Group], form: str, judge: Judge) -> None:
     """Write `equal_cost` into each row: its gain over that, what the base comes to, and at what cost; or None.
 
-    Args:
-        rows: with `cost` in them.
-        groups: of the same runs.
-        form: in which figures are compared: "final", "early", "averaged" or "lawa".
-        judge: by what.
+    Figures are compared in a form: "final", "early", "averaged" or "lawa".
     """
     by_name = {(each.method, each.variant): each for each in groups}
     found = [by_name[BASE, name].figures(form) for name in ("plain", "double") if (BASE, name) in by_name]

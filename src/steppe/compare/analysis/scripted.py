@@ -14,12 +14,7 @@ UNNAMED = "score"
 
 
 def notes(records: Sequence[Record], cost: Mapping[str, Any] | None) -> list[str]:
-    """Hints at what may be wrong with the script, then how its cost was measured.
-
-    Args:
-        records: of the study, both phases.
-        cost: as measured, or None.
-    """
+    """Hints at what may be wrong with the script, then how its cost was measured."""
     final = [each for each in records if each["phase"] == "final"]
     return [*_same(final), *_beside(final), *_unnamed(final), *_cost(cost)]
 

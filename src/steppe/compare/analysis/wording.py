@@ -74,11 +74,7 @@ def signed(value: float, digits: int) -> str:
 
 
 class Words:
-    """How the figures and differences of one comparison are written.
-
-    Args:
-        summary: what `summarise` returns; its rows, metric and best baseline are enough.
-    """
+    """How the figures and differences of one comparison are written."""
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
         self.judge = Judge(**summary.get("metric") or {})

@@ -28,8 +28,7 @@ _LONG = 512  # tokens, for a model that says nothing about it
 def files(place: str) -> dict[str, Path]:
     """The files of a local task by part ("train", "val", "test"); a file alone is "train".
 
-    Args:
-        place: a file, which may have siblings whose names differ in the word for their part alone; or a folder of them.
+    A file may have siblings whose names differ in the word for their part alone; or the place is a folder of them.
     """
     path = Path(place)
     if path.is_dir():

@@ -15,13 +15,7 @@ from steppe.compare.data.tables import Table
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of task that is one file.
-
-    Args:
-        recipe: the settings it proposes.
-        hears: the data settings that it listens to.
-        task: options and seed -> task.
-    """
+    """A kind of task that is one file: the settings it proposes, and the data settings that it listens to."""
 
     recipe: Mapping[str, Any]
     hears: tuple[str, ...]

@@ -18,14 +18,7 @@ def linear(train: Split, classes: int) -> Callable[[Tensor], Tensor]:
     """Multinomial logistic regression: min_W mean cross-entropy of W z + b, plus DECAY/2 ||W||^2, z the scaled inputs.
 
     Inputs have mean 0 and deviation 1 in `train`. It is convex, begins at 0 and is fitted by L-BFGS at the first call:
-    nothing is drawn, and nothing is chosen.
-
-    Args:
-        train: whose `x` is a tensor; nothing else is looked at.
-        classes: number of them.
-
-    Returns:
-        Inputs -> scores, a row for :class:`steppe.compare.Task`.
+    nothing is drawn, and nothing is chosen. What comes is a row for :class:`steppe.compare.Task`.
     """
 
     @cache

@@ -148,12 +148,7 @@ def _check_function(name: str, kind: str | None) -> None:
 
 
 def check_options(name: str, given: Collection[str]) -> None:
-    """Refuse data settings that task `name` would not listen to.
-
-    Args:
-        name: the task.
-        given: names of the settings the user gave.
-    """
+    """Refuse data settings that task `name` would not listen to."""
     kind = name.partition(":")[0] if ":" in name and not is_function(name) else ""
     chosen = not is_function(name) and kind not in FILES
     heard = {
@@ -179,12 +174,7 @@ def check_model(task: str, model: str) -> None:
 
 
 def recipe_of(name: str, adapt: str = "lora") -> dict[str, Any]:
-    """The settings that task `name` proposes, complete.
-
-    Args:
-        name: the task.
-        adapt: how a pretrained model is trained, "lora" or "full".
-    """
+    """The settings that task `name` proposes, complete; a pretrained model is trained by "lora" or in "full"."""
     if name.startswith("text:"):
         return TEXT | {"lr": TEXT_LR[adapt]}
     if (kind := name.partition(":")[0]) in FILES:

@@ -17,11 +17,7 @@ PREFIX = "hf:"
 
 
 class Classifier(nn.Module):
-    """A Hugging Face sequence classifier that takes a batch of tokens as one argument.
-
-    Args:
-        inner: takes the tensors of a batch by name and returns an output with `logits` (examples, classes).
-    """
+    """A Hugging Face sequence classifier that takes a batch of tokens as one argument."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -41,11 +37,7 @@ def fingerprint(model: str) -> str:
 def build(path: str, classes: int, lora: Lora | None, seed: int) -> nn.Module:
     """A model ready to train; head and adapters are drawn from `seed`, never from the global generator.
 
-    Args:
-        path: folder or hub id of a pretrained model.
-        classes: number of classes.
-        lora: adapters, with a head that is trained too; None trains every weight.
-        seed: of the run.
+    Beside the adapters the head is trained too; without any, every weight.
     """
     return Classifier(copy.deepcopy(_pretrained(path, classes, lora, seed))).train()
 

@@ -22,11 +22,7 @@ _NOISE_SEED = 0xA150
 def figures(model: nn.Module, task: Task, wanted: Sequence[str], seed: int) -> dict[str, float]:
     """The figures that were asked for, on the test set; the weights come back bit for bit.
 
-    Args:
-        model: as training left it.
-        task: whose first metric judges.
-        wanted: of `steppe.compare.data.also.ALSO`.
-        seed: of the run: methods compared with the same seed see the same noise.
+    Methods compared with the same seed see the same noise.
     """
     found: dict[str, float] = {}
     if "calibration" in wanted:

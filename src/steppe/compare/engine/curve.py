@@ -67,9 +67,7 @@ class Curve:
     def early(self, model: nn.Module, at_end: dict[str, float]) -> dict[str, Any]:
         """Early stopping: the epoch with the best validation figure, and the metrics there on the whole test set.
 
-        Args:
-            model: as training left it.
-            at_end: the metrics on the test set of `model` as it is.
+        The model comes as training left it, with the metrics on the test set of that.
         """
         found = {"epoch": self.epoch[self.best], f"val_{self.judge.name}": self.val[self.best]}
         if self.best == len(self.epoch) - 1:

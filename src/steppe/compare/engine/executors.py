@@ -35,14 +35,7 @@ class ExecutorError(ValueError):
 
 @dataclass(frozen=True)
 class Engine:
-    """An executor, and what is known of it.
-
-    Args:
-        name: as it is told.
-        executor: runs a function somewhere.
-        size: how many runs it has room for by now.
-        device: on which its workers compute.
-    """
+    """An executor, how many runs it has room for by now, and the device on which its workers compute."""
 
     name: str
     executor: cf.Executor
@@ -54,9 +47,7 @@ class Engine:
 def opened(spec: Spec, given: cf.Executor | None = None) -> Iterator[tuple[Spec, Engine | None]]:
     """The settings with the device that runs are made on, and the engine that makes them; None: this machine.
 
-    Args:
-        spec: the settings; `on` says which engine.
-        given: an executor from Python, which is not shut down.
+    An executor that is given, from Python, is not shut down.
     """
     kind, _, rest = spec.on.partition(":")
     if given is None:
@@ -146,16 +137,7 @@ def _now_and_then(count: Callable[[], int]) -> Callable[[], int]:
 class SlurmOptions:
     """What may stand behind `slurm:`; each is what `sbatch` calls so, but `time` (minutes) and `mem` (GB).
 
-    Args:
-        partition: the queue.
-        gpus: of a run; more than none makes it compute there.
-        cpus: of a run.
-        mem: in GB.
-        time: minutes a run may take.
-        account: that pays.
-        qos: quality of service.
-        constraint: features of the node.
-        cluster: "slurm", or "local" to try the same with processes of this machine.
+    A run with GPUs computes there. The cluster "local" tries the same with processes of this machine.
     """
 
     partition: str | None = None

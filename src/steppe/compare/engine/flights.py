@@ -23,13 +23,7 @@ _THEN = "finished runs are kept, and the same command goes on from there"
 
 
 class Flights:
-    """Runs jobs on an executor; stands in for the pool of this machine's processes.
-
-    Args:
-        engine: whose executor it is.
-        plan: the study, which has been checked here.
-        say: told what is neither the beginning nor the end of a job.
-    """
+    """Runs jobs on an executor; stands in for the pool of this machine's processes."""
 
     def __init__(self, engine: Engine, plan: Plan, say: Callable[[str], None]) -> None:
         self.engine, self._plan, self._say = engine, plan, say

@@ -20,9 +20,7 @@ POINTS = 100
 def kept(model: nn.Module, task: Task) -> dict[str, Any]:
     """What a record gets: the first target in two windows of the test part; nothing where a task has no windows.
 
-    Args:
-        model: trained.
-        task: whose test part is looked at, a quarter and three quarters in: windows that no run has chosen.
+    They lie a quarter and three quarters in: windows that no run has chosen.
     """
     test = task.test
     if not isinstance(test, Windows) or test.of_bytes:

@@ -14,10 +14,7 @@ _FINAL = ("passes_per_step", "ascended_share", "seconds", "sharpness")
 def logged(id_: str, record: Mapping[str, Any], study: str) -> Logged:
     """The curve of a run by optimizer step, and its figures at the end under ``final/``.
 
-    Args:
-        id_: of the run.
-        record: that is kept of it.
-        study: hash of the settings, by which the runs of one study are found.
+    By the hash of its settings, `study`, the runs of one study are found.
     """
     names = ("method", "label", "variant", "seed", "rho", "lr", str(record.get("tunes")))
     chosen = {key: record.get(key) for key in names}

@@ -40,10 +40,7 @@ _latest: tuple[str, str] | None = None
 class Luggage:
     """Files in a zip archive, named as they are found from a folder on Python's path.
 
-    Args:
-        cwd: the folder in which the command was started.
-        needs: files and folders of data, as the settings name them.
-        packed: the archive.
+    With them come the folder in which the command was started, and the files of data that the settings name.
     """
 
     cwd: str
@@ -59,9 +56,7 @@ class Luggage:
 def pack(spec: Spec, data: bool = False) -> Luggage:
     """What goes along with the runs of a study that has been checked here, so that its modules are loaded.
 
-    Args:
-        spec: the settings.
-        data: whether files of data go along, too.
+    With `data` its files of data go along too, or are refused.
     """
     needs = tuple(_needs(spec))
     content = _modules() | (_data(needs) if data else {})
@@ -126,9 +121,7 @@ def missing(luggage: Luggage) -> list[str]:
 def there(luggage: Luggage, study: str) -> Iterator[None]:
     """Work as if in the folder and with the modules of the process that packed: one at a time in a process.
 
-    Args:
-        luggage: what came along.
-        study: what tells this study from another, whose data may bear the same names.
+    `study` tells it from another, whose data may bear the same names.
     """
     root, before = _root(luggage), os.getcwd()
     place = luggage.cwd if os.path.isdir(luggage.cwd) else root

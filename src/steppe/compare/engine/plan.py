@@ -31,12 +31,7 @@ NONE: Records = {}
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study, as far as they are known.
-
-    Args:
-        spec: the settings.
-        spec_hash: `spec.hash()`, which reads files and is therefore worked out once.
-    """
+    """The runs of a study, as far as they are known; `spec.hash()` reads files, and is therefore worked out once."""
 
     spec: Spec
     spec_hash: str

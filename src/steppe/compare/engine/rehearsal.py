@@ -42,13 +42,7 @@ def _check_kind(labels: Tensor, where: str, classes: int) -> None:
 
 
 def check_model(name: str, model: nn.Module, task: Task) -> None:
-    """Refuse a model that cannot read the task's examples, or does not answer them.
-
-    Args:
-        name: of the model, as the user gave it.
-        model: fresh.
-        task: whose first two training examples it gets.
-    """
+    """Refuse a model that cannot read two of the task's examples, or does not answer them."""
     few = task.train.take(torch.arange(min(2, len(task.train)), device=task.train.y.device))
     try:
         with evaluating(model), torch.no_grad():

@@ -73,12 +73,9 @@ def greet() -> dict[str, Any]:
 
 
 def work(site: Site, job: Job, trial: int) -> Event | Missing:
-    """Do a job whose first argument is the study's settings.
+    """Do a job of a site's whose first argument is the study's settings.
 
-    Args:
-        site: where it comes from.
-        job: what to do.
-        trial: counts its tries, so that no two calls are the same to an executor that keeps results.
+    `trial` counts its tries, so that no two calls are the same to an executor that keeps results.
     """
     with _ALONE, luggage.there(site.luggage, site.spec_hash):
         if unseen := luggage.missing(site.luggage):

@@ -90,12 +90,7 @@ def fresh(spec: Spec, task: Task, seed: int) -> nn.Module:
 def make_trainer(spec: Spec, task: Task, run: Run, total_steps: int, *, bare: bool = False) -> Trainer:
     """A fresh model for `run`, its weights drawn from the seed, with all that trains it.
 
-    Args:
-        spec: the settings.
-        task: what it trains on.
-        run: which method, at which value.
-        total_steps: of the training.
-        bare: without the method itself, on the optimizer that it would have.
+    `bare`: without the method itself, on the optimizer that it would have.
     """
     blank = partial(fresh, spec, task, run.seed)
     torch.manual_seed(run.seed)
@@ -131,11 +126,7 @@ def _schedule(spec: Spec, total_steps: int) -> Callable[[int], float]:
 def make_optimizer(spec: Spec, model: nn.Module, choice: Choice | None, lr: float | None = None) -> Optimizer:
     """The base optimizer of the study, or the method's own where its paper brings one of another kind.
 
-    Args:
-        spec: the settings.
-        model: whose trainable weights it gets.
-        choice: the method, None for the base.
-        lr: learning rate chosen by the study; None is the one in the settings.
+    `lr` is what the study chose; None is the one in the settings.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     own = choice.own_optimizer(weights) if choice is not None and choice.brings(spec.optimizer) else None

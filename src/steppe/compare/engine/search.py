@@ -51,13 +51,7 @@ def _alike(one: Run, other: Run, but: str) -> bool:
 
 
 def beyond(tried: Sequence[Run], best: Run, can: Callable[[Run], bool]) -> Run | None:
-    """One step further where the best lies at an edge: as far again, by ratio, as its neighbour is from it.
-
-    Args:
-        tried: all that was tried.
-        best: of these.
-        can: whether the method can be built so.
-    """
+    """One step further where the best lies at an edge: as far again, by ratio, as its neighbour is from it."""
     for name, there in _lines(tried, best):
         here = coordinates(best)[name]
         beside = {there[-1]: there[-2], there[0]: there[1]}.get(here)
@@ -70,10 +64,7 @@ def beyond(tried: Sequence[Run], best: Run, can: Callable[[Run], bool]) -> Run |
 def between(tried: Sequence[Run], best: Run, rank: Mapping[Run, float]) -> Run | None:
     """Half-way, by ratio, from the best to the better one of its neighbours in the first coordinate with room there.
 
-    Args:
-        tried: all that was tried.
-        best: of these.
-        rank: how good each is; what has no figure is not there.
+    What has no rank, how good it is, is not there.
     """
     for name, there in _lines(tried, best):
         place = there.index(coordinates(best)[name])

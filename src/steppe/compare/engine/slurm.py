@@ -17,12 +17,7 @@ _POLL = 0.5
 
 
 class Submitted(cf.Executor):
-    """Every call is a job of its own; its logs stay in `folder` where it failed.
-
-    Args:
-        folder: that this machine and the nodes see.
-        options: of every job.
-    """
+    """Every call is a job of its own; its logs stay in `folder`, which the nodes see, where it failed."""
 
     def __init__(self, folder: Path, options: SlurmOptions) -> None:
         self._folder = folder

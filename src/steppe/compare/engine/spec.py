@@ -298,12 +298,7 @@ def short_hash(value: Any) -> str:
 
 
 def resolve(flags: Mapping[str, Any], config: Path | None = None) -> Spec:
-    """The complete, checked settings.
-
-    Args:
-        flags: what was given on the command line (None: not given); wins over everything.
-        config: a TOML file with the same keys.
-    """
+    """The complete, checked settings; flags (None: not given) win over the TOML file with the same keys."""
     given = read_toml(config) if config else {}
     _check_keys(given, f"{config}: ")
     given |= {key: value for key, value in flags.items() if value is not None}

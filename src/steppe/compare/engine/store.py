@@ -24,12 +24,7 @@ _PATIENCE = 60.0  # seconds: others write a report meanwhile
 
 
 class Store:
-    """The folder of a study.
-
-    Args:
-        folder: created when needed. Runs of other settings may lie there too: they are left alone and not read.
-        spec_hash: what the runs of this study bear.
-    """
+    """The folder of a study. Runs of other settings may lie there too: they are left alone and not read."""
 
     def __init__(self, folder: Path, spec_hash: str) -> None:
         self.folder, self.spec_hash = folder, spec_hash

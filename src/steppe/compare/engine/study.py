@@ -59,10 +59,7 @@ def check(spec: Spec) -> Plan:
 def compare(plan: Plan, progress: PlainProgress, engine: Engine | None = None) -> Outcome:
     """Run the study of `plan` to its end. Every finished run is kept at once, so a study may be cut off anywhere.
 
-    Args:
-        plan: from `check`.
-        progress: told what happens.
-        engine: makes the runs; None: processes of this machine.
+    The engine makes the runs; None: processes of this machine.
     """
     spec = plan.spec
     store = Store(Path(spec.out), plan.spec_hash)

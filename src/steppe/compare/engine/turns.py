@@ -41,14 +41,9 @@ def measure(
     spec: Spec, runs: list[Run], shares: Mapping[str, float], of_runs: Mapping[str, Any],
     tell: Tell = lambda share: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of `cost.json` (without its key).
+    """The content of `cost.json` (without its key), as :func:`steppe.compare.engine.cost.measure` has it.
 
-    Args:
-        spec: the settings.
-        runs: one per method, with its chosen value; all of the same seed.
-        shares: method -> share of steps that ascended in the real runs.
-        of_runs: what the real runs say, where there can be no turns.
-        tell: progress.
+    `of_runs` is what the real runs say, where there can be no turns.
     """
     try:
         clocks = _turns(spec, runs, shares, int(of_runs["steps"]), tell)

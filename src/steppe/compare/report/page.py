@@ -27,17 +27,7 @@ def write(
     cost: Mapping[str, Any] | None,
     path: str | os.PathLike[str],
 ) -> Path:
-    """Write the report; a reader sees the old file or the new one, never a half of either.
-
-    Args:
-        summary: what `summarise` returns.
-        records: the records it was made from.
-        cost: the measured cost it was made from, or None.
-        path: the HTML file; an existing one is replaced.
-
-    Returns:
-        The path written.
-    """
+    """Write the report and give its path; a reader sees the old file or the new one, never a half of either."""
     target = Path(path)
     write_text(target, html(summary, list(records), cost))
     return target

@@ -91,12 +91,7 @@ def _form(words: Words, summary: Mapping[str, Any], form: str, header: str, luxu
 
 
 def legend(summary: Mapping[str, Any], width: int = 100) -> str:
-    """One line on what the columns mean.
-
-    Args:
-        summary: what `summarise` returns.
-        width: columns of the terminal: what the table has no room for is not explained.
-    """
+    """One line on what the columns mean; what the table has no room for is not explained."""
     form = "" if summary["judged"] == "final" else f", both {FORMS[summary['judged']]}"
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""

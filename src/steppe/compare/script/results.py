@@ -43,13 +43,7 @@ def judge_for(metric: str | None, names: list[str]) -> Judge:
 
 @dataclass
 class Figures:
-    """The figures of one run, as the script gives them, look by look.
-
-    Args:
-        script: for the places in what is refused.
-        sharpen: whose losses are taken down beside the figures.
-        metric: what the user said of the judging one.
-    """
+    """The figures of one run, as the script gives them, look by look."""
 
     script: Script
     sharpen: Sharpen

@@ -18,12 +18,7 @@ UNHEARD = {
 
 
 def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
-    """Refuse settings that do not go together, before anything is read.
-
-    Args:
-        given: what the user set.
-        settings: of these, the arguments of the script, as they were read.
-    """
+    """Refuse settings that do not go together, before anything is read; `settings` are the arguments of the script."""
     if given.get("script") is None:
         if settings is not None:
             raise ValueError("settings are arguments of a script; leave them out, or name one with --script")

@@ -31,13 +31,7 @@ class ScriptError(ValueError):
 
 @dataclass(frozen=True)
 class Script:
-    """A user's training function.
-
-    Args:
-        reference: as typed, `train.py:train`.
-        function: what it names.
-        folder: where its own code lies.
-    """
+    """A user's training function, as typed (`train.py:train`), and the folder where its own code lies."""
 
     reference: str
     function: Callable[..., Any]
@@ -135,10 +129,7 @@ def _check_arguments(script: Script) -> None:
 def check_settings(script: Script, settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse settings that the function does not take, and arguments of it that nothing gives.
 
-    Args:
-        script: whose function it is.
-        settings: the user's, for arguments by name.
-        given: the comparison's own that the user asked for, such as `lr` where there is a grid.
+    `given` are the comparison's own that the user asked for, such as `lr` where there is a grid.
     """
     parameters = inspect.signature(script.function).parameters
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
