@@ -56,6 +56,8 @@ def test_equal_differences_tell_nothing_of_their_spread() -> None:
     assert not found.above_zero
     assert difference([0.0] * 3) == estimate([0.0] * 3), "the same training twice differs by nothing"
     assert difference([0.1, 0.2, 0.2]) == estimate([0.1, 0.2, 0.2]) and difference([0.1]) == estimate([0.1])
+    small = [1e-10, 2e-10, 2e-10]
+    assert difference(small) == estimate(small), "an error may be small itself"
     assert difference([]) is None and share([0.1] * 3, [0.2] * 3) is None
 
 

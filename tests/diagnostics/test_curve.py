@@ -59,6 +59,7 @@ def test_noise_is_the_noise_and_not_the_gradient():
 def test_a_linear_loss_stays_linear():
     model, optimizer = bowl()
     looks = curve(model, optimizer, lambda _: model.w @ G, [None], lambda rho: steppe.Ascent(rho), (0.1, 0.5))
+    assert len(looks) == 2
     for look in looks:
         assert look.rise == pytest.approx(look.predicted, rel=1e-12)
         assert look.cosine == pytest.approx(1.0) and look.change == pytest.approx(0.0, abs=1e-12)
@@ -92,6 +93,15 @@ def test_the_same_masks_at_every_radius():
     optimizer = problems.BASES["sgd"](model)
     tiny = curve(model, optimizer, problems.loss_of(model), [problems.BATCH], lambda rho: steppe.Ascent(rho), (1e-6,))
     assert tiny[0].cosine == pytest.approx(1.0, abs=1e-6) and tiny[0].change < 1e-3
+
+
+def test_a_look_at_everything_draws_the_masks_of_the_whole_batch():
+    found = []
+    for look in (None, steppe.Look(view=lambda batch: batch)):
+        model = problems.net(dropout=0.5)
+        optimizer, f = problems.BASES["sgd"](model), problems.loss_of(model)
+        found.append(curve(model, optimizer, f, [problems.BATCH], steppe.Ascent, look=look))
+    assert found[0] == found[1]
 
 
 def test_it_ends_where_the_perturbation_outgrows_the_weights():

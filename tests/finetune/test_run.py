@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,8 @@ def test_sl_sam_trains_everything(tmp_path: Path) -> None:
 def test_language_models_packed_or_not(tmp_path: Path) -> None:
     single = run(tmp_path / "a", "gpt2", method="nbar")
     packed = run(tmp_path / "b", "gpt2", method="nbar", packing=True)
-    assert set(single["metrics"]) == {"loss", "perplexity"}
+    loss, perplexity = single["metrics"].values()
+    assert list(single["metrics"]) == ["loss", "perplexity"] and perplexity == pytest.approx(math.exp(loss))
     assert single["data"]["blocks"] is None and packed["data"]["blocks"] < packed["data"]["train"]
 
 
@@ -133,6 +135,8 @@ def test_the_loss_of_a_language_model_is_per_token_of_the_responses(tmp_path: Pa
     given = flags(tmp_path, "llama", test=dialogues(tmp_path, "test.jsonl"), method="base")
     ready = prepare(resolve(given, FEW | {"per_device_eval_batch_size": 1}))
     assert len({sum(label != -100 for label in row["labels"]) for row in ready.tokens.test}) == 2
+    first = ready.tokens.test[0]
+    first["labels"][0] = first["input_ids"][0]  # as of an empty prompt: a first token follows from nothing
     trainer = make_trainer(ready, Watch(Quiet()))
     total, count = 0.0, 0
     for row in ready.tokens.test:

@@ -68,6 +68,8 @@ def test_the_rule_decides_who_grows() -> None:
         assert _grown(x, y, rule) == grows
     for rule, grows in (("nbar", "x"), ("obar", "x")):
         assert _grown(y, x, rule) == grows
+    for rule, grows in (("nbar", "x"), ("obar", "y")):  # of equal ones x counts as the larger
+        assert _grown(y, y.clone(), rule) == grows
 
 
 def test_the_rules_differ_where_gradients_and_factors_do() -> None:
