@@ -20,7 +20,7 @@ import steppe
 L = pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
-from torchmetrics import MeanMetric  # noqa: E402
+from torchmetrics import CatMetric, MeanMetric  # noqa: E402
 
 from steppe.integrations.lightning import SharpCallback  # noqa: E402
 
@@ -109,6 +109,23 @@ def test_logs_and_metrics_count_the_first_pass_only() -> None:
     _, _, losses = train("sam", batches)
     for key in ("loss_epoch", "mean"):
         torch.testing.assert_close(host.callback_metrics[key].item(), sum(losses) / 4)
+
+
+@pytest.mark.parametrize("recipe", [steppe.SAM, functools.partial(steppe.SAM, samples=2)], ids=["twice", "whole"])
+def test_a_metric_with_a_long_list_counts_the_first_pass_only(recipe: Any) -> None:
+    """Longer than those that the state of a model puts back."""
+
+    class Listing(Lit):
+        def training_step(self, batch: Batch, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            self.all.update(loss.detach())
+            return loss
+
+    lit = Listing()
+    lit.all = CatMetric()
+    lit.all.value = [torch.zeros(1)] * 2000
+    trainer(SharpCallback(recipe, rho=0.3)).fit(lit, loader(micro_batches(2)))
+    assert len(lit.all.value) == 2002
 
 
 def test_the_module_is_left_as_it_was() -> None:

@@ -125,14 +125,11 @@ def replaced(module: Any, **methods: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def held_metrics(module: nn.Module) -> Iterator[None]:
-    """Metrics keep what they have counted."""
-    kept = [(m, {k: _copied(v) for k, v in vars(m).items()}) for m in module.modules() if isinstance(m, Metric)]
+    """Lists of metrics keep what they hold: of a model's state, those that are long are not put back with the rest."""
+    metrics = (m for m in module.modules() if isinstance(m, Metric))
+    lists = [(each, list(each)) for m in metrics for each in vars(m).values() if isinstance(each, list)]
     try:
         yield
     finally:
-        for metric, state in kept:
-            vars(metric).update(state)
-
-
-def _copied(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+        for each, content in lists:
+            each[:] = content
