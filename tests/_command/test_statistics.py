@@ -69,6 +69,7 @@ def test_holm_by_hand() -> None:
 
 
 def test_share_by_hand() -> None:
+    assert share([0.1, 0.2], [0.2, 0.21, 0.22]) is None  # not of the same seeds
     found = share([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
     assert found is None  # 4 ± 4.97: the whole is not clear of zero
     found = share([1.0, 1.1, 0.9], [2.0, 2.2, 1.8])

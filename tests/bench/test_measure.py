@@ -14,7 +14,7 @@ from steppe.bench.table import COLUMNS, cells, table, title
 
 @pytest.fixture(scope="module")
 def record():
-    subject = Subject("tests.bench.tiny:wide", 64)
+    subject = Subject("tests.bench.tiny:wide", 64, dtype="float64")
     with counting_modules():
         return measure.measure(subject, makers(parse_all(["sam,look_sam:k=5,gsam"]), "sgd"), Request(steps=12))
 
@@ -53,6 +53,11 @@ def test_memory_is_counted_in_buffers_of_the_trained_parameters(record):
     assert buffers["look_sam:k=5"] == pytest.approx(3, abs=0.1)
     assert buffers["gsam"] == pytest.approx(2, abs=0.1)
     assert record["base"]["buffers"] == 0 and record["base"]["memory_ratio"] == 1
+
+
+def test_frozen_weights_are_told_apart():
+    sizes = measure._sizes(Subject("tests.bench.tiny:lora", 4, dtype="float64").make())
+    assert sizes == {"parameters": 21, "trained": 14, "trained_tensors": 2, "trained_bytes": 8 * 14}
 
 
 def test_the_base_holds_weights_gradients_momentum_and_what_lies_between(record):

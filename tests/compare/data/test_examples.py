@@ -91,6 +91,8 @@ def test_an_owners_validation_set_is_used():
     val = _numbered(12)
     task = choose(Source(_numbered(100), _numbered(20), 4, val), "made up", 0, Amounts(None, None, 0.0))
     assert len(task.train) == 100 and len(task.val) == 12
+    fewer = choose(Source(_numbered(100), _numbered(20), 4, val), "made up", 0, Amounts(None, 8, 0.0)).val
+    assert torch.bincount(fewer.y).tolist() == [2, 2, 2, 2]
 
 
 def test_too_many_labels_are_refused_with_what_to_lower():
