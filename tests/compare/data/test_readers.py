@@ -204,6 +204,26 @@ def test_a_grey_image_becomes_rgb():
     assert SimpleNamespace(shape=readers._as_tensor(Image.new("RGBA", (4, 6)), 9).shape).shape == (3, 9, 9)
 
 
+def test_sixteen_bits_keep_their_upper_eight(tmp_path):
+    """PIL cuts at 255: whole pictures were white."""
+    pixels = np.array([[0, 255, 256], [300, 40000, 65535]], np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert readers._read_image(tmp_path / name, None)[1].tolist() == (pixels >> 8).tolist()
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(ValueError, match="b.tif: an image has 32 bits for a pixel"):
+        readers._read_image(tmp_path / "b.tif", None)
+
+
+def test_a_picture_taken_sideways_stands_upright(tmp_path):
+    picture, how = Image.new("RGB", (4, 6), (9, 9, 9)), Image.Exif()
+    picture.putpixel((0, 0), (200, 0, 0))
+    how[0x0112] = 6  # to be turned to the right
+    picture.save(tmp_path / "a.png", exif=how)
+    read = readers._read_image(tmp_path / "a.png", None)
+    assert read.shape == (3, 4, 6) and read[:, 0, 5].tolist() == [200, 0, 0]
+
+
 def test_mnist1d_is_the_published_set():
     """4,000 and 1,000 signals of forty numbers, standardised as a whole, ten classes of 500."""
     source = readers.mnist1d()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,9 @@ SHOWN = 10
 """Columns that a sentence names, at most."""
 
 _PARQUET = (".parquet", ".pq")
+_COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
+_UNNAMED = ("", "Unnamed: 0")
+"""What pandas calls the numbers that it writes before the rows."""
 
 
 def check(place: str) -> None:
@@ -30,7 +34,11 @@ def check(place: str) -> None:
 
 
 def read(place: str) -> Columns:
-    """The columns of a CSV or Parquet file by name, in its order, every cell as it is written."""
+    """The columns of a CSV or Parquet file by name, in its order, every cell as it is written.
+
+    Where semicolons stand between the cells, a comma in a column of numbers is a decimal point. A first column without
+    a name that counts the rows is none of the data.
+    """
     check(place)
     path = Path(place).expanduser()
     names, rows = _parquet(path) if path.suffix.lower() in _PARQUET else _csv(path)
@@ -39,7 +47,15 @@ def read(place: str) -> Columns:
         raise ValueError(f"{place} has two columns {twice!r}; give each a name of its own")
     if not rows:
         raise ValueError(f"{place} has a header and no rows below it; give a file with data")
-    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    found = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    if len(names) > 1 and names[0] in _UNNAMED and counts_rows(found[names[0]]):
+        del found[names[0]]
+    return found
+
+
+def counts_rows(words: Sequence[str]) -> bool:
+    """Whether a column is the number of the row, from 0 or from 1."""
+    return any(all(word == str(row) for row, word in enumerate(words, first)) for first in (0, 1))
 
 
 def text_of(path: Path) -> str:
@@ -68,7 +84,19 @@ def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
         if len(line) != len(names):
             cells = count(len(line), "cell")
             raise ValueError(f"{path}: row {row} has {cells} where the header has {len(names)}; mend it")
-    return names, [[cell.strip() for cell in line] for line in lines[1:]]
+    rows = [[cell.strip() for cell in line] for line in lines[1:]]
+    return names, _with_points(rows) if delimiter == ";" else rows
+
+
+def _with_points(rows: list[list[str]]) -> list[list[str]]:
+    """The rows with points for the decimal commas of columns of numbers."""
+    columns = [_pointed(column) for column in zip(*rows, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _pointed(column: Sequence[str]) -> Sequence[str]:
+    numeric = all(_COMMA.fullmatch(word) or number(word) is not None for word in column)
+    return [word.replace(",", ".") for word in column] if numeric else column
 
 
 def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -118,7 +146,7 @@ def number(word: str) -> float | None:
     if missing(word):
         return math.nan
     try:
-        return float(word)
+        return float(word) if "_" not in word else None  # Python's own 1_000 is a name in a file
     except ValueError:
         return None
 

@@ -152,16 +152,31 @@ def _read_image(path: Path, size: int | None) -> Tensor:
     try:
         with Image.open(path) as image:
             return _as_tensor(image, size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{path} cannot be read as an image; remove it or repair it") from error
 
 
 def _as_tensor(image: Any, size: int | None) -> Tensor:
-    """A PIL image as uint8 (3, height, width), resized to `size` x `size` where asked."""
-    rgb = image.convert("RGB")
+    """A PIL image as uint8 (3, height, width), upright, resized to `size` x `size` where asked."""
+    from PIL import ImageOps
+
+    rgb = _bytes_of(ImageOps.exif_transpose(image), image.format).convert("RGB")
     rgb = rgb.resize((size, size)) if size else rgb
     flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return flat.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def _bytes_of(image: Any, kind: str | None) -> Any:
+    """The image with a byte for each channel of a pixel; what is above 255 PIL would cut to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
+        from PIL import Image
+
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("an image has 32 bits for a pixel, which do not say what is white; save it with 8 or 16")
+    return image
 
 
 def hugging_face(dataset: str, image_column: str | None, label_column: str | None, size: int | None) -> Source:

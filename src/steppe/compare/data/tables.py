@@ -45,6 +45,7 @@ class _Cells:
     inputs: tuple[np.ndarray, ...]
     goal: np.ndarray
     classes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def strata(self) -> Tensor:
@@ -71,13 +72,14 @@ def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
     if cells.classes:
         one, two, three = (Split(x[part.x], part.y) for part in parts)
         usual = _Always(_shares(train.y, cells.classes))
-        return Task(name, one, two, three, cells.classes, rows={"commonest class": usual})
+        return Task(name, one, two, three, cells.classes, rows={"commonest class": usual}, notes=cells.notes)
     known = cells.goal[train.x.numpy()]
-    unit = float(known.std()) or 1.0
+    unit = _unit(known)
     y = torch.from_numpy((cells.goal - known.mean()) / unit).float()
     one, two, three = (Split(x[part.x], y[part.x]) for part in parts)
     metrics = (in_unit("mse", unit**2), in_unit("mae", unit), "r2")
-    return Task(name, one, two, three, loss="mse", metrics=metrics, rows={"the mean": _Always(torch.zeros(1))})
+    mean = {"the mean": _Always(torch.zeros(1))}
+    return Task(name, one, two, three, loss="mse", metrics=metrics, rows=mean, notes=cells.notes)
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,13 @@ def _encoded(column: np.ndarray, train: np.ndarray) -> np.ndarray:
     median = 0.0 if holes.all() else np.nanmedian(known)
     filled = np.where(np.isnan(column), median, column)
     there = filled[train]
-    scaled = (filled - there.mean()) / (there.std() or 1.0)
+    scaled = (filled - there.mean()) / _unit(there)
     return np.stack([scaled, np.isnan(column)] if holes.any() else [scaled], 1)
+
+
+def _unit(known: np.ndarray) -> float:
+    """The deviation; 1 of what is the same throughout, whose computed deviation may be 1e-17."""
+    return float(known.std()) if known.min() < known.max() else 1.0
 
 
 @lru_cache(maxsize=1)
@@ -131,7 +138,12 @@ def read(wanted: Table) -> _Cells:
     if hole is not None:
         raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
     inputs = tuple(_input(words, name) for name, words in found.items())
-    return _Cells(inputs, *_goal(goal, wanted))
+    counting = tuple(
+        f"Column {name!r} counts the rows: where their order tells something of the target, so does it "
+        f"(--leave-out {name})."
+        for name, words in found.items() if columns.counts_rows(words)
+    )  # fmt: skip
+    return _Cells(inputs, *_goal(goal, wanted), counting)
 
 
 def _input(words: Sequence[str], name: str) -> np.ndarray:
