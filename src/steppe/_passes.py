@@ -130,12 +130,13 @@ class Passes:
         grads = [g for name, g in seen.grads.items() if name in radii]
         norms = norm_each(grads)
         total = joined(norms)
+        keep: Tensor | bool = True
         if not (total.is_cpu and math.isfinite(total)):  # there nobody waits for it
             keep = total.isfinite() | (~seen.loss.isnan() & (seen.scale > 1)).to(total.device)
             nothing_unless_(keep, grads)
-            if not self._told:
-                warn_of_no_look(keep)
-        self._told = True
+        if not self._told:
+            self._told = True
+            warn_of_no_look(total, keep)
         return seen.grads, seen.scale, norms
 
     def shown(self, first: Pass | None, there: Tensor | None) -> Tensor | None:
@@ -319,12 +320,13 @@ class Passes:
             held.done()
 
 
-def warn_of_no_look(keep: Tensor) -> None:
-    """Say it where a first look is not finite."""
-    if not bool(keep):
+def warn_of_no_look(total: Tensor, finite: Tensor | bool) -> None:
+    """Say it where a first look shows no direction."""
+    if not (finite and total):
         warnings.warn(
-            "the look's gradient is NaN or inf, so that this step does not ascend; expected a loss that its samples "
-            "alone have (no std over one of them, no mean over no label): give the look more samples",
+            f"the look's gradient is {'zero' if finite else 'NaN or inf'}, so that this step does not ascend; expected "
+            "a loss that its samples alone have (no std over one of them, no mean over no label, no negatives that are "
+            "the batch's other samples): give the look more samples",
             stacklevel=7,
         )
 

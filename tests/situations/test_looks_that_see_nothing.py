@@ -112,3 +112,20 @@ def test_a_gradient_of_all_samples_that_is_no_number_is_still_shown() -> None:
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
     sharp.backward(lambda b: masked_mean(model, b), tuple(part[:FEW] for part in stream()[EMPTY]))
     assert bool(model[0].weight.grad.isnan().all())
+
+
+def test_a_look_at_one_sample_of_a_contrastive_loss_is_told_at_the_first_step() -> None:
+    """The softmax over one pair is 1, whatever the weights: a loss of 0 and no direction, on every step."""
+    model = network()
+    ((x, _),) = batches(1)
+
+    def contrastive(views: Any) -> Tensor:
+        one, two = (nn.functional.normalize(model(view)) for view in views)
+        return nn.functional.cross_entropy(one @ two.T, torch.arange(len(one)))
+
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=1)
+    with pytest.warns(UserWarning, match="the look's gradient is zero.*negatives.*give the look more samples"):
+        sharp.backward(contrastive, (x, x + 0.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sharp.backward(contrastive, (x, x + 0.1))
