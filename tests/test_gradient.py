@@ -79,14 +79,15 @@ def test_frozen_tied_and_foreign_parameters() -> None:
     model = net(dropout=0)
     optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if "last" not in n and p.requires_grad], lr=0.1)
     sharp = steppe.SAM(model, optimizer, rho=0.5)
-    moved = {}
+    seen = []
 
     def closure() -> Tensor:
-        moved.update({n: p.detach().clone() for n, p in model.named_parameters()})
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
         return loss_of(model)(BATCH)
 
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     sharp.backward(closure)
+    moved = seen[-1]
     assert {n for n in start if not torch.equal(start[n], moved[n])} == {
         n for n in start if "last" not in n and "frozen" not in n}  # fmt: skip
     # A trainable parameter of another optimizer gets one gradient, that of the perturbed pass, not the sum of two.

@@ -67,7 +67,7 @@ class Bindings:
         for own, kept in zip(self._attributes, attributes, strict=True):
             _rebind(own, kept)
         for container, content in [*zip(self._keyed, keyed, strict=True), *zip(self._listed, listed, strict=True)]:
-            _refill(container, content)
+            refill(container, content)
 
     def _values(self) -> list[Any]:
         dicts = chain.from_iterable(map(dict.values, chain(self._attributes, self._keyed)))
@@ -137,7 +137,8 @@ def _rebind(own: dict[str, Any], kept: dict[str, Any]) -> None:
     own.update({n: v for n, v in kept.items() if n not in _OWN})
 
 
-def _refill(container: Any, content: Any) -> None:
+def refill(container: Any, content: Any) -> None:
+    """Have in a container what was in it."""
     keyed = isinstance(content, dict)
     same = len(container) == len(content) and all(map(is_, container, content))
     if same and (not keyed or all(map(is_, container.values(), content.values()))):

@@ -113,17 +113,18 @@ class Tracing:
 
     def knows(self, function: Any, ascends: bool = False) -> bool:
         """Whether it has been looked at in a step that ascends, or in one that does not."""
-        return (_code(function), ascends) in self._known
+        return (code_of(function), ascends) in self._known
 
     def done(self, function: Any, ascended: bool) -> None:
         """It has passed."""
-        self._known.add((_code(function), ascended))
+        self._known.add((code_of(function), ascended))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_known": set()}  # code cannot be pickled
 
 
-def _code(function: Any) -> Any:
+def code_of(function: Any) -> Any:
+    """What tells functions apart that are made anew in every step."""
     if type(function) is FunctionType:
         return function.__code__
     while isinstance(function, functools.partial):

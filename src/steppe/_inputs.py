@@ -1,4 +1,4 @@
-"""What a loss is computed from and writes in place (``x.sub_(mean)``): each pass begins from the same values.
+"""What a loss is computed from and writes in place (``x.sub_(mean)``) or binds anew: each pass begins from the same.
 
 The tensors of the batch, and those that the function names or closes over; not what it finds in a long list, and not
 what carries a gradient. They are copied before the first ascents, to see whether the function writes them; later only
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steppe._bound import CHANGEABLE, Bound, binds, held_by, places
+from steppe._graphs import code_of
 from steppe._nested import tensors_of
 from steppe._reach import read_by
 
@@ -36,6 +38,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self.fresh, self.writes = FIRST, False
+        self._binding: dict[Any, bool] = {}  # whether functions of some code bind anything: most do not
         self._there: tuple[Any, tuple[Any, ...]] | None = None
 
     def of(self, function: Callable[..., Any], batches: tuple[Any, ...]) -> None:
@@ -51,10 +54,23 @@ class Inputs:
         """They are over."""
         self._there = None
 
-    def held(self) -> list[Written]:
+    def held(self) -> list[Written | Bound]:
         """What they are as yet."""
-        found = _found(*self._there) if self._there is not None else []
-        return [Written(self, found)] if found else []
+        if self._there is None:
+            return []
+        function, batches = self._there
+        code = getattr(function, "__code__", None) or code_of(function)
+        if (binding := self._binding.get(code)) is None:
+            binding = self._binding[code] = binds(function)
+        found = _found(function, batches, held_by(function) if binding else ())
+        held: list[Written | Bound] = [Written(self, found)] if found else []
+        if binding or (batches[0] and isinstance(batches[0][0], CHANGEABLE)):
+            held.append(Bound(places(function if binding else None, batches)))
+        return held
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Code cannot be pickled."""
+        return vars(self) | {"_binding": {}}
 
 
 class Written:
@@ -97,9 +113,9 @@ class Written:
         return changed
 
 
-def _found(function: Any, batches: tuple[Any, ...]) -> list[Tensor]:
+def _found(function: Any, batches: tuple[Any, ...], further: Iterable[Any]) -> list[Tensor]:
     """The tensors of the batches, and those that the function closes over, names or has as defaults."""
-    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read_by(function)]
+    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read_by(function), *further]
     found: dict[int, Tensor] = {}
     for each in waiting:  # which grows
         if isinstance(each, Tensor):

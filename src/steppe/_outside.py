@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from steppe._bound import held_by
 from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._parameters import bare, layers
@@ -221,6 +222,10 @@ class Outside:
                 it._meet(module)
 
         self._hook = register_module_forward_pre_hook(hook)
+        for thing in held_by(self._function):
+            # Metrics that are updated, and never run; what is trained does run, if it matters.
+            if isinstance(thing, nn.Module) and id(thing) not in self._seen and not self._leaves(thing):
+                self._meet(thing)
 
     def _disarm(self) -> None:
         if self._hook is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from steppe._algebra import joined, norm_each, nothing_unless_
 from steppe._anew import warn_of_what_comes_anew
 from steppe._batch import Work
+from steppe._bound import Bound
 from steppe._gradients import Gradients
 from steppe._graphs import raise_in_our_words
 from steppe._guards import Replay, forget_derived
@@ -310,10 +311,10 @@ class Passes:
         """A mark is of these very generators."""
         return vars(self) | {"mark": None, "_drawn": None, "_losses": []}
 
-    def _here(self) -> tuple[Randomness, State, list[Held | Written]]:
+    def _here(self) -> tuple[Randomness, State, list[Held | Written | Bound]]:
         return self.draws(), self.watch.start(), [*self.outside.held(), *self.inputs.held()]
 
-    def _there(self, generators: Randomness, state: State, outside: list[Held | Written]) -> None:
+    def _there(self, generators: Randomness, state: State, outside: list[Held | Written | Bound]) -> None:
         generators.set()
         state.back()
         for held in outside:

@@ -1,0 +1,248 @@
+"""What a loss binds anew: names by ``nonlocal`` and ``global``, attributes of objects, keys of dicts, batches' parts.
+
+Such a value (a hidden state that is carried on, logits that are kept, a count of what was right) is state like a
+module's own: both passes begin from the same, and what stays is what the first left. Lists that grow are let grow.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from collections import OrderedDict, UserDict, defaultdict
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from steppe._bindings import refill
+from steppe._reach import read_by
+
+FEW = 32
+"""Items of a dict or a list that are looked at."""
+
+_Step = dis.Instruction
+CHANGEABLE = (dict, list, UserDict)
+"""Batches that a function may take parts out of."""
+
+_MISSING = object()
+_KEYED = (dict, defaultdict, OrderedDict)
+_BINDS = ("STORE_", "DELETE_")
+_CHANGES = frozenset(("pop", "popitem", "setdefault", "update", "clear"))
+_FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
+_OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
+
+
+class Stores(NamedTuple):
+    """What some code binds: its free names, globals, attributes (of anything).
+
+    ``keys``: whether it changes dicts. ``counts``: whether it counts in some.
+    """
+
+    free: frozenset[str]
+    known: frozenset[str]
+    attributes: frozenset[str]
+    keys: bool
+    counts: bool
+
+
+class Place(Protocol):
+    """Where something is bound."""
+
+    def read(self) -> Any:
+        """What is there now."""
+
+    def write(self, found: Any) -> None:
+        """Have there what was read."""
+
+
+class Bound:
+    """What a function may bind, as it is before a pass."""
+
+    def __init__(self, places: list[Place]) -> None:
+        self._places = places
+        self._start = self._left = [place.read() for place in places]
+
+    def again(self) -> None:
+        """Begin the second pass where the first began."""
+        self._left = [place.read() for place in self._places]
+        self._put(self._start)
+
+    def done(self) -> None:
+        """Put back what the first pass left or, where there was none, what was there."""
+        self._put(self._left)
+
+    def _put(self, found: list[Any]) -> None:
+        for place, each in zip(self._places, found, strict=True):
+            place.write(each)
+
+
+class _Cell:
+    def __init__(self, cell: Any) -> None:
+        self._cell = cell
+
+    def read(self) -> Any:
+        try:
+            return self._cell.cell_contents
+        except ValueError:  # empty as yet
+            return _MISSING
+
+    def write(self, found: Any) -> None:
+        if found is not _MISSING:
+            self._cell.cell_contents = found
+        elif self.read() is not _MISSING:
+            del self._cell.cell_contents
+
+
+class _Keys:
+    """Some names of a namespace."""
+
+    def __init__(self, space: dict[str, Any], names: frozenset[str]) -> None:
+        self._space, self._names = space, names
+
+    def read(self) -> list[Any]:
+        return [self._space.get(name, _MISSING) for name in self._names]
+
+    def write(self, found: list[Any]) -> None:
+        for name, each in zip(self._names, found, strict=True):
+            if each is not _MISSING:
+                self._space[name] = each
+            else:
+                self._space.pop(name, None)
+
+
+class _Items:
+    """All of a dict or a list, or all but its counts."""
+
+    def __init__(self, container: Any, counts: bool = False) -> None:
+        self._container, self._counts = container, counts
+
+    def read(self) -> Any:
+        return self._container.copy()
+
+    def write(self, found: Any) -> None:
+        if self._counts:
+            found = found | {key: value for key, value in self._container.items() if type(value) is int}
+        refill(self._container, found)
+
+
+def places(function: Any, batches: tuple[Any, ...]) -> list[Place]:
+    """Everywhere that a function, and those that it reads, bind; a batch is changed by anybody."""
+    given = [batch for arguments in batches for batch in arguments]
+    found: list[Place] = [_Items(_inner(batch)) for batch in given if _is_few(_inner(batch), (*_KEYED, list))]
+    seen = {id(_inner(batch)) for batch in given}
+    given += _bare(function)[1]
+    for each in _functions(function):
+        found += _of(each, given, seen)
+    return found
+
+
+def _of(function: Any, given: list[Any], seen: set[int]) -> Iterator[Place]:
+    stores, code = stores_of(function.__code__), function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        if name in stores.free and id(cell) not in seen:
+            seen.add(id(cell))
+            yield _Cell(cell)
+    if stores.known:
+        yield _Keys(function.__globals__, stores.known)
+    if not (stores.attributes or stores.keys):
+        return
+    for thing in (*_read(function), *given):
+        if stores.keys and _is_few(thing, _KEYED) and id(thing) not in seen:
+            seen.add(id(thing))
+            yield _Items(thing, stores.counts)
+        elif stores.attributes and (space := _space(thing)) is not None:
+            yield _Keys(space, stores.attributes)
+
+
+def binds(function: Any) -> bool:
+    """Whether a function, or one that it reads, binds anything."""
+    return any(any(stores_of(each.__code__)[:4]) for each in _functions(function))
+
+
+def held_by(function: Any) -> list[Any]:
+    """What the function, and those that it reads, read, with the attributes of objects: buffers, metrics, teachers."""
+    read = [thing for each in _functions(function) for thing in _read(each)]
+    spaces = (_space(thing) for thing in read)
+    return read + [value for space in spaces if space is not None for value in space.values()]
+
+
+@functools.lru_cache(maxsize=4096)
+def stores_of(code: CodeType) -> Stores:
+    """What code binds, and the functions within it, but for what it counts up (``calls += 1``): that counts passes."""
+    inner = [stores_of(each) for each in code.co_consts if isinstance(each, CodeType)]
+    steps = [step for step in dis.get_instructions(code) if not step.opname.startswith(("SWAP", "ROT_"))]
+    counts = [False] * 3 + [_counts(*steps[i - 3 : i + 1]) for i in range(3, len(steps))]
+    free, known, attributes = set[str](), set[str](), set[str]()
+    for step, counting in zip(steps, counts, strict=False):
+        kind = {"DEREF": free, "GLOBAL": known, "ATTR": attributes}.get(step.opname.partition("_")[2])
+        if kind is not None and step.opname.startswith(_BINDS) and not counting:
+            kind.add(step.argval)
+    subscripts = [c for step, c in zip(steps, counts, strict=False) if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")]
+    keys = not all(subscripts) or not _CHANGES.isdisjoint(code.co_names)
+    return Stores(
+        frozenset(free & set(code.co_freevars)).union(*(s.free & set(code.co_freevars) for s in inner)),
+        frozenset(known).union(*(s.known for s in inner)),
+        frozenset(attributes).union(*(s.attributes for s in inner)),
+        keys or any(s.keys for s in inner),
+        any(subscripts) or any(s.counts for s in inner),
+    )
+
+
+def _counts(loaded: _Step, constant: _Step, total: _Step, stored: _Step) -> bool:
+    """Whether these add one to what is stored."""
+    adds = total.argrepr in ("+", "+=") or total.opname.endswith("_ADD")
+    one = constant.opname.startswith("LOAD_") and type(constant.argval) is int and constant.argval == 1
+    return adds and one and (loaded.argval == stored.argval or stored.opname == "STORE_SUBSCR")
+
+
+def _functions(function: Any) -> Iterator[Callable[..., Any]]:
+    """The function and those that it names or closes over, with the methods that it calls of objects; the user's."""
+    function = _bare(function)[0]
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return
+    if not _foreign(function):
+        yield function
+    for each in _read(function):
+        if type(each) is FunctionType and not _foreign(each):
+            yield each
+        elif _space(each) is not None:
+            methods = vars(type(each))
+            called = (n for n in (*code.co_names, "__call__") if type(methods.get(n)) is FunctionType)
+            yield from (MethodType(methods[n], each) for n in called)
+
+
+def _bare(function: Any) -> tuple[Any, list[Any]]:
+    """What a partial or an object that can be called runs, and what it was given before."""
+    given: list[Any] = []
+    while isinstance(function, functools.partial):
+        given += [*function.args, *function.keywords.values()]
+        function = function.func
+    call = vars(type(function)).get("__call__") if _space(function) is not None else None
+    return MethodType(call, function) if type(call) is FunctionType else function, given
+
+
+def _read(function: Any) -> list[Any]:
+    """What a function reads; a method reads its object."""
+    return [*read_by(function), getattr(function, "__self__", None)]
+
+
+def _space(thing: Any) -> dict[str, Any] | None:
+    """The attributes of an object of the user's own class; a model's modules are looked at elsewhere."""
+    if isinstance(thing, _OTHERS) or _foreign(type(thing)):
+        return None
+    found = getattr(thing, "__dict__", None)
+    return found if type(found) is dict else None
+
+
+def _foreign(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).partition(".")[0] in _FOREIGN
+
+
+def _inner(batch: Any) -> Any:
+    return batch.data if isinstance(batch, UserDict) else batch
+
+
+def _is_few(thing: Any, kinds: tuple[type, ...]) -> bool:
+    return type(thing) in kinds and len(thing) <= FEW
