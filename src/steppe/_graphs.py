@@ -33,6 +33,9 @@ SECOND_ORDER = (
     "the gradients came with a graph (create_graph=True), as AdaHessian and Sophia-H want them; the weights move "
     "between the passes, so no Hessian can be taken of it: expected a base optimizer that needs gradients alone"
 )
+NO_GRAPH = "does not require grad"
+"""What torch says of a derivative under ``no_grad``."""
+
 _TWICE = "backward through the graph a second time"
 _MOVED = "modified by an inplace operation"
 _FEW = 64  # items of a container that is looked into

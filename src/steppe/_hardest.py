@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steppe._batch import Work, batch_size, checked, chosen_samples, count_of
+from steppe._graphs import NO_GRAPH
 from steppe.views import Look
 
 
@@ -57,7 +58,15 @@ class PerSample(Work):
     def seen(self) -> tuple[list[Tensor], Tensor]:
         """The losses of each batch at the present weights, by a forward pass without a graph, and that of the whole."""
         # Copies: a CUDA graph may write its output again.
-        losses = [_one_each(self._output(batch), *batch).clone() for batch in self.batches]
+        try:
+            losses = [_one_each(self._output(batch), *batch).clone() for batch in self.batches]
+        except RuntimeError as error:
+            if NO_GRAPH not in str(error):
+                raise
+            raise RuntimeError(
+                "samples are chosen by a forward pass without a graph, in which the loss took a derivative of its own; "
+                "expected one that takes none (no autograd.grad), or a method that chooses no samples"
+            ) from error
         torch.clear_autocast_cache()  # casts made without a graph would cut the next pass off from its weights
         return losses, torch.stack([each.mean() for each in losses]).sum()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steppe._algebra import add_scaled_
+from steppe._graphs import NO_GRAPH
 from steppe._guards import forget_derived
 from steppe._parameters import bare, names_of
 from steppe._randomness import Randomness
@@ -50,6 +51,7 @@ class Surface:
         self.model, self._loss_of, self.batches = model, loss_of, list(batches)
         self.named = {name: w for w, name in names_of(model).items() if w.requires_grad}
         self.weights: list[nn.Parameter] = list(self.named.values())
+        self._differentiates = False
         self._check()
 
     def _check(self) -> None:
@@ -80,12 +82,24 @@ class Surface:
             finally:
                 del self._generators, self._state
 
-    @torch.no_grad()
     def loss(self, batches: Sequence[Any] | None = None) -> float:
         """The mean loss at the present weights; over other batches, where some are given."""
         over = self.batches if batches is None else batches
         forget_derived()
-        return sum(float(self._pass(batch)) for batch in over) / len(over)
+        return sum(float(self._value(batch)) for batch in over) / len(over)
+
+    def _value(self, batch: Any) -> Tensor:
+        """The loss, without a graph unless it takes derivatives of its own (a PINN, a gradient penalty)."""
+        if not self._differentiates:
+            try:
+                with torch.no_grad():
+                    return self._pass(batch)
+            except RuntimeError as error:
+                if NO_GRAPH not in str(error):
+                    raise
+                self._differentiates = True
+        with torch.enable_grad():
+            return self._pass(batch).detach()
 
     def here(self) -> float:
         """The loss at the weights as they were given.

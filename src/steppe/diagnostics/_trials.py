@@ -65,7 +65,7 @@ class Bench:
 
     def loss(self, looks: int) -> float:
         """Mean loss of the first batches as things stand."""
-        with untouched(self.model, self.optimizer), torch.no_grad():
+        with untouched(self.model, self.optimizer):  # with a graph: the loss may take derivatives of its own
             losses = [self.loss_of(batch).detach().reshape(()) for batch in islice(self.stream(), looks)]
             return float(torch.stack(losses).mean())
 
