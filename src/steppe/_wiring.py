@@ -104,6 +104,8 @@ def refuse_unknown(settings: Mapping[str, Any], known: Sequence[str] = _SETTINGS
             hint = f"it is one of a look: look=steppe.Look({name}={settings[name]!r})"
         elif name in ("lr", "momentum", "weight_decay", "betas"):
             hint = "it belongs to the optimizer, which is built before: torch.optim.SGD(model.parameters(), lr=0.1)"
+        elif name in known:
+            hint = "other methods have it; expected it left out"
         else:
             hint = f"did you mean {near[0]!r}?" if near else f"known here are {', '.join(known[:12])}"
         raise TypeError(f"{name}={settings[name]!r} was given, which is no setting of this method; {hint}")
