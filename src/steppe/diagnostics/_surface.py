@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class Surface:
         self.model, self._loss_of, self.batches = model, loss_of, list(batches)
         self.named = {name: w for w, name in names_of(model).items() if w.requires_grad}
         self.weights: list[nn.Parameter] = list(self.named.values())
-        self._differentiates = False
+        self._differentiates, self._default = False, torch.get_default_device()
         self._check()
 
     def _check(self) -> None:
@@ -154,11 +154,17 @@ class Surface:
     def _pass(self, batch: Any) -> Tensor:
         self._state.back()
         self._generators.set()
-        loss = self._loss_of(batch)
+        with in_default(self._default):
+            loss = self._loss_of(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(f"loss_of returned {given}; expected the batch's loss, a tensor of one number")
         return loss.reshape(())
+
+
+def in_default(device: torch.device) -> AbstractContextManager[Any]:
+    """In the block new tensors lie on this device, where nothing else is said."""
+    return nullcontext() if torch.get_default_device() == device else device
 
 
 @contextmanager

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from steppe._parts import check_count
 from steppe.diagnostics._picture import new_axes
-from steppe.diagnostics._surface import LossOf, NotFinite, Surface
+from steppe.diagnostics._surface import LossOf, NotFinite, Surface, in_default
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_CPU = torch.device("cpu")  # where hessian-eigenthings draws
 POINTS = 512
 """Of the grid that the density is given on."""
 
@@ -136,7 +137,7 @@ def curvature(
     check_count("probes", probes, 0)
     check_count("runs", runs, 0)
     surface = Surface(model, loss_of, batches)
-    with surface.lent():
+    with surface.lent(), in_default(_CPU):
         operator, loss = _operator(surface), surface.here()
         steps = min(steps, surface.size)
         largest, smallest = (_end(operator, which, steps, seed) for which in ("LA", "SA"))
@@ -157,7 +158,7 @@ def lambda_max(
     """
     check_count("steps", steps)
     surface = Surface(model, loss_of, batches)
-    with surface.lent():
+    with surface.lent(), in_default(_CPU):
         return _end(_operator(surface), "LA", min(steps, surface.size), seed)
 
 

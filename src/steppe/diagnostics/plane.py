@@ -175,7 +175,7 @@ def _filterwise(centre: Sequence[Tensor], generator: torch.Generator) -> list[Te
     """
     found = []
     for weight in centre:
-        drawn = torch.randn(weight.shape, generator=generator).to(weight)
+        drawn = torch.randn(weight.shape, generator=generator, device="cpu").to(weight)
         if weight.ndim < 2:
             drawn.zero_()
         else:

@@ -158,7 +158,7 @@ class _Ways:
 
     def drawn(self, radii: Sequence[float], generator: torch.Generator) -> list[float]:
         """The loss at each radius along one random direction: of v = xi / T the metric makes rho T xi / ||xi||."""
-        xi = [torch.randn(w.shape, generator=generator).to(w) for w in self._surface.weights]
+        xi = [torch.randn(w.shape, generator=generator, device="cpu").to(w) for w in self._surface.weights]
         metric = self._ascent.metric({name: w.detach() for name, w in self._surface.named.items()})
         if metric is not None:
             xi = [torch.where(t > 0, x / t, 0.0) for x, t in zip(xi, metric, strict=True)]
@@ -177,7 +177,7 @@ def _groups(batches: list[Any], m: int | None) -> Iterator[tuple[list[Any], int]
     for batch in batches:
         reading = read(batch).sure()
         assert reading.size is not None
-        for rows in torch.arange(reading.size).split(m):
+        for rows in torch.arange(reading.size, device="cpu").split(m):
             yield [reading.take(Take.rows(rows))], len(rows)
 
 
