@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
 
-from steppe._reach import names_in, read_by
+from steppe._bound import functions_of, named_by
+from steppe._reach import names_in
 from steppe._words import an
 
 _NEXT = frozenset(("next", "__next__"))
@@ -22,15 +21,11 @@ def warn_of_what_comes_anew(function: Any, generators: Sequence[Any] | None) -> 
     """Say that two passes of this function are not of one batch, or draw different numbers.
 
     Args:
-        function: computes the loss, perhaps by a function that it holds or names.
+        function: computes the loss, perhaps by functions that it holds or names.
         generators: those that are named; None: the passes are to draw apart.
     """
-    while isinstance(function, functools.partial):
-        function = function.func
-    for each in (function, *read_by(function)):
-        if type(each) is not FunctionType:
-            continue
-        there = read_by(each)
+    for each in functions_of(function):
+        there = named_by(each)
         if not _NEXT.isdisjoint(names_in(each.__code__)):
             _warn_of_iterators(there)
         if generators is not None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from steppe._bindings import refill
-from steppe._reach import read_by
+from steppe._reach import names_in, read_by
 
 FEW = 32
 """Items of a dict or a list that are looked at."""
@@ -132,7 +132,7 @@ def places(function: Any, batches: tuple[Any, ...]) -> list[Place]:
     found: list[Place] = [_Items(_inner(batch)) for batch in given if _is_few(_inner(batch), (*_KEYED, list))]
     seen = {id(_inner(batch)) for batch in given}
     given += _bare(function)[1]
-    for each in _functions(function):
+    for each in functions_of(function):
         found += _of(each, given, seen)
     return found
 
@@ -157,12 +157,19 @@ def _of(function: Any, given: list[Any], seen: set[int]) -> Iterator[Place]:
 
 def binds(function: Any) -> bool:
     """Whether a function, or one that it reads, binds anything."""
-    return any(any(stores_of(each.__code__)[:4]) for each in _functions(function))
+    return any(any(stores_of(each.__code__)[:4]) for each in functions_of(function))
+
+
+def named_by(function: Any) -> list[Any]:
+    """What one function names: closed over, global, or an attribute of an object of these."""
+    read, names = _read(function), set(names_in(function.__code__))
+    spaces = [space for space in map(_space, read) if space is not None]
+    return read + [space[name] for space in spaces for name in names & space.keys()]
 
 
 def held_by(function: Any) -> list[Any]:
     """What the function, and those that it reads, read, with the attributes of objects: buffers, metrics, teachers."""
-    read = [thing for each in _functions(function) for thing in _read(each)]
+    read = [thing for each in functions_of(function) for thing in _read(each)]
     spaces = (_space(thing) for thing in read)
     return read + [value for space in spaces if space is not None for value in space.values()]
 
@@ -196,7 +203,7 @@ def _counts(loaded: _Step, constant: _Step, total: _Step, stored: _Step) -> bool
     return adds and one and (loaded.argval == stored.argval or stored.opname == "STORE_SUBSCR")
 
 
-def _functions(function: Any) -> Iterator[Callable[..., Any]]:
+def functions_of(function: Any) -> Iterator[Callable[..., Any]]:
     """The function and those that it names or closes over, with the methods that it calls of objects; the user's."""
     function = _bare(function)[0]
     code = getattr(function, "__code__", None)

@@ -311,7 +311,7 @@ def test_counts_of_passes_count_passes() -> None:
 def test_a_function_that_binds_nothing_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sharp, x, y = classified()
     asked: list[Any] = []
-    monkeypatch.setattr("steppe._bound._functions", lambda function: asked.append(function) or [])
+    monkeypatch.setattr("steppe._bound.functions_of", lambda function: asked.append(function) or [])
     monkeypatch.setattr("steppe._outside.held_by", lambda function: [])
     for _ in range(6):
         sharp.backward(lambda: nn.functional.cross_entropy(model(x), y))

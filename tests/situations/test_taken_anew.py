@@ -95,3 +95,31 @@ def test_a_generator_that_nobody_named_is_told(generator: Any) -> None:
 def test_the_global_ones_need_no_name() -> None:
     batch = next(endless())
     assert not told(lambda: loss_of(MODEL)(batch) * random.random() * float(np.random.rand()) * torch.rand(()))
+
+
+class Training:
+    """A loop in a class of its own, as many are."""
+
+    def __init__(self) -> None:
+        self.source, self.generator, self.batch = endless(), torch.Generator(), next(endless())
+
+    def taking(self) -> Tensor:
+        return loss_of(MODEL)(next(self.source))
+
+    def drawing(self) -> Tensor:
+        torch.rand((), generator=self.generator)
+        return loss_of(MODEL)(self.batch)
+
+    def fine(self) -> Tensor:
+        assert next(MODEL.parameters()) is not None
+        return loss_of(MODEL)(self.batch)
+
+
+@pytest.mark.parametrize("beneath", [False, True])
+def test_methods_of_a_loop_are_told_of_their_object_s_iterators_and_generators(beneath: bool) -> None:
+    training = Training()
+    losses = [training.taking, training.drawing, training.fine]
+    if beneath:
+        losses = [lambda: training.taking(), lambda: training.drawing(), lambda: training.fine()]
+    taking, drawing, fine = (told(loss) for loss in losses)
+    assert len(taking) == len(drawing) == 1 and NEXT in taking[0] and DRAWS in drawing[0] and not fine
