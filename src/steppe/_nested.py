@@ -27,6 +27,11 @@ def mapped(batch: Any, change: Callable[[Any, str], Any], name: str = "") -> Any
     return rebuilt(batch, {k: mapped(v, change, str(k) if named else name) for k, v in zip(*below, strict=True)})
 
 
+def fresh(batch: Any) -> Any:
+    """The batch in new containers, of new tensors: what a loss takes out of it, or writes, is there the next time."""
+    return mapped(batch, lambda part, _: part.clone() if isinstance(part, Tensor) else KEEP)
+
+
 def children(part: Any) -> tuple[list[Any], list[Any]] | None:
     """Names and parts of a container: a mapping, dataclass, named tuple, list or tuple. None: it is none of these."""
     if isinstance(part, Mapping):

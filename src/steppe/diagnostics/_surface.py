@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from steppe._algebra import add_scaled_
 from steppe._graphs import NO_GRAPH
 from steppe._guards import forget_derived
+from steppe._nested import fresh
 from steppe._parameters import bare, names_of
 from steppe._randomness import Randomness
 from steppe._shards import is_sharded
@@ -155,7 +156,7 @@ class Surface:
         self._state.back()
         self._generators.set()
         with in_default(self._default):
-            loss = self._loss_of(batch)
+            loss = self._loss_of(fresh(batch))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
             raise TypeError(f"loss_of returned {given}; expected the batch's loss, a tensor of one number")

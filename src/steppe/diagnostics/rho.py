@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._length import lacking
+from steppe._nested import fresh
 from steppe._optimizers import Optimizers
 from steppe._parts import check, check_count
 from steppe._wiring import check_arguments
@@ -153,7 +154,7 @@ def find_rho(
     with same_order(batches), untouched(model, optimizer) as copy:
         first = build(model, copy, rho=series[0])  # and what it refuses by itself
         _refuse_idle(first, copy)
-        bench = Bench(model, copy, loss_of, batches)
+        bench = Bench(model, copy, lambda batch: loss_of(fresh(batch)), batches)
         if after:
             say(f"{after} steps of the base first")
         bench.train(islice(bench.stream(), after))
