@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import functools
 from collections import OrderedDict, UserDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from steppe._bindings import refill
 from steppe._reach import names_in, read_by
+
+DEEP = 4
+"""So many calls, one within the other, are looked into."""
 
 FEW = 32
 """Items of a dict or a list that are looked at."""
@@ -203,21 +206,29 @@ def _counts(loaded: _Step, constant: _Step, total: _Step, stored: _Step) -> bool
     return adds and one and (loaded.argval == stored.argval or stored.opname == "STORE_SUBSCR")
 
 
-def functions_of(function: Any) -> Iterator[Callable[..., Any]]:
-    """The function and those that it names or closes over, with the methods that it calls of objects; the user's."""
-    function = _bare(function)[0]
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return
-    if not _foreign(function):
-        yield function
+def functions_of(function: Any) -> list[Any]:
+    """The function, and those of the user's that run in it: what it names or closes over, and methods that it calls."""
+    found: dict[Any, Any] = {}
+    here = [_bare(function)[0]]
+    for _ in range(DEEP):
+        here = [each for each in here if hasattr(each, "__code__") and _key(each) not in found]
+        found |= {_key(each): each for each in here}
+        here = [beneath for each in here for beneath in _called(each)]
+    return [each for each in found.values() if not _foreign(each)]
+
+
+def _called(function: Any) -> Iterator[Any]:
+    names = (*function.__code__.co_names, "__call__")
     for each in _read(function):
         if type(each) is FunctionType and not _foreign(each):
             yield each
         elif _space(each) is not None:
-            methods = vars(type(each))
-            called = (n for n in (*code.co_names, "__call__") if type(methods.get(n)) is FunctionType)
-            yield from (MethodType(methods[n], each) for n in called)
+            methods = (getattr(type(each), name, None) for name in names)
+            yield from (MethodType(m, each) for m in methods if type(m) is FunctionType and not _foreign(m))
+
+
+def _key(function: Any) -> Any:
+    return id(getattr(function, "__func__", function)), id(getattr(function, "__self__", None))
 
 
 def _bare(function: Any) -> tuple[Any, list[Any]]:

@@ -115,7 +115,8 @@ class Written:
 
 def _found(function: Any, batches: tuple[Any, ...], further: Iterable[Any]) -> list[Tensor]:
     """The tensors of the batches, and those that the function closes over, names or has as defaults."""
-    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read_by(function), *further]
+    few = [each for each in further if not isinstance(each, Tensor) or each.nbytes <= LARGE]  # not all of the data
+    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read_by(function), *few]
     found: dict[int, Tensor] = {}
     for each in waiting:  # which grows
         if isinstance(each, Tensor):

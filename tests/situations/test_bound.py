@@ -72,13 +72,18 @@ def by_key(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
     return loss
 
 
-class Training:
+class Base:
     def __init__(self, model: nn.Module, start: Tensor) -> None:
         self.model, self.h = model, start
 
-    def loss(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         found, self.h = self.model(x, self.h)
         return found
+
+
+class Training(Base):
+    def loss(self, x: Tensor) -> Tensor:
+        return self.forward(x)
 
 
 def by_attribute(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
