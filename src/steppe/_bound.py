@@ -16,10 +16,14 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from steppe._bindings import refill
+from steppe._nested import is_array
 from steppe._reach import names_in, read_by
 
 DEEP = 4
 """So many calls, one within the other, are looked into."""
+
+LARGE = 2**26
+"""Bytes of an array or a tensor that is not copied on suspicion: it may be all of the data."""
 
 FEW = 32
 """Items of a dict or a list that are looked at."""
@@ -129,6 +133,20 @@ class _Items:
         refill(self._container, found)
 
 
+class _Array:
+    """The numbers of an array, which nothing tells of that they were written."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def read(self) -> Any:
+        return self._array.copy()
+
+    def write(self, found: Any) -> None:
+        if self._array.flags.writeable:
+            self._array[...] = found
+
+
 def places(function: Any, batches: tuple[Any, ...]) -> list[Place]:
     """Everywhere that a function, and those that it reads, bind; a batch is changed by anybody."""
     given = [batch for arguments in batches for batch in arguments]
@@ -148,19 +166,25 @@ def _of(function: Any, given: list[Any], seen: set[int]) -> Iterator[Place]:
             yield _Cell(cell)
     if stores.known:
         yield _Keys(function.__globals__, stores.known)
-    if not (stores.attributes or stores.keys):
+    if not any(stores):
         return
-    for thing in (*_read(function), *given):
-        if stores.keys and _is_few(thing, _KEYED) and id(thing) not in seen:
+    things = [*_read(function), *given]
+    spaces = [space for space in map(_space, things) if space is not None]
+    yield from (_Keys(space, stores.attributes) for space in spaces if stores.attributes)
+    for thing in (*things, *(value for space in spaces for value in space.values())):
+        if id(thing) in seen:
+            continue
+        if stores.keys and _is_few(thing, _KEYED):
             seen.add(id(thing))
             yield _Items(thing, stores.counts)
-        elif stores.attributes and (space := _space(thing)) is not None:
-            yield _Keys(space, stores.attributes)
+        elif is_array(thing) and thing.shape and thing.nbytes <= LARGE:
+            seen.add(id(thing))
+            yield _Array(thing)
 
 
 def binds(function: Any) -> bool:
     """Whether a function, or one that it reads, binds anything."""
-    return any(any(stores_of(each.__code__)[:4]) for each in functions_of(function))
+    return any(any(stores_of(each.__code__)) for each in functions_of(function))
 
 
 def named_by(function: Any) -> list[Any]:

@@ -15,16 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe._bound import CHANGEABLE, Bound, binds, held_by, places
+from steppe._bound import CHANGEABLE, LARGE, Bound, binds, held_by, places
 from steppe._graphs import code_of
 from steppe._nested import tensors_of
 from steppe._reach import read_by
 
 FIRST = 3
 """In so many first passes everything is copied."""
-
-LARGE = 2**26
-"""Bytes of a tensor that is not copied on suspicion: it may be all of the data."""
 
 FEW, MOST = 32, 256
 """Entries of a list, tuple or dict that a function names, up to which tensors are looked for in it; and in all."""

@@ -8,6 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.problems import same
@@ -255,6 +256,28 @@ def test_a_queue_of_ones_own_class_that_the_loss_pushes_into(recipe: Any) -> Non
 
     one, other = trained(True), trained(False)
     assert same(one[0], other[0]) and torch.equal(one[1], other[1]) and one[2] == other[2] == 0
+
+
+def test_arrays_and_dicts_of_objects_count_the_pass_at_the_weights() -> None:
+    model, sharp, x, y = classified()
+    confusion, training = np.zeros((2, 2)), SimpleNamespace(sums={"loss": 0.0}, seen=np.zeros(2))
+    counted = np.zeros(2)
+
+    def loss() -> Tensor:
+        nonlocal counted
+        logits = model(x)
+        found = nn.functional.cross_entropy(logits, y)
+        for true, taken in zip(y.tolist(), logits.argmax(1).tolist(), strict=True):
+            confusion[true, taken] += 1
+        counted += np.bincount(y, minlength=2)
+        training.sums["loss"] += found.item()
+        training.seen[:] = training.seen + np.bincount(y, minlength=2)
+        return found
+
+    found = sharp.backward(loss)
+    expected = torch.stack([torch.bincount(model(x).argmax(1)[y == k], minlength=2) for k in range(2)])
+    assert confusion.tolist() == expected.tolist() and training.sums["loss"] == float(found)
+    assert counted.tolist() == training.seen.tolist() == torch.bincount(y, minlength=2).tolist()
 
 
 def test_metrics_that_are_updated_count_the_pass_at_the_weights() -> None:
