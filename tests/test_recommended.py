@@ -29,6 +29,8 @@ def test_it_is_sam_on_four_samples_with_batch_normalisation() -> None:
     parts = {"ascent": steppe.Ascent(0.4), "look": steppe.Look(4)}
     composed = weights_after(lambda m, o: steppe.SharpnessAware(m, o, **parts, seed=3))
     assert same(weights_after(lambda m, o: steppe.recommended(m, o, seed=3)), composed)
+    deeper = torch.nn.Sequential(net())
+    assert steppe.recommended(deeper, torch.optim.SGD(deeper.parameters(), lr=0.05)).look.samples == 4
 
 
 def test_without_steps_that_ascend_it_is_the_base() -> None:
@@ -91,7 +93,7 @@ def test_a_closure_without_its_batch_is_refused_with_what_to_do() -> None:
 def test_a_ramp_is_the_curve_that_rises_over_its_share_of_the_training() -> None:
     curve = steppe.curves.Linear(0.0, 0.8, 5)
     by_hand = weights_after(lambda m, o: steppe.recommended(m, o, rho=curve))
-    ramped = weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8, ramp=0.25, total_steps=20))
+    ramped = weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8, ramp=0.24, total_steps=20))
     assert same(ramped, by_hand) and not same(ramped, weights_after(lambda m, o: steppe.recommended(m, o, rho=0.8)))
     model = net()
     sharp = steppe.recommended(model, torch.optim.SGD(model.parameters(), 0.1), rho=0.8, ramp=0.25, total_steps=20)

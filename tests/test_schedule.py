@@ -149,6 +149,12 @@ def test_above_norm_turns_from_few_steps_to_many():
     assert sum(seen[20:120]) < sum(seen[300:]) - 20
 
 
+def test_beyond_the_length_the_level_stays_at_lambda_1():
+    memory = {"mean": 10.0, "variance": 1.0}
+    decided = [AboveNorm(10, decay=1.0).decide(30, 0, lambda n=n: torch.tensor(n), memory)[0] for n in (8.9, 9.1)]
+    assert decided == [False, True]
+
+
 @pytest.mark.parametrize("poison", [math.inf, math.nan])
 def test_a_poisoned_norm_leaves_the_statistic_alone(poison):
     memory = {"mean": 2.0, "variance": 0.5}

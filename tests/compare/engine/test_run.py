@@ -145,6 +145,12 @@ def test_adamw_is_a_base_too():
     assert isinstance(run.make_optimizer(spec(optimizer="adamw"), nn.Linear(2, 2), None), torch.optim.AdamW)
 
 
+def test_a_run_of_the_base_is_looked_at_about_ten_times():
+    assert [spec(epochs=epochs).every(6) for epochs in (5, 20, 39)] == [6, 12, 18]
+    assert spec(epochs=20, eval_every=3).every(6) == 18
+    assert spec(max_steps=50).every(6) == 5 and spec(max_steps=50, eval_every=7).every(6) == 7
+
+
 def test_the_learning_rate_ends_at_nothing_on_a_cosine():
     trainer = run.make_trainer(spec(), tiny.task(0), Run("base", None, 0), 10)
     rates = []
