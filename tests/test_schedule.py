@@ -202,7 +202,8 @@ def test_a_statistic_moves_also_on_steps_that_the_other_schedule_leaves_out():
 
 
 def test_schedules_without_memory_leave_none():
-    assert (Every(2) & Window(1)).decide(0, 0, no_statistic, {})[1] == {}
+    assert (Every(2) & Window(1)).decide(0, 0, no_statistic, {})[1] == (Every(2) & Window(1)).blank() == {}
+    assert (Every(2) & AboveNorm(5)).blank() == {"first": {}, "second": {"mean": 0.0, "variance": math.exp(-10)}}
 
 
 def test_a_schedule_of_ones_own_joins_in():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import steppe
 from steppe._command.choices import parse
 from steppe.bench import contender
 from steppe.bench.contender import Loss, base, ours
@@ -81,6 +82,16 @@ def test_placing_moves_no_weight_and_comes_round():
     assert torch.equal(weights(problem), before)
     one.take(problem.batch)
     assert not one.ascended()
+
+
+def test_it_goes_on_from_where_it_stands():
+    model = SUBJECT.make().model
+    sharp, places = steppe.LookSAM(model, torch.optim.SGD(model.parameters(), 0.1), k=5), []
+    for step, wanted in ((7, False), (7, True), (999, True)):
+        sharp.step = step
+        contender._place(sharp, wanted)
+        places.append(sharp.step)
+    assert places == [7, 10, 0]
 
 
 def test_a_schedule_that_asks_the_gradient_tells_its_share_only_by_its_steps():

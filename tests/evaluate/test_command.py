@@ -7,6 +7,7 @@ from tests.evaluate import tiny
 
 from steppe.cli import main
 from steppe.evaluate.commands import _percent
+from steppe.evaluate.run import _metrics
 
 
 @pytest.fixture
@@ -122,6 +123,14 @@ def test_a_full_disk_leaves_nothing_and_the_figures_are_on_the_screen(folder, ca
 def test_figures_that_are_no_shares_are_shown_as_they_are():
     assert _percent(0.25) == "25.00 %" and _percent(12.3456) == "12.35"
     assert _percent(None) == "" and _percent("bypass") == "bypass"
+
+
+def test_a_figure_of_a_filter_keeps_its_name_and_its_own_error():
+    row = {"alias": "q", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc,strict": 0.2, "acc_stderr,strict": 0.3}
+    assert _metrics(row | {"ppl,none": 7.0, "ppl_stderr,none": "N/A"}) == {
+        "acc": {"value": 0.5, "stderr": 0.1}, "acc,strict": {"value": 0.2, "stderr": 0.3},
+        "ppl": {"value": 7.0, "stderr": None},
+    }  # fmt: skip
 
 
 def test_without_lm_eval_one_sentence_says_what_to_install(folder, capsys, monkeypatch):

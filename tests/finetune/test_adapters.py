@@ -76,3 +76,11 @@ def test_what_the_load_trips_over_is_told_as_a_sentence(tmp_path: Path) -> None:
     place.write_text('{"peft_type": "LORA", "r": 2, "target_modules": 3}')
     with pytest.raises(ValueError, match="^the adapter in "):
         further(tmp_path, "llama", adapter)
+
+
+def test_another_training_of_an_adapter_is_seen_when_a_run_goes_on(tmp_path: Path) -> None:
+    adapter = saved(tmp_path, "bert", "SEQ_CLS")
+    settings, file = resolve(flags(tmp_path, adapter=adapter)), Path(adapter, "adapter_model.safetensors")
+    before, trained = settings.weights(), file.read_bytes()
+    file.write_bytes(trained[:-1] + bytes([trained[-1] ^ 1]))
+    assert settings.weights()[0] == before[0] and settings.weights() != before

@@ -29,6 +29,10 @@ def test_stratified_takes_exactly_the_count_and_every_class_in_its_share():
     assert torch.bincount(y[taken]).tolist() == [20, 10, 3]  # of 19.8, 9.9 and 3.3
 
 
+def test_a_generator_is_of_its_words_in_their_order():
+    assert len({generator(*words).initial_seed() for words in ((1, 2), (2, 1), (3, 0), (3,), (1, 1, 1))}) == 5
+
+
 def test_stratified_refuses_more_than_there_is():
     with pytest.raises(ValueError, match="cannot take 5 of 4"):
         stratified(torch.zeros(4), 5, generator(1))
