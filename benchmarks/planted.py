@@ -172,6 +172,21 @@ PARTS = [
         "a learning rate some roundings below its highest is below it",
         "math.isclose(lr, self.lr_max, rel_tol=ROUNDED)", "lr == self.lr_max", "tests/test_curves.py -k follow_lr",
     ),
+    Mutant(
+        "AE-SAM's level goes on beyond the length of the training",
+        "min(t / self.total_steps, 1.0)\n        level", "t / self.total_steps\n        level",
+        "tests/test_schedule.py -k beyond_the_length",
+    ),
+    Mutant(
+        "of two equal gradients nBAR lets the other factor grow",
+        'grows = torch.where(x >= y, 1.0, -1.0) if rule == "nbar"',
+        'grows = torch.where(x > y, 1.0, -1.0) if rule == "nbar"', "tests/lora/test_bar.py -k decides_who_grows",
+    ),
+    Mutant(
+        "batch normalisation below the first level is not seen",
+        "isinstance(module, _BatchNorm) for module in model.modules()",
+        "isinstance(module, _BatchNorm) for module in model.children()", f"{RECOMMENDED} -k sam_on_four_samples",
+    ),
 ]  # fmt: skip
 
 LOOPS = [
@@ -183,6 +198,10 @@ LOOPS = [
         "weights stay moved after an error in the only pass of a method",
         "        self._saved.back()\n", "        if not broken:\n            self._saved.back()\n",
         "tests/methods/test_contract.py -k exact_after_an_error",
+    ),
+    Mutant(
+        "a metric in Lightning counts the second pass of a step too", "each[:] = content", "pass",
+        "tests/integrations/test_lightning.py -k long_list",
     ),
     Mutant(
         "a checkpoint that was not written to its end is resumed from",

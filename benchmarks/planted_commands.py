@@ -43,6 +43,14 @@ COMPARE = [
         "rng = generator(_ORDER_SEED, seed)", "rng = generator(_ORDER_SEED, 0)", f"{RUN} -k order_of_batches",
     ),
     Mutant(
+        "the streams of random numbers follow from the sum of their words alone", "(seed * 1_000_003 + word + 1)",
+        "(seed + word + 1)", f"{EXAMPLES} -k words_in_their_order",
+    ),
+    Mutant(
+        "an owner's validation part is taken whole where less was asked for",
+        "whole = wanted == len(source.val)", "whole = True", f"{EXAMPLES} -k owners_validation",
+    ),
+    Mutant(
         "the longer base stopped early is not compared",
         '"double_early": _double_early(groups, against),', '"double_early": None,', f"{SUMMARY} -k longer_base_stopped",
     ),
@@ -96,6 +104,14 @@ FINETUNE = [
         "total, count = total + float(model(**batch).loss) * tokens, count + tokens",
         "total, count = total + float(model(**batch).loss), count + 1",
         "tests/finetune/test_run.py -k per_token_of_the_responses",
+    ),
+    Mutant(
+        "perplexity is a power of two", "math.exp(min(loss, 700.0))", "2 ** min(loss, 700.0)",
+        "tests/finetune/test_run.py -k language_models_packed",
+    ),
+    Mutant(
+        "resume accepts another training of the adapter", "for each in (self.model, self.adapter) if each is not None",
+        "for each in (self.model,)", "tests/finetune/test_adapters.py -k when_a_run_goes_on",
     ),
     Mutant(
         "--overwrite keeps the old result",
