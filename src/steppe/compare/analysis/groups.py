@@ -46,25 +46,14 @@ class Group:
         """The judging metric on the test set at the end of training."""
         return self.by_seed(lambda run: self.judge.of(run, "test"))
 
-    @property
-    def early(self) -> BySeed:
-        """The same of the checkpoint with the best validation figure."""
-        return self.by_seed(lambda run: self.judge.of(run.get("early") or {}, "test"))
-
-    @property
-    def averaged(self) -> BySeed:
-        """The same of the exponentially averaged weights at the end of training."""
-        return self.by_seed(lambda run: self.judge.of(run.get("averaged") or {}, "test"))
-
-    @property
-    def lawa(self) -> BySeed:
-        """The same of the mean of the latest weights; none where some runs were kept before there was that mean."""
-        found = self.by_seed(lambda run: self.judge.of(run.get("lawa") or {}, "test"))
-        return found if all(run.get("lawa") for run in self.runs) else {}
-
     def figures(self, form: str) -> BySeed:
-        """The figures in one form: "final", "early", "averaged" or "lawa"."""
-        return {"final": self.final, "early": self.early, "averaged": self.averaged, "lawa": self.lawa}[form]
+        """The same in one form: "final", "early" (the best on validation), "averaged" or "lawa" (the latest weights).
+
+        There are none of "lawa" where some runs were kept before there was that mean.
+        """
+        if form == "lawa" and not all(run.get(form) for run in self.runs):
+            return {}
+        return self.by_seed(lambda run: self.judge.of(run if form == "final" else run.get(form) or {}, "test"))
 
     def mean(self, read: Callable[[Record], Any]) -> float | None:
         """Mean of one figure over the seeds, None where no run has it."""

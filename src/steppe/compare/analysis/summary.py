@@ -22,6 +22,7 @@ from steppe.compare.analysis import also, amounts, equal, frontier, lost, script
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
 from steppe.compare.analysis.notes import notes, unfinished
 from steppe.compare.analysis.verdict import verdict
+from steppe.compare.analysis.wording import FORMS
 from steppe.compare.judge import Judge, of_records
 
 Row = dict[str, Any]
@@ -128,17 +129,14 @@ def _row(each: Group, against: _Against) -> Row:
         "values": each.values,
         "lr": each.lr,
         "more": each.more,
-        "final": _json(estimate(list(each.final.values()))),
-        "early": _json(estimate(list(each.early.values()))),
-        "averaged": _json(estimate(list(each.averaged.values()))),
-        "lawa": _json(estimate(list(each.lawa.values()))),
+        **{form: _json(estimate(list(each.figures(form).values()))) for form in FORMS},
         "delta": None if plain_base else _json(delta, against="base"),
         "gain": against.gain(each, against.form),
         "gain_final": against.gain(each, "final"),
         "kept": None,
         "sharpness": _sharpness(each),
         "balancedness": _json(estimate(list(each.by_seed(_balancedness).values()))),
-        "by_seed": {"final": _plain(each.final), "early": _plain(each.early)},
+        "by_seed": {form: _plain(each.figures(form)) for form in ("final", "early")},
         "seeds": len(each.final),
         "failed": len(each.runs) - len(each.final),
     }
@@ -218,7 +216,7 @@ def _own_rates(spec: Mapping[str, Any]) -> bool:
 
 def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] | None:
     """How much better the base with both more epochs and stopped early is than the base stopped early."""
-    early = {each.variant: each.early for each in groups if each.method == BASE}
+    early = {each.variant: each.figures("early") for each in groups if each.method == BASE}
     return _json(against.gain_of(early.get("double", {}), early.get("plain", {})))
 
 
