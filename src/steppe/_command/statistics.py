@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,11 @@ def estimate(values: Sequence[float]) -> Estimate | None:
         return Estimate(mean, None, n, None)
     error = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return Estimate(mean, _t_quantile(n) * error, n, _p_value(mean, error, n))
+
+
+def as_json(found: Estimate | None, **more: Any) -> dict[str, Any] | None:
+    """An estimate as a summary has it."""
+    return None if found is None else {"mean": found.mean, "ci95": found.ci95, "n": found.n} | more
 
 
 def difference(values: Sequence[float]) -> Estimate | None:

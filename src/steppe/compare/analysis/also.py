@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe._command.statistics import Estimate, difference, estimate, paired
+from steppe._command.statistics import as_json, difference, estimate, paired
 from steppe.compare.analysis.groups import BASE, Group
 from steppe.compare.data.also import COLUMNS, SAID, Column
 from steppe.compare.judge import Judge
@@ -38,19 +38,12 @@ def _row(each: Group, base: Group | None, columns: Sequence[Column], judge: Judg
 
 def _figure(each: Group, base: Group | None, column: Column, judge: Judge) -> dict[str, Any] | None:
     own = _values(each, column.name)
-    found = estimate(list(own.values()))
-    if found is None:
-        return None
     pairs = paired(own, _values(base, column.name)) if base is not None and each is not base else []
-    return _json(found) | {"delta": _json(difference([judge.sign * pair for pair in pairs]))}
+    return as_json(estimate(list(own.values())), delta=as_json(difference([judge.sign * pair for pair in pairs])))
 
 
 def _values(each: Group, name: str) -> dict[int, float]:
     return each.by_seed(lambda run: (run.get("also") or {}).get(name))
-
-
-def _json(found: Estimate | None) -> Any:
-    return None if found is None else {"mean": found.mean, "ci95": found.ci95, "n": found.n}
 
 
 def in_order(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

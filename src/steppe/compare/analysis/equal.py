@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe._command.statistics import difference, estimate, paired
+from steppe._command.statistics import as_json, difference, estimate, paired
 from steppe.compare.analysis.groups import BASE, BySeed, Group
 from steppe.compare.judge import Judge
 
@@ -42,8 +42,6 @@ def mark(rows: Sequence[Row], groups: Sequence[Group], form: str, judge: Judge) 
 
 def _gain(own: BySeed, cost: float, lengths: Sequence[BySeed], judge: Judge) -> Mapping[str, Any] | None:
     base = base_at(cost, *lengths)
-    gain = difference([judge.sign * each for each in paired(own, base)])
     there = estimate(list(base.values()))
-    if gain is None or there is None:
-        return None
-    return {"mean": gain.mean, "ci95": gain.ci95, "n": gain.n, "cost": cost, "base": there.mean}
+    gain = difference([judge.sign * each for each in paired(own, base)])
+    return as_json(gain, cost=cost, base=there.mean) if there else None

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from steppe._command.statistics import Estimate, difference, estimate, holm, paired, share
+from steppe._command.statistics import Estimate, as_json, difference, estimate, holm, paired, share
 from steppe.compare.analysis import also, amounts, equal, frontier, lost, scripted
 from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
 from steppe.compare.analysis.notes import notes, unfinished
@@ -64,9 +64,9 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         "metric": judge.as_dict(),
         "best_baseline": against.name,
         "judged": against.form,
-        "baselines": {name: _json(estimate(list(v.values()))) for name, v in against.all.items()},
-        "early_alone": _json(against.gain_of(against.all.get("early", {}), against.all.get("base", {}))),
-        "double_alone": _json(against.gain_of(against.all.get("double", {}), against.all.get("base", {}))),
+        "baselines": {name: as_json(estimate(list(v.values()))) for name, v in against.all.items()},
+        "early_alone": as_json(against.gain_of(against.all.get("early", {}), against.all.get("base", {}))),
+        "double_alone": as_json(against.gain_of(against.all.get("double", {}), against.all.get("base", {}))),
         "double_early": _double_early(groups, against),
         "cost_axis": axis,
         "clock": (cost or {}).get("clock"),
@@ -114,7 +114,7 @@ class _Against:
         if each.method == BASE:
             return None
         found = difference(self.differences(each, form))
-        return _json(found, p=found.p, against=self.name, of=form) if found else None
+        return as_json(found, p=found.p, against=self.name, of=form) if found else None
 
 
 def _row(each: Group, against: _Against) -> Row:
@@ -129,13 +129,13 @@ def _row(each: Group, against: _Against) -> Row:
         "values": each.values,
         "lr": each.lr,
         "more": each.more,
-        **{form: _json(estimate(list(each.figures(form).values()))) for form in FORMS},
-        "delta": None if plain_base else _json(delta, against="base"),
+        **{form: as_json(estimate(list(each.figures(form).values()))) for form in FORMS},
+        "delta": None if plain_base else as_json(delta, against="base"),
         "gain": against.gain(each, against.form),
         "gain_final": against.gain(each, "final"),
         "kept": None,
         "sharpness": _sharpness(each),
-        "balancedness": _json(estimate(list(each.by_seed(_balancedness).values()))),
+        "balancedness": as_json(estimate(list(each.by_seed(_balancedness).values()))),
         "by_seed": {form: _plain(each.figures(form)) for form in ("final", "early")},
         "seeds": len(each.final),
         "failed": len(each.runs) - len(each.final),
@@ -164,7 +164,7 @@ def _missing(name: str, spec: Mapping[str, Any]) -> Row:
 
 def _sharpness(each: Group) -> dict[str, Any] | None:
     values = each.by_seed(lambda run: (run.get("sharpness") or {}).get("value"))
-    found = _json(estimate(list(values.values())))
+    found = as_json(estimate(list(values.values())))
     rho = each.mean(lambda run: (run.get("sharpness") or {}).get("rho"))
     return found and found | {"rho": rho}
 
@@ -217,7 +217,7 @@ def _own_rates(spec: Mapping[str, Any]) -> bool:
 def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] | None:
     """How much better the base with both more epochs and stopped early is than the base stopped early."""
     early = {each.variant: each.figures("early") for each in groups if each.method == BASE}
-    return _json(against.gain_of(early.get("double", {}), early.get("plain", {})))
+    return as_json(against.gain_of(early.get("double", {}), early.get("plain", {})))
 
 
 def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) -> None:
@@ -250,9 +250,3 @@ def _rank(row: Row, form: str, judge: Judge) -> tuple[bool, bool, float, str]:
     rank = judge.rank(figure["mean"]) if figure and is_method else 0.0
     order = {"plain": "", "double": " 2"}.get(row["variant"], f" 3 {row['variant']}")
     return is_method, figure is None, -rank, row["method"] + order
-
-
-def _json(found: Estimate | None, **more: Any) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"mean": found.mean, "ci95": found.ci95, "n": found.n} | more
