@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -30,20 +29,11 @@ def words(out: Path, *more: str) -> list[str]:
     return [*fixed.split(), "--grow", "0", "--epochs", "2", "--out", str(out), *more]
 
 
-class Here:
+class Here(pool.Workers):
     """Stands in for the pool of processes: what a worker does, done here, one job after the other."""
 
     def __init__(self, size: int) -> None:
-        self._waiting: deque[pool.Job] = deque()
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def submit(self, job: pool.Job) -> None:
-        self._waiting.append(job)
+        super().__init__()
 
     def send(self, event: pool.Event) -> None:
         """How far a job is, which nobody looks at."""

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 import traceback
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
@@ -76,7 +77,25 @@ class _Worker:
     job: Job | None = None
 
 
-class Pool:
+class Workers(AbstractContextManager["Workers"]):
+    """Whoever does jobs: those of a pool, one process for all, or an executor of somebody else's."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Job] = deque()
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be left in order."""
+
+    def submit(self, job: Job) -> None:
+        """Queue `job`; it starts while `events` is being read."""
+        self._waiting.append(job)
+
+    @abstractmethod
+    def events(self) -> Iterator[Event]:
+        """What happens until every job, also those submitted meanwhile, has ended."""
+
+
+class Pool(Workers):
     """Runs jobs in `size` spawned processes with one torch thread each.
 
         with Pool(2) as pool:
@@ -89,12 +108,9 @@ class Pool:
     """
 
     def __init__(self, size: int) -> None:
+        super().__init__()
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or torch's profiler writes to stderr; read on import
-        self._waiting: deque[Job] = deque()
         self._workers = [_start() for _ in range(size)]
-
-    def __enter__(self) -> Pool:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
@@ -103,12 +119,7 @@ class Pool:
         for worker in self._workers:
             worker.process.join()
 
-    def submit(self, job: Job) -> None:
-        """Queue `job`; it starts while `events` is being read."""
-        self._waiting.append(job)
-
     def events(self) -> Iterator[Event]:
-        """What happens until every job, also those submitted meanwhile, has ended."""
         while self._waiting or any(worker.job for worker in self._workers):
             yield from self._hand_out()
             busy = {worker.connection: worker for worker in self._workers if worker.job}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
-from steppe._command.pool import Event, Job
+from steppe._command.pool import Event, Workers
 
 T = TypeVar("T")
 
@@ -118,27 +117,13 @@ def averaged(loss: Tensor) -> Tensor:
     return loss
 
 
-class InStep:
+class InStep(Workers):
     """Stands in for the pool of workers: jobs run here, one after the other, on all ranks at once.
 
     A job that fails ends the process, and torchrun ends the others, which would wait for it.
     """
 
-    def __init__(self) -> None:
-        self._waiting: deque[Job] = deque()
-
-    def __enter__(self) -> InStep:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def submit(self, job: Job) -> None:
-        """Queue `job`."""
-        self._waiting.append(job)
-
     def events(self) -> Iterator[Event]:
-        """Run what is queued, also what is submitted meanwhile."""
         while self._waiting:
             job = self._waiting.popleft()
             yield Event("begun", job.key)

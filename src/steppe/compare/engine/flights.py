@@ -5,13 +5,13 @@ from __future__ import annotations
 import concurrent.futures as cf
 import dataclasses
 import secrets
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from steppe._command import beats
-from steppe._command.pool import Event, Job
+from steppe._command.pool import Event, Job, Workers
 from steppe.compare.engine import luggage, remote
 from steppe.compare.engine.executors import Engine, ExecutorError
 from steppe.compare.engine.plan import Plan
@@ -22,23 +22,20 @@ _POLL = 0.5
 _THEN = "finished runs are kept, and the same command goes on from there"
 
 
-class Flights:
+class Flights(Workers):
     """Runs jobs on an executor; stands in for the pool of this machine's processes."""
 
     def __init__(self, engine: Engine, plan: Plan, say: Callable[[str], None]) -> None:
+        super().__init__()
         self.engine, self._plan, self._say = engine, plan, say
         runs = Path(plan.spec.out).absolute() / "runs"
         packed = luggage.pack(plan.spec)
         self._site = remote.Site(plan.spec_hash, str(runs), secrets.token_hex(6), packed)
         self._sign = beats.claim(self._site.sign, "steppe compare")
-        self._waiting: deque[Job] = deque()
         self._flying: dict[cf.Future[Any], Job] = {}
         self._trials: Counter[str] = Counter()
         self._shares: dict[str, float] = {}
         self._with_data = False
-
-    def __enter__(self) -> Flights:
-        return self
 
     def __exit__(self, *_: object) -> None:
         for future in self._flying:
@@ -48,12 +45,8 @@ class Flights:
         for left in Path(self._site.runs).glob(f".*.{self._site.token}.share"):
             left.unlink(missing_ok=True)
 
-    def submit(self, job: Job) -> None:
-        """Queue `job`; it goes out while `events` is being read."""
-        self._waiting.append(job)
-
     def events(self) -> Iterator[Event]:
-        """What happens until every job, also those submitted meanwhile, has ended."""
+        """Jobs go out while they are waiting, and what became of them comes back."""
         while self._waiting or self._flying:
             while self._waiting:
                 self._send(self._waiting.popleft())

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from steppe._command.beats import BeatingClaim
 from steppe._command.files import read_json, write_json
-from steppe._command.pool import Event, Job, Pool
+from steppe._command.pool import Event, Job, Pool, Workers
 from steppe._command.progress import PlainProgress
 from steppe._command.ranks import InStep, agree, first
 from steppe._command.trackers import Log
@@ -74,11 +74,8 @@ def compare(plan: Plan, progress: PlainProgress, engine: Engine | None = None) -
     return _outcome(session, costs)
 
 
-_Workers = Pool | InStep | Flights
-
-
 @contextmanager
-def _workers(session: _Session, engine: Engine | None) -> Iterator[tuple[_Workers, Callable[[], int]]]:
+def _workers(session: _Session, engine: Engine | None) -> Iterator[tuple[Workers, Callable[[], int]]]:
     """Who makes the runs, and how many at a time by now."""
     plan = session.plan
     if engine is not None:
@@ -125,7 +122,7 @@ class _Session:
         needed = self._needed[1]
         return {id_: each for id_, each in needed.items() if id_ not in self.records and id_ not in self.failed}
 
-    def finish_runs(self, pool: _Workers, size: Callable[[], int]) -> None:
+    def finish_runs(self, pool: Workers, size: Callable[[], int]) -> None:
         """Run what is missing, `size()` at a time; what becomes known meanwhile (a method's chosen rho) joins in.
 
         Runs that another process has claimed are waited for, and taken over if it ends without them.
@@ -144,7 +141,7 @@ class _Session:
                 time.sleep(_POLL)
                 self._take_in(self.missing())
 
-    def _fill(self, pool: _Workers, size: Callable[[], int]) -> None:
+    def _fill(self, pool: Workers, size: Callable[[], int]) -> None:
         """Claim runs and hand them out until `size()` are under way; of several shards each begins with its own."""
         room = size()
         for id_, each in in_turn(self.missing(), self.plan.spec.part).items():
@@ -215,7 +212,7 @@ class _Session:
         """Give a run to the trackers, unless they have it."""
         self._log.write(id_, lambda: logged(id_, self.records[id_], self.plan.spec_hash))
 
-    def cost(self, pool: _Workers) -> dict[str, Any] | None:
+    def cost(self, pool: Workers) -> dict[str, Any] | None:
         """The cost that is kept, or that another process measures, or else is measured here."""
         waiting = False
         while (kept := _kept_cost(self)) is None:
@@ -229,7 +226,7 @@ class _Session:
             time.sleep(_POLL)
         return kept
 
-    def finish_cost(self, pool: _Workers) -> dict[str, Any] | None:
+    def finish_cost(self, pool: Workers) -> dict[str, Any] | None:
         """Measure the cost of every method that has a chosen value, in one worker while the others idle."""
         runs, shares = self.cost_runs(), self.shares()
         if not runs:
