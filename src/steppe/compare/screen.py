@@ -85,7 +85,7 @@ def so_far(summary: dict[str, Any]) -> Table:
     """Each method with its figure and gain over the seeds that are done."""
     words, wanted = Words(summary), len(summary["spec"]["seeds"])
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for place, header in enumerate(("method", "ρ", words.head, "seeds", f"gain so far, {words.unit}")):
+    for place, header in enumerate(("method", "ρ", words.judge.head, "seeds", f"gain so far, {words.unit}")):
         made.add_column(header, justify="right" if place else "left", no_wrap=True)
     for row in summary["rows"]:
         figure = words.figure(row[summary["judged"]]) if row["seeds"] else tried(row, words)

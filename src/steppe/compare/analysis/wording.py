@@ -74,38 +74,21 @@ def signed(value: float, digits: int) -> str:
 
 
 class Words:
-    """How the figures and differences of one comparison are written."""
+    """How the figures and differences of one comparison are written.
+
+    Attributes:
+        judge: the metric.
+        unit: that of differences, as over a column; over: the word between an amount and what it is measured against.
+        above: what a better figure is beside another; below: what a worse one is.
+    """
 
     def __init__(self, summary: Mapping[str, Any]) -> None:
         self.judge = Judge(**summary.get("metric") or {})
         self._baselines, self._best = summary.get("baselines") or {}, summary.get("best_baseline") or ""
         self._scale, self._digits = self.judge.scale, decimals(summary["rows"], self.judge)
         self._share_digits = self._digits if self.judge.percent else 1
-
-    @property
-    def head(self) -> str:
-        """The metric and its unit."""
-        return self.judge.head
-
-    @property
-    def unit(self) -> str:
-        """That of differences, as over a column."""
-        return "points" if self.judge.percent else "% better"
-
-    @property
-    def over(self) -> str:
-        """The word between an amount and what it is measured against."""
-        return "over" if self.judge.percent else "than"
-
-    @property
-    def above(self) -> str:
-        """What a better figure is beside another."""
-        return "above" if self.judge.higher else "better than"
-
-    @property
-    def below(self) -> str:
-        """What a worse one is."""
-        return "below" if self.judge.higher else "worse than"
+        self.unit, self.over = ("points", "over") if self.judge.percent else ("% better", "than")
+        self.above, self.below = ("above", "below") if self.judge.higher else ("better than", "worse than")
 
     def figure(self, figure: Mapping[str, Any] | None) -> str:
         """`95.7 ± 0.4` from {"mean": .957, "ci95": .004}."""

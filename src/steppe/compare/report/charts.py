@@ -98,7 +98,7 @@ def against_cost(summary: Mapping[str, Any], points: Sequence[Point], width: int
         "width": width, "height": height, "floor": height - BOTTOM, "x": x, "y": _signed(y, words.judge),
         "front": " ".join(path),
         "level": level,
-        "title": f"test {words.head}{form}{way}", "x_label": AXES[summary["cost_axis"]],
+        "title": f"test {words.judge.head}{form}{way}", "x_label": AXES[summary["cost_axis"]],
         "marks": marks[::-1], "words": describe(summary, points),
     }  # fmt: skip
 
@@ -204,15 +204,15 @@ def describe(summary: Mapping[str, Any], points: Sequence[Point]) -> str:
     """The plot in words."""
     front = listing([p["name"] for p in sorted(points, key=lambda p: float(p["cost"])) if p["pareto"]])
     each = "; ".join(point["told"] for point in points)
-    return f"Test {Words(summary).head} against {AXES[summary['cost_axis']]}. {each}. On the Pareto front: {front}."
+    head, axis = Words(summary).judge.head, AXES[summary["cost_axis"]]
+    return f"Test {head} against {axis}. {each}. On the Pareto front: {front}."
 
 
 def overlays(groups: Sequence[Group], order: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """All methods in one picture, for a desk and for a phone: learning curves, losses, slices, balancedness."""
     judge = groups[0].judge if groups else Judge()
-    metric = f"test {judge.title}{', %' if judge.percent else ''}"
     kinds: dict[str, tuple[str, str, Callable[[Group], Band | None], bool]] = {
-        "curves": (metric, "epoch", lambda g: bands.curve(g, f"test_{judge.name}", judge.scale), True),
+        "curves": (f"test {judge.head}", "epoch", lambda g: bands.curve(g, f"test_{judge.name}", judge.scale), True),
         "losses": ("training loss", "epoch", lambda g: bands.curve(g, "train_loss"), True),
         "slices": ("rise of the training loss", "distance t", bands.rise, False),
         "balance": ("balancedness, 1 at the start", "epoch", bands.balance, False),
