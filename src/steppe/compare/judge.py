@@ -8,6 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+def finite(value: Any) -> float | None:
+    """The value as a float, or None when it is missing or not a finite number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Judge:
     """A metric as the analysis knows it; records carry it, so that a report can be made from them alone.
@@ -46,8 +51,7 @@ class Judge:
 
     def of(self, figures: Mapping[str, Any], part: str) -> float | None:
         """The finite value of the part ("val" or "test") in a record, None where there is none."""
-        value = figures.get(f"{part}_{self.name}")
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        return finite(figures.get(f"{part}_{self.name}"))
 
     def better(self, value: float, than: float) -> bool:
         """Whether a value beats another; nothing beats what is no worse, and what is no number beats nothing."""

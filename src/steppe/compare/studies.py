@@ -16,9 +16,8 @@ from rich.text import Text
 
 from steppe._command.app import app, print_json, refusing
 from steppe._command.files import read_json
-from steppe.compare.analysis.groups import finite
 from steppe.compare.analysis.wording import ABSENT, Words, baseline, count
-from steppe.compare.judge import of_records
+from steppe.compare.judge import finite, of_records
 
 Summary = Mapping[str, Any]
 LONG = 36

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steppe.compare.analysis.groups import BASE, BASELINES, Group, finite
-from steppe.compare.judge import Judge
+from steppe.compare.analysis.groups import BASE, BASELINES, Group
+from steppe.compare.judge import Judge, finite
 
 Row = dict[str, Any]
 TIE = 1.05

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steppe.compare.judge import Judge, of_records
+from steppe.compare.judge import Judge, finite, of_records
 
 Record = Mapping[str, Any]
 BySeed = dict[int, float]
@@ -149,8 +149,3 @@ def best(found: Mapping[str, BySeed], judge: Judge) -> str | None:
         return judge.sign * math.fsum(values) / len(values)
 
     return max(found, key=mean)
-
-
-def finite(value: Any) -> float | None:
-    """The value as a float, or None when it is missing or not a finite number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

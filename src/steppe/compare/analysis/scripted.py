@@ -10,7 +10,7 @@ from steppe.compare.analysis.wording import listing
 from steppe.compare.judge import of_records
 
 UNNAMED = "score"
-"""What the figure of a script is called that names none."""
+"""What the figure of a script is called that names none; higher is better then."""
 
 
 def notes(records: Sequence[Record], cost: Mapping[str, Any] | None) -> list[str]:

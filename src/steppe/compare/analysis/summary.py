@@ -19,11 +19,11 @@ from typing import Any
 
 from steppe._command.statistics import Estimate, as_json, difference, estimate, holm, paired, share
 from steppe.compare.analysis import also, amounts, equal, frontier, lost, scripted
-from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, finite, form_of, group, tuned
+from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, form_of, group, tuned
 from steppe.compare.analysis.notes import notes, unfinished
 from steppe.compare.analysis.verdict import verdict
 from steppe.compare.analysis.wording import FORMS
-from steppe.compare.judge import Judge, of_records
+from steppe.compare.judge import Judge, finite, of_records
 
 Row = dict[str, Any]
 REFERENCE = "sam"

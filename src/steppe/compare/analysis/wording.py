@@ -232,7 +232,7 @@ def _symbols(used: Sequence[str]) -> str:
 
 def plainly(value: Any) -> str:
     """A setting's value as a user types it."""
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def decimals(rows: Sequence[Mapping[str, Any]], judge: Judge) -> int:

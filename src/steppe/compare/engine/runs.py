@@ -9,6 +9,7 @@ from typing import Any
 
 from steppe._command.choices import BASE, Choice, parse
 from steppe._command.rows import divided, fingerprint
+from steppe.compare.analysis.wording import plainly
 from steppe.compare.engine.spec import Spec, short_hash
 
 FORMS = {"ema": "averaged", "lawa": "lawa"}
@@ -108,7 +109,7 @@ class Run:
         method = re.sub(r"[^A-Za-z0-9_.=-]+", "-", self.method)
         value = "" if self.value is None else f"-{self.tunes}{self.value:g}"
         lr = "" if self.lr is None else f"-lr{self.lr:g}"
-        lr += "".join(f"-{name}{_plain(each)}" for name, each in self.more)
+        lr += "".join(f"-{name}{plainly(each)}" for name, each in self.more)
         double = "-double" if self.variant == "double" else ""
         return f"{method}{double}{value}{lr}-seed{self.seed}-{decisive}"
 
@@ -117,9 +118,5 @@ def describe(run: Run) -> str:
     """A run in a few words: `SAM rho=0.2 seed 1`."""
     value = "" if run.value is None or f"{run.tunes}=" in run.method else f" {run.tunes}={run.value:g}"
     lr = "" if run.lr is None else f" lr={run.lr:g}"
-    lr += "".join(f" {name}={_plain(each)}" for name, each in run.more)
+    lr += "".join(f" {name}={plainly(each)}" for name, each in run.more)
     return f"{run.label}{value}{lr} seed {run.seed}"
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

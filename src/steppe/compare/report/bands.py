@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steppe.compare.analysis.groups import Group, finite
+from steppe.compare.analysis.groups import Group
+from steppe.compare.judge import finite
 
 PLACES = 120
 """At most this many places are kept of a curve: more cannot be seen."""

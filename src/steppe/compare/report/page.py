@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from steppe._command.files import write_text
 from steppe.compare.analysis import amounts, wording
-from steppe.compare.analysis.groups import Record, finite, group, tuned
+from steppe.compare.analysis.groups import Record, group, tuned
+from steppe.compare.judge import finite
 from steppe.compare.report import also, charts, forecast
 from steppe.compare.report.raw import sheets
 from steppe.methods import METHODS
@@ -137,9 +138,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list | tuple):
-            yield prefix + name, ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+            yield prefix + name, ", ".join(map(wording.plainly, value))
         elif value is not None:
-            yield prefix + name, f"{value:g}" if isinstance(value, float) else str(value)
+            yield prefix + name, wording.plainly(value)
 
 
 def _forest_of(summary: Mapping[str, Any]) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steppe.compare.analysis.groups import Record, finite, label, tuned
+from steppe.compare.analysis.groups import Record, label, tuned
 from steppe.compare.analysis.wording import ABSENT, SYMBOLS, count, figures, plain, plainly, short
-from steppe.compare.judge import Judge, of_records
+from steppe.compare.judge import Judge, finite, of_records
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,13 @@ from typing import Any
 
 from steppe._command.lookup import nearest
 from steppe._words import an
+from steppe.compare.analysis.scripted import UNNAMED
 from steppe.compare.data.metrics import METRICS, read_metric
 from steppe.compare.judge import Judge
 from steppe.compare.script.sharpen import Sharpen
 from steppe.compare.script.source import Script, ScriptError
 
 PARTS = ("val", "test")
-UNNAMED = "score"
-"""What a single figure is called where nobody names it; higher is better then."""
-
 EXPECTED = "expected {'val': ..., 'test': ...}, each a number or several by name ({'accuracy': .93, 'nll': .2})"
 
 
@@ -157,12 +155,8 @@ class Figures:
     @property
     def best(self) -> int:
         """The look with the best validation figure; the earliest of equal ones."""
-        values = [each[f"val_{self.judge.name}"] for each in self.noted]
-        best = 0
-        for index, value in enumerate(values):
-            if self.judge.better(value, values[best]):
-                best = index
-        return best
+        ranks = [self.judge.rank(each[f"val_{self.judge.name}"]) for each in self.noted]
+        return ranks.index(max(ranks))
 
     def early(self) -> dict[str, Any] | None:
         """Early stopping, where the figures were yielded: those of the best look on validation."""
