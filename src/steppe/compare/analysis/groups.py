@@ -133,11 +133,6 @@ def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:
     return {name: by_seed for name, by_seed in found.items() if by_seed}
 
 
-def form_of(baseline: str) -> str:
-    """The form in which a baseline's figures are taken, and the methods' beside it."""
-    return BASELINES.get(baseline, (baseline, "final"))[1]
-
-
 def best(found: Mapping[str, BySeed], judge: Judge) -> str | None:
     """The baseline with the best mean over the seeds that all have; ties go to the simplest."""
     if not found:

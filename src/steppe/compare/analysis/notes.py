@@ -93,7 +93,7 @@ def _untrained(summary: Summary) -> list[str]:
 
 
 def _sam(summary: Summary) -> list[str]:
-    row = _row(summary, "sam")
+    row = _sam_of(summary["rows"])
     if row is None or not row["gain"]:
         return ["SAM is not in this comparison: no share of its gain can be shown."]
     if row["gain"]["ci95"] is None or _above(row["gain"]):
@@ -201,11 +201,8 @@ def _selection(summary: Summary) -> list[str]:
     ]
     if len(rows) > 1:
         found.append(f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %.")
-        best = best_row(rows)
-        if best["gain"]["clear"] == 1:
-            found[-1] += (
-                f" The best of {len(rows)} is partly lucky: expect a little less of {best['label']} on new seeds."
-            )
+        best, lucky = best_row(rows), f" The best of {len(rows)} is partly lucky: expect a little less of"
+        found[-1] += f"{lucky} {best['label']} on new seeds." if best["gain"]["clear"] == 1 else ""
     return [*found, "Intervals (95 %, t) are over seeds, with the same test set throughout."]
 
 
@@ -238,17 +235,16 @@ def _tries(rows: Sequence[Row]) -> str:
 
 def _champion(summary: Summary) -> Row | None:
     """SAM if it is there, else the method with the largest difference to the base."""
-    rows = [row for row in summary["rows"] if row["gain"] and row["delta"]]
-    sam = next((row for row in rows if row["method"] == "sam"), None)
-    return sam or max(rows, key=lambda row: float(row["delta"]["mean"]), default=None)
+    rows = [row for row in _methods(summary) if row["delta"]]
+    return _sam_of(rows) or max(rows, key=lambda row: float(row["delta"]["mean"]), default=None)
 
 
 def _methods(summary: Summary) -> list[Row]:
     return [row for row in summary["rows"] if row["gain"]]
 
 
-def _row(summary: Summary, method: str) -> Row | None:
-    return next((row for row in summary["rows"] if row["method"] == method), None)
+def _sam_of(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["method"] == "sam"), None)
 
 
 def _above(figure: Mapping[str, Any]) -> bool:

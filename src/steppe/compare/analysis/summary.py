@@ -19,7 +19,7 @@ from typing import Any
 
 from steppe._command.statistics import Estimate, as_json, difference, estimate, holm, paired, share
 from steppe.compare.analysis import also, amounts, equal, frontier, lost, scripted
-from steppe.compare.analysis.groups import BASE, BySeed, Group, Record, baselines, best, form_of, group, tuned
+from steppe.compare.analysis.groups import BASE, BASELINES, BySeed, Group, Record, baselines, best, group, tuned
 from steppe.compare.analysis.notes import notes, unfinished
 from steppe.compare.analysis.verdict import verdict
 from steppe.compare.analysis.wording import FORMS
@@ -49,9 +49,10 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
     there = {each.method for each in groups if each.variant == "plain"}
     rows += [_missing(name, spec) for name in spec.get("methods") or () if name not in there]
+    own_rates = spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1  # runs at others may have failed
     for row in rows:
         tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
-        row |= _tuning(row, tries, judge, own_rates=_own_rates(spec) and any(r.get("lr") for r in tries))
+        row |= _tuning(row, tries, judge, own_rates=own_rates and any(r.get("lr") for r in tries))
     _mark_kept(rows, groups, against)
     _mark_clear(rows)
     lost.count(rows, known)
@@ -76,17 +77,13 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     }
     told = " ".join(filter(None, (verdict(summary), lost.sentence(rows))))
     summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
-    hints = scripted.notes(known, cost) if spec.get("script") else _of_data(known)
+    of_data = dict.fromkeys(note for run in known for note in run.get("notes") or ())  # each sentence once
+    hints = scripted.notes(known, cost) if spec.get("script") else list(of_data)
     sizes = amounts.examples(known)
     summary |= {"examples": sizes} if sizes else {}
     hints += [*amounts.hints(sizes), *unfinished(summary)]
     summary |= {"hints": hints} if hints else {}
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
-
-
-def _of_data(known: Sequence[Record]) -> list[str]:
-    """What the tasks of the runs say of their data, each sentence once."""
-    return list(dict.fromkeys(note for run in known for note in run.get("notes") or ()))
 
 
 class _Against:
@@ -95,11 +92,7 @@ class _Against:
     def __init__(self, found: Mapping[str, BySeed], judge: Judge) -> None:
         self.all, self.judge = dict(found), judge
         self.name = best(found, judge)
-        self.form = form_of(self.name) if self.name else "final"
-
-    def differences(self, each: Group, form: str | None = None) -> list[float]:
-        """How much better the method is than the best baseline, paired by seed."""
-        return self.better(each.figures(form or self.form), self.all[self.name]) if self.name else []
+        self.form = BASELINES.get(self.name or "", ("", "final"))[1]
 
     def better(self, one: BySeed, other: BySeed) -> list[float]:
         """How much better one is than the other, seed by seed; above zero is better, whatever the direction."""
@@ -110,10 +103,10 @@ class _Against:
         return difference(self.better(one, other))
 
     def gain(self, each: Group, form: str) -> dict[str, Any] | None:
-        """The estimate of those differences; baselines have none."""
-        if each.method == BASE:
+        """The estimate of how much better a method is than the best baseline; baselines have none."""
+        if each.method == BASE or self.name is None:
             return None
-        found = difference(self.differences(each, form))
+        found = self.gain_of(each.figures(form), self.all[self.name])
         return as_json(found, p=found.p, against=self.name, of=form) if found else None
 
 
@@ -151,15 +144,8 @@ def _missing(name: str, spec: Mapping[str, Any]) -> Row:
     """The row of a method that was asked for and has no finished run."""
     figures = "rho lr final early averaged lawa delta gain gain_final kept sharpness balancedness passes time_ratio"
     absent: Row = dict.fromkeys([*figures.split(), "memory_ratio"]) | {"by_seed": {"final": {}, "early": {}}}
-    identity = {
-        "method": name,
-        "variant": "plain",
-        "label": (spec.get("labels") or {}).get(name, name),
-        "tunes": "rho",
-        "values": [],
-        "more": {},
-    }
-    return {**identity, **absent, "length": 1.0, "seeds": 0, "failed": 0}
+    identity = {"method": name, "variant": "plain", "label": (spec.get("labels") or {}).get(name, name)}
+    return {**identity, **absent, "tunes": "rho", "values": [], "more": {}, "length": 1.0, "seeds": 0, "failed": 0}
 
 
 def _sharpness(each: Group) -> dict[str, Any] | None:
@@ -177,6 +163,8 @@ def _balancedness(run: Record) -> float | None:
 
 def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> Row:
     """The grid a method was tuned on: mean validation figure at each value, and rate where it tried several."""
+    if row["variant"] != "plain":
+        return {"tuning": []}
     grid: dict[tuple[Any, ...], dict[str, float]] = {}
     several = row["method"] != BASE and own_rates
     grown = set()
@@ -186,32 +174,20 @@ def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> 
             point = value, finite(run.get("lr")) if several else None, tuple(more.items())
             grid.setdefault(point, {})[str(run.get("run_id"))] = figure
             grown |= {point} if run.get("grown") else set()
-    return {
-        "tuning": [
-            {"value": value, f"val_{judge.name}": sum(sorted(found.values())) / len(found), "runs": len(found)}
-            | ({"lr": lr} if several else {})
-            | ({"more": dict(more)} if more else {})
-            | ({"grown": True} if (value, lr, more) in grown else {})
-            for (value, lr, more), found in sorted(grid.items(), key=_in_order)
-        ]
-        if row["variant"] == "plain"
-        else []
-    } | ({"cliff": seen} if row["variant"] == "plain" and (seen := _cliff(runs)) else {})
-
-
-def _cliff(runs: Sequence[Record]) -> dict[str, Any] | None:
-    """What the tune runs at the best value say of trainings that broke there or beside it."""
-    return next((dict(run["cliff"]) for run in runs if run.get("cliff")), None)
+    points = [
+        {"value": value, f"val_{judge.name}": sum(sorted(found.values())) / len(found), "runs": len(found)}
+        | ({"lr": lr} if several else {})
+        | ({"more": dict(more)} if more else {})
+        | ({"grown": True} if (value, lr, more) in grown else {})
+        for (value, lr, more), found in sorted(grid.items(), key=_in_order)
+    ]
+    cliff = next((dict(run["cliff"]) for run in runs if run.get("cliff")), None)  # that the best value lies at
+    return {"tuning": points} | ({"cliff": cliff} if cliff else {})
 
 
 def _in_order(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
     value, lr, more = item[0]
     return value or 0.0, lr or 0.0, tuple((name, str(type(each)), each) for name, each in more)
-
-
-def _own_rates(spec: Mapping[str, Any]) -> bool:
-    """Whether each method chose a learning rate of its own; by the settings, as runs at other rates may have failed."""
-    return spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1
 
 
 def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
             "one such interval may come by chance; more seeds would tell."
         )
     which = f"the best, {top['label']}, gains" if count > 1 else f"{top['label']} gains"
-    wanted = _seeds_to_see(gain)
+    wanted = math.ceil(gain["n"] * (gain["ci95"] / gain["mean"]) ** 2)  # an interval shrinks with the root of the seeds
     if wanted > MOST_SEEDS:
         return f"No method pays here: {which} {shown} {words.over} {against}, which is not clear of zero."
     return (
@@ -67,15 +67,11 @@ def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
     )
 
 
-def _seeds_to_see(gain: Row) -> int:
-    """Seeds at which the interval would be as wide as the gain is high: it shrinks with the root of their number."""
-    return math.ceil(gain["n"] * (gain["ci95"] / gain["mean"]) ** 2)
-
-
 def _pays(top: Row, rows: Sequence[Row], against: str, words: Words, axis: str | None) -> str:
     early = ", itself stopped early," if top["gain"]["of"] == "early" else ""
     text = f"{_named(top)}{early} pays here: {words.amount(top['gain'])} {words.over} {against}"
-    text += f"{',' * (',' in against)} for {_price(top, axis)}" if top["cost"] else ""
+    unit = "the base's training time" if axis == "time" else "the base's passes"
+    text += f"{',' * (',' in against)} for {top['cost']:.2f}× {unit}" if top["cost"] else ""
     frugal = _frugal(top, rows)
     if frugal is None:
         return text
@@ -85,22 +81,11 @@ def _pays(top: Row, rows: Sequence[Row], against: str, words: Words, axis: str |
 
 def _frugal(top: Row, rows: Sequence[Row]) -> Row | None:
     """The cheapest method with a clear gain that is nearly the best one's, if it is cheaper than the best."""
-    enough = [
-        row
-        for row in rows
-        if row["gain"]["clear"] == 1
-        and row["gain"]["mean"] >= FRUGAL_SHARE * top["gain"]["mean"]
-        and row["cost"]
-        and top["cost"]
-        and row["cost"] <= FRUGAL_COST * top["cost"]
-    ]
-    return min(enough, key=lambda row: float(row["cost"])) if enough else None
+    gain, cost = FRUGAL_SHARE * top["gain"]["mean"], FRUGAL_COST * (top["cost"] or 0.0)
+    clear = [row for row in rows if row["gain"]["clear"] == 1 and row["gain"]["mean"] >= gain]
+    cheap = [row for row in clear if row["cost"] and row["cost"] <= cost]
+    return min(cheap, key=lambda row: float(row["cost"]), default=None)
 
 
 def _named(row: Row) -> str:
     return f"{row['label']} ({chosen(row, ' =')})" if row["values"] else str(row["label"])
-
-
-def _price(row: Row, axis: str | None) -> str:
-    unit = "the base's training time" if axis == "time" else "the base's passes"
-    return f"{row['cost']:.2f}× {unit}"

@@ -259,14 +259,9 @@ def broken(label: str) -> str:
 
 def typeset(sentence: str) -> str:
     """A sentence for a page: curly apostrophes, and no line break within `1.5 ± 0.4 points`, `40 %` or `G-RST`."""
-    for plain_text, better in (
-        ("'", "’"),
-        (" ± ", "\u00a0±\u00a0"),
-        (" points", "\u00a0points"),
-        ("ρ = ", "ρ\u00a0=\u00a0"),
-        (" %", "\u00a0%"),
-    ):
-        sentence = sentence.replace(plain_text, better)
+    sentence = sentence.replace("'", "’")
+    for apart in (" ± ", " points", "ρ = ", " %"):
+        sentence = sentence.replace(apart, apart.replace(" ", "\u00a0"))
     return re.sub(r"(?<=\w)-(?=\w)", "\u2011", sentence)
 
 

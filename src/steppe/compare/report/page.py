@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,32 +21,22 @@ from steppe.methods import METHODS
 Row = Mapping[str, Any]
 
 
-def write(
-    summary: Mapping[str, Any],
-    records: Iterable[Record],
-    cost: Mapping[str, Any] | None,
-    path: str | os.PathLike[str],
-) -> Path:
+def write(summary: Mapping[str, Any], records: Iterable[Record], cost: Mapping[str, Any] | None, path: Path) -> Path:
     """Write the report and give its path; a reader sees the old file or the new one, never a half of either."""
-    target = Path(path)
-    write_text(target, html(summary, list(records), cost))
-    return target
+    write_text(path, html(summary, list(records), cost))
+    return path
 
 
 def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[str, Any] | None) -> str:
     """The report as one string of HTML."""
+    loader = PackageLoader("steppe.compare.report")
     environment = Environment(
-        loader=PackageLoader("steppe.compare.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"say": wording}
     environment.filters |= {"forest": _forest_of(summary), "typeset": wording.typeset}
-    style = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
     return environment.get_template("report.html").render(
-        style=Markup(style),
+        style=Markup(loader.get_source(environment, "report.css")[0]),
         s=summary,
         words=wording.Words(summary),
         **_plots(summary, records),
