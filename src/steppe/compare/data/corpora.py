@@ -6,8 +6,10 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 
@@ -104,9 +106,8 @@ def source(place: str, model: str, max_length: int | None, text: str | None, lab
     val = splits["val"].by_length() if "val" in splits else None
     if "test" in splits:
         return Source(splits["train"], splits["test"].by_length(), classes, val, notes)
-    rest = hold_out_test(splits["train"], classes)
-    test = rest.test
-    return Source(rest.pool, test.by_length() if isinstance(test, Texts) else test, classes, val, notes)
+    rest = hold_out_test(splits["train"], classes, val=val)
+    return replace(rest, test=cast(Texts, rest.test).by_length(), notes=notes)
 
 
 def _need_packages(place: str) -> None:

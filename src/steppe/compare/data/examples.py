@@ -68,10 +68,6 @@ class Texts(Split):
         longest = int(self.lengths[index.cpu()].max())
         return Texts({name: tensor[:, :longest][index] for name, tensor in self.x.items()}, self.y[index])
 
-    def to(self, device: torch.device | str) -> Texts:
-        """The same examples on `device`."""
-        return Texts({name: tensor.to(device) for name, tensor in self.x.items()}, self.y.to(device))
-
     def by_length(self) -> Texts:
         """The same examples, the shortest first: neighbours have little padding."""
         return self.take(self.lengths.argsort(stable=True).to(self.y.device))
@@ -195,11 +191,11 @@ def with_noise(y: Tensor, share: float, classes: int, rng: torch.Generator) -> T
     return noisy
 
 
-def hold_out_test(everything: Split, classes: int, count: int | None = None) -> Source:
+def hold_out_test(everything: Split, classes: int, count: int | None = None, val: Split | None = None) -> Source:
     """A source whose test set is a fixed stratified part of `everything`: the same for every seed and every study."""
     count = count or max(1, round(TEST_SHARE * len(everything)))
     test, pool = stratified(everything.y, count, generator(_TEST_SEED))
-    return Source(everything.take(pool), everything.take(test), classes)
+    return Source(everything.take(pool), everything.take(test), classes, val)
 
 
 @dataclass(frozen=True)

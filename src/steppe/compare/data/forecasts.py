@@ -122,7 +122,8 @@ def _numbers(words: list[str], name: str) -> np.ndarray:
 
 def _ends(wanted: Forecast, rows: int) -> tuple[int, int, int]:
     """Where the three parts end, each of them long enough."""
-    _check_season(wanted)
+    if wanted.season is not None and wanted.season > wanted.lookback:
+        raise ValueError(f"season={wanted.season} is longer than the lookback of {wanted.lookback}; it is not seen")
     train, val, test = sizes(wanted.parts, rows, "rows")
     if not windows_in(train, wanted.lookback, wanted.lookback, wanted.horizon, 1):
         raise ValueError(
@@ -136,8 +137,3 @@ def _ends(wanted: Forecast, rows: int) -> tuple[int, int, int]:
                 "lower --horizon or give it more with --parts"
             )
     return train, train + val, train + val + test
-
-
-def _check_season(wanted: Forecast) -> None:
-    if wanted.season is not None and wanted.season > wanted.lookback:
-        raise ValueError(f"season={wanted.season} is longer than the lookback of {wanted.lookback}; it is not seen")

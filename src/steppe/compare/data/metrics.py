@@ -109,57 +109,54 @@ def _right(output: Tensor, target: Tensor) -> Tensor:
     return scores.argmax(1) == labels
 
 
-class _Fitted:
-    """A torchmetrics metric of numbers, handed flat outputs in the target's order."""
+class _Torchmetric:
+    """A metric of torchmetrics, handed what becomes of outputs and targets."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], **settings: Any) -> None:
         import torchmetrics
 
-        self._metric = getattr(torchmetrics, name)()
+        of_classes = name.startswith("Multiclass")
+        self._metric = getattr(torchmetrics.classification if of_classes else torchmetrics, name)(**settings)
+        self._of = of
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        self._metric.to(output.device).update(fitted(output, target).double().flatten(), target.double().flatten())
+        self._metric.to(output.device).update(*self._of(output, target))
 
     def compute(self) -> float:
         return float(self._metric.compute())
 
 
-class _Unitless(_Fitted):
-    """One that is the same in every unit, handed numbers about 1 large: torchmetrics takes a small sum for none."""
+def _flat(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers in the target's order."""
+    return fitted(output, target).double().flatten(), target.double().flatten()
+
+
+class _Unitless:
+    """The same about 1 large, for metrics that are alike in every unit: torchmetrics takes a small sum for none."""
 
     _zero: Tensor
     _one: Tensor | None = None
 
-    def update(self, output: Tensor, target: Tensor) -> None:
-        guess, known = fitted(output, target).double(), target.double()
+    def __call__(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        guess, known = _flat(output, target)
         if self._one is None:  # by the first piece
             self._zero = known.mean()
             sizes = known.std(correction=0), known.abs().max(), torch.ones_like(self._zero)
             self._one = next(size for size in sizes if size > 0)
-        super().update((guess - self._zero) / self._one, (known - self._zero) / self._one)
+        return (guess - self._zero) / self._one, (known - self._zero) / self._one
+
+
+def _probabilities(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    scores, labels = _rows(output, target)
+    return scores.double().softmax(1), labels
 
 
 def _classes(name: str, **settings: Any) -> Callable[[int], Meter]:
-    """A torchmetrics metric of classes, handed probabilities."""
-
-    class Classes:
-        def __init__(self, outputs: int) -> None:
-            from torchmetrics import classification
-
-            self._metric = getattr(classification, name)(num_classes=outputs, **settings)
-
-        def update(self, output: Tensor, target: Tensor) -> None:
-            scores, labels = _rows(output, target)
-            self._metric.to(output.device).update(scores.double().softmax(1), labels)
-
-        def compute(self) -> float:
-            return float(self._metric.compute())
-
-    return Classes
+    return lambda outputs: _Torchmetric(name, _probabilities, num_classes=outputs, **settings)
 
 
-def _number(name: str, kind: type[_Fitted] = _Fitted) -> Callable[[int], Meter]:
-    return lambda outputs: kind(name)
+def _number(name: str, unitless: bool = False) -> Callable[[int], Meter]:
+    return lambda outputs: _Torchmetric(name, _Unitless() if unitless else _flat)
 
 
 METRICS: dict[str, Metric] = {
@@ -173,8 +170,8 @@ METRICS: dict[str, Metric] = {
         Metric("matthews", title="Matthews correlation", percent=True, meter=_classes("MulticlassMatthewsCorrCoef")),
         Metric("mse", higher=False, title="MSE", meter=_number("MeanSquaredError")),
         Metric("mae", higher=False, title="MAE", meter=_number("MeanAbsoluteError")),
-        Metric("r2", title="R²", percent=True, meter=_number("R2Score", _Unitless)),
-        Metric("pearson", title="Pearson correlation", percent=True, meter=_number("PearsonCorrCoef", _Unitless)),
+        Metric("r2", title="R²", percent=True, meter=_number("R2Score", unitless=True)),
+        Metric("pearson", title="Pearson correlation", percent=True, meter=_number("PearsonCorrCoef", unitless=True)),
         Metric("spearman", title="Spearman correlation", percent=True, meter=_number("SpearmanCorrCoef")),
         Metric("bits_per_byte", higher=False, title="bits per byte",
                meter=lambda outputs: _Mean(_nll, lambda mean: mean / math.log(2))),

@@ -87,10 +87,10 @@ def _idx_pair(folder: Path, prefixes: tuple[str, ...]) -> Split:
 
 def _idx_file(folder: Path, prefixes: tuple[str, ...], kind: str) -> Path:
     _need_folder(folder)
-    for prefix in prefixes:
-        for path in sorted(folder.glob(f"*{prefix}*{kind}*")):
-            return path
-    raise ValueError(f"{folder} has no file like {prefixes[0]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte(.gz)")
+    found = [path for prefix in prefixes for path in sorted(folder.glob(f"*{prefix}*{kind}*"))]
+    if not found:
+        raise ValueError(f"{folder} has no file like {prefixes[0]}-{kind}-idx{3 if kind == 'images' else 1}-ubyte(.gz)")
+    return found[0]
 
 
 def image_folder(folder: Path, size: int | None) -> Source:
@@ -110,8 +110,7 @@ def _parted_folder(folder: Path, size: int | None) -> Source:
     val_folder = next((folder / name for name in ("val", "valid", "validation") if (folder / name).is_dir()), None)
     val = _read_classes(val_folder, classes, size)[0] if val_folder else None
     if not (folder / "test").is_dir():
-        rest = hold_out_test(train, len(classes))
-        return Source(rest.pool, rest.test, len(classes), val)
+        return hold_out_test(train, len(classes), val=val)
     test, _ = _read_classes(folder / "test", classes, size)
     return Source(train, test, len(classes), val)
 
@@ -198,10 +197,7 @@ def hugging_face(dataset: str, image_column: str | None, label_column: str | Non
     classes = int(train.y.max()) + 1
     held_out = _labelled(dataset, _hf_split(val, columns, size), classes) if val is not None else None
     test = _labelled(dataset, _hf_split(parts["test"], columns, size), classes) if "test" in parts else None
-    if test is None:
-        rest = hold_out_test(train, classes)
-        return Source(rest.pool, rest.test, classes, held_out)
-    return Source(train, test, classes, held_out)
+    return hold_out_test(train, classes, val=held_out) if test is None else Source(train, test, classes, held_out)
 
 
 def _labelled(dataset: str, split: Split, classes: int) -> Split | None:
