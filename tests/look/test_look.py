@@ -66,23 +66,6 @@ def test_a_run_that_the_study_lacks(study: Path, capsys: pytest.CaptureFixture) 
     assert "has no finished run of asam and the base with seed 0; it has rst, sam with seeds 0, 1, 2" in err
 
 
-def test_runs_that_five_choices_in_turn_led_to_are_all_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from steppe.look import compared
-
-    def load(ids):
-        return {each: {"run_id": each} for each in ids}
-
-    monkeypatch.setattr(compared, "Store", lambda *_: SimpleNamespace(load=load))
-
-    def needed(records):
-        return {str(i): None for i in range(min(6, len(records) + 1))}
-
-    plan = SimpleNamespace(spec_hash="h", needed=needed)
-    assert len(compared._records(tmp_path, plan)) == 6
-
-
 def test_a_run_that_comes_out_otherwise(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

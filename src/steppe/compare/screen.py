@@ -45,10 +45,7 @@ class Screen(PlainProgress):
     def begin(self, total: int, finished: int) -> None:
         """Show what is done from an earlier call."""
         super().begin(total, finished)
-        before = -1
-        while len(self._records) > before:  # which runs there are depends on those that choose
-            before = len(self._records)
-            self._records = self._store.load(self._plan.needed(self._records))
+        self._records = self._store.known(self._plan.needed)
         self._look()
 
     def begun(self, key: str, text: str) -> None:

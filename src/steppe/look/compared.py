@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from steppe._command.choices import BASE, parse
-from steppe._command.files import read_json
 from steppe._command.progress import Counted
 from steppe.compare.data.examples import Split, Task
 from steppe.compare.data.losses import mean_of
 from steppe.compare.engine import measure, run
-from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.plan import Plan, plan_of
 from steppe.compare.engine.runs import Run, describe
-from steppe.compare.engine.spec import Spec, kept_spec, steps_per_epoch
+from steppe.compare.engine.spec import Spec, steps_per_epoch
 from steppe.compare.engine.store import Store
 from steppe.compare.judge import of_records
 from steppe.look.request import Request
@@ -27,7 +26,7 @@ from steppe.look.subjects import Subject, Subjects
 def of_study(folder: Path, request: Request, shown: Counted) -> Subjects:
     """Base and method of one seed, trained again and found to be what the study has on record."""
     plan = _plan(folder)
-    records = _records(folder, plan)
+    records = Store(folder, plan.spec_hash).known(plan.needed)
     base, chosen = _chosen(plan, records, request)
     task = run.load_task(plan.spec, base.seed)
     spread = _spread(task, request)
@@ -36,27 +35,18 @@ def of_study(folder: Path, request: Request, shown: Counted) -> Subjects:
 
 
 def _plan(folder: Path) -> Plan:
-    kept = dict(read_json(folder / "spec.json"))
-    hash_, spec = kept.get("spec_hash"), kept_spec(kept, folder)
-    if spec.script is not None:
+    plan = plan_of(folder)
+    if plan.spec.script is not None:
         raise ValueError(
             f"{folder} compares a script, whose models are its own; look at one by module:function, or in the script "
             "by steppe.diagnostics"
         )
-    if spec.hash() != hash_:
+    if plan.spec.hash() != plan.spec_hash:
         raise ValueError(
             f"{folder}: data or code are not those of the study any more, so that its runs cannot be trained again; "
             "run steppe compare anew, or look at a model of your own by module:function"
         )
-    return Plan(spec, spec.hash())
-
-
-def _records(folder: Path, plan: Plan) -> dict[str, dict[str, Any]]:
-    """All that is kept: which runs there are depends on those that chose, and these on those that let a grid grow."""
-    store, records, known = Store(folder, plan.spec_hash), dict[str, dict[str, Any]](), -1
-    while len(records) > known:
-        known, records = len(records), store.load(plan.needed(records))
-    return records
+    return plan
 
 
 def _chosen(plan: Plan, records: dict[str, dict[str, Any]], request: Request) -> tuple[Run, Run]:

@@ -16,6 +16,14 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     assert kept.load(["run-1", "run-2"]) == {"run-1": saved}
 
 
+def test_runs_that_five_choices_in_turn_led_to_are_all_known(tmp_path):
+    kept = Store(tmp_path, "abc")
+    kept.open()
+    for number in range(6):
+        kept.save(str(number), "tune", {})
+    assert len(kept.known(lambda records: [str(i) for i in range(min(6, len(records) + 1))])) == 6
+
+
 def test_half_written_files_are_neither_read_nor_kept(tmp_path):
     kept = Store(tmp_path, "abc")
     kept.open()

@@ -14,13 +14,15 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from steppe._command.choices import BASE, Choice, parse_all
+from steppe._command.files import read_json
 from steppe.compare.analysis.lost import lost
 from steppe.compare.engine import cliff, search, tune
 from steppe.compare.engine.runs import Run
-from steppe.compare.engine.spec import Spec
+from steppe.compare.engine.spec import Spec, kept_spec
 from steppe.compare.judge import of_records
 
 Records = Mapping[str, dict[str, Any]]
@@ -239,6 +241,14 @@ class Plan:
                 "tunes": best.tunes, "best": _number(best), "beside": _number(seen.beside), "broke": seen.broke,
                 "of": seen.of, "taken": _number(taken or best),
             }  # fmt: skip
+
+
+def plan_of(folder: Path) -> Plan:
+    """The study that a folder shows, as its files say."""
+    found = read_json(folder / "spec.json")
+    if not isinstance(found, dict) or "spec_hash" not in found:
+        raise ValueError(f"{folder} holds no comparison; give the --out of one, such as results/digits-few")
+    return Plan(kept_spec(found, folder), found["spec_hash"])
 
 
 def _validation(found: Sequence[Mapping[str, Any]]) -> float:

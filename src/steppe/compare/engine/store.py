@@ -8,7 +8,7 @@ and a claim ends with the process that holds it. The folder shows one study's re
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,13 @@ class Store:
             if isinstance(record, dict) and record.get("spec_hash") == self.spec_hash:
                 found[id_] = record
         return found
+
+    def known(self, needed: Callable[[dict[str, dict[str, Any]]], Collection[str]]) -> dict[str, dict[str, Any]]:
+        """All that is kept of what is `needed`: which there are depends on those that chose or let a grid grow."""
+        records, before = dict[str, dict[str, Any]](), -1
+        while len(records) > before:
+            before, records = len(records), self.load(needed(records))
+        return records
 
     def save(self, id_: str, phase: str, record: dict[str, Any]) -> dict[str, Any]:
         """Keep one finished run for good and give it back as the file has it."""

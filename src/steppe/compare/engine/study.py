@@ -24,9 +24,9 @@ from steppe.compare.engine import beforehand, cost, run, script, turns
 from steppe.compare.engine.executors import Engine
 from steppe.compare.engine.flights import Flights
 from steppe.compare.engine.logged import logged
-from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.plan import Plan, plan_of
 from steppe.compare.engine.runs import Run, describe
-from steppe.compare.engine.spec import Spec, kept_spec, short_hash
+from steppe.compare.engine.spec import Spec, short_hash
 from steppe.compare.engine.store import Store
 from steppe.compare.report import page
 
@@ -93,19 +93,11 @@ class _Session:
     def __init__(self, plan: Plan, store: Store, progress: PlainProgress) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.failed: dict[str, str] = {}
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records = agree(store.known(plan.needed))
         self.under_way: dict[str, Run] = {}
         self._held, self._accompanied = dict[str, BeatingClaim](), False
         self._needed: tuple[tuple[int, int], dict[str, Run]] = (-1, -1), {}
         self._log = Log(plan.spec.log if first() else (), store.folder, progress.say)
-        self._load()
-
-    def _load(self) -> None:
-        """Read the base's tune runs first, then the methods': which other runs there are depends on them."""
-        before = -1
-        while len(self.records) > before:
-            before = len(self.records)
-            self.records = agree(self.store.load(self.plan.needed(self.records)))
 
     def __enter__(self) -> _Session:
         return self
@@ -283,14 +275,6 @@ def in_turn(runs: dict[str, Run], part: tuple[int, int] | None) -> dict[str, Run
         return runs
     i, n = part
     return {id_: runs[id_] for id_ in sorted(runs, key=lambda id_: (int(id_[-12:], 16) - (i - 1)) % n)}
-
-
-def plan_of(folder: Path) -> Plan:
-    """The study that a folder shows, as its files say."""
-    found = read_json(folder / "spec.json")
-    if not isinstance(found, dict) or "spec_hash" not in found:
-        raise ValueError(f"{folder} holds no comparison; give the --out of one, such as results/digits-few")
-    return Plan(kept_spec(found, folder), found["spec_hash"])
 
 
 def rewrite(folder: Path) -> Outcome:
