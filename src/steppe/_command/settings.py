@@ -6,13 +6,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from steppe._command.lookup import at_home
+
+M = TypeVar("M", bound=BaseModel)
 
 
 def _as_list(value: Any) -> Any:
@@ -71,6 +73,14 @@ Seeds = Annotated[
     Field(min_length=1),
     Expected("a count of at least 1, or a list of seeds of at least 0"),
 ]
+
+
+def validated(model: type[M], values: Mapping[str, Any]) -> M:
+    """The settings in `values`; the first thing that is wrong there is a sentence."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ValueError(refusal(model, error, values)) from None
 
 
 def refusal(model: type[BaseModel], error: ValidationError, values: Mapping[str, Any]) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from steppe._command.lookup import nearest
 from steppe._command.saved import weights
-from steppe._command.settings import Expected, Modules, Name, Positive, Share, Whole, refusal
+from steppe._command.settings import Expected, Modules, Name, Positive, Share, Whole, validated
 from steppe.finetune import arguments
 from steppe.finetune.folder import Folder
 from steppe.finetune.method import check as check_method
@@ -26,6 +26,9 @@ TRAIN = "train"
 VALIDATION = 0.1
 """The share of the training examples that validates where a setting needs it and none is given."""
 _CLASSIFY_ONLY, _LANGUAGE_ONLY = ("text", "label", "per_class"), ("prompt", "response", "packing")
+_OF_DATA = (
+    "split", "test", "test_split", "validation", "validation_split", "text", "label", "prompt", "response",
+)  # fmt: skip
 _LORA_ONLY = ("r", "alpha", "dropout", "targets", "kind")
 
 
@@ -158,12 +161,12 @@ def resolve(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None,
     _check_needs(whole, name)
     whole["method"] = check_method(whole.get("method") or ("sam" if whole.get("full") else "nbar"))
     whole.setdefault("out", _place(given if name else whole, name, whole))
-    first = _validated(whole | {"training": {}})
+    first = validated(Spec, whole | {"training": {}})
     _check_fit(first, given)
     training = arguments.complete(asked, first)
     if first.validation is None and arguments.evaluates(training):
         whole["validation"] = VALIDATION
-    return _validated(whole | {"training": training})
+    return validated(Spec, whole | {"training": training})
 
 
 def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None, name: str | None = None) -> Spec:
@@ -175,29 +178,14 @@ def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None,
     given = {key: value for key, value in flags.items() if value is not None}
     if "method" in given:
         given["method"] = check_method(given["method"])
-    first = _validated(begun | given)
-    return _validated(begun | given | {"training": arguments.complete(first.training | dict(training or {}), first)})
+    first = validated(Spec, begun | given)
+    return validated(Spec, begun | given | {"training": arguments.complete(first.training | dict(training or {}), first)})
 
 
 def _dropped(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's settings, without those of its data (model) where other data (another model) is given."""
-    out = dict(base)
-    if "data" in given:
-        for key in (
-            "split",
-            "test",
-            "test_split",
-            "validation",
-            "validation_split",
-            "text",
-            "label",
-            "prompt",
-            "response",
-        ):
-            out.pop(key, None)
-    if "model" in given:
-        out.pop("targets", None)
-    return out
+    its = {*(_OF_DATA if "data" in given else ()), *(["targets"] if "model" in given else ())}
+    return {key: value for key, value in base.items() if key not in its}
 
 
 def _check_needs(whole: Mapping[str, Any], name: str | None) -> None:
@@ -264,7 +252,9 @@ def _one_file(a: str, b: str) -> bool:
 
 def _place(shown: Mapping[str, Any], name: str | None, whole: Mapping[str, Any]) -> str:
     """The default folder, from what is most likely to differ between two runs: of a recipe, what was not its own."""
-    words = [name or "", _model_name(str(shown.get("model", ""))), _stem(str(shown.get("data", "")))]
+    data = str(shown.get("data", ""))
+    stem = data.removeprefix(HUB) if data.startswith(HUB) else Path(data).stem
+    words = [name or "", _model_name(str(shown.get("model", ""))), stem]
     words += [str(whole["method"]) if "method" in shown else "", f"seed{whole['seed']}" if whole.get("seed") else ""]
     return "results/finetune/" + "-".join(re.sub(r"[^\w.-]+", "_", word).strip("_") for word in words if word)
 
@@ -273,14 +263,3 @@ def _model_name(model: str) -> str:
     """The folder's name, or its parent's where that says only "model"."""
     path = Path(model)
     return path.parent.name if path.name in ("model", "checkpoint", "final") and path.parent.name else path.name
-
-
-def _stem(data: str) -> str:
-    return data.removeprefix("hf:") if data.startswith("hf:") else Path(data).stem
-
-
-def _validated(values: Mapping[str, Any]) -> Spec:
-    try:
-        return Spec.model_validate(dict(values))
-    except ValidationError as error:
-        raise ValueError(refusal(Spec, error, values)) from None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 import steppe
 from steppe._command.devices import gpus, usable_cores, usable_device
@@ -28,7 +28,7 @@ from steppe._command.settings import (
     Whole,
     listed,
     read_toml,
-    refusal,
+    validated,
     words,
 )  # fmt: skip
 from steppe.compare.data import tasks, transformer
@@ -319,10 +319,7 @@ def _check_keys(given: Mapping[str, Any], where: str) -> None:
 
 def _validated(values: Mapping[str, Any]) -> Spec:
     _check_keys(values, "the task's recipe: ")
-    try:
-        return Spec.model_validate(dict(values))
-    except ValidationError as error:
-        raise ValueError(refusal(Spec, error, values)) from None
+    return validated(Spec, values)
 
 
 def kept_spec(found: Mapping[str, Any], folder: Path) -> Spec:
