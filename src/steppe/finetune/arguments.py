@@ -149,30 +149,17 @@ def _typed(key: str, value: Any) -> Any:
     try:
         if str(value).startswith("{"):
             return json.loads(value)
-        read = getattr(_parser().parse_args([f"--{key}", *_words(value)]), key)
+        words = map(str, value if isinstance(value, (list, tuple)) else [value])
+        read = getattr(_parser().parse_args([f"--{key}", *words]), key)
     except ValueError as error:
-        raise ValueError(f"{key} = {value!r} is not what the Trainer takes: {_why(error)}") from None
-    return _plain(read)
+        why = str(error).partition(": ")[2] or str(error)
+        raise ValueError(f"{key} = {value!r} is not what the Trainer takes: {why}") from None
+    return getattr(read, "value", read)  # enumerations by their value, so that settings are JSON
 
 
 def _hint(key: str) -> str:
     found = nearest(key, known())
     return found if found.startswith("did") else "see the fields of transformers.TrainingArguments"
-
-
-def _why(error: ValueError) -> str:
-    return str(error).partition(": ")[2] or str(error)
-
-
-def _words(value: Any) -> list[str]:
-    if isinstance(value, (list, tuple)):
-        return [str(each) for each in value]
-    return [str(value)]
-
-
-def _plain(value: Any) -> Any:
-    """Enumerations by their value, so that settings are JSON."""
-    return getattr(value, "value", value)
 
 
 @cache
@@ -183,8 +170,4 @@ def _parser() -> Any:
         def error(self, message: str) -> NoReturn:
             raise ValueError(message)
 
-    return Parser(
-        TrainingArguments,  # type: ignore[arg-type]
-        allow_abbrev=False,
-        add_help=False,
-    )
+    return Parser(TrainingArguments, allow_abbrev=False, add_help=False)  # type: ignore[arg-type]

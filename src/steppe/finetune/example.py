@@ -14,6 +14,7 @@ from typing import Any
 from steppe._command.choices import BASE
 from steppe._command.devices import usable_cores
 from steppe._command.files import read_json, write_json
+from steppe._command.locks import refuse_taken
 from steppe._command.pool import Job, Pool
 from steppe._command.statistics import estimate, paired
 from steppe.finetune import method
@@ -40,7 +41,7 @@ def run(out: str, *, overwrite: bool = False, shown: Quiet | None = None) -> dic
     if not (isinstance(earlier, dict) and earlier.get("kind") == "example"):
         folder.check_fresh(overwrite)
     wanted = [(text, seed) for seed in SEEDS for text in METHODS]
-    folder.check_free()
+    refuse_taken(folder.path)
     with shown, folder.alone(shown.say), writing(folder.path):
         shown.say("A small transformer learns the digits 0 to 6 (once), then 7 to 9 by LoRA from noisy labels")
         prepare_folder(folder.path, SEEDS, overwrite=True)
@@ -63,10 +64,9 @@ def _all(folder: Path, wanted: Sequence[tuple[str, int]], shown: Quiet) -> list[
             if event.kind == "done":
                 found[event.key] = event.value
                 shown.step(len(found))
-                name = method.label(event.key.rpartition(" ")[0], full=False)
-                shown.say(
-                    f"{name}, seed {event.key.rpartition(' ')[2]}: {100 * event.value['metrics']['accuracy']:.2f} %"
-                )
+                name, _, number = event.key.rpartition(" ")
+                accuracy = 100 * event.value["metrics"]["accuracy"]
+                shown.say(f"{method.label(name, full=False)}, seed {number}: {accuracy:.2f} %")
     return [found[f"{text} {seed}"] for text, seed in wanted]
 
 
@@ -92,9 +92,9 @@ def _silence() -> None:
 
 def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
     """The rows of the table, paired by seed against LoRA, and what they say."""
-    by_method = {
-        text: {r["settings"]["seed"]: r for r in results if r["method"]["name"] == text} for text in _texts(results)
-    }
+    by_method: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for each in results:
+        by_method.setdefault(each["method"]["name"], {})[each["settings"]["seed"]] = each
     base = by_method[BASE]
     rows = [_row(found, base) for found in by_method.values()]
     first = next(iter(base.values()))
@@ -114,13 +114,8 @@ def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:
 def _diverged(results: Sequence[Mapping[str, Any]]) -> str:
     """A word on runs that stand in a mean and mean nothing."""
     lost = [f"{r['method']['label']} with seed {r['settings']['seed']}" for r in results if r["diverged"]]
-    return (
-        f" Diverged, so that their means and what is said of them count for nothing: {', '.join(lost)}." if lost else ""
-    )
-
-
-def _texts(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(result["method"]["name"] for result in results))
+    what = " Diverged, so that their means and what is said of them count for nothing:"
+    return f"{what} {', '.join(lost)}." if lost else ""
 
 
 def _row(found: Mapping[int, Mapping[str, Any]], base: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

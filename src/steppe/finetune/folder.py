@@ -11,7 +11,7 @@ from typing import Any
 
 from steppe._command import files
 from steppe._command.files import DiskError, disk_sentence, name_beside, read_json, write_json
-from steppe._command.locks import LOCK, one_writer, refuse_taken
+from steppe._command.locks import LOCK, one_writer
 
 SETTINGS, RESULT, CHECKPOINTS = "settings.json", "result.json", "checkpoints"
 
@@ -32,14 +32,6 @@ class Folder:
         """What an earlier run here was begun with, or None."""
         found = read_json(self.path / SETTINGS)
         return found if isinstance(found, dict) and "settings" in found else None
-
-    def check_free(self) -> None:
-        """Refuse a folder to which another process is writing.
-
-        Raises:
-            steppe._command.locks.TakenError: one sentence that names it.
-        """
-        refuse_taken(self.path)
 
     def check_fresh(self, overwrite: bool) -> None:
         """Refuse a folder in which something lies that a new run would mix with."""

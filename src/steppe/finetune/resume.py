@@ -52,12 +52,12 @@ def split_among(arguments: Any) -> dict[str, int]:
 def check_split(folder: Folder, arguments: Any) -> None:
     """Refuse to go on with another number of processes or devices, with which a step would see another batch.
 
-    Args:
-        folder: of the run. One that older versions began tells the processes by the checkpoint's generators.
-        arguments: the Trainer's, of the processes as they are now.
+    A run that older versions began tells the processes by the generators of its checkpoint.
     """
     begun = folder.begun_with() or {}
-    before = begun.get("shared") or {"processes": _states(last_checkpoint(folder))}
+    before = begun.get("shared")
+    if not before:  # each left its generators' state; one process alone writes no number
+        before = {"processes": max(1, len(list(Path(last_checkpoint(folder)).glob("rng_state_*.pth"))))}
     now = split_among(arguments)
     if any(now[key] != count for key, count in before.items()):
         batch = arguments.per_device_train_batch_size
@@ -65,11 +65,6 @@ def check_split(folder: Folder, arguments: Any) -> None:
             f"the run in {folder.path} was begun with a batch of {_product(batch, before)}, now it would be "
             f"{_product(batch, now)}: start it on as many again, or name another --out"
         )
-
-
-def _states(checkpoint: str) -> int:
-    """How many processes left the state of their generators there; one alone writes no number."""
-    return max(1, len(list(Path(checkpoint).glob("rng_state_*.pth"))))
 
 
 def _product(batch: int, counts: dict[str, int]) -> str:

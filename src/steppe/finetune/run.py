@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from steppe._command import ranks, trackers
+from steppe._command.locks import refuse_taken
 from steppe._command.saved import trained_in
 from steppe.finetune import data, measure, method
 from steppe.finetune.data import Examples, Tokens
@@ -73,7 +74,7 @@ def finetune(
 def prepare(settings: Spec, *, resume: bool = False, overwrite: bool = False) -> Prepared:
     """Read data and model and check that all fits; nothing is written."""
     folder = Folder(settings.out)
-    folder.check_free()
+    refuse_taken(folder.path)
     if not resume:
         folder.check_fresh(overwrite)
     found = data.examples(settings)
@@ -181,10 +182,11 @@ def _train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
     trainer = make_trainer(ready, watch)
     with shown, quiet(), writing(folder.path):
         trainer.train(resume_from_checkpoint=checkpoint)
-    seconds, lost = time.perf_counter() - start, why_diverged(trainer.model, watch.losses, _guessing(ready))
+    guessing = _LITTLE if settings.language else math.log(len(ready.found.names))
+    seconds, lost = time.perf_counter() - start, why_diverged(trainer.model, watch.losses, guessing)
     if lost:
         shown.say(warning(lost))
-    name, balance = "model" if settings.full else "adapter", _balance(ready.model, begin)
+    name, balance = "model" if settings.full else "adapter", measure.balancedness(ready.model)
     # Before it is measured, which may fail for want of memory, or cast the model (bf16_full_eval).
     saved = ranks.once(lambda: folder.save(name, partial(_save, trainer.model, ready.tokenizer)))
     with shown:
@@ -194,7 +196,11 @@ def _train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
         "schema": measure.SCHEMA, "kind": "finetune", "settings": settings.model_dump(), "metrics": metrics,
         **_of_classes(ready, metrics, answers),
         "validation": validation, "best": _best(trainer),
-        "data": _data(ready), "model": _size(ready.model), "method": _method(ready, balance),
+        "data": _data(ready), "model": _size(ready.model),
+        "method": {
+            "name": settings.method, "label": method.label(settings.method, settings.full), "pairs": ready.pairs,
+            "balancedness": {"begin": begin, "end": balance} if begin else None,
+        },
         "diverged": lost is not None, "why_diverged": lost,
         "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
@@ -206,12 +212,8 @@ def _train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
     return result
 
 
-def _guessing(ready: Prepared) -> float:
-    """The loss of a model that knows nothing: of a language model, which begins with much, nearly none."""
-    return _LITTLE if ready.settings.language else math.log(len(ready.found.names))
-
-
 _LITTLE = 0.5
+"""The loss of a language model that knows nothing, as it begins with much; of a classifier it is log(classes)."""
 
 
 def _of_classes(ready: Prepared, metrics: dict[str, float], answers: list[int] | None) -> dict[str, Any]:
@@ -281,15 +283,3 @@ def _size(model: Any) -> dict[str, int]:
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
     }
-
-
-def _method(ready: Prepared, balance: dict[str, Any] | None) -> dict[str, Any]:
-    settings = ready.settings
-    return {
-        "name": settings.method, "label": method.label(settings.method, settings.full), "pairs": ready.pairs,
-        "balancedness": balance,
-    }  # fmt: skip
-
-
-def _balance(model: Any, begin: dict[str, float]) -> dict[str, Any] | None:
-    return {"begin": begin, "end": measure.balancedness(model)} if begin else None

@@ -179,7 +179,8 @@ def resumed(flags: Mapping[str, Any], training: Mapping[str, Any] | None = None,
     if "method" in given:
         given["method"] = check_method(given["method"])
     first = validated(Spec, begun | given)
-    return validated(Spec, begun | given | {"training": arguments.complete(first.training | dict(training or {}), first)})
+    asked = first.training | dict(training or {})
+    return validated(Spec, begun | given | {"training": arguments.complete(asked, first)})
 
 
 def _dropped(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
