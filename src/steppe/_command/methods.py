@@ -13,6 +13,7 @@ from rich.table import Table
 from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import settings_of
 from steppe._command.rows import RECOMMENDED, row
+from steppe._command.tables import table
 from steppe.methods import METHODS
 from steppe.methods._card import write_card
 
@@ -41,12 +42,11 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _table() -> Table:
-    table = Table(box=None, header_style="bold")
-    for column in ("name", "passes", "when", "paper"):
-        table.add_column(column, no_wrap=column == "name")
+    made = table(("name", "passes", "when", "paper"), left=4)
+    made.columns[0].no_wrap = True
     for method in (RECOMMENDED, *METHODS.values()):
-        table.add_row(method.name, method.passes, method.use, _short(method.paper, method.year))
-    return table
+        made.add_row(method.name, method.passes, method.use, _short(method.paper, method.year))
+    return made
 
 
 def _short(paper: str, year: int) -> str:

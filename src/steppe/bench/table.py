@@ -6,6 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from steppe._command import tables
+
 COLUMNS = ("method", "passes", "time", "quartiles", "CPU time", "buffers", "memory")
 
 
@@ -20,9 +22,9 @@ def table(record: dict[str, Any], width: int = 100) -> Table:
     for name in _LUXURY:
         if sum(wide.values()) > width:
             del wide[name]
-    shown = Table(box=None, header_style="bold", title=title(record), title_justify="left", title_style="")
-    for column in wide:
-        shown.add_column(column, justify="left" if column == "method" else "right", no_wrap=column != "method")
+    shown = tables.table(wide, no_wrap=True)
+    shown.columns[0].no_wrap = False
+    shown.title, shown.title_justify, shown.title_style = title(record), "left", ""
     for row in rows:
         shown.add_row(*(row[name] for name in wide))
     return shown

@@ -17,6 +17,7 @@ from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import Choice, parse
 from steppe._command.flags import taking
 from steppe._command.progress import Counted
+from steppe._command.tables import table
 from steppe.compare.engine import rehearsal
 from steppe.compare.engine.run import batches, fresh, load_task, make_trainer
 from steppe.compare.engine.runs import Run
@@ -77,7 +78,13 @@ def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
         print_json(found.as_dict())
         return
     console = Console()
-    console.print(_curve(found), _trials(found) if found.trials else "")
+    curve = (
+        (f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved)))
+        for at in found.curve
+    )
+    trials = ((f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}") for trial in found.trials)
+    console.print(_table(("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"), curve))
+    console.print(_table(("rho", "loss after", "learned, beside the base"), trials) if found.trials else "")
     console.print(f"{choice.label}: rho = {found.rho:g}\n{found.why}", highlight=False, markup=False)
 
 
@@ -140,23 +147,8 @@ def _draw(found: RhoSearch, path: Path) -> None:
         raise ValueError(f"cannot write {path} ({error.strerror}); name another file with --plot") from error
 
 
-def _curve(found: RhoSearch) -> Table:
-    rows = (
-        (f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved)))
-        for at in found.curve
-    )
-    return _table(("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"), rows)
-
-
-def _trials(found: RhoSearch) -> Table:
-    rows = ((f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}") for trial in found.trials)
-    return _table(("rho", "loss after", "learned, beside the base"), rows)
-
-
 def _table(headers: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    table = Table(box=None, header_style="bold")
-    for header in headers:
-        table.add_column(header, justify="right")
+    made = table(headers, left=0)
     for row in rows:
-        table.add_row(*row)
-    return table
+        made.add_row(*row)
+    return made

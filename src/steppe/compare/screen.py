@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe._command.progress import PlainProgress
+from steppe._command.tables import table
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.analysis.wording import ABSENT, Words, chosen
 from steppe.compare.engine.plan import Plan
@@ -81,9 +81,7 @@ class Screen(PlainProgress):
 def so_far(summary: dict[str, Any]) -> Table:
     """Each method with its figure and gain over the seeds that are done."""
     words, wanted = Words(summary), len(summary["spec"]["seeds"])
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for place, header in enumerate(("method", "ρ", words.judge.head, "seeds", f"gain so far, {words.unit}")):
-        made.add_column(header, justify="right" if place else "left", no_wrap=True)
+    made = table(("method", "ρ", words.judge.head, "seeds", f"gain so far, {words.unit}"), ruled=True, no_wrap=True)
     for row in summary["rows"]:
         figure = words.figure(row[summary["judged"]]) if row["seeds"] else tried(row, words)
         figures = figure, f"{row['seeds']}/{wanted}", words.gain(row["gain"])

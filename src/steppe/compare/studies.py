@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from steppe._command.app import app, print_json, refusing
 from steppe._command.files import read_json
+from steppe._command.tables import table
 from steppe.compare.analysis.wording import ABSENT, Words, baseline, count
 from steppe.compare.judge import finite, of_records
 
@@ -59,9 +59,8 @@ def kept(place: Path) -> dict[Path, Summary]:
 
 def index(found: Mapping[Path, Summary]) -> Table:
     """A line for each: where, on what, how many methods and seeds, what it came to."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for header in ("folder", "task", "methods", "seeds", "verdict"):
-        made.add_column(header, justify="right" if header in ("methods", "seeds") else "left", overflow="fold")
+    made = table(("folder", "task", "methods", "seeds", "verdict"), ruled=True, left=2, overflow="fold")
+    made.columns[4].justify = "left"
     made.columns[0].no_wrap = max(len(str(folder)) for folder in found) <= LONG  # to be copied into other commands
     for folder, summary in found.items():
         methods = sum(row["method"] != "base" for row in summary["rows"])
@@ -72,12 +71,9 @@ def index(found: Mapping[Path, Summary]) -> Table:
 
 def beside(found: Mapping[Path, Summary]) -> Table:
     """Methods down, comparisons across: the gain of each over the best baseline there."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    made.add_column("gain over the best baseline")
     alone = len({folder.name for folder in found}) == len(found)
-    for folder, summary in found.items():
-        header = f"{folder.name if alone else folder}\n{_of_what(summary)}"
-        made.add_column(Text(header), justify="right", overflow="fold")
+    places = (Text(f"{folder.name if alone else folder}\n{_of_what(summary)}") for folder, summary in found.items())
+    made = table(("gain over the best baseline", *places), ruled=True, overflow="fold")
     gains = [{row["label"]: Words(s).gain(row["gain"]) for row in s["rows"] if row["gain"]} for s in found.values()]
     for label in dict.fromkeys(label for each in gains for label in each):
         made.add_row(Text(label), *(each.get(label, ABSENT) for each in gains))

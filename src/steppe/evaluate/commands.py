@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from steppe._command import tables
 from steppe._command.app import app, print_json, refusing
 from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, help_of, taking
@@ -59,9 +60,7 @@ def _hush() -> None:
 
 def table(record: dict[str, Any]) -> Table:
     """One line per metric of each task and group, as value and standard error in percent where it is a share."""
-    shown = Table(box=None, header_style="bold")
-    for column in ("task", "metric", "value", "std. error", "chance", "examples"):
-        shown.add_column(column, justify="left" if column in ("task", "metric") else "right", no_wrap=True)
+    shown = tables.table(("task", "metric", "value", "std. error", "chance", "examples"), left=2, no_wrap=True)
     for name, row in [*record["tasks"].items(), *record["groups"].items()]:
         for metric, figure in row["metrics"].items():
             counted = f"{row['examples']} of {row['of']}" if "of" in row else ""

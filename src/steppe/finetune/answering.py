@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from steppe._command.app import app, print_json, refusing
 from steppe._command.files import DiskError, write_text, writing
+from steppe._command.tables import table
 
 
 @app.command(short_help="Let a fine-tuned classifier answer further texts.")
@@ -63,9 +63,8 @@ def _table(record: dict[str, Any]) -> Table:
         f"accuracy {100 * record['accuracy']:.2f} % on {len(record['rows']):,} examples; always answering "
         f"{guess['class']!r}, the commonest of the training, has {100 * guess['accuracy']:.2f} %"
     )
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-    for place, header in enumerate(("class", "examples", "precision %", "recall %", "F1 %")):
-        made.add_column(header, justify="right" if place else "left")
+    made = table(("class", "examples", "precision %", "recall %", "F1 %"), ruled=True)
+    made.caption, made.caption_justify = caption, "left"
     for row in record["per_class"]:
         shares = (f"{100 * row[name]:.1f}" for name in ("precision", "recall", "f1"))
         made.add_row(row["class"], f"{row['examples']:,}", *shares)

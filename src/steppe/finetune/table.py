@@ -6,10 +6,11 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from steppe._command.tables import table
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -110,9 +111,7 @@ def comparison(record: Mapping[str, Any], width: int = 100) -> RenderableType:
     columns = [[*header.split("\n"), *cells] for header, cells in zip(_HEADERS, zip(*rows, strict=True), strict=True)]
     wide = list(itertools.accumulate(_SPACE + max(map(len, column)) for column in columns))
     fit = max(1, sum(reach - 1 <= width for reach in wide))
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for place, header in enumerate(_HEADERS[:fit]):
-        shown.add_column(header, justify="right" if place else "left", no_wrap=True)
+    shown = table(_HEADERS[:fit], ruled=True, no_wrap=True)
     for row in rows:
         shown.add_row(*row[:fit])
     return Group(shown, Text(record["legend"], style="dim"), Text(""), Text(record["verdict"]), Text(record["next"]))
@@ -127,10 +126,8 @@ def _points(found: Mapping[str, float] | None, signed: bool = False) -> str:
 
 def recipes(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """The recipes with their papers."""
-    shown = Table(box=None, header_style="bold")
-    shown.add_column("recipe", no_wrap=True)
-    shown.add_column("what")
-    shown.add_column("paper")
+    shown = table(("recipe", "what", "paper"), left=3)
+    shown.columns[0].no_wrap = True
     for name, about in found.items():
         shown.add_row(name, about["title"], about["paper"])
     return shown

@@ -16,6 +16,7 @@ from steppe._command.files import DiskError, finite, write_json, writing
 from steppe._command.flags import given, help_of, taking
 from steppe._command.progress import Counted
 from steppe._command.provenance import made_with
+from steppe._command.tables import table
 from steppe.look.find import find
 from steppe.look.pictures import draw
 from steppe.look.request import Request
@@ -99,14 +100,11 @@ def _record(request: Request, subjects: Subjects, found: dict[str, dict[str, Any
 
 def _table(found: dict[str, dict[str, Any]]) -> Table:
     """A row for each figure, a column for each model."""
-    table = Table(box=None, header_style="bold")
-    table.add_column("")
-    for name in found:
-        table.add_column(name, justify="right")
+    made = table(("", *found))
     rows = [_rows(parts) for parts in found.values()]
     for key in dict.fromkeys(key for each in rows for key in each):
-        table.add_row(key, *(each.get(key, "") for each in rows))
-    return table
+        made.add_row(key, *(each.get(key, "") for each in rows))
+    return made
 
 
 def _rows(parts: dict[str, Any]) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from steppe._command import tables
 from steppe.compare.analysis.also import in_order
 from steppe.compare.analysis.wording import Words
 
@@ -48,9 +48,8 @@ def table(summary: Mapping[str, Any]) -> Table | None:
     if not summary.get("also"):
         return None
     heads, rows = cells(summary)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for place, head in enumerate(heads):
-        made.add_column(head, justify="right" if place else "left", overflow="fold", vertical="bottom")
+    made = tables.table(heads, ruled=True, overflow="fold", vertical="bottom")
+    made.padding = (0, 1, 0, 0)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     way = f"better (+) or worse (−) than the base{of_what(summary)}"

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from steppe._command import tables
 from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, figures, means, plain, share, times
 
 Row = Mapping[str, Any]
@@ -65,9 +65,8 @@ def table(summary: Mapping[str, Any], width: int = 100) -> Table:
     """
     rows = summary["rows"]
     shown, space = _fit(columns(summary), rows, width)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space - 1, 0, 0), header_style="bold")
-    for place, column in enumerate(shown):
-        made.add_column(column.header, justify="right" if place else "left", no_wrap=True, vertical="bottom")
+    made = tables.table((column.header for column in shown), ruled=True, no_wrap=True, vertical="bottom")
+    made.padding = (0, space - 1, 0, 0)
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         last_baseline = row["method"] == "base" and following is not None and following["method"] != "base"
         cells = [Text(column.cell(row)) for column in shown]
