@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -39,6 +40,12 @@ def refusing(*kinds: type[ValueError]) -> Iterator[None]:
         yield
     except caught as error:
         raise BadInputError(str(error)) from error
+
+
+def hush(*names: str) -> None:
+    """Let these libraries log nothing but errors: what matters comes back as one sentence."""
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def print_json(value: Any) -> None:

@@ -13,10 +13,10 @@ from functools import partial
 from statistics import median
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 
 from steppe._command.choices import Choice
+from steppe._command.devices import threads
 from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
 from steppe._command.provenance import made_with
@@ -80,12 +80,8 @@ def measure(
         quartiles and weighted by the share of steps that ascend; `passes`; `memory_bytes` at the worst moment and
         `buffers`, what that is above the base's, in sizes of the trained parameters.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with threads(settings.threads):
         return _measured(subject, {"base": partial(base, optimizer=settings.optimizer), **contenders}, settings, tell)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measured(subject: Subject | Tasked, every: Mapping[str, Maker], settings: Request, tell: Tell) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steppe._command import tables
-from steppe._command.app import app, print_json, refusing
+from steppe._command.app import app, hush, print_json, refusing
 from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, help_of, taking
 from steppe.evaluate.request import Request
@@ -35,7 +34,9 @@ def evaluate(
     with refusing():
         slug = re.sub(r"[^\w.-]+", "-", asked.get("adapter") or model).strip("-.") or "model"
         target = free_target(Path(out or f"results/evaluate/{slug}.json"))
-        _hush()
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_MININTERVAL", "30")  # read on import: few lines in a log file
+        hush("lm_eval", "transformers", "huggingface_hub", "datasets")
         request = Request(model=model, **asked)
         from steppe.evaluate.run import evaluate as measure  # after the checks: it takes seconds to import
 
@@ -48,14 +49,6 @@ def evaluate(
         keep_figures(target, record)
     if not as_json:
         typer.echo(f"Results: {target}")
-
-
-def _hush() -> None:
-    """lm-eval and its hosts log much; what matters comes back as one sentence."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # read on import: few lines in a log file
-    for name in ("lm_eval", "transformers", "huggingface_hub", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def table(record: dict[str, Any]) -> Table:

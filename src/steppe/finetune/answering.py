@@ -40,10 +40,10 @@ def predict(
         if data is None:
             raise ValueError("--data is missing: give a file or hf:DATASET of texts")
         from steppe.finetune import watch
-        from steppe.finetune.commands import _hush
+        from steppe.finetune.commands import hush_hosts
         from steppe.finetune.predict import predict as answer
 
-        _hush()
+        hush_hosts()
         with watch.on(Console(stderr=True)) as shown:
             record = answer(run, data, text=text, label=label, split=split, tell=shown.measured)
     target = Path(out or f"{run}/predictions.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from steppe._command.app import INTERRUPTED, app, print_json, refusing
+from steppe._command.app import INTERRUPTED, app, hush, print_json, refusing
 from steppe._command.files import DiskError
 from steppe._command.flags import taking
 from steppe.finetune.spec import SPELLED, Spec
+
+HOSTS = ("transformers", "huggingface_hub", "datasets", "peft", "accelerate")
 
 
 @app.command(
@@ -44,7 +45,7 @@ def finetune(
     errors = Console(stderr=True)
     with refusing():
         asked = _training(context.args, set_ or [])
-    _hush()
+    hush_hosts()
     if recipe == "list":
         _list_recipes()
     elif not asked and recipe is None and not resume and not any(v is not None for k, v in flags.items() if k != "out"):
@@ -140,9 +141,8 @@ def _list_recipes() -> None:
     Console().print(recipes({name: about(name) for name in names()}))
 
 
-def _hush() -> None:
-    """The hosts log much; what matters comes back as one sentence."""
+def hush_hosts() -> None:
+    """Neither log nor warnings of the hosts."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or every later fork warns
-    for name in ("transformers", "huggingface_hub", "datasets", "peft", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module=rf"{name}(\..*)?")
+    hush(*HOSTS)
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(HOSTS)})(\..*)?")

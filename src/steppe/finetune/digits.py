@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steppe._command.devices import threads
 from steppe._command.files import name_beside, write_text
 from steppe.text.models import quiet
 
@@ -91,10 +92,8 @@ def pretrain(texts: Sequence[str], digits: Sequence[int], folder: Path) -> None:
         torch.manual_seed(0)
         model: Any = BertForSequenceClassification(config)
     tokens = tokenizer(list(texts), return_tensors="pt")["input_ids"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only get into each other's way with matrices as small as these
-    fit(model, tokens, torch.tensor(digits))
-    torch.set_num_threads(threads)
+    with threads(1):  # more only get into each other's way with matrices as small as these
+        fit(model, tokens, torch.tensor(digits))
     shutil.rmtree(folder, ignore_errors=True)
     with quiet():
         model.save_pretrained(folder)

@@ -6,11 +6,13 @@ three shades; the model and the lines lie in the folder afterwards, for ``steppe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from steppe._command.app import hush
 from steppe._command.choices import BASE
 from steppe._command.devices import usable_cores
 from steppe._command.files import read_json, write_json
@@ -72,22 +74,14 @@ def _all(folder: Path, wanted: Sequence[tuple[str, int]], shown: Quiet) -> list[
 
 def one(folder: str, text: str, seed: int, tell: Callable[[float], None] = lambda share: None) -> dict[str, Any]:
     """One run of the example: the same call as for a user's own data."""
-    _silence()
+    warnings.simplefilter("ignore")
+    hush("transformers", "peft", "accelerate")
     place = Path(folder)
     flags = _SETTINGS | {
         "model": str(place / MODEL), "data": str(train_file(place, seed)), "test": str(place / TEST), "method": text,
         "seed": seed, "out": str(place / f"{text.partition(':')[0]}-seed{seed}"),
     }  # fmt: skip
     return finetune(resolve(flags, _TRAINING), overwrite=True)
-
-
-def _silence() -> None:
-    import logging
-    import warnings
-
-    warnings.simplefilter("ignore")
-    for name in ("transformers", "peft", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def summarise(results: Sequence[Mapping[str, Any]], out: str) -> dict[str, Any]:

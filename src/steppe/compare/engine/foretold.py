@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
-
+from steppe._command.devices import threads
 from steppe._command.meter import taken
 from steppe.compare.data.examples import Task
 from steppe.compare.engine import measure, run
@@ -35,23 +32,12 @@ def seconds(plan: Plan) -> float:
     task = run.load_task(spec, spec.seeds[0])
     trainings = plan.trainings()
     try:
-        with _one_thread():
+        with threads(1):  # as the workers have it
             look, budget = _example(spec, task), BUDGET / len(trainings)
             each = [count * _run(spec, task, start, look, budget) for start, count in trainings.items()]
     except Exception:
         return 0.0  # the runs will say it, each with its own name
     return sum(each) / spec.workers
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As the workers have it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(spec: Spec, task: Task, start: Run, look: float, budget: float) -> float:

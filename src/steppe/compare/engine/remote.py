@@ -19,7 +19,7 @@ import torch
 
 import steppe
 from steppe._command import beats
-from steppe._command.devices import usable_device
+from steppe._command.devices import threads, usable_device
 from steppe._command.pool import Event, Job, attempt
 from steppe.compare.engine import luggage
 from steppe.compare.engine.luggage import Luggage
@@ -80,13 +80,11 @@ def work(site: Site, job: Job, trial: int) -> Event | Missing:
     with _ALONE, luggage.there(site.luggage, site.spec_hash):
         if unseen := luggage.missing(site.luggage):
             return Missing(socket.gethostname(), unseen)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as everywhere: sums of several threads are other sums
         try:
-            told = _Told(site, job.key)
-            event = attempt(Job(job.key, _checking, (site, job.function, *job.arguments)), told.hear)
+            with threads(1):  # as everywhere: sums of several threads are other sums
+                told = _Told(site, job.key)
+                event = attempt(Job(job.key, _checking, (site, job.function, *job.arguments)), told.hear)
         finally:
-            torch.set_num_threads(threads)
             site.progress(job.key).unlink(missing_ok=True)
     return event if event.kind == "done" else Event("failed", job.key, f"{event.value}, on {socket.gethostname()}")
 
