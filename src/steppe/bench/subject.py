@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils import _pytree as pytree
 
 from steppe._command.devices import usable_device
 from steppe._command.lookup import called, named_function
@@ -131,10 +132,4 @@ def _own_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def moved(batch: Any, device: str, dtype: torch.dtype) -> Any:
     """A batch on a device, what is floating in it of one dtype."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, dtype) if batch.is_floating_point() else batch.to(device)
-    if isinstance(batch, dict):
-        return {key: moved(value, device, dtype) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(moved(value, device, dtype) for value in batch)
-    return batch
+    return pytree.tree_map_only(Tensor, lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype), batch)
