@@ -226,14 +226,11 @@ def parse_all(texts: Sequence[str]) -> list[Choice]:
 def settings_of(name: str) -> dict[str, inspect.Parameter]:
     """The arguments of the recipe `name` that a user may set."""
     method = row(name)
-    own = {key: each for key, each in inspect.signature(method.recipe).parameters.items() if _named(each)}
+    every = inspect.signature(method.recipe).parameters.items()
+    own = {key: each for key, each in every if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
     own = dict(list(own.items())[2:]) if is_own(name) else own
     own |= {"lr": _LR} if method.optimizer else {}
     return {key: each for key, each in own.items() if key not in _GIVEN_BY_STUDY}
-
-
-def _named(parameter: inspect.Parameter) -> bool:
-    return parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
 
 
 def _setting(name: str, pair: str) -> tuple[str, Any]:
@@ -258,12 +255,8 @@ def read_setting(name: str, key: str, text: str) -> Any:
         raise ValueError(f"method {name!r} has no setting {key!r}; {hint}")
     if key not in known or known[key].annotation is inspect.Parameter.empty:
         return _guessed(text)
-    return _value(name, key, text, _annotation(known[key]))
-
-
-def _annotation(parameter: inspect.Parameter) -> str:
-    said = parameter.annotation
-    return said.__name__ if isinstance(said, type) else str(said)
+    said = known[key].annotation
+    return _value(name, key, text, said.__name__ if isinstance(said, type) else str(said))
 
 
 def _guessed(text: str) -> Any:

@@ -134,6 +134,11 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error whose kind says nothing to a user, without its stop."""
+    return str(error).strip().split("\n")[0].rstrip().rstrip(".") or type(error).__name__
+
+
 def at_home(text: str) -> str:
     """What was typed, with the home folder in the place of a `~` that no shell has seen: `images:~/cats`."""
     kind, tilde, rest = text.partition("~")

@@ -47,7 +47,8 @@ def row(name: str) -> Row:
 @functools.cache
 def _own(reference: str) -> Row:
     recipe = named_function(reference, "method")
-    names = _arguments(recipe)
+    every = inspect.signature(recipe).parameters.items()
+    names = [name for name, each in every if each.kind is not each.VAR_KEYWORD]
     if len(names) < 2:
         raise ValueError(
             f"method {reference!r} takes ({', '.join(names)}); expected a function or a class of "
@@ -56,10 +57,6 @@ def _own(reference: str) -> Row:
     tunes = next((name for name in _TUNED if name in names[2:]), "")
     title = str(getattr(recipe, "__name__", reference.rpartition(":")[2]))
     return Row(reference, title, recipe, "", 0, "", "", "", tunes=tunes)
-
-
-def _arguments(recipe: Callable[..., Any]) -> list[str]:
-    return [name for name, each in inspect.signature(recipe).parameters.items() if each.kind is not each.VAR_KEYWORD]
 
 
 def accepts(recipe: Callable[..., Any], name: str) -> bool:

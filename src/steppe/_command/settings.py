@@ -17,7 +17,8 @@ from steppe._command.lookup import at_home
 M = TypeVar("M", bound=BaseModel)
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """What was given; of one thing a list."""
     return [value] if isinstance(value, (int, float, str)) and not isinstance(value, bool) else value
 
 
@@ -31,11 +32,6 @@ def _each_once(values: list[Any]) -> list[Any]:
         if values.count(value) > 1:
             raise PydanticCustomError("twice", "{value} is there twice; give each once", {"value": str(value)})
     return values
-
-
-def words(value: Any) -> Any:
-    """A list of words, where one was given a list of one."""
-    return [value] if isinstance(value, str) else value
 
 
 def listed(value: Any) -> Any:
@@ -60,7 +56,7 @@ Column = Annotated[str, Expected("the name of a column")]
 Modules = Annotated[list[str], BeforeValidator(listed), Field(min_length=1), Expected("a list of module names")]
 Grid = Annotated[
     list[Positive],
-    BeforeValidator(_as_list),
+    BeforeValidator(as_list),
     AfterValidator(_each_once),
     Field(min_length=1),
     Expected("a list of numbers above 0"),

@@ -119,14 +119,13 @@ def prepared(
     needed = max(trial, options.get("after", 0), options.get("looks", 1))
     epochs = min(-(-needed // per_epoch), -(-total // per_epoch))
     first = [batch for _, epoch in zip(range(epochs), order, strict=False) for batch in epoch]
-    build = partial(_build, choice, seed, total)
+
+    def build(model: torch.nn.Module, optimizer: Any, rho: float) -> Any:
+        return choice.build(model, optimizer, value=rho, seed=seed, total_steps=total)
+
     loss_of = shown.counting(trainer.loss_of) if shown else trainer.loss_of
     told = options | {"trial": trial, "tell": shown and shown.begin}
     return partial(find_rho, trainer.model, trainer.optimizer, loss_of, first, build, **told)
-
-
-def _build(choice: Choice, seed: int, total: int, model: torch.nn.Module, optimizer: Any, rho: float) -> Any:
-    return choice.build(model, optimizer, value=rho, seed=seed, total_steps=total)
 
 
 def _check_picture(path: Path) -> None:

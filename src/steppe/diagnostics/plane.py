@@ -59,6 +59,8 @@ class Plane:
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Contours of the loss, evenly spaced in its logarithm. Needs matplotlib (``steppe[study]``)."""
+        from matplotlib.colors import BoundaryNorm
+
         axes = new_axes() if axes is None else axes
         least = min(v for row in self.loss for v in row)
         most = max((v for row in self.loss for v in row if math.isfinite(v)), default=least)
@@ -67,7 +69,7 @@ class Plane:
         levels = [math.exp(low + (high - low) * i / 24) - shift for i in range(25)]
         height = [[min(v, most) for v in row] for row in self.loss]
         if high > low:
-            drawn = axes.contourf(self.x, self.y, height, levels=levels, cmap="viridis", norm=_evenly(levels))
+            drawn = axes.contourf(self.x, self.y, height, levels=levels, cmap="viridis", norm=BoundaryNorm(levels, 256))
             axes.figure.colorbar(drawn, ax=axes, label="loss", format="%.3g", ticks=levels[::4])
         for point in self.points:
             axes.plot(point.x, point.y, "o", color="white", markeredgecolor="black", markersize=6)
@@ -168,11 +170,7 @@ def _around(surface: Surface, seed: int) -> _Sheet:
 
 
 def _filterwise(centre: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """A random direction whose rows are as long as the centre's; vectors stay.
-
-    Raises:
-        ValueError: there is no row to move.
-    """
+    """A random direction whose rows are as long as the centre's; vectors stay."""
     found = []
     for weight in centre:
         drawn = torch.randn(weight.shape, generator=generator, device="cpu").to(weight)
@@ -212,9 +210,3 @@ def _batch_statistics(model: nn.Module, wanted: bool) -> Iterator[bool]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-def _evenly(levels: Sequence[float]) -> Any:
-    from matplotlib.colors import BoundaryNorm
-
-    return BoundaryNorm(levels, 256)

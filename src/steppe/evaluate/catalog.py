@@ -29,7 +29,8 @@ def load(request: Request) -> Catalog:
     named = [name for name in request.tasks if not files.is_file(name)]
     catalog, built = Catalog(), list[Task | Group]()
     for path in (name for name in request.tasks if files.is_file(name)):
-        name = _short(path, [*named, *catalog.questions])
+        stem = Path(path).stem
+        name = path if stem in named or stem in catalog.questions else stem
         catalog.questions[name] = files.read(path)
         built.append(files.task(name, catalog.questions[name], request.delimiter, request.num_fewshot))
     manager = TaskManager(include_defaults=bool(named))  # the index of 14,000 names takes ten seconds
@@ -48,12 +49,6 @@ def _set_few_shots(task: Any, request: Request) -> None:
     if own is None or (own != 0 and request.num_fewshot is not None):
         task.set_config(key="num_fewshot", value=request.num_fewshot or 0)
     task.set_fewshot_seed(seed=request.seed)
-
-
-def _short(path: str, taken: list[str]) -> str:
-    """The file's name without its folder, unless another task is called so."""
-    stem = Path(path).stem
-    return path if stem in taken else stem
 
 
 def _refuse_unknown(names: Iterable[str], known: list[str]) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from steppe._command.devices import usable_device
 from steppe._command.files import read_json
+from steppe._command.lookup import first_line
 from steppe._command.saved import trained_in
 from steppe._parts import check_choice, check_count
 
@@ -113,5 +114,4 @@ def translated(load: Callable[[], Any], sentence: str) -> Any:
     try:
         return load()
     except Exception as error:
-        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"{sentence} ({why.rstrip('.')})") from error
+        raise ValueError(f"{sentence} ({first_line(error)})") from error

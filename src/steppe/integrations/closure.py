@@ -45,7 +45,8 @@ class SharpOptimizer(Optimizer):
 
     def __init__(self, sharp: Any) -> None:
         self.sharp = checked(sharp, "SharpOptimizer was given", "SharpOptimizer")
-        _check(sharp)
+        for optimizer in self._each:
+            _check_closure(optimizer)
         self._waiting: list[tuple[Tensor, Tensor | None]] = []
         self._cleared = False
         self._accumulates = False  # a wrapper inside withheld the latest step, and keeps its gradients for a later one
@@ -220,11 +221,6 @@ class SharpOptimizer(Optimizer):
             "a SharpOptimizer cannot be copied or pickled, as it belongs to one model: "
             "save its state_dict(), or build a new one around the copied model"
         )
-
-
-def _check(sharp: Any) -> None:
-    for optimizer in sharp.optimizer if isinstance(sharp.optimizer, (list, tuple)) else (sharp.optimizer,):
-        _check_closure(optimizer)
 
 
 def _check_closure(optimizer: Optimizer) -> None:

@@ -52,7 +52,8 @@ def _plan(folder: Path) -> Plan:
 def _chosen(plan: Plan, records: dict[str, dict[str, Any]], request: Request) -> tuple[Run, Run]:
     """The base's run and the method's, both finished."""
     final = {id_: each for id_, each in plan.needed(records).items() if id_ in records}
-    final = {id_: each for id_, each in final.items() if id_ not in plan.tuning(records) or _kept(plan, each, records)}
+    count = {record["run_id"] for record in plan.records(records) if record["phase"] == "final"}
+    final = {id_: each for id_, each in final.items() if id_ not in plan.tuning(records) or id_ in count}
     seed = plan.spec.seeds[0] if request.seed is None else request.seed
     here = [each for each in final.values() if each.seed == seed and each.variant == "plain"]
     base = next((each for each in here if each.method == BASE), None)
@@ -70,11 +71,6 @@ def _chosen(plan: Plan, records: dict[str, dict[str, Any]], request: Request) ->
     judge = of_records(records.values())
     best = max(methods, key=lambda each: judge.rank(judge.of(records[plan.id(each)], "val")))
     return base, best
-
-
-def _kept(plan: Plan, each: Run, records: dict[str, dict[str, Any]]) -> bool:
-    """Whether a run that helped to choose is one of the final runs too."""
-    return any(r["phase"] == "final" and r["run_id"] == plan.id(each) for r in plan.records(records))
 
 
 def _subject(

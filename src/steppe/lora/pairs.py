@@ -81,7 +81,7 @@ def find_pairs(model: nn.Module, pairs: Rule | None, stepped: Set[Tensor] | None
     parameters = {name: p for p, name in names_of(model).items()}
     found = [_pair(named, parameters) for named in _named(model, pairs, parameters)]
     own = not (pairs is None or isinstance(pairs, str))
-    kept = [p for p in _distinct(found) if all(_trains(t, stepped) for t in (*p.x, *p.y)) or _refuse(p, own)]
+    kept = [pair for pair in _distinct(found) if _trains(pair, stepped, own)]
     if not kept:
         raise ValueError(_nothing(pairs, len(found)))
     return tuple(kept)
@@ -163,16 +163,14 @@ def _named_apart(pairs: list[Pair]) -> list[Pair]:
     return pairs
 
 
-def _trains(tensor: Tensor, stepped: Set[Tensor] | None) -> bool:
-    return tensor.requires_grad and (stepped is None or tensor in stepped)
-
-
-def _refuse(pair: Pair, own: bool) -> bool:
-    if own:
+def _trains(pair: Pair, stepped: Set[Tensor] | None, own: bool) -> bool:
+    """Whether both sides are trained; of the user's own pairs others are refused."""
+    trains = all(t.requires_grad and (stepped is None or t in stepped) for t in (*pair.x, *pair.y))
+    if own and not trains:
         raise ValueError(
             f"pair {pair.name!r} holds a tensor that is frozen or not in the optimizer; expected both sides trained"
         )
-    return False
+    return trains
 
 
 def _nothing(pairs: Rule | None, found: int) -> str:

@@ -36,7 +36,9 @@ def load(path: str, names: Sequence[str], **how: Any) -> tuple[Any, list[str]]:
     output = _output(model, len(names))
     if output and output not in new and _other_classes(before, names):
         _draw(model.get_submodule(output), getattr(model.config, "initializer_range", 0.02))
-    return model, _outermost([*new, *([output] if output else []), *_by_peft(model)])
+    # "pre_classifier" too: PEFT saves it for the end of its name, so it may get no adapter, and has to be listed.
+    by_peft = [name for name, _ in model.named_modules() if name.endswith(_BY_PEFT)]
+    return model, _outermost([*new, *([output] if output else []), *by_peft])
 
 
 def _output(model: Any, classes: int) -> str | None:
@@ -59,11 +61,6 @@ def _draw(layer: Any, deviation: float) -> None:
     nn.init.normal_(layer.weight, std=deviation)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def _by_peft(model: nn.Module) -> list[str]:
-    """Also "pre_classifier": PEFT saves it for the end of its name, so it may get no adapter, and has to be listed."""
-    return [name for name, _ in model.named_modules() if name.endswith(_BY_PEFT)]
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steppe._command.lookup import nearest
+from steppe._command.lookup import first_line, nearest
 from steppe._command.saved import base_and_adapter
 from steppe._parts import check_choice
 from steppe.text import heads
@@ -180,7 +180,7 @@ def _loaded(path: str, load: Callable[..., Any]) -> Any:
     try:
         return load(**({"local_files_only": True} if not os.path.isdir(path) and silent(path, "model") else {}))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        why = first_line(error)
         if os.path.isdir(path):
             raise ValueError(f"cannot load a model from the folder {path}: {why}") from error
         raise ValueError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from steppe._command.lookup import nearest
+from steppe._command.lookup import first_line, nearest
 from steppe.text.hub import silent
 
 HUB = "hf:"
@@ -129,7 +129,7 @@ def _hub_rows(source: str, split: str) -> list[Row]:
     try:
         parts = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot get {source}: {_first(error)}; give hf:DATASET of the hub, or a file") from error
+        raise ValueError(f"cannot get {source}: {first_line(error)}; give hf:DATASET of the hub, or a file") from error
     if split not in parts:
         raise ValueError(f"{source} has no split {split!r}; {nearest(split, parts)}")
     return _some([_with_names(row, parts[split].features) for row in parts[split]], source)
@@ -170,7 +170,3 @@ def _refuse_split(source: str, split: str | None) -> None:
 
 def _short(line: str) -> str:
     return line if len(line) <= 40 else line[:37] + "..."
-
-
-def _first(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from statistics import median
 from typing import Any
 
@@ -129,11 +129,8 @@ def peak_memory(spec: Spec, task: Task, run: Run, steps: int) -> int:
         trainer = make_trainer(spec, task, run, steps)
         for first in (0, steps // 2, max(0, steps - MEMORY_STEPS)):
             forward(trainer, first)
-            for batch in _some(spec, task):
+            stream = itertools.chain.from_iterable(batches(task, spec.batch_size, 0))
+            for batch in itertools.islice(stream, MEMORY_STEPS):
                 trainer.step(batch)
 
     return peak(work, spec.device)
-
-
-def _some(spec: Spec, task: Task) -> Iterator[Any]:
-    return itertools.islice(itertools.chain.from_iterable(batches(task, spec.batch_size, 0)), MEMORY_STEPS)

@@ -59,7 +59,8 @@ def opened(spec: Spec, given: cf.Executor | None = None) -> Iterator[tuple[Spec,
         raise ValueError("parallel spreads one run over processes that torchrun starts; it goes with on = 'local'")
     with ExitStack() as closing:
         if given is not None:
-            engine = _greeted("the executor", given, lambda: spec.jobs or _room(given), spec.device)
+            room = getattr(given, "_max_workers", None) or _MANY
+            engine = _greeted("the executor", given, lambda: spec.jobs or room, spec.device)
         elif kind == "dask":
             engine = _dask(spec, rest, closing)
         else:
@@ -76,10 +77,6 @@ def check_name(on: str) -> None:
         SlurmOptions.read(rest)
     elif kind != "dask" and on != LOCAL:
         raise ValueError(f"on must be local, dask:ADDRESS or slurm:partition=...,gpus=1, got {on!r}")
-
-
-def _room(executor: cf.Executor) -> int:
-    return getattr(executor, "_max_workers", None) or _MANY
 
 
 def _greeted(name: str, executor: cf.Executor, size: Callable[[], int], device: str) -> Engine:

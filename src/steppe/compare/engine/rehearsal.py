@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -48,7 +46,8 @@ def check_model(name: str, model: nn.Module, task: Task) -> None:
         with evaluating(model), torch.no_grad():
             output = model(few.x)
     except Exception as error:
-        raise ValueError(f"model {name!r} fails on two examples{_shape(few.x)}: {brief(error)}") from error
+        shape = f" of shape {tuple(few.x.shape[1:])}" if isinstance(few.x, Tensor) else ""
+        raise ValueError(f"model {name!r} fails on two examples{shape}: {brief(error)}") from error
     if not isinstance(output, Tensor):
         raise ValueError(f"model {name!r} gave {an(type(output).__name__)}; expected one tensor")
     _check_output(name, output, task)
@@ -66,7 +65,3 @@ def _check_output(name: str, output: Tensor, task: Task) -> None:
             raise ValueError(
                 f"model {name!r} gave {given} numbers for an example; expected {task.classes}, one for each class"
             )
-
-
-def _shape(x: Any) -> str:
-    return f" of shape {tuple(x.shape[1:])}" if isinstance(x, Tensor) else ""

@@ -35,7 +35,8 @@ def at(run: Run, name: str, number: Number) -> Run:
 def along(tried: Sequence[Run], best: Run, name: str) -> list[Run]:
     """What was tried in one coordinate while all others were as in the best, in order."""
     there = (each for each in tried if name in coordinates(each) and name in coordinates(best))
-    return sorted((each for each in there if _alike(each, best, name)), key=lambda each: coordinates(each)[name])
+    alike = (each for each in there if at(each, name, 1) == at(best, name, 1))
+    return sorted(alike, key=lambda each: coordinates(each)[name])
 
 
 def _lines(tried: Sequence[Run], best: Run) -> Iterator[tuple[str, list[Number]]]:
@@ -44,10 +45,6 @@ def _lines(tried: Sequence[Run], best: Run) -> Iterator[tuple[str, list[Number]]
         there = [coordinates(each)[name] for each in along(tried, best, name)]
         if len(there) > 1:
             yield name, there
-
-
-def _alike(one: Run, other: Run, but: str) -> bool:
-    return at(one, but, 1) == at(other, but, 1)
 
 
 def beyond(tried: Sequence[Run], best: Run, can: Callable[[Run], bool]) -> Run | None:

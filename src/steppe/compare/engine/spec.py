@@ -26,10 +26,10 @@ from steppe._command.settings import (
     Share,
     Two,
     Whole,
+    as_list,
     listed,
     read_toml,
     validated,
-    words,
 )  # fmt: skip
 from steppe.compare.data import tasks, transformer
 from steppe.compare.data.also import ALSO
@@ -102,7 +102,7 @@ class Spec(BaseModel):
     settings: Annotated[dict[str, Any] | None, BeforeValidator(read_settings), Expected("name=value,name=value")] = (
         Field(None, description="Arguments of the script: width=64,epochs=20.")
     )
-    methods: Annotated[list[str], BeforeValidator(words), Field(min_length=1), Expected("a list of method names")] = (
+    methods: Annotated[list[str], BeforeValidator(as_list), Field(min_length=1), Expected("a list of method names")] = (
         Field(list(DEFAULT_METHODS), description="sam,look_sam:k=5,recommended,my.py:MySAM, ...; see `steppe methods`.")
     )
     seeds: Seeds = Field(list(range(5)), description="How many, or which: 0,1,2.")
@@ -116,7 +116,7 @@ class Spec(BaseModel):
     tune_lr: Literal["base", "each"] = Field(
         "base", description="each: every method chooses its own from lr_grid, together with rho."
     )
-    tune: Annotated[list[str] | None, BeforeValidator(words), Expected("settings and values: alpha=0.1,0.3")] = Field(
+    tune: Annotated[list[str] | None, BeforeValidator(as_list), Expected("settings and values: alpha=0.1,0.3")] = Field(
         None, description="Further settings to choose, with rho: alpha=0.1,0.3 or look_sam:k=5,10."
     )
     grow: Annotated[int, Field(ge=0, le=20), Expected("a whole number from 0 to 20")] = Field(

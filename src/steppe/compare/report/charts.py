@@ -90,23 +90,19 @@ def against_cost(summary: Mapping[str, Any], points: Sequence[Point], width: int
     path = [step for pair in zip(steps, [*corners, f"{x.end},{y.at(front[-1][1])}"], strict=True) for step in pair]
     best = summary["baselines"].get(summary["best_baseline"])
     marks = _apart([_mark(point, x, y, words) for point in points], (x.start + x.end) / 2)
-    level = best and {"y": y.at(_of(best, words)), "text": _level(summary, words) + " ↑" * (_of(best, words) > y.high)}
+    named = best and f"{baseline(summary['best_baseline'])}, {words.value(best['mean'])}"
+    level = best and {"y": y.at(_of(best, words)), "text": named + " ↑" * (_of(best, words) > y.high)}
     level = level and level | _free(level["y"], level["text"], marks, x)
     way = "" if words.judge.higher else ", lower is better"
     form = "" if summary["judged"] == "final" else f", {FORMS[summary['judged']]}"
     return {
-        "width": width, "height": height, "floor": height - BOTTOM, "x": x, "y": _signed(y, words.judge),
+        "width": width, "height": height, "floor": height - BOTTOM, "x": x,
+        "y": y if words.judge.higher else _Downward(y.low, y.high, y.start, y.end),
         "front": " ".join(path),
         "level": level,
         "title": f"test {words.judge.head}{form}{way}", "x_label": AXES[summary["cost_axis"]],
         "marks": marks[::-1], "words": describe(summary, points),
     }  # fmt: skip
-
-
-def _level(summary: Mapping[str, Any], words: Words) -> str:
-    """What stands at the line of the best baseline."""
-    name = baseline(summary["best_baseline"])
-    return f"{name}, {words.value(summary['baselines'][summary['best_baseline']]['mean'])}"
 
 
 @dataclass(frozen=True)
@@ -116,10 +112,6 @@ class _Downward(Axis):
     @property
     def ticks(self) -> list[tuple[float, str]]:
         return [(at, text[1:] if text[0] == MINUS else MINUS + text) for at, text in super().ticks if text != "0"]
-
-
-def _signed(y: Axis, judge: Judge) -> Axis:
-    return y if judge.higher else _Downward(y.low, y.high, y.start, y.end)
 
 
 def _height(point: Point, words: Words) -> float:

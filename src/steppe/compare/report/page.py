@@ -68,7 +68,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "base": next((row for row in summary["rows"] if row["method"] == "base"), None),
         "runs": _counted(records),
         "settings": {run["method"]: run.get("settings") or {} for run in records},
-        "seconds": sum(finite(run.get("seconds")) or 0.0 for run in _once(records)),
+        "seconds": sum(finite(run.get("seconds")) or 0.0 for run in {_trained(run): run for run in records}.values()),
         "finished": max((str(run.get("finished") or "") for run in records), default="")[:10],
         "provenance": provenance,
         "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
@@ -83,11 +83,6 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
 def _trained(run: Record) -> str:
     """The training behind a record: what was trained once has one for each use that was made of it."""
     return str(run.get("run_id") or id(run))
-
-
-def _once(records: Iterable[Record]) -> Iterable[Record]:
-    """One record of each training."""
-    return {_trained(run): run for run in records}.values()
 
 
 def _counted(records: Iterable[Record]) -> dict[str, int]:
