@@ -32,15 +32,8 @@ class Surface:
     """The loss that a model is looked at by: the mean over ``batches``, each counting the same.
 
     The model is in whatever mode it is handed over in. Each pass draws the same random numbers and begins from the
-    same buffers, so that this is one function of the weights, with dropout too.
-
-    Args:
-        model: whose weights that require a gradient are the arguments of the function.
-        loss_of: the scalar loss of a batch, as in ``sharp.backward(loss_of, batch)``.
-        batches: kept as a list; hand in a part of a long loader (``itertools.islice(loader, 8)``).
-
-    Raises:
-        ValueError, TypeError: no batch, nothing trained, or weights that are spread over processes or complex.
+    same buffers, so that this is one function of the weights that require a gradient, with dropout too. Batches are
+    kept as a list: hand in a part of a long loader (``itertools.islice(loader, 8)``).
     """
 
     def __init__(self, model: nn.Module, loss_of: LossOf, batches: Iterable[Any]) -> None:
@@ -103,11 +96,7 @@ class Surface:
             return self._pass(batch).detach()
 
     def here(self) -> float:
-        """The loss at the weights as they were given.
-
-        Raises:
-            NotFinite: around it there is nothing to look at.
-        """
+        """The loss at the weights as they were given; refused where it is not finite."""
         if not math.isfinite(loss := self.loss()):
             raise NotFinite(
                 f"the loss at the model's weights is {loss}; expected a finite one: look for NaN or inf in the weights "

@@ -98,11 +98,7 @@ def same_order(batches: Iterable[Any]) -> Iterator[None]:
 
 
 def around(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches again and again.
-
-    Raises:
-        ValueError: there are none, or an iterator that cannot start again is at its end.
-    """
+    """The batches again and again; refused where there are none, or an iterator cannot start again."""
     while True:
         empty = True
         for batch in batches:

@@ -79,8 +79,7 @@ def _stand_in(model: nn.Module, training: dict[str, Any]) -> Optimizer:
 def rehearse(text: str, model: nn.Module, training: dict[str, Any]) -> Method | None:
     """Build the method once on an optimizer that nobody uses, so that what does not fit is refused before training.
 
-    Returns:
-        The method, to look at; None for the base.
+    It comes back to be looked at; None for the base.
     """
     made = factory(text, 0)
     if made is None:

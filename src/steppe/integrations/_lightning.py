@@ -21,13 +21,8 @@ class Whole:
     """Runs all passes of a micro-batch in the place of Lightning's one forward pass, and its backward hands them on.
 
     For methods whose first pass is not over the whole batch at the unperturbed weights: ascents on a few samples or a
-    view of the batch, and directions that are known before it.
-
-    Args:
-        sharp: the method.
-        module: the LightningModule.
-        step: the strategy's ``training_step``. backward: the module's.
-        scaled: what Lightning makes of a loss before its backward.
+    view of the batch, and directions that are known before it. `step` is the strategy's ``training_step``, `backward`
+    the module's, and `scaled` what Lightning makes of a loss before it.
     """
 
     def __init__(

@@ -9,12 +9,9 @@ from steppe.diagnostics.probe import Probe
 
 
 class Probing:
-    """Opens and closes a probe on a method that the host makes later.
+    """Opens and closes a probe on a method that the host makes later, and `sharp` gives when the first step begins.
 
-    Args:
-        sharp: gives the method; asked when the first step begins.
-        log: called with what one step has shown, by name.
-        settings: of :class:`steppe.Probe`.
+    `log` is called with what one step has shown, by name; `settings` are those of :class:`steppe.Probe`.
     """
 
     def __init__(

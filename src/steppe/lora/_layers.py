@@ -54,8 +54,7 @@ class Layer:
 class Adapters:
     """The adapted layers of a model, of every kind, and where they hang: whether any of it has changed since.
 
-    Args:
-        model: looked through once; what is asked later costs a few look-ups for each adapted layer.
+    The model is looked through once; what is asked later costs a few look-ups for each adapted layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -71,11 +70,7 @@ class Adapters:
         ]
 
     def refuse_merged(self, stepped: Callable[[], Set[Tensor]]) -> None:
-        """Refuse to train factors that are merged into their base.
-
-        Args:
-            stepped: finds the parameters of the optimizer.
-        """
+        """Refuse to train factors that are merged into their base; `stepped` finds the parameters of the optimizer."""
         for _, name, module in self._places:
             if getattr(module, "merged", False) and not stepped().isdisjoint(module.parameters()):
                 raise RuntimeError(
@@ -100,15 +95,7 @@ def active(module: Any) -> Iterable[str]:
 
 
 def find_layers(model: nn.Module, stepped: Set[Tensor]) -> tuple[Layer, ...]:
-    """Every LoRA layer that this optimizer trains.
-
-    Args:
-        model: with adapters; wrappers are looked through.
-        stepped: the parameters of the optimizer.
-
-    Raises:
-        ValueError: there is none, or one that is no linear layer.
-    """
+    """Every LoRA layer, wrappers looked through, of which this optimizer steps a factor."""
     found = [Layer(name.replace("_orig_mod.", ""), m, base) for name, m, base in _candidates(bare(model))]
     trained = [
         each for each in found if any(t in stepped and t.requires_grad for a, b, _ in each.factors() for t in (a, b))

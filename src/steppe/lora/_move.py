@@ -22,11 +22,7 @@ SMALL = 4096
 
 
 class Bundle:
-    """Pairs that move together: one device, one dtype, the same groups of the optimizer, sides of as many tensors.
-
-    Args:
-        pairs: their sides. groups: of the optimizer, one for each tensor of a pair.
-    """
+    """Pairs that move together: one device, one dtype, the same groups of the optimizer, sides of as many tensors."""
 
     def __init__(self, pairs: Sequence[Pair], groups: Sequence[dict[str, Any]]) -> None:
         self.pairs, self.groups = pairs, groups

@@ -8,11 +8,7 @@ from steppe.views import Look
 
 
 def with_samples(samples: int | float | None, common: dict[str, Any], cuda_graph: bool = False) -> dict[str, Any]:
-    """``common`` with a look at ``samples`` of each batch, recorded or not; None: as it is.
-
-    Raises:
-        TypeError: there is a look in it already, or none to be recorded.
-    """
+    """``common`` with a look at ``samples`` of each batch, recorded or not; None: as it is. Two looks are refused."""
     if samples is None:
         if cuda_graph:
             raise TypeError(f"cuda_graph={cuda_graph!r} was given without samples; expected how many the look is at")

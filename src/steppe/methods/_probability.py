@@ -24,13 +24,9 @@ SCHEDULES: dict[str, Make] = {
 
 
 def probability(p: float, schedule: str, p_end: float | None, total_steps: int | None) -> Value:
-    """p(t) as a number or a curve.
+    """p(t) as a number or a curve: one of :data:`SCHEDULES` of its parameter p and of T, which all but "constant" need.
 
-    Args:
-        p: the schedule's parameter, in [0, 1].
-        schedule: one of :data:`SCHEDULES`.
-        p_end: p1 of "trigonometric"; 1 - p when None.
-        total_steps: T, needed by all but "constant".
+    `p_end` is p1 of "trigonometric"; 1 - p when None.
     """
     check_choice("schedule", schedule, tuple(SCHEDULES))
     if callable(p):
