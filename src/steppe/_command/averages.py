@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from steppe._backup import SavedWeights
+
 T = TypeVar("T")
 Tensors = tuple[Tensor, ...] | list[Tensor]
 SHARES = 10
@@ -89,14 +91,10 @@ class Averages:
 
     @contextmanager
     def _at(self, average: Sequence[Tensor]) -> Iterator[None]:
-        before = [each.detach().clone() for each in self._live]
+        before = SavedWeights(self._live)
         try:
-            self._write(average)
+            with torch.no_grad():
+                torch._foreach_copy_(self._live, list(average))
             yield
         finally:
-            self._write(before)
-
-    @torch.no_grad()
-    def _write(self, values: Sequence[Tensor]) -> None:
-        for each, value in zip(self._live, values, strict=True):
-            each.copy_(value)
+            before.back()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from steppe._backup import SavedWeights
 from steppe.compare.data.also import BITS, NOISES, deviation
 from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.data.metrics import METRICS
@@ -50,16 +51,14 @@ def rounded(model: nn.Module, bits: int) -> Iterator[None]:
     w_c becomes s round(w_c / s), one of 2n + 1 values.
     """
     weights = [w for w in model.parameters() if w.dim() > 1 and w.is_floating_point()]
-    saved = [weight.detach().clone() for weight in weights]
+    saved = SavedWeights(weights)
     try:
         with torch.no_grad():
             for weight in weights:
                 weight.copy_(quantized(weight, bits))
         yield
     finally:
-        with torch.no_grad():
-            for weight, before in zip(weights, saved, strict=True):
-                weight.copy_(before)
+        saved.back()
 
 
 def quantized(weight: Tensor, bits: int) -> Tensor:

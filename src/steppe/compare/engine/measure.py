@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from steppe._algebra import add_scaled_
+from steppe._backup import SavedWeights
 from steppe.compare.data.examples import Split
 from steppe.compare.data.losses import Loss, each_of
 from steppe.compare.data.metrics import METRICS, Metric
@@ -111,10 +113,8 @@ def ascent_direction(model: nn.Module, split: Split, loss: Loss = "cross_entropy
     with evaluating(model):
         for part in chunks(split):
             mean = each_of(loss, model(part.x), part.y).mean() * (len(part) / len(split))
-            parts = torch.autograd.grad(mean, weights, allow_unused=True)
-            for total, piece in zip(gradient, parts, strict=True):
-                if piece is not None:
-                    total += piece
+            parts = torch.autograd.grad(mean, weights, allow_unused=True, materialize_grads=True)
+            add_scaled_(gradient, parts, 1.0)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradient]))
     return [g / norm if norm > 0 else g for g in gradient]
 
@@ -122,24 +122,18 @@ def ascent_direction(model: nn.Module, split: Split, loss: Loss = "cross_entropy
 def losses_along(model: nn.Module, split: Split, distances: list[float], loss: Loss = "cross_entropy") -> list[float]:
     """L(w + t g/||g||) for each t of `distances`, over all of `split`; the weights come back bit for bit."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    saved = [weight.detach().clone() for weight in weights]
     direction = ascent_direction(model, split, loss)
-    losses = []
+    saved, losses = SavedWeights(weights), []
     try:
         for t in distances:
-            _place(weights, saved, direction, t)
+            saved.back()
+            if t:  # a direction that is not finite leaves the weights themselves alone
+                with torch.no_grad():
+                    add_scaled_(weights, direction, t)
             losses.append(mean_loss(model, split, loss))
     finally:
-        _place(weights, saved, direction, 0.0)
+        saved.back()
     return losses
-
-
-@torch.no_grad()
-def _place(weights: list[nn.Parameter], saved: list[Tensor], direction: list[Tensor], t: float) -> None:
-    for weight, start, d in zip(weights, saved, direction, strict=True):
-        weight.copy_(start)
-        if t:
-            weight.add_(d, alpha=t)
 
 
 def sharpness_and_slice(
