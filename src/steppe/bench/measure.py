@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from functools import partial
 from statistics import median
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from steppe._command.choices import Choice
 from steppe._command.devices import threads
 from steppe._command.meter import Clock, peak, take_turn, weighted
 from steppe._command.pool import Tell
-from steppe._command.provenance import made_with
+from steppe._command.provenance import finished, made_with
 from steppe.bench.contender import OPTIMIZERS, Contender, base, ours
 from steppe.bench.subject import Problem, Subject, check_counts
 from steppe.bench.tasked import Tasked
@@ -191,5 +190,4 @@ def _load() -> dict[str, Any]:
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
     """What a figure was made with."""
-    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return made_with(device) | {"threads": threads, "finished": finished}
+    return made_with(device) | {"threads": threads, "finished": finished()}

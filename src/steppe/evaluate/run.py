@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +11,7 @@ import lm_eval
 import torch
 
 import steppe
+from steppe._command.provenance import ended
 from steppe.evaluate import catalog, model
 from steppe.evaluate.catalog import Catalog
 from steppe.evaluate.request import Request
@@ -41,8 +41,7 @@ def evaluate(request: Request) -> dict[str, Any]:
     results = lm_eval.evaluate(lm=lm, task_dict=tasks.loaded, limit=request.limit, log_samples=False)
     return {
         "schema": SCHEMA, "model": base, "adapter": adapter, **_figures(results, tasks),
-        "settings": request.settings(), "measured": model.described(lm), "seconds": time.perf_counter() - start,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "provenance": _provenance(),
+        "settings": request.settings(), "measured": model.described(lm), **ended(start), "provenance": _provenance(),
     }  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from steppe._command import ranks, trackers
 from steppe._command.locks import refuse_taken
+from steppe._command.provenance import finished
 from steppe._command.saved import trained_in
 from steppe.finetune import data, measure, method
 from steppe.finetune.data import Examples, Tokens
@@ -205,7 +205,7 @@ def _train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
         "steps": trainer.state.global_step, "resumed_at": watch.begun_at or None,
         "seconds": {"training": seconds, "step": watch.typical}, "memory": measure.memory(),
         "passes_per_step": watch.passes_per_step, "curve": watch.curve, "saved": str(saved),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": finished(),
         "provenance": measure.provenance(trainer.args.device),
     }  # fmt: skip
     ranks.once(lambda: folder.finish(result))

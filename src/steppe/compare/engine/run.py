@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from steppe._command import averages, ranks
 from steppe._command.choices import BASE, OPTIMIZERS, Choice
 from steppe._command.devices import take_gpu
 from steppe._command.pool import Tell
-from steppe._command.provenance import made_with
+from steppe._command.provenance import ended, made_with
 from steppe.compare.analysis import lost
 from steppe.compare.data import models, tasks
 from steppe.compare.data.examples import Split, Task, generator
@@ -193,9 +192,8 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
         record["rows"] = untrained(task)
     return record | {
         "epochs": _epochs(steps, per_epoch), "steps": steps, "passes_per_step": counter.examples / fit.examples,
-        "ascended_share": fit.ascents / steps, "seconds": time.perf_counter() - start,
-        "diverged": _lost(task, fit.curve.train_loss, record),
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "provenance": provenance(spec),
+        "ascended_share": fit.ascents / steps, "diverged": _lost(task, fit.curve.train_loss, record),
+        **ended(start), "provenance": provenance(spec),
     }  # fmt: skip
 
 

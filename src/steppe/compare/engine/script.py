@@ -7,7 +7,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ import torch
 from steppe._command.choices import Choice
 from steppe._command.devices import take_gpu
 from steppe._command.pool import SaidError, Tell
-from steppe._command.provenance import made_with
+from steppe._command.provenance import ended, made_with
 from steppe._length import lacking
 from steppe.compare.analysis import lost
 from steppe.compare.engine.runs import Run
@@ -55,15 +54,8 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     with printed(spec, run):
         follow(figures, arguments(script, spec, run))
         averaged = _said(figures, figures.averaged)
-    return (
-        _record(run, figures)
-        | averaged
-        | {
-            "seconds": time.perf_counter() - start,
-            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "provenance": made_with(spec.device) | {"schema": SCHEMA},
-        }
-    )
+    provenance = made_with(spec.device) | {"schema": SCHEMA}
+    return {**_record(run, figures), **averaged, **ended(start), "provenance": provenance}
 
 
 def follow(figures: Figures, given: dict[str, Any]) -> None:
