@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,30 +40,37 @@ class Reading(nn.Module):
         return out
 
 
-class ThroughData(Reading):
-    def move(self, new: Tensor) -> None:
-        self.q.data.copy_(new)  # counts no version
+def kind(**methods: Callable[..., Any]) -> type[Reading]:
+    """The same with another start, way to read or way to move."""
+    return type("Kind", (Reading,), methods)
 
 
-class ThroughNumpy(Reading):
-    def move(self, new: Tensor) -> None:
-        self.q.numpy()[:] = new.numpy()
+def put(self: Reading, new: Tensor) -> None:
+    self.q = new
 
 
-class Rebound(Reading):
-    def move(self, new: Tensor) -> None:
-        self.q = new
+def through_data(self: Reading, new: Tensor) -> None:
+    self.q.data.copy_(new)  # counts no version
 
 
-class ReboundTwice(Reading):
-    def move(self, new: Tensor) -> None:
-        self.q = new + 1.0
-        self.q = self.q - 1.0
+def other_storage(self: Reading, new: Tensor) -> None:
+    self.q.data = new  # as in MoCo: ``param_k.data = param_k.data * m + ...``
 
 
-class OtherStorage(Reading):
-    def move(self, new: Tensor) -> None:
-        self.q.data = new
+def through_numpy(self: Reading, new: Tensor) -> None:
+    self.q.numpy()[:] = new.numpy()
+
+
+def put_twice(self: Reading, new: Tensor) -> None:
+    self.q = new + 1.0
+    self.q = self.q - 1.0
+
+
+def frozen(self: Reading, new: Tensor) -> None:
+    self.q = nn.Parameter(new, requires_grad=False)
+
+
+Attribute = kind(start=put, move=put)
 
 
 class Registered(Reading):
@@ -99,11 +107,6 @@ class NoneAtFirst(Registered):
         self.q = new
 
 
-class NotPersistent(Reading):
-    def start(self, q: Tensor) -> None:
-        self.register_buffer("q", q, persistent=False)
-
-
 class Ring(Reading):
     """A queue with an integer that says where it is written."""
 
@@ -124,83 +127,6 @@ class Longer(Reading):
         self.q.resize_(len(self.q) + 3).copy_(new.repeat(9)[: len(self.q)])
 
 
-class Overlapping(Reading):
-    """A buffer of which many elements are one."""
-
-    def start(self, q: Tensor) -> None:
-        self.register_buffer("q", q[:1].clone().expand(3))
-
-    def move(self, new: Tensor) -> None:
-        self.q[:1].copy_(new[:1])
-
-
-class FrozenParameter(Reading):
-    def start(self, q: Tensor) -> None:
-        self.q = nn.Parameter(q, requires_grad=False)
-
-
-class FrozenThroughData(FrozenParameter):
-    def move(self, new: Tensor) -> None:
-        self.q.data.copy_(new)
-
-
-class FrozenOtherStorage(FrozenParameter):
-    """As in MoCo: ``param_k.data = param_k.data * m + ...``."""
-
-    def move(self, new: Tensor) -> None:
-        self.q.data = new
-
-
-class NewParameter(FrozenParameter):
-    def move(self, new: Tensor) -> None:
-        self.q = nn.Parameter(new, requires_grad=False)
-
-
-class Lacked(Reading):
-    """A parameter that requires a gradient, gets none, and is not the optimizer's."""
-
-    def start(self, q: Tensor) -> None:
-        self.q = nn.Parameter(q)
-
-    def read(self) -> Tensor:
-        return self.q.detach()
-
-    def move(self, new: Tensor) -> None:
-        self.q.copy_(new)
-
-
-class Attribute(Reading):
-    def start(self, q: Tensor) -> None:
-        self.q = q
-
-    def move(self, new: Tensor) -> None:
-        self.q = new
-
-
-class AttributeInPlace(Attribute):
-    def move(self, new: Tensor) -> None:
-        self.q.copy_(new)
-
-
-class AttributeAtFirst(Attribute):
-    def start(self, q: Tensor) -> None:
-        pass
-
-    def read(self) -> Tensor:
-        return getattr(self, "q", torch.zeros(3, dtype=torch.float64))
-
-
-class Number(Reading):
-    def start(self, q: Tensor) -> None:
-        self.q = 0.5
-
-    def read(self) -> Tensor:
-        return torch.full((3,), self.q, dtype=torch.float64)
-
-    def move(self, new: Tensor) -> None:
-        self.q = float(new.sum())
-
-
 class Pair(Reading):
     """The state of an LSTM, (h, c)."""
 
@@ -214,11 +140,6 @@ class Pair(Reading):
         self.q = (new / 3, new / 5)
 
 
-class PairInPlace(Pair):
-    def move(self, new: Tensor) -> None:
-        self.q[0].copy_(new / 3)
-
-
 class Listed(Reading):
     def start(self, q: Tensor) -> None:
         self.q = [q]
@@ -228,22 +149,6 @@ class Listed(Reading):
 
     def move(self, new: Tensor) -> None:
         self.q.append(new)
-
-
-class Queued(Listed):
-    def start(self, q: Tensor) -> None:
-        self.q = deque([q], maxlen=2)
-
-
-class Keyed(Reading):
-    def start(self, q: Tensor) -> None:
-        self.q = {"q": q}
-
-    def read(self) -> Tensor:
-        return self.q["q"]
-
-    def move(self, new: Tensor) -> None:
-        self.q["q"] = new
 
 
 class Holding(nn.Module):
@@ -361,36 +266,49 @@ LARGE = 3 * 20_000
 
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "in place": Reading,
-    "through data": ThroughData,
-    "through numpy": ThroughNumpy,
-    "rebound": Rebound,
-    "rebound twice": ReboundTwice,
-    "other storage": OtherStorage,
+    "through data": kind(move=through_data),
+    "through numpy": kind(move=through_numpy),
+    "rebound": kind(move=put),
+    "rebound twice": kind(move=put_twice),
+    "other storage": kind(move=other_storage),
     "registered": Registered,
     "deleted": Deleted,
     "none at first": NoneAtFirst,
-    "not persistent": NotPersistent,
+    "not persistent": kind(start=lambda self, q: self.register_buffer("q", q, persistent=False)),
     "ring": Ring,
     "longer": Longer,
-    "overlapping": Overlapping,
+    "overlapping": kind(  # a buffer of which many elements are one
+        start=lambda self, q: self.register_buffer("q", q[:1].clone().expand(3)),
+        move=lambda self, new: self.q[:1].copy_(new[:1]),
+    ),
     "large": lambda: Reading(LARGE),
-    "large, through data": lambda: ThroughData(LARGE),
-    "large, rebound": lambda: Rebound(LARGE),
-    "frozen": FrozenParameter,
-    "frozen, through data": FrozenThroughData,
-    "frozen, other storage": FrozenOtherStorage,
-    "large, frozen": lambda: FrozenOtherStorage(LARGE),
-    "new parameter": NewParameter,
-    "lacked by the optimizer": Lacked,
+    "large, through data": partial(kind(move=through_data), LARGE),
+    "large, rebound": partial(kind(move=put), LARGE),
+    "frozen": kind(start=frozen),
+    "frozen, through data": kind(start=frozen, move=through_data),
+    "frozen, other storage": kind(start=frozen, move=other_storage),
+    "large, frozen": partial(kind(start=frozen, move=other_storage), LARGE),
+    "new parameter": kind(start=frozen, move=frozen),
+    "lacked by the optimizer": kind(  # it requires a gradient and gets none
+        start=lambda self, q: put(self, nn.Parameter(q)), read=lambda self: self.q.detach()
+    ),
     "attribute": Attribute,
-    "attribute in place": AttributeInPlace,
-    "attribute at first": AttributeAtFirst,
-    "number": Number,
+    "attribute in place": kind(start=put),
+    "attribute at first": kind(
+        start=lambda self, q: None, move=put, read=lambda self: getattr(self, "q", torch.zeros(3).double())
+    ),
+    "number": kind(
+        start=lambda self, q: put(self, 0.5), read=lambda self: torch.full((3,), self.q, dtype=torch.float64),
+        move=lambda self, new: put(self, float(new.sum())),
+    ),
     "pair": Pair,
-    "pair in place": PairInPlace,
+    "pair in place": type("PairInPlace", (Pair,), {"move": lambda self, new: self.q[0].copy_(new / 3)}),
     "list": Listed,
-    "deque": Queued,
-    "dict": Keyed,
+    "deque": type("Queued", (Listed,), {"start": lambda self, q: put(self, deque([q], maxlen=2))}),
+    "dict": kind(
+        start=lambda self, q: put(self, {"q": q}), read=lambda self: self.q["q"],
+        move=lambda self, new: self.q.update(q=new),
+    ),
     "recurrent": Holding,
     "codebook": Codebook,
     "centre": Centre,

@@ -189,13 +189,6 @@ def test_worse_methods_are_named() -> None:
     assert any(note == "Clearly below the base: sam." for note in summary["notes"])
 
 
-def test_single_seed() -> None:
-    summary = summarise(records(seeds=[3]), cost(), spec(seeds=1))
-    assert row(summary, "sam")["final"]["ci95"] is None
-    assert summary["verdict"].startswith("One seed cannot tell")
-    assert any("One seed" in note for note in summary["notes"])
-
-
 @pytest.mark.parametrize("seeds", [4, 5])
 def test_few_seeds_are_noted(seeds: int) -> None:
     notes = summarise(records(seeds=range(seeds)), cost(), spec(seeds=seeds))["notes"]
