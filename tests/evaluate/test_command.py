@@ -81,7 +81,7 @@ def test_the_record_is_one_file_and_the_table_says_the_same(folder, capsys):
     for name, figure in task["metrics"].items():
         assert name in shown and _percent(figure["value"]) in shown and _percent(figure["stderr"]) in shown
     assert record["settings"]["limit"] == 20 and record["measured"]["dtype"] == "float32"
-    assert {"lm_eval", "torch", "steppe"} <= set(record["provenance"])
+    assert {"lm_eval", "torch", "steppe"} <= set(record["provenance"]) and record["provenance"]["device"] == "cpu"
 
 
 def test_json_on_stdout_is_the_file(folder, capsys):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from importlib.metadata import version
 from typing import Any
 
 import lm_eval
-import torch
 
-import steppe
-from steppe._command.provenance import ended
+from steppe._command.provenance import ended, made_with
 from steppe.evaluate import catalog, model
 from steppe.evaluate.catalog import Catalog
 from steppe.evaluate.request import Request
@@ -39,9 +36,11 @@ def evaluate(request: Request) -> dict[str, Any]:
     lm = model.load(request)
     base, adapter = model.sources(request)
     results = lm_eval.evaluate(lm=lm, task_dict=tasks.loaded, limit=request.limit, log_samples=False)
+    packages = {name: version(name) for name in ("lm_eval", "transformers", "peft", "datasets")}
     return {
         "schema": SCHEMA, "model": base, "adapter": adapter, **_figures(results, tasks),
-        "settings": request.settings(), "measured": model.described(lm), **ended(start), "provenance": _provenance(),
+        "settings": request.settings(), "measured": model.described(lm), **ended(start),
+        "provenance": made_with(str(lm.device)) | packages,
     }  # fmt: skip
 
 
@@ -79,11 +78,3 @@ def _metrics(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
             name = metric if filter_ == "none" else key
             found[name] = {"value": value, "stderr": stderr if isinstance(stderr, float) else None}
     return found
-
-
-def _provenance() -> dict[str, Any]:
-    packages = {name: version(name) for name in ("lm_eval", "transformers", "peft", "datasets")}
-    return {
-        "steppe": steppe.__version__, "torch": torch.__version__, **packages,
-        "python": platform.python_version(), "platform": platform.platform(), "threads": torch.get_num_threads(),
-    }  # fmt: skip

@@ -10,12 +10,7 @@ from steppe.methods._row import Row
 
 def write_card(row: Row) -> str:
     """The card in Markdown, arguments as a list, arXiv numbers as links."""
-    facts = {
-        "Paper": row.paper,
-        "Passes per step": row.passes,
-        "Parameter-sized buffers": row.buffers,
-        "Use": row.use,
-    }
+    facts = {"Paper": row.paper, "Passes per step": row.passes, "Parameter-sized buffers": row.buffers, "Use": row.use}
     lines = "\n".join(f"- **{key}:** {value}" for key, value in facts.items() if value)
     ours = "steppe." if row.recipe.__module__.startswith("steppe.") else ""
     call = f"```python\n{ours}{row.recipe.__name__}{_call(row)}\n```"
