@@ -23,6 +23,7 @@ from steppe.text.tokens import check_length, counted, encode, limit, note_on_cut
 WORDS = {"train": ("train",), "val": ("dev", "validation", "valid", "val"), "test": ("test",)}
 """Part -> the words that a file's name has for it: `stsa.binary.dev`, `val.csv`."""
 
+_TRAIN = re.compile(r"(?<![a-z])train(?![a-z])", re.IGNORECASE)
 _SECRET = ("-1",)
 _LONG = 512  # tokens, for a model that says nothing about it
 
@@ -42,7 +43,7 @@ def files(place: str) -> dict[str, Path]:
 
 
 def _training_file(folder: Path) -> Path:
-    named = [path for path in sorted(folder.iterdir()) if path.is_file() and _worded("train").search(path.name.lower())]
+    named = [path for path in sorted(folder.iterdir()) if path.is_file() and _TRAIN.search(path.name.lower())]
     if len(named) != 1:
         many = f"several: {', '.join(path.name for path in named)}" if named else "none"
         raise ValueError(f"{folder} must hold one file with 'train' in its name, it has {many}; give text:FILE")
@@ -52,14 +53,10 @@ def _training_file(folder: Path) -> Path:
 def _sibling(path: Path, words: tuple[str, ...]) -> Path | None:
     """The file beside `path` with one of `words` where `path` has "train"."""
     for word in words:
-        name = _worded("train").sub(word, path.name)
+        name = _TRAIN.sub(word, path.name)
         if name != path.name and path.with_name(name).is_file():
             return path.with_name(name)
     return None
-
-
-def _worded(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<![a-z]){word}(?![a-z])", re.IGNORECASE)
 
 
 def parts(place: str, text: str, label: str) -> dict[str, Labelled]:

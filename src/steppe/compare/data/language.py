@@ -34,7 +34,8 @@ def task(name: str, place: str, context: int, parts: Sequence[float] | None, str
     columns.text_of(Path(place).expanduser())
     series = torch.frombuffer(bytearray(Path(place).expanduser().read_bytes()), dtype=torch.uint8)
     made, start = [], 0
-    parts = parts or _usual(len(series))
+    large = len(series) // 10 > ENOUGH
+    parts = parts or ((len(series) - 2 * ENOUGH, ENOUGH, ENOUGH) if large else (0.8, 0.1, 0.1))
     for part, size in zip(("training", "validation", "test"), sizes(parts, len(series), "bytes"), strict=True):
         if size < context + 1:
             raise ValueError(
@@ -55,9 +56,3 @@ def task(name: str, place: str, context: int, parts: Sequence[float] | None, str
     counted: Callable[[Tensor], Tensor] = Counts(train.series)
     rows = {"byte frequencies": frequencies, "5-gram counts": counted}
     return Task(name, train, val, test, BYTES, metrics=metrics, rows=rows)
-
-
-def _usual(size: int) -> tuple[float, ...]:
-    """The parts of a text of so many bytes."""
-    held = size // 10
-    return (0.8, 0.1, 0.1) if held <= ENOUGH else (size - 2 * ENOUGH, ENOUGH, ENOUGH)

@@ -71,7 +71,8 @@ def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
     parts = (train, val, source.test)
     if cells.classes:
         one, two, three = (Split(x[part.x], part.y) for part in parts)
-        usual = _Always(_shares(train.y, cells.classes))
+        # Scores whose probabilities are the shares of the classes, each counted once more than it is there.
+        usual = _Always((torch.bincount(train.y, minlength=cells.classes) + 1).log().float())
         return Task(name, one, two, three, cells.classes, rows={"commonest class": usual}, notes=cells.notes)
     known = cells.goal[train.x.numpy()]
     unit = _unit(known)
@@ -90,11 +91,6 @@ class _Always:
 
     def __call__(self, x: Any) -> Tensor:
         return self.answer.to(x.device).expand(len(x), -1)
-
-
-def _shares(y: Tensor, classes: int) -> Tensor:
-    """Scores whose probabilities are the shares of the classes, each counted once more than it is there."""
-    return (torch.bincount(y, minlength=classes) + 1).log().float()
 
 
 def _encoded(column: np.ndarray, train: np.ndarray) -> np.ndarray:
