@@ -49,7 +49,8 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
     there = {each.method for each in groups if each.variant == "plain"}
     rows += [_missing(name, spec) for name in spec.get("methods") or () if name not in there]
-    own_rates = spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1  # runs at others may have failed
+    # By the settings, as the runs at all rates but one may have failed.
+    own_rates = spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1
     for row in rows:
         tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
         row |= _tuning(row, tries, judge, own_rates=own_rates and any(r.get("lr") for r in tries))
