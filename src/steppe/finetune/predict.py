@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from steppe._command.files import read_json
-from steppe._command.saved import base_and_adapter
 from steppe.finetune import measure
 from steppe.finetune.folder import RESULT
 from steppe.finetune.spec import LANGUAGE
-from steppe.text.adapters import with_adapter
-from steppe.text.models import classifier
+from steppe.text.models import trained
 from steppe.text.readers import labelled, read
 from steppe.text.rows import column, label_lines, rows
 from steppe.text.tokens import encode
@@ -44,7 +42,8 @@ def predict(
     result = _result(run)
     settings, names = result["settings"], result["data"]["classes"]
     texts, labels = _examples(data, text or settings["text"], label, settings["label"], split, names)
-    model, tokenizer = _model(run, names)
+    model, tokenizer = trained(run, names)
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     scores = torch.cat(list(_scores(model, tokenizer, texts, result["data"]["max_length"], tell)))
     chances, answers = scores.softmax(1).max(1)
     known: list[Any] = [None] * len(texts) if labels is None else labels
@@ -88,13 +87,6 @@ def _examples(
         found = read(data, text=text, label=label or usual, split=split)
     known = found.under(names, f"the data {data}")
     return known.texts, known.labels
-
-
-def _model(run: str, names: list[str]) -> tuple[Any, Any]:
-    base, adapter = base_and_adapter(run)
-    made, tokenizer = classifier(base, names, None, 0)
-    model: Any = with_adapter(made, adapter, classify=True) if adapter else made
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 @torch.no_grad()

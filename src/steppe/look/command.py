@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,7 +92,7 @@ def _plane(subjects: Subjects, request: Request, shown: Counted) -> diagnostics.
 def _record(request: Request, subjects: Subjects, found: dict[str, dict[str, Any]], plane: Any) -> dict[str, Any]:
     device = next(subjects.each[0].model.parameters()).device
     whole: dict[str, Any] = finite({
-        "schema": SCHEMA, "kind": "look", "settings": request.settings(),
+        "schema": SCHEMA, "kind": "look", "settings": asdict(request),
         "models": {name: {part: each.as_dict() for part, each in parts.items()} for name, parts in found.items()},
         "plane": plane and plane.as_dict(), "provenance": made_with(str(device)),
     })  # fmt: skip

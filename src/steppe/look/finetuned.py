@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steppe._command.files import read_json
-from steppe._command.saved import base_and_adapter
 from steppe.finetune import data
 from steppe.finetune.folder import RESULT
 from steppe.finetune.spec import Spec
 from steppe.look.request import Request
 from steppe.look.subjects import Subject, Subjects
-from steppe.text.adapters import with_adapter
-from steppe.text.models import causal, classifier
+from steppe.text.models import trained
 from steppe.text.tokens import Collator
 
 
@@ -27,23 +25,13 @@ def of_run(folder: Path, request: Request) -> Subjects:
         raise ValueError(f"{folder} holds a fine-tuning that is not finished; go on with steppe finetune --resume")
     settings = Spec(**result["settings"])
     found = data.examples(settings)
-    model, tokenizer = _model(str(folder), settings, result["data"]["classes"])
+    model, tokenizer = trained(str(folder), None if settings.language else result["data"]["classes"])
     examples = data.tokens(settings, found, model, tokenizer).train
     batches = _batches(examples, tokenizer, settings, request)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.float().to(device).eval()
     subject = Subject(str(result["method"]["label"]), model, _loss_of(model, device), batches)
     return Subjects((subject,), None)
-
-
-def _model(folder: str, settings: Spec, names: list[str]) -> tuple[nn.Module, Any]:
-    place, adapter = base_and_adapter(folder)
-    made: tuple[Any, Any] = (
-        causal(place, None, 0, frozen=adapter is not None) if settings.language else classifier(place, names, None, 0)
-    )
-    if adapter is None:
-        return made
-    return with_adapter(made[0], adapter, classify=not settings.language), made[1]
 
 
 def _batches(examples: list[Any], tokenizer: Any, settings: Spec, request: Request) -> list[Any]:

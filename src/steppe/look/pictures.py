@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steppe._command.files import DiskError, disk_sentence
+from steppe._command.files import writing
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], plane: Any, folder: Path) -> list[Path]:
@@ -34,8 +34,6 @@ def _together(part: str, found: Mapping[str, Mapping[str, Any]], path: Path) -> 
 
 
 def _save(axes: Any, path: Path) -> Path:
-    try:
+    with writing(path, "make room or name another --out"):
         axes.figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise DiskError(disk_sentence(path, error.strerror or str(error), "make room or name another --out")) from error
     return path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field
 
@@ -57,7 +57,3 @@ class Request:
             check("radii", rho, 1e-30)
         if not self.radii:
             raise ValueError("radii is empty; expected numbers above 0")
-
-    def settings(self) -> dict[str, Any]:
-        """All of it, for the record."""
-        return asdict(self)

@@ -109,6 +109,13 @@ def causal(path: str, lora: Lora | None, seed: int, *, frozen: bool = False) -> 
     return _made(base, seed, lora, "CAUSAL_LM", load)
 
 
+def trained(path: str, names: Sequence[str] | None) -> tuple[Any, Any]:
+    """What a fine-tuning left in a folder, adapter and all, and its tokenizer; without names a language model."""
+    base, adapter = base_and_adapter(path)
+    made = causal(base, None, 0, frozen=adapter is not None) if names is None else classifier(base, names, None, 0)
+    return (made[0] if adapter is None else with_adapter(made[0], adapter, classify=names is not None)), made[1]
+
+
 def _merged(model: Any, adapter: str | None, classify: bool) -> Any:
     """The model with a saved adapter become part of its weights: where an earlier fine-tuning left off."""
     if adapter is None:
