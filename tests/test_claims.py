@@ -241,6 +241,15 @@ def test_the_finder_beside_the_best_of_the_sweep(tmp_path):
     )
 
 
+def test_of_a_forecast_the_finder_shows_its_error(tmp_path):
+    error = {"sign": -1, "test": 0.7851}
+    found = {"sign": -1, **search(0.7902, [1.0, 1.5], 0.0051)}
+    case = {"method": "sam", "sweep": [], "base": {"sign": -1, "test": 0.93}, "best": error | {"rho": 1.0}}
+    put(tmp_path, rho_finder={"weather96": case | {"finder": found, "curve_alone": found}})
+    cell = "0.790 at 1, 1.5 (-0.005)"
+    assert f"| weather96 | `sam` | 0.930 | 0.785 at 1 | {cell} | {cell} | 0.88 |" in claims.page(tmp_path)
+
+
 def test_every_table_has_one_width(tmp_path):
     put(
         tmp_path, suite_schedules=GRID, suite_look_sam=GRID, large_batch=LARGE, rho_finder=FINDER, lora_study=LORA,
