@@ -61,7 +61,7 @@ def measure(
 def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequence[float], batch: Any) -> Iterator[Row]:
     """What a row of the curve holds, for one radius after the other, on one batch."""
     parameters = [p for p in bench.model.parameters() if p.requires_grad]
-    with untouched(bench.model, bench.optimizer):
+    with untouched(bench.model, bench.optimizer, bench.loss_of):
         generators, work = Randomness({p.device for p in parameters}), Work.of(bench.loss_of, batch, None, None)
         loss, clean = work.run(), _taken(parameters)
         look = build(radii[0])._making.passes.looked_at(work)

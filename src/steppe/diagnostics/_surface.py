@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from steppe._algebra import add_scaled_
+from steppe._bound import Bound, places
 from steppe._graphs import NO_GRAPH
 from steppe._guards import forget_derived
 from steppe._nested import fresh
-from steppe._parameters import bare, names_of
+from steppe._parameters import names_of
 from steppe._randomness import Randomness
 from steppe._shards import is_sharded
 from steppe._state import Watch
-from steppe.diagnostics._untouched import as_before
+from steppe.diagnostics._untouched import as_before, modules_of
 
 LossOf = Callable[[Any], Tensor]
 
@@ -68,13 +69,15 @@ class Surface:
     @contextmanager
     def lent(self) -> Iterator[Surface]:
         """In the block the weights may be moved; afterwards everything is back bit for bit, also after an error."""
-        with as_before(self.model):
+        with as_before(self.model, self._loss_of):
+            modules = modules_of(self.model, self._loss_of)
             self._generators = Randomness({w.device for w in self.weights})
-            self._state = Watch(lambda: [bare(self.model)], lambda: list(self.model.parameters())).start()
+            self._state = Watch(lambda: modules, lambda: list(self.model.parameters())).start()
+            self._bound = Bound(places(self._loss_of, ()))
             try:
                 yield self
             finally:
-                del self._generators, self._state
+                del self._generators, self._state, self._bound
 
     def loss(self, batches: Sequence[Any] | None = None) -> float:
         """The mean loss at the present weights; over other batches, where some are given."""
@@ -143,6 +146,7 @@ class Surface:
 
     def _pass(self, batch: Any) -> Tensor:
         self._state.back()
+        self._bound.done()
         self._generators.set()
         with in_default(self._default):
             loss = self._loss_of(fresh(batch))

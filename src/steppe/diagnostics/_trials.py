@@ -65,7 +65,8 @@ class Bench:
 
     def loss(self, looks: int) -> float:
         """Mean loss of the first batches as things stand."""
-        with untouched(self.model, self.optimizer):  # with a graph: the loss may take derivatives of its own
+        with untouched(self.model, self.optimizer, self.loss_of):
+            # With a graph: the loss may take derivatives of its own.
             losses = [self.loss_of(batch).detach().reshape(()) for batch in islice(self.stream(), looks)]
             return float(torch.stack(losses).mean())
 
@@ -76,7 +77,7 @@ class Bench:
         of the steps: some methods know only those at w + eps, or of a few samples.
         """
         pause, stream = steps // 16, self.stream()
-        with untouched(self.model, self.optimizer) as copy:
+        with untouched(self.model, self.optimizer, self.loss_of) as copy:
             bench = replace(self, optimizer=copy)
             sharp = build(self.model, copy) if build else None
             bench.train(islice(stream, steps - 3 * pause), sharp)

@@ -13,37 +13,39 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from steppe._backup import SavedWeights
+from steppe._bound import Bound, held_by, places
 from steppe._parameters import bare
 from steppe._randomness import Randomness
 from steppe._state import Watch
 
 
 @contextmanager
-def untouched(model: nn.Module, optimizer: Optimizer) -> Iterator[Optimizer]:
+def untouched(model: nn.Module, optimizer: Optimizer, loss_of: Any = None) -> Iterator[Optimizer]:
     """Lend ``model`` out together with a copy of ``optimizer`` that steps its weights; afterwards all is as before.
 
     The optimizer itself, its state and whoever listens to its steps never hear of it; the rest is :func:`as_before`.
 
     Cost: one copy of weights, gradients and optimizer state.
     """
-    with as_before(model, *(g["params"] for g in optimizer.param_groups)):
+    with as_before(model, loss_of, *(g["params"] for g in optimizer.param_groups)):
         yield twin(optimizer)
 
 
 @contextmanager
-def as_before(model: nn.Module, *others: Iterable[Tensor]) -> Iterator[None]:
+def as_before(model: nn.Module, loss_of: Any, *others: Iterable[Tensor]) -> Iterator[None]:
     """Lend ``model`` out, and further weights; afterwards all is as before.
 
     Weights, buffers, plain attributes, ``.grad`` (the same tensors with the same values) and random generators are back
-    bit for bit, also after an error, and the hooks that were hung meanwhile are gone. May be nested: the inner one
-    returns to where the outer one stands.
+    bit for bit, also after an error, and the hooks that were hung meanwhile are gone. So is what ``loss_of`` binds by
+    itself, and what the modules hold that it names. May be nested: the inner one returns to where the outer one stands.
 
     Cost: one copy of weights and gradients.
     """
-    weights = list(dict.fromkeys(chain(model.parameters(), *others)))
+    modules, bound = modules_of(model, loss_of), Bound(places(loss_of, ()))
+    weights = list(dict.fromkeys(chain(*(m.parameters() for m in modules), *others)))
     saved, grads = SavedWeights(weights), [(w, w.grad) for w in weights]
     values = SavedWeights(g for _, g in grads if g is not None)
-    state = Watch(lambda: [bare(model)], lambda: weights).start()
+    state = Watch(lambda: modules, lambda: weights).start()
     generators, hooks = Randomness({w.device for w in weights}), list(_hooks(model))
     try:
         for weight in weights:
@@ -52,6 +54,7 @@ def as_before(model: nn.Module, *others: Iterable[Tensor]) -> Iterator[None]:
     finally:
         saved.back()
         state.back()
+        bound.done()
         for weight, grad in grads:
             weight.grad = grad
         values.back()
@@ -60,6 +63,11 @@ def as_before(model: nn.Module, *others: Iterable[Tensor]) -> Iterator[None]:
         for hung, before in hooks:
             for key in hung.keys() - before:
                 del hung[key]
+
+
+def modules_of(model: nn.Module, loss_of: Any) -> list[nn.Module]:
+    """The model, and modules that the loss names: a teacher, metrics."""
+    return [bare(model), *(bare(each) for each in held_by(loss_of) if isinstance(each, nn.Module))]
 
 
 def _hooks(model: nn.Module) -> Iterator[tuple[dict[int, Any], set[int]]]:

@@ -151,7 +151,7 @@ def find_rho(
     series = SERIES if radii is None else _sorted(radii)
     build = _builder(method, settings, after, max(trial, 1))
     say = tell or (lambda _: None)
-    with same_order(batches), untouched(model, optimizer) as copy:
+    with same_order(batches), untouched(model, optimizer, loss_of) as copy:
         first = build(model, copy, rho=series[0])  # and what it refuses by itself
         _refuse_idle(first, copy)
         bench = Bench(model, copy, lambda batch: loss_of(fresh(batch)), batches)
