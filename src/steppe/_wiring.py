@@ -104,6 +104,8 @@ def refuse_unknown(settings: Mapping[str, Any], known: Sequence[str] = _SETTINGS
             hint = f"it is one of a look: look=steppe.Look({name}={settings[name]!r})"
         elif name in ("lr", "momentum", "weight_decay", "betas"):
             hint = "it belongs to the optimizer, which is built before: torch.optim.SGD(model.parameters(), lr=0.1)"
+        elif name == "adaptive":
+            hint = "that is a method of its own here: steppe.ASAM(model, optimizer, rho=0.5)"
         elif name in known:
             hint = "other methods have it; expected it left out"
         else:

@@ -227,6 +227,8 @@ def test_settings_that_nobody_has() -> None:
         steppe.SAM(model, optimizer, roh=0.1)
     with pytest.raises(TypeError, match="total_steps=9 was given, .*; other methods have it; expected it left out"):
         steppe.SAM(model, optimizer, total_steps=9)
+    with pytest.raises(TypeError, match="adaptive=True was given, .* a method of its own here: steppe.ASAM"):
+        steppe.SAM(model, optimizer, adaptive=True)
     with pytest.raises(TypeError, match="lr=0.1 was given, .* it belongs to the optimizer"):
         steppe.LookSAM(model, optimizer, lr=0.1)
 
