@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -44,6 +45,8 @@ class Doors:
     def _hang(self) -> None:
         _remove(self._handles)
         for module in self._model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # torch hangs no such hooks there
             if module is self._model or module._parameters or module._buffers:
                 self._handles.append(module.register_state_dict_pre_hook(_Refusal("save the model", self)))
                 self._handles.append(module.register_load_state_dict_pre_hook(_Refusal("load the model", self)))

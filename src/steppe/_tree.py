@@ -29,7 +29,8 @@ class Tree:
 
     def note(self, groups: list[dict[str, Any]], modules: bool = True) -> None:
         """Remember how it is now; without ``modules``, of the groups alone."""
-        tree = self._model.modules() if modules else ()
+        # A scripted module shows something else than a dict, in which nothing is exchanged.
+        tree = [m for m in self._model.modules() if isinstance(m._modules, dict)] if modules else []
         self._views = [v for m in tree for v in (m._modules, m._modules.values(), m._parameters.values())]
         self._sizes = list(map(len, self._views))
         self._full = [v for v in self._views if len(v)]
