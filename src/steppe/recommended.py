@@ -34,7 +34,8 @@ def recommended(
 
     Call it with the batch, so that it can be sliced: ``sharp.backward(loss_of, batch)``. The batch must be in random
     order, as a shuffled loader's is. The loss that ``backward`` returns is the look's, of few samples, on the steps
-    that ascend; ``sharp.last.perturbed_loss`` is the whole batch's, at w + eps.
+    that ascend; ``sharp.last.perturbed_loss`` is the whole batch's, at w + eps. A loss that compares the samples of its
+    batch (contrastive, with the batch as negatives) is another one on few, and none on one: give it more ``samples``.
 
     Args:
         model: the model whose loss is minimised.

@@ -41,8 +41,9 @@ class Look(Part):
 
     A combination that needs g costs one pass more. With one that does not, the loss that ``backward`` returns is the
     look's, and running statistics move in the pass at w + eps. A look whose gradient is NaN or inf (a mean over no
-    label) climbs nowhere: the step is the base's, and the loss that is returned the whole batch's. What overflowed
-    under a loss scale is left to the scaler, which skips the step.
+    label) climbs nowhere: the step is the base's, and the loss that is returned the whole batch's. One that is zero
+    climbs nowhere either: a loss that compares the samples of its batch (contrastive) has none on a single sample. What
+    overflowed under a loss scale is left to the scaler, which skips the step.
 
     Raises:
         TypeError, ValueError: a setting is out of its range, or none is given.
