@@ -53,9 +53,13 @@ class Overflow:
     """Makes the loss infinite in the passes named, counted from 1."""
 
     def __init__(self, *passes: int) -> None:
-        self.passes, self.seen, self.hit = passes, 0, False
+        self.passes, self.seen = passes, list[bool]()
+
+    @property
+    def hit(self) -> bool:
+        """Whether any was."""
+        return any(self.seen)
 
     def __call__(self, loss: Tensor) -> Tensor:
-        self.seen += 1
-        self.hit |= self.seen in self.passes
-        return loss * float("inf") if self.seen in self.passes else loss
+        self.seen.append(len(self.seen) + 1 in self.passes)
+        return loss * float("inf") if self.seen[-1] else loss
