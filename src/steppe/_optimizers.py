@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from steppe._words import an
-
 Given = Optimizer | list[Optimizer] | tuple[Optimizer, ...]
 Door = tuple[Callable[[Any], RemovableHandle], str]
 
@@ -121,8 +119,8 @@ class Optimizers:
             mine = {id(p) for p in _params(stepper.optimizer)}
             if mine & seen:
                 raise ValueError(
-                    f"{len(mine & seen)} parameter(s) are in two of the optimizers given, the second "
-                    f"{an(stepper.name)}; expected each parameter in one of them"
+                    f"{len(mine & seen)} parameter(s) are in two of the optimizers given, the second a {stepper.name}; "
+                    "expected each parameter in one of them"
                 )
             seen |= mine
 
