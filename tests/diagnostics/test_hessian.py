@@ -99,6 +99,14 @@ def test_a_trace_of_few_probes_says_its_error(kind):
     assert 0 < found.error < 0.25 * abs(true)
 
 
+def test_estimates_follow_the_seed():
+    few = {"steps": 5, "probes": 9, "runs": 1}
+    first, again, other = (curvature(*trained(mlp), **few, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    for name in ("lambda_max", "lambda_min", "trace", "density"):
+        assert getattr(first, name) != getattr(other, name)
+
+
 def test_a_quadratics_spectrum_is_its_matrixs():
     model = Tensors(w=torch.zeros(len(H), dtype=torch.float64))
     loss = bowl_loss(model)

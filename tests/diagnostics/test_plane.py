@@ -27,6 +27,8 @@ def test_a_quadratic_on_paper():
     for point, w in zip(found.points, (START, middle, END), strict=True):
         assert point.loss == pytest.approx(float(w.square().sum()) / 2, rel=1e-12)
     assert found.x[0] == pytest.approx(-1.6 * half) and found.x == found.y
+    along = [float((middle + x * unit * way / way.norm()).square().sum()) / 2 for x in found.x]
+    assert found.loss[2] == pytest.approx(along, rel=1e-9), "a row is along x, the middle one through the models"
     # ||c + x a + y d||^2 / 2 with <c, a>, <c, d>, <a, d> known but for d: the second differences are the unit's.
     step = found.x[1] - found.x[0]
     for i in range(5):
@@ -53,6 +55,16 @@ def test_every_filter_moves_by_its_own_length_and_vectors_stay():
             assert not eps.any()
         else:
             torch.testing.assert_close(eps.flatten(1).norm(dim=1), start[name].flatten(1).norm(dim=1))
+
+
+def test_random_axes_follow_the_seed():
+    model = Tensors(w=END)
+    for base in (None, {"w": START}):
+        first, again, other = (
+            loss_plane(model, lambda _: model.w.square().sum() / 2, [None], base, points=3, seed=seed).loss
+            for seed in (0, 0, 1)
+        )
+        assert first == again != other
 
 
 def test_both_models_have_their_own_loss_with_batch_statistics():

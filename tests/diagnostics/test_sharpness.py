@@ -37,6 +37,18 @@ def test_many_climbs_near_a_minimum_find_the_largest_eigenvalue():
     assert first.worst < rise.worst
 
 
+def test_the_highest_of_all_climbs_counts():
+    """w - w^2 from 0.2: the first climb ends at 0.7, beyond the top, from where the second goes down to -0.3."""
+    model = Tensors(w=torch.tensor([0.2]).double())
+    (rise,) = m_sharpness(model, lambda _: (model.w - model.w**2).sum(), [None], (0.5,), climbs=2).rises
+    assert rise.worst == pytest.approx(0.21 - 0.16)
+
+
+def test_random_directions_follow_the_seed():
+    first, again, other = (on_the_bowl(W, radii=(0.3,), seed=seed).rises[0] for seed in (0, 0, 1))
+    assert first == again and first.worst == other.worst and first.average != other.average
+
+
 def test_the_average_at_a_minimum_is_the_trace():
     (rise,) = on_the_bowl(torch.zeros(D, dtype=torch.float64), radii=(0.3,), draws=150).rises
     expected = 0.3**2 / (2 * D) * float(H.trace())
