@@ -209,6 +209,26 @@ LOOPS = [
     ),
 ]  # fmt: skip
 
+LOOKS = [
+    Mutant(
+        "a loss plane has its columns for rows", "tuple(sheet.loss(x, y) for x in grid) for y in grid)",
+        "tuple(sheet.loss(x, y) for y in grid) for x in grid)", "tests/diagnostics/test_plane.py -k on_paper",
+    ),
+    Mutant(
+        "the worst rise is that of the last climb", "[max(self._climb(group, first, rho, climbs)) - here",
+        "[list(self._climb(group, first, rho, climbs))[-1] - here", "tests/diagnostics/test_sharpness.py -k highest",
+    ),
+    Mutant(
+        "the trace of the Hessian does not follow the seed", "num_matvecs=probes, seed=seed",
+        "num_matvecs=probes, seed=0", "tests/diagnostics/test_hessian.py -k follow_the_seed",
+    ),
+    Mutant(
+        "the masks of a look that finds a radius are others than the passes'",
+        "            generators.set()\n            look.run()", "            look.run()",
+        "tests/diagnostics/test_curve.py -k draws_the_masks",
+    ),
+]  # fmt: skip
+
 RECORDED = [
     Mutant(
         "a recorded look is that of a module's earlier attributes",
@@ -240,4 +260,4 @@ RECORDED = [
     ),
 ]  # fmt: skip
 
-MUTANTS = [*COMPARE, *FIGURES, *FINETUNE, *HEART, *STEPS, *PARTS, *LOOPS, *RECORDED]
+MUTANTS = [*COMPARE, *FIGURES, *FINETUNE, *HEART, *STEPS, *PARTS, *LOOPS, *LOOKS, *RECORDED]

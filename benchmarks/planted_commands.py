@@ -225,6 +225,16 @@ FIGURES = [
         f"{SUMMARY} -k worse_methods",
     ),
     Mutant(
+        "of a run that is there twice the older one counts",
+        'str(r.get("run_id"))))', 'str(r.get("run_id"))), reverse=True)',
+        "tests/compare/analysis/test_groups.py -k there_twice",
+    ),
+    Mutant(
+        "the cheaper method beside the best need not gain clearly",
+        """        if row["gain"]["clear"] == 1\n        and row["gain"]""", """        if row["gain"]""",
+        "tests/compare/analysis/test_verdict.py",
+    ),
+    Mutant(
         "of equal baselines the one with most training is named",
         "return max(found, key=mean)", "return max(reversed(list(found)), key=mean)", f"{SUMMARY} -k baseline",
     ),
