@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steppe
-from steppe.combine import PUSHES, Combined, Decoupled, Mix, Replace, Reuse, SurrogateGap
+from steppe.combine import PUSHES, Combine, Combined, Decoupled, Mix, Replace, Reuse, SurrogateGap
 from steppe.curves import Linear, Quotient
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=3), min_size=1, max_size=4)
@@ -156,6 +156,23 @@ def factor(push, alpha, x, across, z):
         return 0.0
     lengths = {"paper": alpha / np.linalg.norm(across), "natural": 1 / np.linalg.norm(x)}
     return np.linalg.norm(z) * (min(lengths.values()) if push == "guarded" else lengths[push])
+
+
+def test_a_refresh_part_of_ones_own_keeps_its_memory_and_its_correction():
+    class Own(Combine):
+        def ascended(self, t, clean, perturbed, memory):
+            return Combined(perturbed, {"count": memory["count"] + 1}, correction={"p0": torch.ones(3)})
+
+        def blank(self, params):
+            return {"count": 0}
+
+        def after_change(self, memory):
+            return {"count": 10 * memory["count"]}
+
+    part, g = Reuse(refresh=Own()), drawn([[3]], 0)
+    out = ascended(part, g, drawn([[3]], 1), memory=part.blank(g))
+    assert out.memory["count"] == 1 and out.correction["p0"].tolist() == [1.0, 1.0, 1.0]
+    assert part.after_change(out.memory)["count"] == part.after_change({"count": 1})["count"] == 10
 
 
 def test_the_guard_stops_a_push_that_the_fresh_gradient_objects_to():

@@ -104,6 +104,13 @@ def test_too_many_labels_are_refused_with_what_to_lower():
         choose(hold_out_test(_numbered(100), 4), "made up", 0, Amounts(70, 30, 0.0))
 
 
+def test_another_metric_judges_and_the_others_stay_behind_it():
+    part = Split(torch.zeros(2, 1), torch.tensor([0, 1]))
+    task = Task("mine", part, part, part, 2)
+    for judge, metrics in ((None, "accuracy nll"), ("nll", "nll accuracy"), ("f1", "f1 accuracy nll")):
+        assert [metric.name for metric in task.judged_by(judge).measured] == metrics.split()
+
+
 def test_notes_are_sentences():
     part = Split(torch.zeros(2, 1), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="notes='a tenth' was given; expected a list of sentences"):
