@@ -143,6 +143,10 @@ PARTS = [
         "torch.minimum(natural, paper)", "torch.maximum(natural, paper)", f"{COMBINE} -k reuse_over_two_steps",
     ),
     Mutant(
+        "LookSAM's natural push wants an alpha", 'not names or (self.push != "natural" and alpha == 0)',
+        "not names or alpha == 0", f"{COMBINE} -k alpha_0_leaves",
+    ),
+    Mutant(
         "MuonSAM divides a small gradient in 16 bits",
         "(tensor.to(wide(tensor.dtype)) * ratio(1.0, norm([as_real(tensor)])))",
         "(tensor * ratio(1.0, norm([as_real(tensor)])).to(tensor.dtype))", f"{SPECTRAL} -k few_bits",

@@ -260,6 +260,14 @@ FIGURES = [
         "figures below 1e-9 choose nothing", 'float(f"{mean:.9g}")', "round(mean, 9)", f"{SEARCH} -k small_figure",
     ),
     Mutant(
+        "a tuning run without a figure has an error of zero",
+        "mean = math.nan if None in values else sum(", "mean = sum(", f"{PLAN} -k without_a_figure",
+    ),
+    Mutant(
+        "targets that are not finite are trained on", "pytree.tree_leaves((self.x, self.y))",
+        "pytree.tree_leaves(self.x)", f"{EXAMPLES} -k not_finite",
+    ),
+    Mutant(
         "of equal radii the largest is chosen", "return -(run.value or 0.0), ", "return (run.value or 0.0), ",
         f"{PLAN} -k ties_go",
     ),

@@ -231,6 +231,8 @@ def test_alpha_0_leaves_steps_between_refreshes_bit_for_bit():
     g, d = drawn([[9]], 0, torch.float32), drawn([[9]], 1, torch.float32)
     memory = ascended(Reuse(0.0), g, d).memory
     assert np.array_equal(flat(Reuse(0.0).skipped(1, copies(g), memory)), flat(g))
+    natural, other = (flat(Reuse(alpha, "natural").skipped(1, copies(g), memory)) for alpha in (0.0, 0.7))
+    assert np.array_equal(natural, other) and not np.array_equal(natural, flat(g)), "which takes no alpha"
 
 
 def test_alpha_may_be_a_curve_of_the_step_that_reuses():

@@ -111,6 +111,11 @@ def test_another_metric_judges_and_the_others_stay_behind_it():
         assert [metric.name for metric in task.judged_by(judge).measured] == metrics.split()
 
 
+def test_an_input_or_a_target_that_is_not_finite_is_unsound():
+    x, y = torch.tensor([[0.0, torch.inf], [0.0, 0.0], [0.0, 0.0]]), torch.tensor([0.0, torch.nan, 1.0])
+    assert Split(x, y).unsound().tolist() == [True, True, False]
+
+
 def test_notes_are_sentences():
     part = Split(torch.zeros(2, 1), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="notes='a tenth' was given; expected a list of sentences"):

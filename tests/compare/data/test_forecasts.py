@@ -10,7 +10,7 @@ import torch
 
 from steppe.compare.data import forecasts, models, tasks
 from steppe.compare.data.forecasts import Forecast
-from steppe.compare.data.windows import sizes
+from steppe.compare.data.windows import Windows, sizes
 from steppe.compare.engine.spec import resolve
 
 ROWS, LOOKBACK, HORIZON = 100, 12, 4
@@ -59,6 +59,13 @@ def test_windows_by_hand(tmp_path):
         for x, y, at in zip(taken.x, taken.y, starts, strict=True):
             np.testing.assert_allclose(x, scaled[at - LOOKBACK : at], rtol=1e-6, atol=1e-6)
             np.testing.assert_allclose(y, scaled[at : at + HORIZON, :1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("row", "unsound"), [(3, [False, False]), (5, [False, True]), (0, [True, False])])
+def test_a_window_is_unsound_by_its_own_rows(row, unsound):
+    series = torch.zeros(7, 2)
+    series[row, 1] = torch.nan
+    assert Windows(series, length=2, ahead=2, target=1, stride=4).unsound().tolist() == unsound
 
 
 def test_what_is_not_taken_is_not_copied(tmp_path):

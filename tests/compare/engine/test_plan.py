@@ -1,9 +1,10 @@
 import json
+import math
 
 import pytest
 
 from steppe._command.devices import usable_cores
-from steppe.compare.engine.plan import Plan
+from steppe.compare.engine.plan import Plan, _validation
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, resolve
 from steppe.methods import METHODS
@@ -43,6 +44,13 @@ def test_then_the_best_radius_on_all_seeds_without_running_anything_twice():
 def test_ties_go_to_the_smaller_radius():
     made = plan()
     assert made.best(made.choices[0], finish(made, {}, lambda run: 0.9)).value == 0.05
+
+
+def test_a_run_without_a_figure_makes_its_value_the_last():
+    """Also of an error, of which less is better."""
+    metric = {"name": "mse", "title": "MSE", "higher": False, "percent": False}
+    found = [{"metric": metric, "val_mse": each} for each in (1.0, None)]
+    assert _validation(found) == -math.inf < _validation(found[:1])
 
 
 def test_nothing_is_chosen_while_a_tune_run_is_missing():
