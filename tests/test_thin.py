@@ -56,15 +56,15 @@ def moved(beta: float, **parts: Any) -> tuple[dict[str, Tensor], dict[str, Tenso
     """eps of one step by what the weights moved, and the gradient that it leaves."""
     model = net(dropout=0)
     _, sharp = make(model, ascent=steppe.Ascent(0.3, beta=beta, **parts))
-    before, seen = everything(model), {}
+    before, seen = everything(model), list[dict[str, Tensor]]()
 
     def closure() -> Tensor:
-        seen.update({n: p.detach() - before[n] for n, p in model.named_parameters()})
+        seen.append({n: p.detach() - before[n] for n, p in model.named_parameters()})
         return loss_of(model)(BATCH)
 
     sharp.backward(closure)
     assert same(weights(before), weights(everything(model)))
-    return seen, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return seen[-1], {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("parts", [{}, {"scope": "trust"}, {"metric": steppe.Adaptive()}])
@@ -85,16 +85,16 @@ def test_every_step_of_a_training_draws_a_subset_of_its_own() -> None:
     optimizer, sharp = make(model, ascent=steppe.Ascent(0.3, beta=0.5), seed=2)
     still = []
     for batch in batches(3):
-        before, seen = everything(model), {}
+        before, seen = everything(model), list[dict[str, Tensor]]()
 
         def closure(b: Any = batch, before: Any = before, seen: Any = seen) -> Tensor:
-            seen.update({n: (p.detach() == before[n]).flatten() for n, p in model.named_parameters()})
+            seen.append({n: (p.detach() == before[n]).flatten() for n, p in model.named_parameters()})
             return loss_of(model)(b)
 
         sharp.backward(closure)
         optimizer.step()
         optimizer.zero_grad()
-        still.append(torch.cat([s for n, s in seen.items() if "frozen" not in n]))
+        still.append(torch.cat([s for n, s in seen[-1].items() if "frozen" not in n]))
     assert not torch.equal(still[0], still[1]) and not torch.equal(still[1], still[2])
 
 
