@@ -78,8 +78,7 @@ class Making:
         here = self._gradients.there()
         if not here:
             self.lookout.gradient(self._optimizers)
-        waits = self._present.now.schedule.needs_gradient
-        if begun or not here or (waits and not float(norm(self._gradients.handed()))):
+        if begun or not here or (self._present.waits and not float(norm(self._gradients.handed()))):
             self.draft = Draft()
         elif self.draft.correction:
             for which in range(self._parameters.count):
@@ -95,10 +94,8 @@ class Making:
         """
         if begun or self.draft.left or self.lookout.waits or self._seen is not self._parameters.entries:
             return False
-        if now.combine.reuses or now.select is not None or now.ascent.direction.ahead or now.schedule.needs_gradient:
-            return False
         self._present.begin(now)
-        skips = not self._present.scheduled(self.draft, {}, 1.0)
+        skips = self._present.plain and not self._present.scheduled(self.draft, {}, 1.0)
         return skips and self._tracing.knows(closure) and not self._parameters.regrouped
 
     def plainly(self, work: Work) -> Last:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from itertools import compress
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +24,15 @@ from steppe.select import Select
 from steppe.views import Look
 
 _TRAINED = attrgetter("requires_grad")
+PARTS = 6
+"""So many fields of :class:`Now` are parts."""
 
 
 class Now(NamedTuple):
-    """Parts, settings and position, as they are when the user calls: any of them may be exchanged between two calls."""
+    """Parts, settings and position, as they are when the user calls: any of them may be exchanged between two calls.
+
+    The parts come first, of which :class:`Present` knows what they are as long as they are the same objects.
+    """
 
     ascent: Ascent
     look: Look | None
@@ -55,27 +60,42 @@ class Present:
 
     Args:
         parameters: whose radii. averaging: whether ranks have directions of their own.
+
+    Attributes:
+        now: as it was handed to :meth:`begin`.
+        ahead: whether the direction is known before any pass of the step. waits: whether the decision is not.
+        plain: whether a step that skips is as without the method.
+        reads_all: whether gradients of parameters that are not perturbed are reckoned with, and not only handed on.
     """
 
     now: Now
+    ahead: bool
+    waits: bool
+    plain: bool
+    reads_all: bool
 
     def __init__(self, parameters: Parameters, averaging: Averaging) -> None:
         self.parameters, self._averaging = parameters, averaging
-        self._checked: Any = None
+        self._parts: tuple[Any, ...] = (None,) * PARTS
         self._moved: Moved | None = None
         self._trained: list[Tensor] | None = None
 
     def begin(self, now: Now) -> None:
         """A call of the user's."""
-        if self._checked != (asked := (now.ascent.direction, now.look, now.hardest)):
-            check_passes(*asked)
-            self._checked = asked
+        if not all(map(is_, parts := now[:PARTS], self._parts)):
+            self._know(*parts)
+            self._parts = parts
         self.now, self._moved, self._trained = now, None, None
 
-    @property
-    def ahead(self) -> bool:
-        """Whether the direction is known before any pass of the step."""
-        return self.now.ascent.direction.ahead
+    def _know(
+        self, ascent: Ascent, look: Look | None, schedule: Schedule, combine: Combine, hardest: float | None,
+        select: Select | None,
+    ) -> None:  # fmt: skip
+        check_passes(ascent.direction, look, hardest)
+        self.ahead, self.waits = ascent.direction.ahead, schedule.needs_gradient
+        self.plain = not (self.ahead or self.waits or combine.reuses or select is not None)
+        alone = isinstance(combine, Replace) and not self.waits
+        self.reads_all = not alone or select is not None or self._averaging.puts_off
 
     def moved(self) -> Moved:
         """What the ascent may move and how far; a group's rho may be another at each call."""
@@ -88,7 +108,7 @@ class Present:
 
     def ascends(self, draft: Draft) -> bool | None:
         """Whether this step ascends; None: that waits for a gradient."""
-        return None if self.now.schedule.needs_gradient else self.decide(draft, {}, 1.0)
+        return None if self.waits else self.decide(draft, {}, 1.0)
 
     def decide(self, draft: Draft, grads: Grads, scale: Scale) -> bool:
         """The schedule's decision, and whether any radius is above zero."""
@@ -116,12 +136,6 @@ class Present:
     def needs_clean(self) -> bool:
         """Whether the combination reads the gradient at the weights."""
         return self.now.combine.needs_clean(self.now.step)
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether gradients of parameters that are not perturbed are reckoned with, and not only handed on."""
-        alone = isinstance(self.now.combine, Replace) and not self.now.schedule.needs_gradient
-        return not alone or self.now.select is not None or self._averaging.puts_off
 
     @torch.no_grad()
     def known_ahead(self) -> Grads:

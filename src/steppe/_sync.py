@@ -25,19 +25,18 @@ class Averaging:
     "global": gradients are averaged over all ranks as in any backward, so every rank perturbs alike. "rank": they are
     not, each rank perturbs along its own (m-sharpness with m one rank's batch), and one all-reduce is saved. A number
     m: they are averaged over groups of m neighbouring ranks.
+
+    Attributes:
+        puts_off: whether the first pass is not averaged as any other.
     """
 
     def __init__(self, sync: Sync, model: nn.Module, ascent: Ascent, schedule: Schedule, combine: Combine) -> None:
         _check(sync, model, ascent, schedule, combine)
         self._alone = parallel(model) if sync != "global" else None
+        self.puts_off = self._alone is not None
         self._group: Any = None
         if isinstance(sync, int) and sync > 1:
             self._group, _ = dist.new_subgroups(sync)
-
-    @property
-    def puts_off(self) -> bool:
-        """Whether the first pass is not averaged as any other."""
-        return self._alone is not None
 
     def first_pass(self) -> AbstractContextManager[Any]:
         """The context of the pass whose gradient is only a direction."""
