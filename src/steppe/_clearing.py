@@ -47,9 +47,9 @@ class Clearing:
         self._waiting = []
 
     def heeded(self, loss_of: Any) -> Any:
-        """``loss_of``, whose first call since :meth:`begin` is watched; nothing is gone as yet."""
+        """``loss_of``, whose first call since :meth:`begin` is watched, where there is one; nothing is gone as yet."""
         self.gone = set()
-        if not callable(loss_of):
+        if not self._waiting:
             return loss_of
 
         def heeded(*arguments: Any) -> Any:

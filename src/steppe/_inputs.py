@@ -37,19 +37,26 @@ class Inputs:
         self.fresh, self.writes = FIRST, False
         self._binding: dict[Any, bool] = {}  # whether functions of some code bind anything: most do not
         self._there: tuple[Any, tuple[Any, ...]] | None = None
+        self._read: list[Any] | None = None
 
     def of(self, function: Callable[..., Any], batches: tuple[Any, ...]) -> None:
         """The passes to come are of this function on these batches."""
-        self._there = function, batches
+        self._there, self._read = (function, batches), None
 
     @property
     def function(self) -> Callable[..., Any] | None:
         """The function of the passes that are under way."""
         return None if self._there is None else self._there[0]
 
+    def read(self) -> list[Any]:
+        """What it names, has as defaults or closes over as they begin."""
+        if self._read is None:
+            self._read = read_by(self.function)
+        return self._read
+
     def over(self) -> None:
         """They are over."""
-        self._there = None
+        self._there = self._read = None
 
     def held(self) -> list[Written | Bound]:
         """What they are as yet."""
@@ -59,7 +66,7 @@ class Inputs:
         code = getattr(function, "__code__", None) or code_of(function)
         if (binding := self._binding.get(code)) is None:
             binding = self._binding[code] = binds(function)
-        found = _found(function, batches, held_by(function) if binding else ())
+        found = _found(batches, self.read(), held_by(function) if binding else ())
         held: list[Written | Bound] = [Written(self, found)] if found else []
         if binding or (batches[0] and isinstance(batches[0][0], CHANGEABLE)):
             held.append(Bound(places(function if binding else None, batches)))
@@ -110,10 +117,10 @@ class Written:
         return changed
 
 
-def _found(function: Any, batches: tuple[Any, ...], further: Iterable[Any]) -> list[Tensor]:
-    """The tensors of the batches, and those that the function closes over, names or has as defaults."""
+def _found(batches: tuple[Any, ...], read: list[Any], further: Iterable[Any]) -> list[Tensor]:
+    """The tensors of the batches, and those among what the function closes over, names or has as defaults."""
     few = [each for each in further if not isinstance(each, Tensor) or each.nbytes <= LARGE]  # not all of the data
-    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read_by(function), *few]
+    waiting: list[Any] = [*(tensors_of(batches) if batches[0] else ()), *read, *few]
     found: dict[int, Tensor] = {}
     for each in waiting:  # which grows
         if isinstance(each, Tensor):

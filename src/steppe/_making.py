@@ -131,21 +131,21 @@ class Making:
 
     def _backward(self, closure: Any, work: Work) -> Last:
         now = self._present.now
-        loss_of = work.loss_of if now.select is None else self._selection.rooted(work.loss_of)
-        work.loss_of = self.passes.outside.watched(self._gradients.clearing.heeded(loss_of), closure)
+        if now.select is not None:
+            work.loss_of = self._selection.rooted(work.loss_of)
         self.passes.inputs.of(closure, work.batches)
-        look, ascends = self.passes.looked_at(work), self._present.ascends(self.draft)
+        ascends = self._present.ascends(self.draft)
         may_ascend = ascends is not False
         if not self._tracing.knows(closure, may_ascend):
             work.trace = Trace(closure, [a for batch in work.batches for a in batch], self.passes.moved())
-            if look is not None:
-                look.trace = work.trace
         try:
             self.lookout.begin(self._parameters)
             with self._selection.held(now.step, now.seed, now.memory):
                 if may_ascend or now.combine.reuses or now.select is not None:
                     with self._beside_earlier():
-                        last = self._gradient(work, look, ascends)
+                        heeded = self._gradients.clearing.heeded(work.loss_of)
+                        work.loss_of = self.passes.outside.watched(heeded, self.passes.inputs)
+                        last = self._gradient(work, self.passes.looked_at(work), ascends)
                     self.draft.note_handed(self._gradients)
                 else:
                     last = Last(False, self.passes.plain(work))

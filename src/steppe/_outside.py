@@ -22,8 +22,9 @@ from torch.utils.hooks import RemovableHandle
 from steppe._bound import held_by
 from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
+from steppe._inputs import Inputs
 from steppe._parameters import bare, layers
-from steppe._reach import anything_compiled, is_compiled, reached, read_by
+from steppe._reach import anything_compiled, is_compiled, reached
 from steppe._state import State, Watch
 from steppe._words import an
 
@@ -97,19 +98,19 @@ class Outside:
         """Their state as it is now."""
         return [Held(self._watch, begun)] if self.modules() else []
 
-    def watched(self, loss_of: Callable[..., Any], about: Any) -> Callable[..., Any]:
-        """``loss_of``, whose graph is looked at in passes that another one follows; ``about``: the user's function."""
-        if not callable(loss_of) or self._gradients.parameters.sharded:
+    def watched(self, loss_of: Callable[..., Any], inputs: Inputs) -> Callable[..., Any]:
+        """``loss_of``, whose graph is looked at in passes that another one follows; ``inputs``: of what it computes."""
+        if self._gradients.parameters.sharded:
             return loss_of
 
-        self._function = about
+        self._function = inputs.function
 
         def watched(*arguments: Any) -> Any:
             if not self._first:
                 return loss_of(*arguments)
             before = _COUNT() if _COUNT is not None else 0
             loss = loss_of(*arguments)
-            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, about)
+            self._inspect(loss, _COUNT() - before if _COUNT is not None else None, inputs)
             return loss
 
         return watched
@@ -118,20 +119,21 @@ class Outside:
         """The passes of a backward are over."""
         self._function = None
 
-    @contextmanager
-    def first(self) -> Iterator[list[Held]]:
-        """A pass that another may follow; what is met in it for the first time."""
+    def open_first(self) -> None:
+        """A pass begins that another may follow."""
         self._first, self._joined = True, []
         if self._fresh:
             self._arm()
-        try:
-            yield self._joined
-        finally:
-            self._first = False
-            self._doubt = self._missed()
-            if self._hook is not None or self._met:
-                self._disarm()
-            self._fresh = max(0, self._fresh - 1)
+
+    def close_first(self) -> list[Held]:
+        """It is over; what was met in it for the first time."""
+        self._first = False
+        self._doubt = self._missed()
+        if self._hook is not None or self._met:
+            self._disarm()
+        self._fresh = max(0, self._fresh - 1)
+        joined, self._joined = self._joined, []
+        return joined
 
     @property
     def met(self) -> bool:
@@ -177,10 +179,10 @@ class Outside:
             module.done()
         self._joined = []
 
-    def _inspect(self, loss: Any, size: int | None, function: Any) -> None:
+    def _inspect(self, loss: Any, size: int | None, inputs: Inputs) -> None:
         if not isinstance(loss, Tensor) or loss.grad_fn is None:
             return
-        about = _about(function)
+        about = _about(inputs.function, inputs.read())
         if size is None or (size, about) not in self._graphs:
             self._fresh = FRESH
         elif not self._fresh and not self._doubt:
@@ -278,10 +280,10 @@ def _leaves(root: Any) -> list[Tensor]:
     return found
 
 
-def _about(loss_of: Any) -> Any:
-    """The code of a function and the modules and parameters that it holds or names."""
+def _about(loss_of: Any, read: list[Any]) -> Any:
+    """The code of a function and the modules and parameters among what it holds or names."""
     about = [getattr(loss_of, "__code__", type(loss_of))]
-    for held in read_by(loss_of):
+    for held in read:
         # Asking whether something is a Parameter calls a function of torch's.
         if isinstance(held, nn.Module) or (isinstance(held, Tensor) and isinstance(held, nn.Parameter)):
             about.append(id(held))

@@ -64,12 +64,10 @@ class Passes:
         self.looking = self._told = False
         self.scale: Scale = 1.0
         self.watch = Watch(self.roots, self.moved, self.sharded)
-        self._silent = _NONE
+        self._silent, self._roots = _NONE, [self._model]
         self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
-        self._roots = [self._model]
         self._drawn: tuple[Randomness, Any] | None = None  # some reading, and what generators it is of
-        self.outside = Outside(model, gradients, self.moved)
-        self.inputs = Inputs()
+        self.outside, self.inputs = Outside(model, gradients, self.moved), Inputs()
         self._recorder = Recorder(model, gradients, self.watch, self.draws)
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
@@ -78,8 +76,11 @@ class Passes:
         if start is None:
             loss = self.plain(work)
         else:
-            with self.outside.first() as joined:
+            try:
+                self.outside.open_first()
                 loss = self._puts_off(work) if ascends and self._averaging.puts_off else self.plain(work)
+            finally:
+                joined = self.outside.close_first()
             start.also += joined
         grads = self._arrived(self.taken())
         if ascends and self._averaging.puts_off:
@@ -107,15 +108,15 @@ class Passes:
         look = self._present.now.look
         run = self._recorder.run if look is not None and look.cuda_graph else Work.run
         enough = enough_samples(f"a look at samples={getattr(look, 'samples', None)!r}")
-        with self.outside.first() as joined:
-            try:
-                with self._lookout.one_pass(), self._averaging.first_pass(), enough:
-                    loss = run(work)
-            finally:
-                for module in joined:
-                    module.done()
-            grads = self._arrived(self._gradients.take(self._present.reads_all))
-            self._averaging.average(grads.values())
+        try:
+            self.outside.open_first()
+            with self._lookout.one_pass(), self._averaging.first_pass(), enough:
+                loss = run(work)
+        finally:
+            for module in self.outside.close_first():
+                module.done()
+        grads = self._arrived(self._gradients.take(self._present.reads_all))
+        self._averaging.average(grads.values())
         self.scale = work.scale
         return Pass(loss, grads, work.scale)
 
@@ -152,8 +153,11 @@ class Passes:
         assert isinstance(work, PerSample)
         with nullcontext() if stays else self.no_trace():
             start = (self.take_mark() if stays else None) or self.replay()
-            with self.outside.first() as joined:
+            try:
+                self.outside.open_first()
                 losses, whole = work.seen()
+            finally:
+                joined = self.outside.close_first()
             start.also += joined
             forget_derived()
             start.again(once=False)
