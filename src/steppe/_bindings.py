@@ -48,7 +48,9 @@ class Bindings:
             [dict(d) for d in self._keyed],
             [list(x) for x in self._listed],
         )
-        self._flat = self._values()
+        # Live: made once, they show what is bound; at the speed of C, as every step that ascends asks thrice.
+        self._live = [d.values() for d in chain(self._attributes, self._keyed)] + self._listed
+        self._flat = list(chain.from_iterable(self._live))
 
     @property
     def empty(self) -> bool:
@@ -57,8 +59,7 @@ class Bindings:
 
     def hold(self) -> bool:
         """Whether everything is bound as it was."""
-        # At the speed of C, as every step that ascends asks: some thousand objects.
-        values = self._values()
+        values = list(chain.from_iterable(self._live))
         return len(values) == len(self._flat) and all(map(is_, values, self._flat))
 
     def back(self) -> None:
@@ -68,10 +69,6 @@ class Bindings:
             _rebind(own, kept)
         for container, content in [*zip(self._keyed, keyed, strict=True), *zip(self._listed, listed, strict=True)]:
             refill(container, content)
-
-    def _values(self) -> list[Any]:
-        dicts = chain.from_iterable(map(dict.values, chain(self._attributes, self._keyed)))
-        return list(chain(dicts, chain.from_iterable(self._listed)))
 
     def _walk(self, trained: set[int], sharded: bool) -> None:
         while self._waiting:

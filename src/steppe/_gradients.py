@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +20,7 @@ from steppe._optimizers import Stepper
 from steppe._parameters import Entry, Parameters, parallel
 
 Kept = tuple[Tensor, Tensor]
+_SET_GRAD = vars(torch._C.TensorBase)["grad"].__set__
 _GRAD, _TRAINED, _LAYOUT = attrgetter("grad"), attrgetter("requires_grad"), attrgetter("layout")
 _NOTHING, _STRIDED = frozenset((type(None),)), frozenset((torch.strided,))
 
@@ -138,9 +141,9 @@ class Gradients:
 
     def clear(self) -> None:
         """Set every ``.grad`` to None."""
-        for param in self.parameters.all:
-            if param.requires_grad:
-                param.grad = None
+        every = self.parameters.all
+        mine = every if all(map(_TRAINED, every)) else [p for p in every if p.requires_grad]
+        deque(map(_SET_GRAD, mine, repeat(None)), 0)
 
     def there(self) -> bool:
         """Whether any gradient is there that the optimizer's step would take."""

@@ -54,9 +54,12 @@ class Randomness:
 
         ``there``: where they are known to stand, so that those that have not moved can be left alone.
         """
-        others = self._at if there is None else there._at
-        for source, at, other in zip(self._sources, self._at, others, strict=True):
-            if there is None or (at is not other and not source.same(at, other)):
+        if there is None:
+            for source, at in zip(self._sources, self._at, strict=True):
+                source.put(at)
+            return
+        for source, at, other in zip(self._sources, self._at, there._at, strict=True):
+            if at is not other and not source.same(at, other):
                 source.put(at)
 
 
@@ -158,23 +161,23 @@ class _Twister:
 def _python() -> Source:
     """Python's global generator."""
     generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
-    words = _python_words(generator)
-
-    def all_words() -> bytes:  # nothing while a normal variate is kept
-        return words() if generator.gauss_next is None else b""
-
-    twister = _Twister(all_words, random.getstate, random.setstate, _same_place)
+    twister = _Twister(_python_words(generator), random.getstate, random.setstate, _same_place)
     return Source(twister.read, twister.put, _same_place)
 
 
-def _python_words(generator: random.Random) -> Callable[[], bytes]:
-    """Reads place and numbers where CPython keeps them, behind an object's head; nothing if they are not there."""
+def _python_words(generator: Any) -> Callable[[], bytes]:
+    """Reads place and numbers where CPython keeps them, behind an object's head; nothing if they are not there.
+
+    Nor while a normal variate is kept for the next call, which lies elsewhere.
+    """
     size, head = 4 * _BLOCK, object.__basicsize__
     if sys.implementation.name != "cpython" or type(generator).__basicsize__ < head + size:
         return bytes
     memory = _memory(id(generator) + head, size)
     place, *numbers = struct.unpack(f"={_BLOCK}I", memory.raw)
-    return (lambda: memory.raw) if (*numbers, place) == generator.getstate()[1] else bytes
+    if (*numbers, place) != generator.getstate()[1]:
+        return bytes
+    return lambda: memory.raw if generator.gauss_next is None else b""
 
 
 def of_numpy() -> Any:
