@@ -2,6 +2,9 @@
 
 import gc
 import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from tests.problems import batches, loss_of, net
 from torch import nn
 
 import steppe
-from steppe._backup import BACKUPS, MANY, SMALL, Rows, SavedWeights
+from steppe._backup import BACKUPS, LENGTH, MANY, SMALL, Rows, SavedWeights
 
 METHODS = ("sam", "look_sam", "gsam", "fsam", "asam")
 
@@ -57,6 +60,65 @@ def test_copies_of_rows_are_in_the_order_of_the_weights() -> None:
     weights = [torch.randn(3), large, torch.ones(2, 2).double(), torch.randn(4, 3).t(), torch.tensor(7.0)]
     saved = SavedWeights(weights, rows=Rows(weights))
     assert all(torch.equal(c, w) and c.dtype == w.dtype for c, w in zip(saved.copies, weights, strict=True))
+
+
+def various() -> list[torch.Tensor]:
+    """Small and large, of two types, scattered, empty, and more small ones than a row is long."""
+    large = torch.randn(SMALL)
+    few = [torch.randn(3), large, torch.ones(2, 2).double(), torch.randn(4, 3).t(), torch.tensor(7.0), torch.empty(0)]
+    return few + [torch.randn(SMALL // 4) for _ in range(2 * LENGTH // (SMALL // 4))] + [torch.ones(5).double()]
+
+
+def test_what_is_joined_is_in_rows_of_some_length_and_comes_apart_again() -> None:
+    weights = various()
+    rows, values = Rows(weights), [torch.randn_like(w) for w in weights]
+    joined = rows.joined(values)
+    assert len(joined) < len(weights) and all(row.numel() <= LENGTH for row in joined[: len(rows.rows)])
+    assert len({id(v) for v in joined} & {id(v) for v in values}) == len(rows.rest)
+    assert not {id(v) for v in rows.joined(values, fresh=True)} & {id(v) for v in values}
+    assert all(torch.equal(a, b) and a.shape == b.shape for a, b in zip(rows.in_order(joined), values, strict=True))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_what_is_joined_is_added_bit_for_bit_as_its_pieces(saved: bool) -> None:
+    weights = various()
+    eps = [torch.randn_like(w) for w in weights]
+    expected = [w + e for w, e in zip(weights, eps, strict=True)]
+    rows = Rows(weights)
+    copies = SavedWeights(weights, rows=rows)
+    rows.add_(rows.joined(eps), copies.of_rows if saved else ())
+    assert all(torch.equal(w, x) for w, x in zip(weights, expected, strict=True))
+
+
+def test_to_memory_that_two_weights_share_what_is_made_of_both_is_added() -> None:
+    memory = torch.arange(20.0)
+    weights = [nn.Parameter(memory[i:j]) for i, j in ((0, 8), (4, 12), (12, 16), (16, 20))]
+    rows = Rows(weights)
+    with torch.no_grad():
+        rows.add_(rows.joined([torch.ones_like(w) for w in weights]))
+    both = torch.tensor([1.0] * 4 + [2.0] * 4 + [1.0] * 12)
+    assert torch.equal(memory, torch.arange(20.0) + both) and len(rows.rest) == 2
+
+
+@pytest.mark.parametrize("scope", ["global", "none"])
+@pytest.mark.parametrize("method", [steppe.SharpnessAware, partial(steppe.SharpnessAware, combine=steppe.Mix(0.5))])
+def test_a_perturbation_of_rows_is_that_of_the_tensors(method: Callable[..., Any], scope: str) -> None:
+    """Which a direction of the user's is handed one by one."""
+
+    class ByName(steppe.Gradient):
+        def __call__(self, grads: Any, memory: Any, scale: Any = 1.0) -> Any:
+            assert grads.keys() <= dict(model.named_parameters()).keys()
+            return grads, {}
+
+    found = []
+    for direction in (steppe.Gradient(), ByName()):
+        model, ascent = net(torch.float64), steppe.Ascent(0.1, direction, scope=scope)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        sharp = method(model, optimizer, ascent=ascent, measure=True)
+        sharp.backward(loss_of(model), next(iter(batches(1, torch.float64))))
+        assert scope == "none" or float(sharp.last.displacement) == pytest.approx(0.1, rel=1e-4)
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
 def test_rows_are_made_anew_where_a_weight_lies_elsewhere() -> None:

@@ -44,6 +44,8 @@ def norm(tensors: Tensors) -> Tensor:
 
 def joined(norms: list[Tensor]) -> Tensor:
     """Norm of a vector from the norms of its pieces."""
+    if len(norms) == 1:
+        return norms[0]
     return torch.linalg.vector_norm(_gathered(norms)) if norms else torch.zeros(())
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import is_
+from operator import is_, itemgetter
 
 import torch
 from torch import Tensor, nn
 
-from steppe._algebra import alike, copy_alike_
+from steppe._algebra import add_scaled_, alike, cloned, copy_alike_
 from steppe._shards import local
 
 BACKUPS = ("device", "host")
 
 MANY, SMALL = 4, 2**15
-"""From so many weights on, those of up to so many bytes are copied as pieces of one vector, which is cheaper."""
+"""From so many weights on, those of up to so many bytes are taken as pieces of one vector, which is cheaper."""
 
+LENGTH = 2**16
+"""Numbers in such a vector: its norm, whose squares are summed in its own type, is as exact as those of the pieces."""
+
+Part = tuple[list[Tensor], list[Tensor]]
 Row = tuple[list[int], list[Tensor], list[int]]
 
 
 class Rows:
-    """Small weights as the pieces of one vector for each device and dtype, which one call copies.
+    """Small weights as the pieces of one vector for each device and dtype, which one call copies or moves.
 
     Made once, and good as long as these weights lie where they did.
 
@@ -31,13 +35,17 @@ class Rows:
 
     def __init__(self, weights: list[Tensor]) -> None:
         self.weights, self._at = weights, _at(weights)
-        small = [w for w in weights if _is_small(w)]
-        self.rest = [w for w in weights if not _is_small(w)]
         places = {id(w): i for i, w in enumerate(weights)}
+        small = _apart([w for w in weights if _is_small(w)])
+        parts = [row for part, _ in alike(small, small) for row in _cut(part) if len(row) > 1] if small else []
         self.rows: list[Row] = [
             ([places[id(w)] for w in part], [w.detach().view(-1) for w in part], [w.numel() for w in part])
-            for part, _ in alike(small, small)
-        ] if small else []
+            for part in parts
+        ]
+        self._picks = [itemgetter(*places) for places, _, _ in self.rows]
+        pieces = {i for row, _, _ in self.rows for i in row}
+        self._others = [i for i in range(len(weights)) if i not in pieces]
+        self.rest = [weights[i] for i in self._others]
 
     def fit(self, weights: list[Tensor]) -> bool:
         """Whether they are of these, which lie where they did."""
@@ -48,15 +56,29 @@ class Rows:
         """Whether they lie where they did: a forward may have set ``weight.data`` to another tensor."""
         return list(map(Tensor.data_ptr, self.weights)) == self._at[0]
 
-    def in_order(self, copies: Sequence[Tensor], rest: Iterable[Tensor]) -> list[Tensor]:
-        """The copies of all weights, given those of the rows and of the rest."""
-        found = {
-            i: piece.view(self.weights[i].shape)
-            for (places, _, sizes), copy in zip(self.rows, copies, strict=True)
-            for i, piece in zip(places, copy.split(sizes), strict=True)
-        }
-        others = iter(rest)
-        return [found[i] if i in found else next(others) for i in range(len(self.weights))]
+    def joined(self, tensors: Sequence[Tensor], fresh: bool = False) -> list[Tensor]:
+        """Tensors that are like the weights, as fewer: a new vector for each row, and the rest, copied if ``fresh``."""
+        rows = [torch._C._nn.flatten_dense_tensors(pick(tensors)) for pick in self._picks]
+        rest = [tensors[i] for i in self._others]
+        return rows + (cloned(rest) if fresh else rest)
+
+    def in_order(self, joined: Sequence[Tensor]) -> list[Tensor]:
+        """And back: a tensor for each weight."""
+        found = dict(zip(self._others, joined[len(self.rows) :], strict=True))
+        for (places, _, sizes), row in zip(self.rows, joined, strict=False):
+            found |= {i: x.view(self.weights[i].shape) for i, x in zip(places, row.split(sizes), strict=True)}
+        return [found[i] for i in range(len(self.weights))]
+
+    def add_(self, eps: list[Tensor], copies: Sequence[Tensor] = ()) -> None:
+        """The weights plus what is joined; ``copies``: of the rows, where they are on the weights' device."""
+        for (_, pieces, sizes), row, copy in zip(self.rows, eps, copies or self.copied(), strict=False):
+            torch.split_with_sizes_copy(copy + row, sizes, out=pieces)
+        if self.rest:
+            add_scaled_(self.rest, eps[len(self.rows) :], 1)
+
+    def copied(self) -> list[Tensor]:
+        """A copy of each row."""
+        return [torch.cat(pieces) for _, pieces, _ in self.rows]
 
 
 class SavedWeights:
@@ -67,36 +89,68 @@ class SavedWeights:
         backup: where the copy lies. ``"device"``: beside the weights; ``"host"``: in the host's memory, pinned where
             the weights are on a CUDA device, so that both ways are queued on the stream and nobody waits.
         rows: of these very weights; the copy then lies on the device.
+
+    Attributes:
+        of_rows: the copies of the rows, which are no weights by themselves. few: they and those of the other weights.
     """
 
     def __init__(self, weights: Iterable[Tensor], backup: str = "device", rows: Rows | None = None) -> None:
-        with torch.no_grad():
-            self._copy(weights, backup, rows)
-
-    def _copy(self, weights: Iterable[Tensor], backup: str, rows: Rows | None) -> None:
         self._rows = rows
         here = local(weights) if rows is None else rows.rest
-        self._row_copies = [torch.cat(pieces) for _, pieces, _ in rows.rows] if rows is not None else []
+        self.of_rows = rows.copied() if rows is not None else []
+        self._copies, self._parts = list[Tensor](), list[Part]()
+        if here:
+            with torch.no_grad():
+                self._copy(here, backup)
+        self.few = self.of_rows + self._copies
+
+    def _copy(self, here: list[Tensor], backup: str) -> None:
         self._copies = [torch.empty_like(w) for w in here] if backup == "device" else [_on_host(w) for w in here]
-        self._parts = alike(here, self._copies) if here else []
+        self._parts = alike(here, self._copies)
         for there, copies in self._parts:
             copy_alike_(copies, there)
 
     @property
     def copies(self) -> list[Tensor]:
         """The saved weights, in their order: their local pieces."""
-        return self._copies if self._rows is None else self._rows.in_order(self._row_copies, self._copies)
+        return self._copies if self._rows is None else self._rows.in_order(self.few)
 
-    @torch.no_grad()
     def back(self) -> None:
         """Copy back; by copy and never by subtraction, so that no rounding and no inf or NaN stays."""
-        for weights, copies in self._parts:
-            copy_alike_(weights, copies)
-        for (_, pieces, sizes), copy in zip(self._rows.rows if self._rows else (), self._row_copies, strict=True):
+        for (_, pieces, sizes), copy in zip(self._rows.rows if self._rows else (), self.of_rows, strict=True):
             torch.split_with_sizes_copy(copy, sizes, out=pieces)
         if self._rows is not None and not self._rows.in_place():
-            for weight, saved in zip(self._rows.weights, self.copies, strict=True):
-                weight.copy_(saved)
+            self._back(alike(self._rows.weights, self.copies))
+        elif self._parts:
+            self._back(self._parts)
+
+    @torch.no_grad()
+    def _back(self, parts: list[Part]) -> None:
+        for weights, copies in parts:
+            copy_alike_(weights, copies)
+
+
+def _apart(weights: list[Tensor]) -> list[Tensor]:
+    """Those whose memory no other of them has a part of: there eps of both is added."""
+    shared, end, last = set[int](), 0, 0
+    for weight in sorted(weights, key=Tensor.data_ptr):
+        if weight.data_ptr() < end:
+            shared |= {id(weight), last}
+        if weight.data_ptr() + weight.nbytes > end:
+            end, last = weight.data_ptr() + weight.nbytes, id(weight)
+    return [w for w in weights if id(w) not in shared]
+
+
+def _cut(weights: list[Tensor]) -> list[list[Tensor]]:
+    """In parts of a row's length at most."""
+    parts, room = list[list[Tensor]](), 0
+    for weight in weights:
+        if not parts or weight.numel() > room:
+            parts.append([])
+            room = LENGTH
+        parts[-1].append(weight)
+        room -= weight.numel()
+    return parts
 
 
 def _on_host(weight: Tensor) -> Tensor:

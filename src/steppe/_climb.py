@@ -55,48 +55,53 @@ class Climb:
             draft: is told what the direction remembers.
         """
         self._gradients.drop_others()
-        weights, eps = self._eps(direction, scale, norms, clean, draft)
+        weights, rows, eps, joined = self._eps(direction, scale, norms, clean, draft)
+        if clean is not direction:
+            direction.clear()  # frees the buffer for the copy, or for the second pass
         now, sharded = self._present.now, self._parameters.sharded
-        apart = len(weights) < MANY or sharded or now.backup == "host"
-        saved = SavedWeights(weights, now.backup, None if apart else self._rows_of(weights))
+        saved = SavedWeights(weights, now.backup, rows if now.backup == "device" else None)
         self.perturbation = there = Perturbation(self._model, weights, saved, clean, replay, sharded)
         try:
             self._doors.shut(self._parameters.entries)
-            there.enter(eps, self._rounding, now.rounding, now.measure, now.seed, now.step)
+            there.enter(eps, joined, self._rounding, now.rounding, now.measure, now.seed, now.step)
         except BaseException:
             self.close(broken=True)
             raise
-        if clean is not direction:
-            direction.clear()  # frees the buffer for the second pass
         return there
 
-    def _rows_of(self, weights: list[Tensor]) -> Rows:
+    def _rows_of(self, weights: list[Tensor]) -> Rows | None:
+        if len(weights) < MANY or self._parameters.sharded:
+            return None
         if self._rows is None or not self._rows.fit(weights):
             self._rows = Rows(weights)
         return self._rows
 
     def _eps(
         self, direction: Grads, scale: Scale, norms: list[Tensor] | None, clean: Grads, draft: Draft
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    ) -> tuple[list[Tensor], Rows | None, list[Tensor], Rows | None]:
+        """The weights, their rows, eps, and those rows if it is joined in them."""
         now, moved = self._present.now, self._present.moved()
-        names, rho, groups, handed = moved.names, moved.radii, moved.groups, dict(direction)
+        names, weights, vector = moved.names, moved.params, list(direction.values())
         if list(direction) != names:
             names = [n for n in names if n in direction]
-            rho, groups = {n: rho[n] for n in names}, {n: groups[n] for n in names}
-            handed = {n: direction[n] for n in names}
-        if clean is direction:  # the ascent writes on what it is handed
-            handed = dict(zip(handed, cloned(list(handed.values())), strict=True))
-        weights = moved.params if names is moved.names else {n: moved.params[n] for n in names}
+            weights, vector = {n: weights[n] for n in names}, [direction[n] for n in names]
         pairs = [n for n, w in weights.items() if w.is_complex()] if any(map(_COMPLEX, weights.values())) else ()
         if pairs:
             weights = {n: as_real(w) for n, w in weights.items()}
-        ascent, budget = now.ascent, now.ascent.budget(now.step)
+        ascent, there, keep = now.ascent, list(weights.values()), clean is direction
+        rows, budget = self._rows_of(there), ascent.budget(now.step)
+        if rows is not None and moved.alike and self._present.joins and now.rounding == "nearest":
+            return there, rows, ascent.along(rows.joined(vector, keep), moved.radii[names[0]], scale, budget), rows
+        if keep:  # the ascent writes on what it is handed
+            vector = cloned(vector)
+        handed = dict(zip(names, vector, strict=True))
+        rho, groups = {n: moved.radii[n] for n in names}, {n: moved.groups[n] for n in names}
         known = now.known("ascent")
         eps, memory = ascent.perturbation(weights, handed, rho, groups, known, scale, budget, pairs, norms)
         if ascent.beta != 1:
             thin_(eps.values(), now.ascent.beta, now.seed, now.step)
         draft.remember("ascent", memory)
-        return list(weights.values()), list(eps.values())
+        return there, rows, list(eps.values()), None
 
     def close(self, broken: bool = False) -> None:
         """The perturbation is forgotten last: an interruption in here can be followed by another call."""

@@ -72,7 +72,8 @@ class Moved:
     Attributes:
         of: the groups' radii that it was made of.
         radii: name -> radius. params: name -> parameter. groups: name -> number of its group.
-        names: the same names. tensors: the same parameters. any: whether any radius is above zero.
+        names: the same names. tensors: the same parameters.
+        any: whether any radius is above zero. alike: whether all are one.
     """
 
     def __init__(self, of: list[float | None], moved: list[tuple[Entry, float]]) -> None:
@@ -83,6 +84,7 @@ class Moved:
         self.tensors = list(self.params.values())
         self.groups = {e.name: e.group or 0 for e, _ in moved}
         self.any = any(rho > 0 for _, rho in moved)
+        self.alike = len(set(self.radii.values())) == 1
 
 
 class Parameters:

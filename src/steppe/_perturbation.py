@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from steppe._algebra import norm
-from steppe._backup import SavedWeights
+from steppe._backup import Rows, SavedWeights
 from steppe._guards import Replay, forget_derived
 from steppe._rounding import add_, displacement, has_half, survived, warn_if_lost
 from steppe._shards import gather_again
@@ -18,7 +18,7 @@ class Rounding:
     watched = False
 
     def to_watch(self, weights: list[Tensor], mode: str) -> bool:
-        """Whether it is to be looked at now."""
+        """Whether it is to be looked at now; ``weights``: they, or copies of them."""
         now = mode == "nearest" and not self.watched and has_half(weights)
         self.watched = self.watched or now
         return now
@@ -36,19 +36,25 @@ class Perturbation:
         self.length: Tensor | None = None
         self.displacement: Tensor | None = None
 
-    def enter(self, eps: list[Tensor], rounding: Rounding, mode: str, measure: bool, seed: int, step: int) -> None:
-        """w becomes w + eps."""
+    def enter(
+        self, eps: list[Tensor], joined: Rows | None, rounding: Rounding, mode: str, measure: bool, seed: int, step: int
+    ) -> None:
+        """w becomes w + eps; ``joined``: the rows in which eps is given, to be rounded to nearest."""
         if self._replay is not None:
             self._replay.again()
-        add_(self._weights, eps, mode, seed, step)
+        if joined is None:
+            add_(self._weights, eps, mode, seed, step)
+        else:
+            joined.add_(eps, self._saved.of_rows)
         self._gather_again()
         forget_derived()  # an autocast around the whole step would go on with casts of the old weights
-        first = rounding.to_watch(self._weights, mode)
+        first = rounding.to_watch(self._saved.few, mode)
         if measure or first:
             self.length = norm(eps)
             self.displacement = displacement(self._weights, self._saved.copies)
         if first:
-            warn_if_lost(survived(self._weights, self._saved.copies, eps))
+            each = eps if joined is None else joined.in_order(eps)
+            warn_if_lost(survived(self._weights, self._saved.copies, each))
 
     @property
     def copies(self) -> list[Tensor]:

@@ -65,6 +65,7 @@ class Present:
         now: as it was handed to :meth:`begin`.
         ahead: whether the direction is known before any pass of the step. waits: whether the decision is not.
         plain: whether a step that skips is as without the method.
+        joins: whether eps of tensors that are joined to one is that of each.
         reads_all: whether gradients of parameters that are not perturbed are reckoned with, and not only handed on.
     """
 
@@ -72,6 +73,7 @@ class Present:
     ahead: bool
     waits: bool
     plain: bool
+    joins: bool
     reads_all: bool
 
     def __init__(self, parameters: Parameters, averaging: Averaging) -> None:
@@ -83,19 +85,17 @@ class Present:
     def begin(self, now: Now) -> None:
         """A call of the user's."""
         if not all(map(is_, parts := now[:PARTS], self._parts)):
-            self._know(*parts)
+            self._know(now)
             self._parts = parts
         self.now, self._moved, self._trained = now, None, None
 
-    def _know(
-        self, ascent: Ascent, look: Look | None, schedule: Schedule, combine: Combine, hardest: float | None,
-        select: Select | None,
-    ) -> None:  # fmt: skip
-        check_passes(ascent.direction, look, hardest)
-        self.ahead, self.waits = ascent.direction.ahead, schedule.needs_gradient
-        self.plain = not (self.ahead or self.waits or combine.reuses or select is not None)
-        alone = isinstance(combine, Replace) and not self.waits
-        self.reads_all = not alone or select is not None or self._averaging.puts_off
+    def _know(self, now: Now) -> None:
+        direction, selects = now.ascent.direction, now.select is not None
+        check_passes(direction, now.look, now.hardest)
+        self.ahead, self.waits, self.joins = direction.ahead, now.schedule.needs_gradient, now.ascent.joins
+        self.plain = not (self.ahead or self.waits or now.combine.reuses or selects)
+        alone = isinstance(now.combine, Replace) and not self.waits
+        self.reads_all = not alone or selects or self._averaging.puts_off
 
     def moved(self) -> Moved:
         """What the ascent may move and how far; a group's rho may be another at each call."""

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from steppe._algebra import add_scaled_, as_real, cloned, scale_
 from steppe._parts import check
-from steppe.ascent import Direction, Grads, Memory, Scale
+from steppe.ascent import Direction, Gradient, Grads, Memory, Scale
 
 BUFFERS = ("momentum_buffer", "exp_avg")  # torch's names for the first moment in an optimizer's state
 
@@ -29,9 +29,7 @@ class Ahead(Direction):
 
     ahead: ClassVar[bool] = True
 
-    def __call__(self, grads: Grads, memory: Memory, scale: Scale = 1.0) -> tuple[Grads, Memory]:
-        """What :meth:`vector` made, as it is; memory comes from :meth:`after`."""
-        return grads, {}
+    __call__ = Gradient.__call__  # what `vector` made, as it is; memory comes from `after`
 
     @property
     def follows(self) -> bool:

@@ -219,6 +219,15 @@ class Ascent(Part):
             raise ValueError("beta=0 was given; expected a number above 0, as no weight would move")
 
     @property
+    def joins(self) -> bool:
+        """Whether it makes of tensors that are joined to one what it makes of each: one factor, and nothing else."""
+        one = self.scope in ("global", "none") and self.beta == 1 and type(self.metric) is Identity
+        made = type(self.direction).__call__
+        if isinstance(self.direction, Friendly) and self.direction.sigma == 0:
+            return one and made is Friendly.__call__
+        return one and made is Gradient.__call__
+
+    @property
     def reads_scale(self) -> bool:
         """Whether the loss scale that a gradient carries matters: one that is remembered, or not divided by itself."""
         units = self.scope in ("paper", "none") or isinstance(self.rho, LossBudget)
@@ -280,6 +289,19 @@ class Ascent(Part):
             multiply_(tensors, metric)
         scale_each_(tensors, factors) if isinstance(factors, list) else scale_(tensors, factors)
         return vector, memory
+
+    def along(self, vector: list[Tensor], rho: float, scale: Scale = 1.0, budget: float | None = None) -> list[Tensor]:
+        """The same, in place, where it :attr:`joins`: of a vector in pieces of any length, of one radius.
+
+        The norms of other pieces are others in the last bits: none are taken from a look, so that eps is the same.
+        """
+        scale = 1.0 if self.direction.ahead or self.direction.unitless else scale
+        factor = rho / scale if self.scope == "none" else ratio(rho, joined(norm_each(vector)))
+        if budget is None:
+            scale_(vector, factor)
+        else:
+            scale_each_(vector, _within(budget, factor, vector, scale))
+        return vector
 
     def _factors(
         self, weights: list[Tensor], tv: list[Tensor], rho: list[float], groups: list[int], scale: Scale,
