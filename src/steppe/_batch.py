@@ -86,15 +86,14 @@ class Work:
     def _call(self, arguments: tuple[Any, ...]) -> Tensor:
         """Forward and backward, once."""
         try:
-            if self.trace is None:
-                loss = self.loss(arguments)
-                self._backward(loss)
-                return loss
-            self.trace.begin()
+            if self.trace is not None:
+                self.trace.begin()
             loss = self.loss(arguments)
-            self.trace.end(loss)
-            self._backward(loss)
-            self.trace.after()
+            if self.trace is not None:
+                self.trace.end(loss)
+            loss.backward() if self.backward is None else self._backward(loss, self.backward)
+            if self.trace is not None:
+                self.trace.after()
             return loss
         except RuntimeError as error:
             raise_in_our_words(error)
@@ -109,13 +108,10 @@ class Work:
         except TypeError as error:
             _raise_of_arguments(error, self.asked, arguments)
 
-    def _backward(self, loss: Tensor) -> None:
-        if self.backward is None:
-            loss.backward()
-            return
+    def _backward(self, loss: Tensor, backward: Backward) -> None:
         handle = loss.register_hook(self._note)
         try:
-            self.backward(loss)
+            backward(loss)
         finally:
             handle.remove()
 

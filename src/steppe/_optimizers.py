@@ -87,9 +87,10 @@ class Optimizers:
         return [g for s in self.steppers for g in _groups(s.optimizer)]
 
     @property
-    def state(self) -> States:
-        """Every parameter's state."""
-        return States(self)
+    def state(self) -> Any:
+        """Every parameter's state, to be looked up with ``get``."""
+        one = self.steppers[0]
+        return one.optimizer.state if len(self.steppers) == 1 and not one.above else States(self)
 
     def owners(self) -> list[int]:
         """The number of each group's optimizer, in the order of the groups."""

@@ -141,7 +141,9 @@ class Present:
     def known_ahead(self) -> Grads:
         """The direction that needs no gradient of this step; empty where nothing is known yet."""
         direction, parameters, now = self.now.ascent.direction, self.parameters, self.now
-        moved: Grads = {n: p for n, p in self.moved().params.items() if p.requires_grad}
+        moved: Grads = self.moved().params
+        if not all(map(_TRAINED, moved.values())):
+            moved = {n: p for n, p in moved.items() if p.requires_grad}
         return direction.vector(moved, parameters.optimizers, now.known("ascent"), now.step, now.seed)
 
     @torch.no_grad()

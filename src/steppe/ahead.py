@@ -8,6 +8,7 @@ between steps, checkpoints and evaluation always see the exact weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +19,7 @@ from steppe._algebra import add_scaled_, as_real, cloned, scale_
 from steppe._parts import check
 from steppe.ascent import Direction, Gradient, Grads, Memory, Scale
 
+_COMPLEX, _KINDS = Tensor.is_complex, (attrgetter("dtype"), attrgetter("device"))
 BUFFERS = ("momentum_buffer", "exp_avg")  # torch's names for the first moment in an optimizer's state
 
 
@@ -70,8 +72,8 @@ class Momentum(Ahead):
             found = _copies(memory.get("average", {}), params, self.sign)
         else:
             states = optimizer.state
-            kept = {k: _momentum(states, p) for k, p in params.items()}
-            found = _copies({k: as_real(m) for k, m in kept.items() if m is not None}, params, self.sign)
+            kept = {k: m for k, p in params.items() if (m := _momentum(states, p)) is not None}
+            found = _copies(kept, params, self.sign)
             if not found and params and step > 0:
                 raise ValueError(_no_momentum(optimizer))
         return found
@@ -134,19 +136,24 @@ def _copies(tensors: Grads, params: Grads, sign: int = 1) -> Grads:
 
     Of a complex parameter, pairs of real numbers. ``sign``: -1 turns them round.
     """
-    found = {k: (tensors[k], as_real(p)) for k, p in params.items() if k in tensors}
-    if all(t.dtype == p.dtype and t.device == p.device for t, p in found.values()):
-        new = cloned([t for t, _ in found.values()], sign)
+    names = [k for k in params if k in tensors]
+    found, like = [tensors[k] for k in names], [params[k] for k in names]
+    if any(map(_COMPLEX, like)):
+        found, like = list(map(as_real, found)), list(map(as_real, like))
+    if all(list(map(kind, found)) == list(map(kind, like)) for kind in _KINDS):
+        new = cloned(found, sign)
     else:
-        new = [t.to(device=p.device, dtype=p.dtype, copy=True).mul_(sign) for t, p in found.values()]
-    return dict(zip(found, new, strict=True))
+        new = [t.to(device=p.device, dtype=p.dtype, copy=True).mul_(sign) for t, p in zip(found, like, strict=True)]
+    return dict(zip(names, new, strict=True))
 
 
 def _momentum(states: Any, param: Tensor) -> Tensor | None:
     state: Any = states.get(param, {})
-    found = next((state[name] for name in BUFFERS if isinstance(state.get(name), Tensor)), None)
-    counts = found is not None and (found.is_floating_point() or found.is_complex())
-    return found if counts and found.shape == param.shape else None  # type: ignore[union-attr]
+    for found in map(state.get, BUFFERS):
+        if isinstance(found, Tensor):
+            counts = found.is_floating_point() or found.is_complex()
+            return found if counts and found.shape == param.shape else None
+    return None
 
 
 def _no_momentum(optimizer: Any) -> str:
