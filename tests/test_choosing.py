@@ -46,7 +46,7 @@ def test_the_sentences_are_those_of_the_files() -> None:
 def test_the_readme_is_short_and_says_no_more_than_the_page() -> None:
     """One screen and a half; its sentence on what SAM gains is that of the tables."""
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 75
+    assert len(text.splitlines()) <= 80
     tasks, gains = kept("front")["tasks"].values(), []
     for task in tasks:
         lengths = task.get("lengths", [task["base"]["length"], 2 * task["base"]["length"]])

@@ -57,16 +57,10 @@ def test_a_study_from_before_the_step_back_is_made_again_without_it() -> None:
     assert page.command({"command": "c", "spec": {"step_back": True}}) == "c"
 
 
-def test_readme_quotes_where_little_and_nothing_is_won() -> None:
-    text = " ".join((ROOT / "README.md").read_text().split())
-    column = "a look at few samples"
-    for name, title in (
-        ("ett96", column), ("mnist1d_cnn", "SAM"), ("mnist1d_cnn", "the same, its radius rising"),
-        ("fashion_mlp", column), ("fashion_mlp_noisy", column), ("weather96", "SAM"), ("weather96", column),
-    ):  # fmt: skip
-        found = page.kept(name)
-        shown = page._won(page.columns(name, found)[title], found).strip("*+−")
-        assert shown in text, name
+def test_readmes_table_is_that_of_the_files() -> None:
+    found = {name: kept for name in suite.SUITE if (kept := page.kept(name))}
+    assert page.README.read_text() == page.readme(found)
+    assert page.evidence(found).count("\n| ") == 1 + len(page.QUOTED) and "**" in page.evidence(found)
 
 
 def test_what_is_said_of_the_weather_is_what_was_measured() -> None:
