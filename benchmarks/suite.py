@@ -77,6 +77,10 @@ SUITE = {
         f"{SIGNALS} --model cnn --lr-grid 0.01,0.02,0.04", f"{THREE},recommended:ramp=0.1,samples=100",
     ),
     "mnist1d_mlp": Task("MNIST-1D, MLP", SIGNALS, LOOKS),
+    "mnist1d_mlp_back": Task(
+        "MNIST-1D, MLP, stepping back from cliffs", SIGNALS,
+        "sam,rst:p=1,samples={few},recommended:ramp=0.02,samples={few},recommended:ramp=0.1,samples={few}",
+    ),
     "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
     "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", SHORT, 8, "ett", "--model linear"),
     "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
