@@ -1,8 +1,12 @@
 import multiprocessing
 import os
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from steppe._command.pool import Job, Pool, warm_up
 
@@ -26,6 +30,13 @@ def pid(tell) -> int:
 
 def variable(name: str, tell) -> str | None:
     return os.environ.get(name)
+
+
+def begets(tell) -> int | None:
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join()
+    return child.exitcode
 
 
 def sleep(tell) -> None:
@@ -68,6 +79,39 @@ def test_workers_have_the_environment_of_their_parent_as_it_is_when_they_begin(m
     with Pool(1) as pool:
         pool.submit(Job("variable", variable, ("STEPPE_TRIED",)))
         assert [event.value for event in pool.events() if event.kind == "done"] == ["late"]
+
+
+@pytest.mark.parametrize(("said", "threads"), [(None, "1"), ("3", "3")])
+def test_workers_have_one_thread_outside_of_torch_too(monkeypatch, said, threads):
+    """Beside one worker for each core, numpy in a script had as many threads as there are cores in each of them."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    with Pool(1) as pool:
+        pool.submit(Job("variable", variable, ("OMP_NUM_THREADS",)))
+        assert [event.value for event in pool.events() if event.kind == "done"] == [threads]
+    assert os.environ.get("OMP_NUM_THREADS") == said
+
+
+def test_workers_do_not_run_the_users_own_file(tmp_path, monkeypatch):
+    """Of a script that calls steppe.compare.run at its top every worker began a comparison, and died of it."""
+    script = tmp_path / "study.py"
+    script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    program = ModuleType("__main__")
+    program.__file__ = str(script)
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    with Pool(1) as pool:
+        assert sys.modules["__main__"] is program
+        pool.submit(Job("double", double, (21,)))
+        assert [event.value for event in pool.events() if event.kind == "done"] == [42]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_workers_may_have_children():
+    """A script's DataLoader with workers of its own: daemons are not allowed to have any."""
+    with Pool(1) as pool:
+        pool.submit(Job("begets", begets, ()))
+        assert [event.value for event in pool.events() if event.kind == "done"] == [0]
 
 
 def test_workers_leave_when_their_parent_is_killed():

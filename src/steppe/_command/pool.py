@@ -17,10 +17,14 @@ from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
+from types import ModuleType
 from typing import Any, Literal
 
 _IMPORTED = ["steppe._command.preload"]
 """What workers import that takes seconds."""
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""Of numpy and scikit-learn too, unless the user says other: there is a worker for each core."""
 
 Tell = Callable[[float], None]
 """Told the share of a run that is done, 0 to 1."""
@@ -44,7 +48,7 @@ def _context() -> BaseContext:
 def warm_up() -> None:
     """Let the process from which workers are forked import torch while this one goes on with something else."""
     if _context().get_start_method() == "forkserver":
-        with _deaf():
+        with _starting():
             forkserver.ensure_running()
 
 
@@ -158,12 +162,31 @@ class Pool(Workers):
 
 def _start() -> _Worker:
     ours, theirs = _context().Pipe()
-    given = theirs, dict(os.environ)
-    process = _context().Process(target=_serve, args=given, daemon=True, name="steppe-worker")  # type: ignore[attr-defined]
-    with _deaf():
+    given = theirs, _ONE_THREAD | os.environ
+    # no daemon, which may have no children: a script's DataLoader has; `_leave_with_parent` ends it all the same
+    process = _context().Process(target=_serve, args=given, name="steppe-worker")  # type: ignore[attr-defined]
+    with _starting():
         process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Whoever starts now computes in one thread, is deaf to Ctrl-C, and does not run the program's own file again.
+
+    A script that calls `steppe.compare.run` at its top would begin another comparison in every worker.
+    """
+    program, unsaid = sys.modules["__main__"], _ONE_THREAD.keys() - os.environ.keys()
+    sys.modules["__main__"] = ModuleType("__main__")
+    os.environ.update({name: _ONE_THREAD[name] for name in unsaid})
+    try:
+        with _deaf():
+            yield
+    finally:
+        sys.modules["__main__"] = program
+        for name in unsaid:
+            del os.environ[name]
 
 
 @contextmanager
