@@ -37,7 +37,7 @@ MISTAKES = {
     "measure_without_length": "measure was given without total_steps, which averages need",
     "two_models": "sharpen was called for a second model",
     "raises": "IndexError: list index out of range",
-    "exits": "SystemExit: 3",
+    "exits": "SystemExit: 3; a command line that it reads is steppe's",
     "a_loss": "TypeError: backward() was given a Tensor; expected a function that computes the loss",
 }
 

@@ -78,7 +78,8 @@ def _said(figures: Figures, work: Callable[[], T]) -> T:
     except ScriptError as error:
         raise SaidError(f"{script.place(error)}: {error}") from error
     except (Exception, SystemExit) as error:  # a script that exits must not take the study with it
-        raise SaidError(f"{script.place(error)}: {said(error)}") from error
+        hint = "; a command line that it reads is steppe's, settings come by --settings" * isinstance(error, SystemExit)
+        raise SaidError(f"{script.place(error)}: {said(error)}{hint}") from error
 
 
 def everywhere(seed: int) -> None:
