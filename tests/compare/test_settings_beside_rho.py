@@ -72,7 +72,7 @@ def test_balancedness_at_the_end_is_in_the_rows_that_have_it(summary) -> None:
 def test_edges_and_verdict_name_the_setting(summary) -> None:
     told = " ".join(summary["notes"])
     assert "The chosen μ is the largest tried for nBAR (1)" in told
-    assert "The chosen lr is the largest tried for base (0.04)" in told
+    assert "The chosen lr is the largest tried for the base (0.04)" in told
     assert "ρ, μ and lr were chosen on validation data alone" in told
     assert "nBAR (μ = 1)" in summary["verdict"]
 

@@ -189,6 +189,15 @@ def test_worse_methods_are_named() -> None:
     assert any(note == "Clearly below the base: sam." for note in summary["notes"])
 
 
+def test_a_single_seed_that_differs_in_nothing() -> None:
+    summary = summarise(plain("base", [0.9]) + plain("sam", [0.9]), None, {})
+    assert summary["verdict"] == "One seed cannot tell: sam equals the base, and another seed may say otherwise."
+
+
+def test_no_run_with_a_result() -> None:
+    assert legend(summarise([], None, spec(seeds=1))).startswith("No run with a result, so nothing to show.")
+
+
 @pytest.mark.parametrize("seeds", [4, 5])
 def test_few_seeds_are_noted(seeds: int) -> None:
     notes = summarise(records(seeds=range(seeds)), cost(), spec(seeds=seeds))["notes"]
@@ -328,6 +337,12 @@ def test_table_shows_the_difference_to_the_base_where_it_says_more() -> None:
     assert "− base\npoints" in headers
     headers = [str(c.header) for c in table(summarise(records(), cost(), spec()), 120).columns]
     assert "− base\npoints" not in headers
+
+
+def test_table_has_no_column_in_which_nothing_stands() -> None:
+    found = [{**run, "sharpness": None} for run in records()]
+    headers = [str(c.header) for c in table(summarise(found, None, spec()), 150).columns]
+    assert not {"sharp-\nness", "\nmemory"} & set(headers) and "stopped\nearly %" in headers
 
 
 @pytest.mark.parametrize(("seeds", "said"), [(1, "One seed"), (2, "Two seeds")])

@@ -75,6 +75,16 @@ def page(clean: str) -> Page:
     return Page(clean)
 
 
+def test_a_report_has_no_column_of_what_was_not_measured() -> None:
+    """Memory and sharpness, where a script trains."""
+    runs = [{**run, "sharpness": None} for run in records()]
+    text = report.html(summarise(runs, None, spec()), runs, None)
+    shown = text[text.index('class="results"') :].split("</table>")[0]
+    assert len({len(re.findall("<t[hd]", row)) for row in re.findall(r"<tr.*?</tr>", shown, re.DOTALL)}) == 1
+    assert "harpness" not in shown and "memory" not in shown and "Sharpness:" not in text
+    assert not Page(text).errors
+
+
 def test_well_formed(page: Page) -> None:
     assert not page.errors and not page.open
 

@@ -136,9 +136,9 @@ def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
     for row in rows:
         values, grid = choices(row).get(name, ([], []))
         if len(grid) > 1 and all(isinstance(value, int | float) for value in grid):
-            low, high = values[0], values[-1]
-            upper += [f"{row['label']} ({high:g})"] if high >= grid[-1] else []
-            lower += [f"{row['label']} ({low:g})"] if low <= grid[0] else []
+            low, high, label = values[0], values[-1], "the base" if row["method"] == "base" else row["label"]
+            upper += [f"{label} ({high:g})"] if high >= grid[-1] else []
+            lower += [f"{label} ({low:g})"] if low <= grid[0] else []
     found = []
     if upper:
         found.append(f"The chosen {symbol} is the largest tried for {listing(upper)}: a larger one may do better.")

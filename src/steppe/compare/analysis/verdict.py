@@ -42,7 +42,8 @@ def best_row(rows: Sequence[Row]) -> Row:
 def _single(top: Row, against: str, words: Words) -> str:
     seeds = how_many(top["gain"]["n"], "seed").capitalize()
     why = "another seed may say otherwise" if top["gain"]["n"] == 1 else f"{seeds.lower()} give no interval"
-    return f"{seeds} cannot tell: {top['label']} has {words.amount(top['gain'])} {words.over} {against}, and {why}."
+    what = f"has {words.amount(top['gain'])} {words.over} {against}" if top["gain"]["mean"] else f"equals {against}"
+    return f"{seeds} cannot tell: {top['label']} {what}, and {why}."
 
 
 def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:

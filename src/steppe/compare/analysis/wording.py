@@ -56,8 +56,8 @@ def means(summary: Mapping[str, Any]) -> str:
     """What figures with and without an interval are: `Mean ± 95 % interval over 5 seeds`, or over 3 to 5."""
     there = [row["seeds"] for row in summary["rows"] if row["seeds"]] or [len(summary["seeds"])]
     least, most = min(there), max(there)
-    if most == 1:
-        return "One seed, so no interval"
+    if most < 2:
+        return "One seed, so no interval" if most else "No run with a result, so nothing to show"
     number = f"{most} seeds" if least == most else f"{least} to {most} seeds"
     if most < LEAST:
         return f"Mean over {number}, too few for an interval"

@@ -76,6 +76,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "examples": amounts.said(summary.get("examples") or {}),
         "symbols": wording.symbols(summary["rows"]),
         "selected": wording.selected(summary["rows"]),
+        "memory": any(row["memory_ratio"] for row in summary["rows"]),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
 

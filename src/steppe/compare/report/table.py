@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe._command import tables
-from steppe.compare.analysis.wording import FORMS, Words, broken, chosen, figures, means, plain, share, times
+from steppe.compare.analysis.wording import ABSENT, FORMS, Words, broken, chosen, figures, means, plain, share, times
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -32,12 +32,12 @@ class Column:
 
 
 def columns(summary: Mapping[str, Any]) -> list[Column]:
-    """The columns of the table; the difference to the base is left out where it would repeat the gain."""
+    """The columns; without what no row has, and the difference to the base where it would repeat the gain."""
     words = Words(summary)
     name, unit = words.judge.title, " %" if words.judge.percent else ""
     timed = any(row["time_ratio"] for row in summary["rows"])
     delta = Column(f"− base\n{words.unit}", lambda row: words.gain(row["delta"], to="base"), 4)
-    return [
+    found = [
         Column("\nmethod", lambda row: broken(row["label"]) + (" †" if row.get("diverged") else "")),
         Column("\nρ", lambda row: chosen(row)),
         _form(words, summary, "final", f"{name}\n{unit.strip()}", 2),
@@ -52,6 +52,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
         Column("\nmemory", lambda row: times(row["memory_ratio"]), 6),
         Column("sharp-\nness", lambda row: figures((row["sharpness"] or {}).get("mean")), 5),
     ]
+    return [each for each in found if each.luxury == ALWAYS or any(each.cell(row) != ABSENT for row in summary["rows"])]
 
 
 def table(summary: Mapping[str, Any], width: int = 100) -> Table:
