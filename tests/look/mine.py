@@ -14,5 +14,10 @@ def subject() -> tuple[Any, ...]:
     return model, lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), batches, base
 
 
+def beside_another() -> tuple[Any, ...]:
+    *found, base = subject()
+    return *found, base | {"0.weight": torch.zeros(2, 5)}
+
+
 def only_a_model() -> nn.Module:
     return subject()[0]

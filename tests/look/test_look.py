@@ -46,8 +46,8 @@ def test_a_comparisons_base_and_best_method(study: Path, tmp_path: Path, capsys:
     assert found["plane"]["points"][2]["loss"] == pytest.approx(found["models"][method]["curvature"]["loss"], rel=1e-5)
     assert pictures(tmp_path) == {"curvature.png", "sharpness.png", "plane.png"}
     assert err.count("again") == 2 and err.splitlines()[2:] == [
-        *(f"{part} of {name}" for name in (base, method) for part in ("curvature", "sharpness")),
         "a plane of 3 x 3 points",
+        *(f"{part} of {name}" for name in (base, method) for part in ("curvature", "sharpness")),
     ]
     assert "largest eigenvalue" in out
 
@@ -128,6 +128,11 @@ def test_what_cannot_be_looked_at_is_refused(words: list[str], sentence: str, ca
     code, out, err = look(capsys, *words)
     assert code == 2 and not out and len(err.splitlines()) == 1
     assert sentence in err
+
+
+def test_a_base_of_another_shape_is_refused_at_once(capsys: pytest.CaptureFixture) -> None:
+    code, _, err = look(capsys, "tests.look.mine:beside_another", *QUICK)
+    assert code == 2 and "curvature" not in err and "has the shape (2, 5) there" in err
 
 
 def test_the_page_has_the_kept_figures() -> None:

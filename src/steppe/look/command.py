@@ -41,8 +41,8 @@ def look(
         folder = _folder(out, what)
         with Counted(Console(stderr=True)) as shown:
             subjects = find(request, shown)
+            plane = _plane(subjects, request, shown) if "plane" in request.parts else None  # first: it checks the base
             found = {each.name: _measured(each, request, shown) for each in subjects.each}
-            plane = _plane(subjects, request, shown) if "plane" in request.parts else None
     record = _record(request, subjects, found, plane)
     with refusing(DiskError):
         with writing(folder, _THEN):
