@@ -65,6 +65,10 @@ def test_json_lines_by_column(tmp_path: Path) -> None:
     assert found == Labelled(["good", "bad\u2028 film"], [1, 0], ("False", "True"))
 
 
+def test_a_table_with_semicolons_as_excel_writes_it_where_commas_are_decimal_points(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "d.csv", "\ufefftext;label\ngood, really;1\nbad;0\n")).texts == ["good, really", "bad"]
+
+
 def test_tables_with_quotes_and_numbers_as_a_spreadsheet_writes_them(tmp_path: Path) -> None:
     source = write(tmp_path / "d.csv", 'text,label\n"good, really",1.0\n"two\nlines",0.0\n')
     assert read(source) == Labelled(["good, really", "two\nlines"], [1, 0], ("0", "1"))

@@ -17,7 +17,7 @@ from steppe.text.hub import silent
 HUB = "hf:"
 Row = dict[str, Any]
 _TABLES: dict[str, dict[str, Any]] = {
-    ".csv": {"delimiter": ","},
+    ".csv": {},
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # a quotation mark between tabs is one of the text
 }
 _LINE_END = re.compile("\r\n|\r|\n")  # and not the other ends of str.splitlines, which stand inside of texts
@@ -96,9 +96,15 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield row
 
 
+def delimiter(text: str) -> str:
+    """What stands between the cells of a CSV file, by its header; the comma where nothing tells."""
+    head = text.lstrip().split("\n", 1)[0]
+    return max(",;\t|", key=head.count)
+
+
 def _table_rows(path: Path) -> Iterator[Row]:
-    text = io.StringIO(_decoded(path), newline="")
-    reader = csv.DictReader(text, strict=True, **_TABLES[path.suffix.lower()])
+    text, kind = _decoded(path), _TABLES[path.suffix.lower()]
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **{"delimiter": delimiter(text)} | kind)
     limit = csv.field_size_limit(_LONGEST)
     try:
         _refuse_repeated(reader.fieldnames or (), path)

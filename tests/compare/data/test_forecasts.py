@@ -193,7 +193,7 @@ BAD = {
     "a word": (put(9, 2, "closed"), {}, "column 'b' has 'closed' in row 9"),
     "constant": (lambda: table(a=[1.5] * ROWS), {}, "column 'a' never changes in the training part"),
     "out of order": (put(5, 0, "2023-01-01"), {}, r"row 5 \(2023-01-01\) is earlier than row 4 .*; sort the rows"),
-    "same time": (twice(5), {}, "rows 5 and 6 have the same time 2024-01-02 00:00:00"),
+    "same time": (twice(5), {}, "rows 5 and 6 have the same time 2024-01-02 00:00:00; keep one, or, where"),
     "a gap": (without(5), {}, r"from row 4 \(2024-01-01 18:00:00\) to the next it is 12:00:00 where the step is 6:00"),
     "no date": (put(3, 0, "soon"), {}, "row 3 has 'soon', which is no date"),
     "date missing": (put(3, 0, ""), {}, "row 3 has no time"),

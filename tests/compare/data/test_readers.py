@@ -97,6 +97,13 @@ def test_a_test_folder_with_a_new_class_is_refused(tmp_path):
         readers.image_folder(tmp_path, None)
 
 
+def test_hidden_files_and_folders_are_no_data(tmp_path):
+    write_images(tmp_path, ["a", "b", ".ipynb_checkpoints"])
+    (tmp_path / "a" / "._0.png").write_bytes(b"left by macOS")
+    source = readers.image_folder(tmp_path, None)
+    assert source.classes == 2 and len(source.pool) + len(source.test) == 10
+
+
 def test_an_empty_class_folder_is_named(tmp_path):
     write_images(tmp_path, ["cat", "dog"])
     (tmp_path / "emu").mkdir()

@@ -13,6 +13,7 @@ import numpy as np
 
 from steppe._command.lookup import by_likeness, near
 from steppe._words import count
+from steppe.text.rows import delimiter
 
 Columns = dict[str, list[str]]
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
@@ -73,10 +74,9 @@ def text_of(path: Path) -> str:
 
 def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
     text = text_of(path)
-    head = text.lstrip().split("\n", 1)[0]
-    delimiter = max(",;\t|", key=head.count)  # ties: the comma
+    between = delimiter(text)
     try:
-        lines = [line for line in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True) if line]
+        lines = [line for line in csv.reader(io.StringIO(text), delimiter=between, strict=True) if line]
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file ({error}); expected rows of cells") from error
     names = [name.strip() for name in lines[0]]
@@ -85,7 +85,7 @@ def _csv(path: Path) -> tuple[list[str], list[list[str]]]:
             cells = count(len(line), "cell")
             raise ValueError(f"{path}: row {row} has {cells} where the header has {len(names)}; mend it")
     rows = [[cell.strip() for cell in line] for line in lines[1:]]
-    return names, _with_points(rows) if delimiter == ";" else rows
+    return names, _with_points(rows) if between == ";" else rows
 
 
 def _with_points(rows: list[list[str]]) -> list[list[str]]:

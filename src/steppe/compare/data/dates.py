@@ -31,7 +31,10 @@ def rows_of_a_day(words: Sequence[str], column: str) -> int | None:
     times = _times(words, column)
     for row, (one, other) in enumerate(pairwise(times), 1):
         if one == other:
-            raise ValueError(f"column {column!r}: rows {row} and {row + 1} have the same time {words[row]}; keep one")
+            raise ValueError(
+                f"column {column!r}: rows {row} and {row + 1} have the same time {words[row]}; keep one, or, "
+                f"where a clock was set back, take the rows as they come with --leave-out {column}"
+            )
         if one > other:
             raise ValueError(
                 f"column {column!r}: row {row + 1} ({words[row]}) is earlier than row {row} ({words[row - 1]}); "

@@ -116,7 +116,7 @@ def _parted_folder(folder: Path, size: int | None) -> Source:
 
 
 def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> tuple[Split, list[str]]:
-    found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _hidden(path))
     if classes is not None and (strange := set(found) - set(classes)):
         raise ValueError(f"{folder} has classes that {folder.parent / 'train'} lacks: {', '.join(sorted(strange))}")
     classes = classes or found
@@ -133,7 +133,12 @@ def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> 
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in _IMAGE_ENDINGS)
+    return sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_ENDINGS and not _hidden(p))
+
+
+def _hidden(path: Path) -> bool:
+    """What a system or a notebook left beside the data: `.ipynb_checkpoints`, `._cat.png`."""
+    return path.name.startswith(".")
 
 
 def _same_size(images: list[tuple[Path, Tensor]]) -> list[Tensor]:
