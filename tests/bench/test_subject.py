@@ -1,7 +1,11 @@
+from collections import namedtuple
+
 import pytest
 import torch
 
-from steppe.bench.subject import Subject
+from steppe.bench.subject import Subject, moved
+
+Pair = namedtuple("Pair", "x, y")
 
 
 def weights(problem):
@@ -23,6 +27,11 @@ def test_a_function_of_the_batch_size_brings_model_batch_and_loss():
     assert problem.batch["x"].shape == (7, 6) and problem.batch["name"] == "tiny"
     expected = (problem.model(problem.batch["x"])[:, 0] - problem.batch["y"]).square().mean()
     assert torch.equal(problem.loss_of(problem.model, problem.batch), expected)
+
+
+def test_a_batch_may_be_a_named_tuple():
+    found = moved(Pair(torch.ones(2), torch.ones(2, dtype=torch.long)), "cpu", torch.float64)
+    assert isinstance(found, Pair) and found.x.dtype == torch.float64 and found.y.dtype == torch.long
 
 
 @pytest.mark.parametrize("model", ["cnn", "tests.bench.tiny:problem"])
