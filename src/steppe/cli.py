@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import Any
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_COMMANDS = (
-    "steppe.compare.commands", "steppe.compare.studies", "steppe._command.methods", "steppe.bench.command",
-    "steppe.evaluate.commands", "steppe.finetune.commands", "steppe.finetune.answering", "steppe.compare.rho",
-    "steppe.look.command",
-)  # fmt: skip
-"""Each adds its own to the one app, in the order in which --help lists them."""
+_COMMANDS = {
+    "compare": "steppe.compare.commands", "studies": "steppe.compare.studies", "methods": "steppe._command.methods",
+    "bench": "steppe.bench.command", "evaluate": "steppe.evaluate.commands", "finetune": "steppe.finetune.commands",
+    "predict": "steppe.finetune.answering", "rho": "steppe.compare.rho", "look": "steppe.look.command",
+}  # fmt: skip
+"""Where each command is, which adds itself to the one app; in the order in which --help lists them."""
 _EXTRAS = {
     "finetune": "study,finetune", "predict": "study,finetune", "evaluate": "study,evaluate", "look": "study,curvature",
 }  # fmt: skip
@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    for commands in _COMMANDS:
-        import_module(commands)
+    asked = _COMMANDS.get(next(iter(arguments), ""))
+    for module in [asked] if asked else _COMMANDS.values():  # the one, as each takes a while
+        import_module(module)
     from steppe._command.app import BadInputError, UsageError, app
     from steppe._command.lookup import at_home
 

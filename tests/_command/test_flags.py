@@ -17,7 +17,7 @@ from steppe.compare.engine.spec import Spec
 from steppe.evaluate.request import Request
 from steppe.finetune.spec import Spec as Finetuning
 
-for commands in cli._COMMANDS:
+for commands in cli._COMMANDS.values():
     import_module(commands)
 ROOT = typer.main.get_command(app)
 NO_FLAG = {("finetune", "training"), ("evaluate", "model")}  # of the Trainer; an argument
