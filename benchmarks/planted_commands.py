@@ -231,7 +231,7 @@ FIGURES = [
     ),
     Mutant(
         "the cheaper method beside the best need not gain clearly",
-        """        if row["gain"]["clear"] == 1\n        and row["gain"]""", """        if row["gain"]""",
+        'if row["gain"]["clear"] == 1 and row["gain"]["mean"] >= gain]', 'if row["gain"]["mean"] >= gain]',
         "tests/compare/analysis/test_verdict.py",
     ),
     Mutant(
