@@ -116,7 +116,8 @@ class _Torchmetric:
         import torchmetrics
 
         of_classes = name.startswith("Multiclass")
-        self._metric = getattr(torchmetrics.classification if of_classes else torchmetrics, name)(**settings)
+        made = getattr(torchmetrics.classification if of_classes else torchmetrics, name)(**settings)
+        self._metric = made.set_dtype(torch.float64)  # its sums, which would round what it is handed
         self._of = of
 
     def update(self, output: Tensor, target: Tensor) -> None:
