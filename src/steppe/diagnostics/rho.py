@@ -103,7 +103,8 @@ def find_rho(
        falls to 0.8.
     2. The trials. From there up or down, ``trial`` steps of training with the method at one radius after the other.
        Proposed is the largest radius that still learns: whose loss falls by at least ``keep`` of what the base's falls
-       in as many steps. A radius beyond holds a training on its first plateau. ``trial=0``: the curve alone decides.
+       in as many steps. A radius beyond holds a training on its first plateau. ``trial=0``, or trials that all learn up
+       to the largest radius: the curve alone decides.
 
     Model, optimizer, ``.grad``, statistics and generators are afterwards as before, bit for bit.
 
@@ -193,12 +194,13 @@ def _verdict(
     best = max(good)
     shown = next(t for t in trials if t.rho == best)
     beyond = min((t for t in trials if t.rho > best), key=lambda t: t.rho, default=None)
-    why = (
-        f"rho = {best:g} is the largest that still learns: {shown.kept:.0%} of what the base learns in {steps} steps"
-        + (f", rho = {beyond.rho:g} only {max(beyond.kept, 0):.0%}" if beyond else ", the largest that was tried")
-        + f"; {bend}.{_caution(steps)}"
-    )
-    return RhoSearch(best, why, linear, curve, trials)
+    learns = f"{shown.kept:.0%} of what the base learns in {steps} steps"
+    if beyond is None:
+        why = f"rho = {start:g} is the curve's: even {best:g}, the largest that was tried, still learns ({learns})"
+    else:
+        less = f"rho = {beyond.rho:g} only {max(beyond.kept, 0):.0%}"
+        why = f"rho = {best:g} is the largest that still learns: {learns}, {less}"
+    return RhoSearch(start if beyond is None else best, f"{why}; {bend}.{_caution(steps)}", linear, curve, trials)
 
 
 def _caution(steps: int) -> str:
