@@ -23,7 +23,10 @@ DEEP = 4
 """So many calls, one within the other, are looked into."""
 
 LARGE = 2**26
-"""Bytes of an array or a tensor that is not copied on suspicion: it may be all of the data."""
+"""Bytes of a tensor that is not copied on suspicion, in the first steps: it may be all of the data."""
+
+ARRAY = 2**20
+"""The same of an array, which is copied at every step, as nothing tells of that it was written."""
 
 FEW = 32
 """Items of a dict or a list that are looked at."""
@@ -177,7 +180,7 @@ def _of(function: Any, given: list[Any], seen: set[int]) -> Iterator[Place]:
         if stores.keys and _is_few(thing, _KEYED):
             seen.add(id(thing))
             yield _Items(thing, stores.counts)
-        elif is_array(thing) and thing.shape and thing.nbytes <= LARGE:
+        elif is_array(thing) and thing.shape and thing.nbytes <= ARRAY:
             seen.add(id(thing))
             yield _Array(thing)
 

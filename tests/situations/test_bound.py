@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 import steppe
+from steppe._bound import places
 
 STEPS = 4
 hidden = torch.zeros(())
@@ -256,6 +257,17 @@ def test_a_queue_of_ones_own_class_that_the_loss_pushes_into(recipe: Any) -> Non
 
     one, other = trained(True), trained(False)
     assert same(one[0], other[0]) and torch.equal(one[1], other[1]) and one[2] == other[2] == 0
+
+
+@pytest.mark.parametrize(("numbers", "copied"), [(2**17, True), (2**17 + 1, False)])
+def test_arrays_that_may_be_all_of_the_data_are_not_copied_at_every_step(numbers: int, copied: bool) -> None:
+    data, kept = np.zeros(numbers), None
+
+    def loss_of() -> None:
+        nonlocal kept
+        kept = data[0]
+
+    assert any(isinstance(place.read(), np.ndarray) for place in places(loss_of, ())) == copied
 
 
 def test_arrays_and_dicts_of_objects_count_the_pass_at_the_weights() -> None:
