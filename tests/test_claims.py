@@ -250,6 +250,14 @@ def test_of_a_forecast_the_finder_shows_its_error(tmp_path):
     assert f"| weather96 | `sam` | 0.930 | 0.785 at 1 | {cell} | {cell} | 0.88 |" in claims.page(tmp_path)
 
 
+def test_the_page_of_the_search_says_what_the_weather_said():
+    case = json.loads((claims.RESULTS / "rho_finder.json").read_text())["weather96_samples"]
+    text = " ".join((ROOT / "docs" / "rho.md").read_text(encoding="utf-8").split())
+    kept, cost = case["finder"]["gain_kept"], case["finder"]["in_trainings"]
+    assert f"{case['finder']['rho']:g}, which keeps {kept:.0%}".replace("%", " %") in text
+    assert f"which cost {cost:.1f} trainings" in text and f"{case['best']['rho']:g} being best" in text
+
+
 def test_every_table_has_one_width(tmp_path):
     put(
         tmp_path, suite_schedules=GRID, suite_look_sam=GRID, large_batch=LARGE, rho_finder=FINDER, lora_study=LORA,
