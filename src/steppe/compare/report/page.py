@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,15 +30,11 @@ def write(summary: Mapping[str, Any], records: Iterable[Record], cost: Mapping[s
 
 def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[str, Any] | None) -> str:
     """The report as one string of HTML."""
-    loader = PackageLoader("steppe.compare.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"say": wording}
-    environment.filters |= {"forest": _forest_of(summary), "typeset": wording.typeset}
-    return environment.get_template("report.html").render(
-        style=Markup(loader.get_source(environment, "report.css")[0]),
+    page = _environment().get_template("report.html")
+    return page.render(
+        style=_style(),
         s=summary,
+        forest=_forest_of(summary),
         words=wording.Words(summary),
         **_plots(summary, records),
         sheets=sheets(_sorted(records), cost),
@@ -45,6 +42,24 @@ def html(summary: Mapping[str, Any], records: Sequence[Record], cost: Mapping[st
         of_what=also.of_what(summary) if summary.get("also") else "",
         **_facts(summary, records),
     )
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Where the templates are, which are compiled once in a process."""
+    loader = PackageLoader("steppe.compare.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals |= {"say": wording}
+    environment.filters |= {"typeset": wording.typeset}
+    return environment
+
+
+def _style() -> Markup:
+    environment = _environment()
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, "report.css")[0])
 
 
 def _plots(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -129,7 +144,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
 
 
 def _forest_of(summary: Mapping[str, Any]) -> Any:
-    """A filter that draws a gain as a small interval on a scale shared by all rows."""
+    """A function that draws a gain as a small interval on a scale shared by all rows."""
     gains = [row["gain"] for row in summary["rows"] if row["gain"]]
     ends = [g["mean"] + sign * (g["ci95"] or 0) for g in gains for sign in (-1, 1)]
     sizes = sorted(abs(g["mean"]) + (g["ci95"] or 0) for g in gains) or [0.0]
