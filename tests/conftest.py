@@ -24,6 +24,8 @@ hypothesis.settings.load_profile("steppe")
 # Torch, transformers and the rest are some 700,000 objects that never die: not looked through while they are imported,
 # nor at any collection after it. It is a fifth of the time that a worker needs to begin.
 gc.disable()
+# No test outlives a power cut: what is written is not waited for until the disk has it.
+os.fsync = lambda _: None
 
 
 pytest_addoption = costs.options
@@ -58,6 +60,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 # Which method ran in which loop: tests say so with record_property, `make loops` keeps it for the table of docs/loops.
 _LOOPS: dict[str, dict[str, bool]] = {}
+_SEEN = [0]
+"""How many modules there were when garbage was told from what stays."""
 
 
 def pytest_collection_finish() -> None:
@@ -67,6 +71,13 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_runtest_teardown() -> None:
+    """What a test imports is not looked through again either: hosts collect garbage with every training."""
+    if len(sys.modules) > _SEEN[0]:
+        _SEEN[0] = len(sys.modules)
+        gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
