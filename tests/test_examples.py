@@ -51,8 +51,7 @@ def run_main(path: Path) -> str:
     main.__globals__.update(SMALLER.get(path.stem, {}))
     with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "Pool", studies.Here)  # what a worker of `steppe compare` does is done in this process
-        for steps in ("LEAST", "MOST"):  # how dear a method is, is measured in one block
-            patch.setattr(study.cost, steps, study.cost.BLOCK)
+        studies.few_turns(patch)
         main()
     return said.getvalue()
 

@@ -65,14 +65,19 @@ class _Killed(Here):
             yield event
 
 
+def few_turns(patch: pytest.MonkeyPatch) -> None:
+    """How dear a method is, is measured in a single short block; more turns are tested in engine/test_cost.py."""
+    for name, count in (("WARM_UP", 1), ("BLOCK", 6), ("LEAST", 6), ("MOST", 6), ("MEMORY_STEPS", 2)):
+        patch.setattr(study.cost, name, count)
+
+
 def complete(out: Path, *more: str, made_by: type[Here] = Here) -> subprocess.CompletedProcess:
     """The comparison from wherever it is to its end, in this process, or to where its pool breaks off."""
     given, said, aside = words(out, *more), io.StringIO(), io.StringIO()
     with redirect_stdout(said), redirect_stderr(aside), pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "Pool", made_by)
         patch.setattr(pool, "warm_up", lambda: None)
-        patch.setattr(study.cost, "LEAST", study.cost.BLOCK)
-        patch.setattr(study.cost, "MOST", study.cost.BLOCK)
+        few_turns(patch)
         code = main(given)
     return subprocess.CompletedProcess(given, code, said.getvalue(), aside.getvalue())
 

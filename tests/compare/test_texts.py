@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from rich.console import Console
-from tests.compare import words
+from tests.compare import studies, words
 
 from steppe._command.choices import parse
 from steppe._command.progress import PlainProgress
@@ -287,8 +287,7 @@ def test_the_sharpness_of_some_texts_is_measured_on_those(folder):
 
 
 def test_cost_is_measured_with_bar_beside_the_base(folder, monkeypatch):
-    monkeypatch.setattr(cost, "LEAST", 20)
-    monkeypatch.setattr(cost, "MOST", 20)
+    studies.few_turns(monkeypatch)
     found = cost.measure(words.settings(folder), [Run("nbar", 0.5, 0), Run("sam", 0.1, 0)], {"nbar": 0.0, "sam": 1.0})
     assert found["methods"]["nbar"]["passes"] == 1.0
     assert found["methods"]["nbar"]["time_ratio"]["median"] < found["methods"]["sam"]["time_ratio"]["median"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -132,6 +133,7 @@ def _answer(rank: int, pipe: Connection, deadline: float) -> tuple[bool, Any]:
 
 
 def _rank(work: Work, args: tuple[Any, ...], rank: int, world: int, meet: str, answer: Connection) -> None:
+    gc.freeze()  # garbage is looked for in the rank's own objects, not in those of the process it is a fork of
     torch.set_num_threads(1)
     _forget()
     if "lo" in (name for _, name in socket.if_nameindex()):

@@ -16,7 +16,9 @@ from steppe.compare.engine.spec import resolve
 def measured() -> dict:
     spec = resolve({"task": "tests.compare.tiny:task", "epochs": 10})
     runs = [Run("sam", 0.1, 0), Run("look_sam:k=5", 0.1, 0), Run("late_sam", 0.1, 0)]
-    with counting_modules():
+    with counting_modules(), pytest.MonkeyPatch.context() as patch:
+        for name, count in (("BLOCK", 10), ("LEAST", 20), ("MOST", 20)):  # the schedule's beginning and its end
+            patch.setattr(cost, name, count)
         return cost.measure(spec, runs, {"sam": 1.0, "look_sam:k=5": 0.2, "late_sam": 0.25})
 
 
