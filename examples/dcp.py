@@ -23,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 
 import steppe
 
+STEPS, SAVED = 40, 23  # in the middle of a cycle of 5
 Batch = tuple[Tensor, Tensor]
 Parts = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
 
@@ -62,16 +63,16 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(1)
-    draw = (torch.randn(16, 5, generator=generator) for _ in range(40))
+    draw = (torch.randn(16, 5, generator=generator) for _ in range(STEPS))
     whole = [(x, x.sum(1, keepdim=True)) for x in draw]
     mine = [(x.chunk(world)[rank], y.chunk(world)[rank]) for x, y in whole]
     folder = [tempfile.mkdtemp()]
     dist.broadcast_object_list(folder)
 
     parts = build(sharded=True)
-    train(parts, mine[:23])  # 23 is in the middle of a cycle of 5
+    train(parts, mine[:SAVED])
     save(parts, folder[0])
-    train(parts, mine[23:])
+    train(parts, mine[SAVED:])
     weights = [p.full_tensor().detach() for p in parts[0].parameters()]
     gc.collect()  # what still holds the process group must go before it
     dist.barrier()
@@ -84,10 +85,10 @@ def main() -> None:
         warnings.simplefilter("ignore")  # DCP warns that there is one process only
         load(alone, folder[0])
     step = alone[2].step
-    train(alone, whole[23:])
+    train(alone, whole[SAVED:])
     off = max(float((a - b).detach().abs().max()) for a, b in zip(alone[0].parameters(), weights, strict=True))
     print(f"saved by {world} ranks at step {step}, continued by one: {off:.0e} from the training that went on")
-    assert step == 23 and off < 1e-4
+    assert step == SAVED and off < 1e-4
 
 
 if __name__ == "__main__":

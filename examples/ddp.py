@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import steppe
 
+STEPS = 100
+
 
 def train(model: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]], sync: str) -> list[float]:
     model = DistributedDataParallel(model)
@@ -38,7 +40,7 @@ def main() -> None:
     torch.manual_seed(0)
     start = nn.Sequential(nn.Linear(5, 20), nn.ReLU(), nn.Linear(20, 1))
     generator = torch.Generator().manual_seed(rank)  # each rank draws batches of its own
-    draw = (torch.randn(8, 5, generator=generator) for _ in range(100))
+    draw = (torch.randn(8, 5, generator=generator) for _ in range(STEPS))
     batches = [(x, x.sum(1, keepdim=True)) for x in draw]
     for sync, cost in (("global", "2 all-reduces a step"), ("rank", "1 all-reduce a step")):
         model = copy.deepcopy(start)

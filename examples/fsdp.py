@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 import steppe
 
+STEPS = 50
 Batch = tuple[Tensor, Tensor]
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     generator = torch.Generator().manual_seed(1)
-    draw = (torch.randn(16, 5, generator=generator) for _ in range(50))
+    draw = (torch.randn(16, 5, generator=generator) for _ in range(STEPS))
     whole = [(x, x.sum(1, keepdim=True)) for x in draw]
     mine = [(x.chunk(world)[rank], y.chunk(world)[rank]) for x, y in whole]
 

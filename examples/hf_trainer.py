@@ -14,6 +14,7 @@ from steppe.integrations.transformers import SharpTrainer  # changed 1: was: fro
 
 Rows = list[dict[str, torch.Tensor]]
 WORDS, LENGTH = 20, 8
+STEPS, SAVED = 60, 33
 
 
 def sentences(count: int, seed: int) -> Rows:
@@ -39,8 +40,8 @@ def accuracy(prediction: tuple) -> dict[str, float]:
 
 def build(folder: str) -> SharpTrainer:
     args = TrainingArguments(
-        folder, max_steps=60, per_device_train_batch_size=16, gradient_accumulation_steps=2, learning_rate=3e-3,
-        max_grad_norm=1.0, logging_steps=20, save_steps=33, use_cpu=True, report_to=[], disable_tqdm=True,
+        folder, max_steps=STEPS, per_device_train_batch_size=16, gradient_accumulation_steps=2, learning_rate=3e-3,
+        max_grad_norm=1.0, logging_steps=20, save_steps=SAVED, use_cpu=True, report_to=[], disable_tqdm=True,
     )  # fmt: skip
     return SharpTrainer(
         model(),
@@ -60,11 +61,11 @@ def main() -> None:
         whole.train()
         score = whole.evaluate()["eval_accuracy"]
         resumed = build(folder)
-        resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-33")  # in the middle of a cycle of five steps
+        resumed.train(resume_from_checkpoint=f"{folder}/checkpoint-{SAVED}")  # in the middle of a cycle of five steps
 
     weights, again = (trainer.model.state_dict() for trainer in (whole, resumed))
     same = all(torch.equal(weights[name], again[name]) for name in weights)
-    print(f"accuracy {score:.2f} after {whole.sharp.step} steps; resumed at step 33, the same weights: {same}")
+    print(f"accuracy {score:.2f} after {whole.sharp.step} steps; resumed at step {SAVED}, the same weights: {same}")
     assert same
     assert score > 0.9
 

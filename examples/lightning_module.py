@@ -21,6 +21,8 @@ from steppe.integrations.lightning import SharpCallback  # new
 warnings.filterwarnings("ignore", module="lightning")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
+EPOCHS, STOPPED = 6, 2
+
 
 class Digits(L.LightningModule):
     """An ordinary module in automatic optimisation."""
@@ -66,11 +68,11 @@ def fit(epochs: int, folder: Path, resume_from: Path | None = None) -> tuple[L.T
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _, whole = fit(6, folder)
+        _, whole = fit(EPOCHS, folder)
 
-        stopped, _ = fit(2, folder)
-        stopped.save_checkpoint(folder / "after_2_epochs.ckpt")
-        resumed, module = fit(6, folder, folder / "after_2_epochs.ckpt")
+        stopped, _ = fit(STOPPED, folder)
+        stopped.save_checkpoint(folder / "stopped.ckpt")
+        resumed, module = fit(EPOCHS, folder, folder / "stopped.ckpt")
 
     pairs = zip(whole.parameters(), module.parameters(), strict=True)
     different = sum(int((a != b).sum()) for a, b in pairs)

@@ -27,11 +27,17 @@ ALONE = [path for path in EXAMPLES if path not in RANKS]
 # What must still hold with less work: constants of an example, and what they are here.
 STUDY = "--methods sam --rho 0.2 --seeds 1 --tune-seeds 1 --jobs 1 "
 SMALLER: dict[str, dict[str, Any]] = {
+    "averaged": {"STEPS": 150, "TAIL": 75},
     "bar": {"STEPS": 100},
     "compare_lightning": {"COMPARED": STUDY + "--settings epochs=1"},
     "compare_loop": {"COMPARED": STUDY + "--settings epochs=2"},
     "compare_trainer": {"COMPARED": STUDY + "--settings epochs=1"},
     "custom_task": {"COMPARED": STUDY + "--epochs 2"},
+    "dcp": {"STEPS": 12, "SAVED": 8},
+    "ddp": {"STEPS": 50},
+    "fsdp": {"STEPS": 12},
+    "hf_trainer": {"STEPS": 42, "SAVED": 33},
+    "lightning_module": {"EPOCHS": 3, "STOPPED": 1},
     "plain_loop": {"EPOCHS": 60, "SEEDS": 2},
 }
 

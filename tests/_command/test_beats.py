@@ -1,9 +1,9 @@
 """Claims of several machines: what a lock does not reach is known by its signs of life."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,11 @@ import pytest
 from steppe._command import beats
 from steppe._command.beats import claim, failed, holds
 
-HOLDS = "import sys,time; from pathlib import Path; from steppe._command.beats import claim; "
-HOLDS += "held = claim(Path(sys.argv[1]), 'a test'); print('held', flush=True); time.sleep(60)"
+
+def holding(path: Path, say: Connection) -> None:
+    held = claim(path, "a test")
+    say.send(held is not None)
+    time.sleep(60)
 
 
 @pytest.fixture
@@ -32,11 +35,13 @@ def silent(path: Path, seconds: float) -> None:
 
 def test_a_killed_process_of_this_machine_leaves_no_claim(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "held\n"
+    hear, say = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=holding, args=(path, say), daemon=True)
+    process.start()
+    assert hear.recv()
     assert claim(path, "here") is None and holds(path)
     process.kill()
-    process.wait()
+    process.join()
     assert path.exists() and not holds(path)
     again = claim(path, "here")
     assert again is not None and holds(path)

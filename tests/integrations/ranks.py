@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tests.integrations.by_hand import LOOP_METHODS, Batch, base, micro_batches, sharpen
+from tests.integrations.by_hand import Batch, base, micro_batches, sharpen
 from torch import Tensor, nn
 
 RANKS, SIZE, STEPS = 2, 8, 3
+METHODS = ("grst", "look_sam", "gsam")
+"""Steps that do not ascend and a mixture, a direction that is kept, products of gradients; the others: tests/loops."""
 
 
 def network() -> nn.Sequential:
@@ -60,7 +62,7 @@ def as_launched() -> int:
 
 
 def with_accelerate(cases: list[tuple[int, bool]]) -> list[dict[str, Tensor]]:
-    """accelerate's recipe on this rank's share, for every method; (micro-batches, whether each is averaged)."""
+    """accelerate's recipe on this rank's share, for METHODS; (micro-batches, whether each is averaged)."""
     rank = as_launched()
     return [_accelerate(rank, *case) for case in cases]
 
@@ -70,7 +72,7 @@ def _accelerate(rank: int, accumulate: int, sync_each_batch: bool) -> dict[str, 
     from accelerate.utils import GradientAccumulationPlugin
 
     found = {}
-    for name in LOOP_METHODS:
+    for name in METHODS:
         plugin = GradientAccumulationPlugin(num_steps=accumulate, sync_each_batch=sync_each_batch)
         accelerator = Accelerator(cpu=True, gradient_accumulation_plugin=plugin)
         accelerator.gradient_state.plugin_kwargs = plugin.to_kwargs()  # shared by all of a process
@@ -89,10 +91,10 @@ def _accelerate(rank: int, accumulate: int, sync_each_batch: bool) -> dict[str, 
 
 
 def with_lightning(cases: list[tuple[str, int]]) -> list[dict[str, Tensor]]:
-    """Lightning's Trainer on this rank's share, for every method; (strategy, micro-batches)."""
+    """Lightning's Trainer on this rank's share, for METHODS; (strategy, micro-batches)."""
     as_launched()
     return [
-        {name: weights(_lightning(name, strategy, accumulate)[1].net) for name in LOOP_METHODS}
+        {name: weights(_lightning(name, strategy, accumulate)[1].net) for name in METHODS}
         for strategy, accumulate in cases
     ]
 

@@ -154,6 +154,6 @@ def test_two_processes_equal_one_on_the_concatenated_batch() -> None:
     cases = [(1, True), (2, True), (2, False)]
     answers = distributed.run(2, ranks.with_accelerate, cases)
     for case, first, second in zip(cases, *answers, strict=True):
-        for name in LOOP_METHODS:
+        for name in ranks.METHODS:
             assert torch.equal(first[name], second[name]), f"{name}, {case}: ranks differ"
             torch.testing.assert_close(first[name], ranks.single(name, *case))

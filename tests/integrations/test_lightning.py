@@ -363,7 +363,7 @@ def test_two_processes_equal_one_on_the_concatenated_batch() -> None:
     cases = [("DDP", 1), ("DDP", 2), ("FSDP2", 2)]
     answers = distributed.run(2, ranks.with_lightning, cases)
     for (strategy, accumulate), first, second in zip(cases, *answers, strict=True):
-        for name in LOOP_METHODS:
+        for name in ranks.METHODS:
             assert torch.equal(first[name], second[name]), f"{name}, {strategy}, {accumulate}: ranks differ"
             every_batch_averaged = accumulate == 1 or strategy == "FSDP2"  # Lightning's own doing
             torch.testing.assert_close(first[name], ranks.single(name, accumulate, every_batch_averaged))

@@ -30,7 +30,7 @@ LOOP_METHODS = ("sam", "asam", "grst", "look_sam", "gsam", "adasam")
 # What else ranks can get wrong: norms tensor by tensor, a remembered direction, what follows the step, a statistic, the
 # optimizer's momentum, its gradient, tensors that are left out.
 MORE_METHODS = ("layer_sam", "fsam", "wsam", "aesam", "msam", "s2_sam", "sam_on")
-STEPS, BATCH = 7, 8  # what a wrong norm or average does shows at the first of them; three cycles of LookSAM
+STEPS, BATCH = 5, 8  # what a wrong norm or average does shows at the first of them; two cycles of LookSAM
 # k and p such that both kinds of step come; radii large enough that a wrong norm would show.
 SETTINGS: dict[str, dict[str, Any]] = {
     "asam": {"rho": 0.5},

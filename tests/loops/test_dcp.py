@@ -20,8 +20,8 @@ import steppe
 
 NAMES = (*d.LOOP_METHODS, "fsam", "aesam")
 RESHARDED = ("look_sam", "adasam", "aesam")  # with memory in shards, with state of the base, with numbers
-# In the middle of LookSAM's cycles (refreshes at 0, 3, 6), after draws of G-RST.
-FIRST, SECOND = 4, 5
+# In the middle of LookSAM's cycles (refreshes at 0 and 3), after draws of G-RST.
+FIRST, SECOND = 2, 4
 Built = tuple[nn.Module, torch.optim.Optimizer, steppe.SharpnessAware]
 
 
