@@ -16,9 +16,7 @@ Loss = Callable[[Batch], torch.Tensor]
 Hook = Callable[[Batch], None]
 
 
-def foreign_fit(
-    loss_of: Loss, optimizer: torch.optim.Optimizer, batches: list[Batch], after_backward: Hook
-) -> None:
+def foreign_fit(loss_of: Loss, optimizer: torch.optim.Optimizer, batches: list[Batch], after_backward: Hook) -> None:
     """The loop of a framework, which cannot be changed."""
     for batch in batches:
         optimizer.zero_grad()

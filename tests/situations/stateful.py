@@ -298,7 +298,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
         start=lambda self, q: None, move=put, read=lambda self: getattr(self, "q", torch.zeros(3).double())
     ),
     "number": kind(
-        start=lambda self, q: put(self, 0.5), read=lambda self: torch.full((3,), self.q, dtype=torch.float64),
+        start=lambda self, q: put(self, 0.5),
+        read=lambda self: torch.full((3,), self.q, dtype=torch.float64),
         move=lambda self, new: put(self, float(new.sum())),
     ),
     "pair": Pair,
@@ -306,7 +307,8 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "list": Listed,
     "deque": type("Queued", (Listed,), {"start": lambda self, q: put(self, deque([q], maxlen=2))}),
     "dict": kind(
-        start=lambda self, q: put(self, {"q": q}), read=lambda self: self.q["q"],
+        start=lambda self, q: put(self, {"q": q}),
+        read=lambda self: self.q["q"],
         move=lambda self, new: self.q.update(q=new),
     ),
     "recurrent": Holding,

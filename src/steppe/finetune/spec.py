@@ -86,9 +86,7 @@ class Spec(BaseModel):
         None, description="Share of the training examples (0.1), or data, that choose: best checkpoint, early stopping."
     )
     validation_split: Name | None = Field(None, description="Split of an hf: validation, needed there.")
-    patience: Whole | None = Field(
-        None, description="Stop after so many looks at the validation without a better one."
-    )
+    patience: Whole | None = Field(None, description="Stop after so many looks at the validation without a better one.")
     method: Annotated[str, Expected("the name of a method")] = Field(
         "", description="base, nbar, sam, look_sam:k=5, my.py:MySAM, ...; see `steppe methods` (nbar; with --full sam)."
     )

@@ -38,6 +38,7 @@ from steppe.protocol import needs_of
 
 _ORDER_SEED = 0x0DE5
 
+
 @dataclass
 class Trainer:
     """Model, optimizer, schedule and, unless this is the base, the sharpness-aware gradient."""

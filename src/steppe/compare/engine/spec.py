@@ -189,7 +189,10 @@ class Spec(BaseModel):
     )
     also: (
         Annotated[
-            list[str], BeforeValidator(listed), Field(min_length=1), AfterValidator(_known),
+            list[str],
+            BeforeValidator(listed),
+            Field(min_length=1),
+            AfterValidator(_known),
             Expected("calibration, quantized or noise, or several of them"),
         ]
         | None

@@ -24,7 +24,6 @@ class Band:
     high: list[float]
 
 
-
 def curve(group: Group, what: str, scale: float = 1.0) -> Band | None:
     """One series of the learning curve (`test_accuracy`, `train_loss`, …) by epoch."""
     return _band([_pairs(run.get("curve"), "epoch", what) for run in group.runs], scale)
