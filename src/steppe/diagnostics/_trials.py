@@ -89,7 +89,7 @@ class Bench:
         return end if math.isfinite(end) else math.inf
 
 
-def climb(
+def downward(
     bench: Bench,
     build: Build,
     radii: Sequence[float],
@@ -99,7 +99,10 @@ def climb(
     keep: float,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Trial, ...]:
-    """Trials from ``start`` upward while they keep enough, else downward until one does; ``say`` hears what begins.
+    """A trial at ``start``, and where it does not keep enough, further ones downward until one does.
+
+    Not upward: where a training stops learning says little of where it stops gaining (docs/rho.md). ``say`` hears what
+    begins.
 
     Returns:
         The trials by growing radius; none where the base learned nothing.
@@ -109,19 +112,15 @@ def climb(
     fell = first - bench.after(steps, looks)
     if not fell > LEAST * abs(first):
         return ()
-    trials: dict[float, Trial] = {}
-    at, up = list(radii).index(start), True
-    while 0 <= at < len(radii) and len(trials) < MOST:
-        rho = radii[at]
-        if rho in trials:
-            break
+
+    def tried(rho: float) -> Trial:
         say(f"{steps} steps with rho = {rho:g}")
         loss = bench.after(steps, looks, partial(build, rho=rho))
-        trials[rho] = Trial(rho, loss, (first - loss) / fell)
-        good = trials[rho].kept >= keep
-        if len(trials) == 1:
-            up = good
-        elif up != good:
+        return Trial(rho, loss, (first - loss) / fell)
+
+    trials: list[Trial] = []
+    for rho in [r for r in radii if r <= start][: -MOST - 1 : -1]:
+        trials.insert(0, tried(rho))
+        if trials[0].kept >= keep:
             break
-        at += 1 if up else -1
-    return tuple(sorted(trials.values(), key=lambda t: t.rho))
+    return tuple(trials)

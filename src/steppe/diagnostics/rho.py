@@ -1,4 +1,4 @@
-"""Which radius to train with, without a sweep: how far the ascent stays linear, and how far training still learns."""
+"""Which radius to train with, without a sweep: how far the ascent stays linear, checked by a short training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from steppe.ascent import Ascent
 from steppe.curves import FollowLR, LossBudget
 from steppe.diagnostics._curve import AtRadius, measure
 from steppe.diagnostics._picture import new_axes
-from steppe.diagnostics._trials import Bench, Trial, climb
+from steppe.diagnostics._trials import Bench, Trial, downward
 from steppe.diagnostics._untouched import same_order, untouched
 from steppe.gradient import SharpnessAware
 from steppe.protocol import checked
@@ -53,7 +53,7 @@ class RhoSearch:
         why: one sentence that says why.
         linear: the radius at which the ascent leaves the linear regime, cos(g, g~) = 0.8.
         curve: what was measured on a few batches, by growing radius.
-        trials: the short trainings, by growing radius; empty where there were none.
+        trials: the short trainings of the check, by growing radius; empty where there were none.
     """
 
     rho: float
@@ -100,11 +100,10 @@ def find_rho(
 
     1. The curve. On ``looks`` batches, for each radius: the rise L(w + eps) - L(w) beside the predicted <g, eps>
        (rho ||g|| for SAM), cos(g, g~) and ||g~ - g|| / ||g||. The ascent leaves the linear regime where the cosine
-       falls to 0.8.
-    2. The trials. From there up or down, ``trial`` steps of training with the method at one radius after the other.
-       Proposed is the largest radius that still learns: whose loss falls by at least ``keep`` of what the base's falls
-       in as many steps. A radius beyond holds a training on its first plateau. ``trial=0``, or trials that all learn up
-       to the largest radius: the curve alone decides.
+       falls to 0.8; the radius below is proposed.
+    2. The check. ``trial`` steps of training with the method at that radius: its loss must fall by at least ``keep`` of
+       what the base's falls in as many steps. A radius that is too large holds a training on its first plateau; then
+       the next smaller ones are tried, until one learns. ``trial=0``: no check.
 
     Model, optimizer, ``.grad``, statistics and generators are afterwards as before, bit for bit.
 
@@ -129,7 +128,7 @@ def find_rho(
     Returns:
         The proposal with all that was measured.
 
-    Cost: (1 + radii) x looks passes, and trial x (1 + the method's passes x about 4) for the trials; memory for two
+    Cost: (1 + radii) x looks passes, and trial x (1 + the method's passes) for the check; memory for two
     more copies of weights and optimizer state.
 
     Raises:
@@ -166,7 +165,7 @@ def find_rho(
         series = tuple(r for r in series if r <= curve[-1].rho)
         start = max((r for r in series if r <= linear * (1 + 1e-9)), default=series[0])
         idle = _idle(first, trial)
-        trials = climb(bench, build, series, start, trial, looks, keep, say) if trial and not idle else ()
+        trials = downward(bench, build, series, start, trial, looks, keep, say) if trial and not idle else ()
     return _verdict(start, linear, curve, trials, trial, keep, idle)
 
 
@@ -186,21 +185,19 @@ def _verdict(
         nothing = f"the base learned nothing in {count(steps, 'step')} to measure trials by"
         reason = f"; {idle or nothing}" if steps else ""
         return RhoSearch(start, f"{bend}{reason}.", linear, curve)
-    good = [t.rho for t in trials if t.kept >= keep]
-    if not good:
-        lowest = min(t.rho for t in trials)
-        why = f"even rho = {lowest:g} keeps less than {keep:.0%} of what the base learns in {steps} steps."
-        return RhoSearch(lowest, why + _caution(steps), linear, curve, trials)
-    best = max(good)
-    shown = next(t for t in trials if t.rho == best)
-    beyond = min((t for t in trials if t.rho > best), key=lambda t: t.rho, default=None)
-    learns = f"{shown.kept:.0%} of what the base learns in {steps} steps"
-    if beyond is None:
-        why = f"rho = {start:g} is the curve's: even {best:g}, the largest that was tried, still learns ({learns})"
-    else:
-        less = f"rho = {beyond.rho:g} only {max(beyond.kept, 0):.0%}"
-        why = f"rho = {best:g} is the largest that still learns: {learns}, {less}"
-    return RhoSearch(start if beyond is None else best, f"{why}; {bend}.{_caution(steps)}", linear, curve, trials)
+    best = trials[0]
+    if best.kept < keep:
+        why = f"even rho = {best.rho:g} keeps less than {keep:.0%} of what the base learns in {steps} steps."
+        return RhoSearch(best.rho, why + _caution(steps), linear, curve, trials)
+    shares = ", ".join(f"{max(t.kept, 0):.0%} at {t.rho:g}" for t in trials[:2])
+    learns = f"of what the base learns in {count(steps, 'step')}, {shares}"
+    return RhoSearch(best.rho, f"{bend}; {_chosen(best.rho, start)}: {learns}.{_caution(steps)}", linear, curve, trials)
+
+
+def _chosen(best: float, start: float) -> str:
+    if best == start:
+        return f"rho = {best:g} is the largest below, and learns"
+    return f"rho = {best:g} is the largest that learns, below the {start:g} that would follow from it"
 
 
 def _caution(steps: int) -> str:
