@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 from torchmetrics import Metric
 
 from steppe.protocol import Method
@@ -61,13 +60,11 @@ class Whole:
 
     def _pass(self, batch: Any, *others: Any) -> Any:
         quiet = self.sharp.looking or self._output is not None
-        # New containers: what the step pops from its batch must be there in the next pass.
-        fresh = tree_map(lambda leaf: leaf, batch)
         with ExitStack() as changes:
             if quiet:
                 changes.enter_context(replaced(self._module, log=lambda *_, **__: None))
                 changes.enter_context(held_metrics(self._module))
-            output = self._step(fresh, *others)
+            output = self._step(batch, *others)
         if output is None:
             raise NoLossError
         if not quiet:
