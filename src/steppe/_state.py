@@ -4,7 +4,8 @@ Buffers, parameters that are frozen or that the optimizer lacks, and plain attri
 lists, tuples, dicts, sets and deques of these. What was bound to another object is bound to the old one again, which
 costs nothing; what was written in place needs a copy made before. Small tensors are copied always: no count of
 versions tells of kernels (batch norm's), ``.data`` or NumPy that write behind autograd's back. Large ones are copied,
-and compared, in the first steps; after that those that were seen to move.
+and compared, in the first steps, as long as they are not more than what is trained; after that those that were seen to
+move.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ SMALL = 2**15
 
 FIRST = 3
 """In so many first passes everything is copied, to see what moves."""
+
+ROOM = 2**26
+"""Bytes of large buffers and attributes that are copied in these, however few are trained: queues, codebooks."""
 
 _SHAPE = attrgetter("shape")
 
@@ -149,15 +153,15 @@ class _Cut:
         self._laid = [(t, alias) for (t, *_), alias in zip(self.all, aliases, strict=True) if type(t) in WRITABLE]
         self._writable = [t for t, _ in self._laid]
         self._at = self._places()
-        large = sum(t.nbytes for t, _, _, parameter in self.all if parameter and t.nbytes > SMALL)
-        room = everything and large <= trained  # a teacher beside a student, but not what an adapter stands on
+        # A teacher beside a student, but not what an adapter stands on: quantised weights are buffers.
+        room = {True: trained, False: max(trained, ROOM)}
+        tries = {parameters: everything and self._large(parameters) <= most for parameters, most in room.items()}
         self.chosen: list[Found] = []
         self.left: list[Found] = []
         to: list[Tensor] = []
         for found, alias in zip(self.all, aliases, strict=True):
             tensor, module, name, parameter = found
-            tried = room if parameter else everything
-            if tensor.nbytes <= SMALL or tried or (id(module), name) in moving:
+            if tensor.nbytes <= SMALL or tries[parameter] or (id(module), name) in moving:
                 self.chosen.append(found)
                 to.append(_as_bytes(alias))
             else:
@@ -167,6 +171,10 @@ class _Cut:
             devices.setdefault(x.device, []).append(i)
         self._numbers = list(devices.values())
         self._parts = [([to[i] for i in part], [len(to[i]) for i in part]) for part in self._numbers]
+
+    def _large(self, parameters: bool) -> int:
+        """Bytes of the large tensors that are parameters, or of the others."""
+        return sum(t.nbytes for t, _, _, parameter in self.all if parameter is parameters and t.nbytes > SMALL)
 
     def fits(self, bindings: Bindings, everything: bool, moving: int) -> bool:
         """Whether it is the cut of these, and every tensor lies where it did."""

@@ -10,6 +10,7 @@ from tests.situations.stateful import KINDS, LARGE, LR, RHO, Attribute, ByHand, 
 from torch import nn
 
 import steppe
+from steppe import _state
 
 
 class Late(Reading):
@@ -33,6 +34,13 @@ class OfEncoder(Reading):
 
     def start(self, q):
         self.q = nn.Parameter(q, requires_grad=False)
+
+
+class Quantised(Reading):
+    """Likewise in a buffer: what an adapter stands on may be none of the parameters."""
+
+    def __init__(self):
+        super().__init__(LARGE)
 
 
 def steps(model, count):
@@ -59,8 +67,10 @@ def steps(model, count):
     return found
 
 
-@pytest.mark.parametrize(("kind", "at"), [(Late, 4), (OfEncoder, 0)])
-def test_a_large_tensor_that_is_written_late(kind, at):
+@pytest.mark.parametrize(("kind", "at"), [(Late, 4), (OfEncoder, 0), (Quantised, 0)])
+def test_a_large_tensor_that_is_written_late(monkeypatch, kind, at):
+    if kind is Quantised:
+        monkeypatch.setattr(_state, "ROOM", 0)
     for step, (grads, state, said) in enumerate(steps(kind(), 8)):
         assert (grads > 1e-6) == (step == at)
         assert state <= 1e-10  # what stays is what the first pass left in any case
