@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import secrets
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from steppe._command.locks import lock, same_file
+
+
+def content(path: Path) -> bytes:
+    """What is in a file, unpacked where it is gzip's.
+
+    Raises:
+        ValueError: it is gzip's and broken.
+        OSError: it cannot be read.
+    """
+    raw = path.read_bytes()
+    if raw[:2] != _GZIP:
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}); is the download complete?") from error
+
+
+def ending(path: Path) -> str:
+    """The ending of a file's name in small letters, without the `.gz` behind it: `.csv` of `train.CSV.gz`."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+_GZIP = b"\x1f\x8b"
 
 
 def write_json(path: Path, value: Any) -> None:

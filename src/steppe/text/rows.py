@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from steppe._command.files import content, ending
 from steppe._command.lookup import first_line, nearest
 from steppe.text.hub import silent
 
@@ -31,9 +32,9 @@ def rows(source: str, split: str | None = None) -> list[Row]:
         return _hub_rows(source, split or "train")
     _refuse_split(source, split)
     path = Path(source)
-    if path.suffix.lower() in (".jsonl", ".json"):
+    if ending(path) in (".jsonl", ".json"):
         found = list(_json_rows(path))
-    elif path.suffix.lower() in _TABLES:
+    elif ending(path) in _TABLES:
         found = list(_table_rows(path))
     else:
         raise ValueError(f"{source} has no columns; expected a file that ends in .jsonl, .csv or .tsv, or hf:DATASET")
@@ -43,7 +44,7 @@ def rows(source: str, split: str | None = None) -> list[Row]:
 def label_lines(source: str, split: str | None = None) -> list[tuple[str, str]] | None:
     """Label and text of every line "LABEL text"; None where the file's ending says that it is a table."""
     path = Path(source)
-    if path.suffix.lower() in (".jsonl", ".json", *_TABLES):
+    if ending(path) in (".jsonl", ".json", *_TABLES):
         return None
     _refuse_split(source, split)
     return _some(list(_pieces(path)), source)
@@ -103,7 +104,7 @@ def delimiter(text: str) -> str:
 
 
 def _table_rows(path: Path) -> Iterator[Row]:
-    text, kind = _decoded(path), _TABLES[path.suffix.lower()]
+    text, kind = _decoded(path), _TABLES[ending(path)]
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **{"delimiter": delimiter(text)} | kind)
     limit = csv.field_size_limit(_LONGEST)
     try:
@@ -149,7 +150,7 @@ def _with_names(row: Row, features: Any) -> Row:
 
 def _decoded(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = content(path)
     except IsADirectoryError as error:
         raise ValueError(f"{path} is a folder; give the file in it that holds the data") from error
     except OSError as error:

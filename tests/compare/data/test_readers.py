@@ -239,3 +239,21 @@ def test_mnist1d_is_the_published_set():
     assert abs(float(whole.mean())) < 1e-3 and float(whole.std()) == pytest.approx(1, abs=1e-3)
     assert torch.bincount(torch.cat([source.pool.y, source.test.y])).tolist() == [500] * 10
     assert [round(1024 * v) for v in source.pool.x[0, 0, :3].tolist()] == [-340, -483, -797]
+
+
+def test_files_of_other_endings_are_told_and_parts_may_have_capitals(tmp_path):
+    """Seventy pictures of a telephone were ten: nothing said that the others, .heic, were left out."""
+    write_images(tmp_path / "Train", ["a", "b"], 8)
+    write_images(tmp_path / "Test", ["a", "b"], 3)
+    (tmp_path / "Train" / "a" / "7.heic").write_bytes(b"x")
+    (tmp_path / "Train" / "a" / ".DS_Store.x").write_bytes(b"x")
+    source = readers.image_folder(tmp_path, None)
+    assert len(source.pool) == 16 and len(source.test) == 6 and source.names == ("a", "b")
+    assert source.notes == ("Files that were not read, as their endings are none of images: 1 .heic.",)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_palette_with_transparency_needs_no_warning(tmp_path):
+    image = Image.new("RGBA", (4, 4), (200, 10, 30, 0)).quantize(4)
+    image.info["transparency"] = bytes(4)
+    assert readers._as_tensor(image, None)[:, 0, 0].tolist() == [200, 10, 30]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +228,56 @@ def test_settings_of_a_study(tmp_path):
     wide = write(tmp_path, {f"x{i}": range(20) for i in range(12)})
     with pytest.raises(ValueError, match="its columns are x0, x1, .*, x9 and 2 more; the last is x11$"):
         tasks.load(resolve({"task": f"table:{wide}"}).data_options(), 0)
+
+
+def test_columns_that_are_no_inputs_are_told_at_once(tmp_path):
+    """A passenger list needed a run for its names, one for its tickets and one for what is the same throughout."""
+    many = [f"n{i}" for i in range(120)]
+    data = {"name": many, "size": list(range(120)), "ticket": many, "same": [1] * 120, "y": ["a", "b"] * 60}
+    with pytest.raises(ValueError, match=r"'name' has .*; 'ticket' has .*; 'same' has one value .*") as error:
+        fresh(write(tmp_path, data), target="y")
+    assert str(error.value).endswith("--leave-out name,ticket,same")
+
+
+@pytest.mark.parametrize(("rows", "told"), [(150, "numbers but for 2 of its cells, such as '-' in row 3"), (60, "")])
+def test_numbers_with_a_word_among_them_are_told(tmp_path, rows, told):
+    """Words for what is missing made a column of numbers categories, or too many words, of which nothing was said."""
+    size = [str(i) for i in range(rows)]
+    size[2], size[7] = "-", "unknown"
+    place = write(tmp_path, {"size": size, "y": ["a", "b"] * (rows // 2)})
+    if told:
+        with pytest.raises(ValueError, match=told):
+            fresh(place, target="y")
+    else:
+        (note,) = fresh(place, target="y").notes
+        assert note.startswith("Column 'size' has numbers but for '-' in row 3 and 1 other cell, and is taken as words")
+
+
+def test_few_numbers_and_a_word_are_categories(tmp_path):
+    data = {"size": ["0", "1", "2", "3", "3+"] * 24, "y": ["a", "b"] * 60}
+    assert fresh(write(tmp_path, data), target="y").notes == ()  # and rows that recur so often are no copies
+
+
+def test_rows_of_the_test_that_were_trained_on_are_told(tmp_path):
+    data = cells()
+    assert not fresh(write(tmp_path, data)).notes
+    (note,) = fresh(write(tmp_path, {name: words * 3 for name, words in data.items()})).notes
+    assert "of the 36 test rows" in note and "Of copies keep one" in note
+
+
+def test_a_target_of_a_few_giants_is_told(tmp_path):
+    price = [float(i % 7) for i in range(ROWS)]
+    assert not fresh(write(tmp_path, cells(price=price)), "price", kind="numbers").notes
+    price[17] = 1e5
+    (note,) = fresh(write(tmp_path, cells(price=price)), "price", kind="numbers").notes
+    assert note.startswith("98.3 % of the target's variance is that of 1 of 60 rows")
+
+
+def test_a_packed_table(tmp_path):
+    place = write(tmp_path, cells())
+    packed = tmp_path / "table.csv.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "table.csv").read_bytes()))
+    assert torch.equal(fresh(str(packed)).train.x, fresh(place).train.x)
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="cannot be unpacked .* is the download complete"):
+        fresh(str(packed))

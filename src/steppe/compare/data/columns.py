@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from steppe._command.files import content, ending
 from steppe._command.lookup import by_likeness, near
 from steppe._words import count
 from steppe.text.rows import delimiter
@@ -42,7 +43,7 @@ def read(place: str) -> Columns:
     """
     check(place)
     path = Path(place).expanduser()
-    names, rows = _parquet(path) if path.suffix.lower() in _PARQUET else _csv(path)
+    names, rows = _parquet(path) if ending(path) in _PARQUET else _csv(path)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{place} has two columns {twice!r}; give each a name of its own")
@@ -61,11 +62,14 @@ def counts_rows(words: Sequence[str]) -> bool:
 
 def text_of(path: Path) -> str:
     """What is in a file of text."""
-    raw = path.read_bytes()
+    raw = content(path)
     if not raw.strip():
         raise ValueError(f"{path} is empty; give a file with data")
     if b"\0" in raw:
-        raise ValueError(f"{path} is not a text file (it holds zero bytes); expected text")
+        raise ValueError(
+            f"{path} is not a text file (it holds zero bytes); expected text, "
+            "such as CSV; a sheet or a pickle can be saved so, and arrays come from a function of yours (docs/data.md)"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -158,6 +162,22 @@ def numbers(words: Sequence[str]) -> np.ndarray | None:
         return None
     values = np.array(found, dtype=np.float64)
     return None if np.isnan(values).all() else values
+
+
+MOSTLY, SEVERAL = 0.8, 10
+"""Share of the cells from which on a column is one of numbers with something else among them, if these are more
+different numbers than so many: `0, 1, 2, 3+` are categories."""
+
+
+def intruder(words: Sequence[str]) -> tuple[int, str, int]:
+    """The first cell that is a word, its row from 1, and how many there are among numbers; 0 if it is one of many."""
+    strange = [(row, word) for row, word in enumerate(words, 1) if number(word) is None]
+    if not strange:
+        return 0, "", 0
+    known = [word for word in words if not missing(word)]
+    plain = {word for word in known if number(word) is not None}
+    mostly = len(strange) <= (1 - MOSTLY) * len(known) and len(plain) > SEVERAL
+    return *strange[0], len(strange) if mostly else 0
 
 
 def first_word(words: Sequence[str]) -> tuple[int, str]:

@@ -99,12 +99,13 @@ def source(place: str, model: str, max_length: int | None, text: str | None, lab
     _need_packages(place)
     found = parts(place, text or "text", label or "label")
     splits, notes = _tokenised(model, found, max_length)
-    classes = len(found["train"].names)
+    names = found["train"].names
+    classes = len(names)
     val = splits["val"].by_length() if "val" in splits else None
     if "test" in splits:
-        return Source(splits["train"], splits["test"].by_length(), classes, val, notes)
+        return Source(splits["train"], splits["test"].by_length(), classes, val, notes, names)
     rest = hold_out_test(splits["train"], classes, val=val)
-    return replace(rest, test=cast(Texts, rest.test).by_length(), notes=notes)
+    return replace(rest, test=cast(Texts, rest.test).by_length(), notes=notes, names=names)
 
 
 def _need_packages(place: str) -> None:

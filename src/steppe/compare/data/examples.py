@@ -42,6 +42,11 @@ class Split:
         """The same examples on `device`."""
         return type(self)(pytree.tree_map(lambda tensor: tensor.to(device), self.x), self.y.to(device))
 
+    def keys(self) -> list[int]:
+        """A number for each example, the same for the same inputs."""
+        leaves = [tensor.reshape(len(self), -1).cpu().contiguous().numpy() for tensor in pytree.tree_leaves(self.x)]
+        return [hash(tuple(leaf[i].tobytes() for leaf in leaves)) for i in range(len(self))]
+
     def unsound(self) -> Tensor:
         """Which examples hold a value that is not finite."""
         bad = torch.zeros(len(self), dtype=torch.bool, device=self.y.device)
@@ -67,6 +72,11 @@ class Texts(Split):
         """The examples at `index`, in that order, without the padding that all of them have."""
         longest = int(self.lengths[index.cpu()].max())
         return Texts({name: tensor[:, :longest][index] for name, tensor in self.x.items()}, self.y[index])
+
+    def keys(self) -> list[int]:
+        """Of the tokens alone, as the padding of two parts differs."""
+        ids = self.x["input_ids"].cpu().tolist()
+        return [hash(tuple(row[:length])) for row, length in zip(ids, self.lengths.tolist(), strict=True)]
 
     def by_length(self) -> Texts:
         """The same examples, the shortest first: neighbours have little padding."""
@@ -140,7 +150,7 @@ class Task:
 class Source:
     """All examples of a data set before a seed chooses among them; `val` only where its owner made one.
 
-    `notes` are those of the task.
+    `notes` are those of the task, `names` those of the classes where they have any.
     """
 
     pool: Split
@@ -148,6 +158,7 @@ class Source:
     classes: int
     val: Split | None = None
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def generator(*words: int) -> torch.Generator:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from steppe._command.files import content
 from steppe.compare.data import columns
 from steppe.compare.data.examples import Task
 from steppe.compare.data.ngrams import BYTES, Counts
@@ -32,7 +33,7 @@ def task(name: str, place: str, context: int, parts: Sequence[float] | None, str
     """
     columns.check(place)
     columns.text_of(Path(place).expanduser())
-    series = torch.frombuffer(bytearray(Path(place).expanduser().read_bytes()), dtype=torch.uint8)
+    series = torch.frombuffer(bytearray(content(Path(place).expanduser())), dtype=torch.uint8)
     made, start = [], 0
     large = len(series) // 10 > ENOUGH
     parts = parts or ((len(series) - 2 * ENOUGH, ENOUGH, ENOUGH) if large else (0.8, 0.1, 0.1))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import struct
-import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steppe._command.files import content
 from steppe._command.lookup import nearest
 from steppe.compare.data.examples import Source, Split, hold_out_test
 
@@ -54,9 +55,8 @@ def mnist1d() -> Source:
 def read_idx(path: Path) -> Tensor:
     """One idx file of unsigned bytes, gzip or not, as a uint8 tensor of the shape in its header."""
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
+        raw = content(path)
+    except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); is the download complete?") from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != _IDX_UBYTE:
         raise ValueError(f"{path} is not an idx file of unsigned bytes; expected the format of MNIST's files")
@@ -99,20 +99,32 @@ def image_folder(folder: Path, size: int | None) -> Source:
     Without a `test` folder a fixed fifth of the images, stratified, becomes the test set.
     """
     _need_folder(folder)
-    if (folder / "train").is_dir():
-        return _parted_folder(folder, size)
+    parts = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
+    source, classes = _parted_folder(parts, size) if "train" in parts else _whole_folder(folder, size)
+    return replace(source, names=tuple(classes), notes=tuple(_unread(parts.values())))
+
+
+def _whole_folder(folder: Path, size: int | None) -> tuple[Source, list[str]]:
     everything, classes = _read_classes(folder, None, size)
-    return hold_out_test(everything, len(classes))
+    return hold_out_test(everything, len(classes)), classes
 
 
-def _parted_folder(folder: Path, size: int | None) -> Source:
-    train, classes = _read_classes(folder / "train", None, size)
-    val_folder = next((folder / name for name in ("val", "valid", "validation") if (folder / name).is_dir()), None)
+def _parted_folder(parts: Mapping[str, Path], size: int | None) -> tuple[Source, list[str]]:
+    train, classes = _read_classes(parts["train"], None, size)
+    val_folder = next((parts[name] for name in ("val", "valid", "validation") if name in parts), None)
     val = _read_classes(val_folder, classes, size)[0] if val_folder else None
-    if not (folder / "test").is_dir():
-        return hold_out_test(train, len(classes), val=val)
-    test, _ = _read_classes(folder / "test", classes, size)
-    return Source(train, test, len(classes), val)
+    if "test" not in parts:
+        return hold_out_test(train, len(classes), val=val), classes
+    test, _ = _read_classes(parts["test"], classes, size)
+    return Source(train, test, len(classes), val), classes
+
+
+def _unread(folders: Iterable[Path]) -> list[str]:
+    """A sentence on files among the images whose endings are none of theirs."""
+    files = (path for folder in folders if not _hidden(folder) for path in folder.rglob("*.*") if path.is_file())
+    found = Counter(path.suffix.lower() for path in files if not _hidden(path))
+    left = [f"{many} {ending}" for ending, many in found.most_common() if ending not in _IMAGE_ENDINGS]
+    return [f"Files that were not read, as their endings are none of images: {', '.join(left)}."] if left else []
 
 
 def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> tuple[Split, list[str]]:
@@ -166,7 +178,9 @@ def _as_tensor(image: Any, size: int | None) -> Tensor:
     """A PIL image as uint8 (3, height, width), upright, resized to `size` x `size` where asked."""
     from PIL import ImageOps
 
-    rgb = _bytes_of(ImageOps.exif_transpose(image), image.format).convert("RGB")
+    upright = _bytes_of(ImageOps.exif_transpose(image), image.format)
+    palette = upright.mode == "P" and "transparency" in upright.info  # of which PIL warns on its way to RGB
+    rgb = (upright.convert("RGBA") if palette else upright).convert("RGB")
     rgb = rgb.resize((size, size)) if size else rgb
     flat = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return flat.reshape(rgb.height, rgb.width, 3).permute(2, 0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +15,12 @@ from steppe._words import count
 from steppe.compare.data import columns
 from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
 from steppe.compare.data.metrics import in_unit
+from steppe.compare.data.sound import shared
 
 FEW, MANY, LEAST = 10, 100, 10
 """Different whole numbers that are still classes; different words that are none any more; fewest rows."""
+NEARLY_ALL = 0.8
+"""Share of the target's variance in a hundredth of the rows from which on it is told of."""
 _PARTS = 3  # rows of a class: to train, to validate, to test
 
 
@@ -40,12 +43,16 @@ class Table:
 
 @dataclass(frozen=True)
 class _Cells:
-    """A table as it was read: the inputs as numbers (NaN is missing) or words, the target, its classes (or none)."""
+    """A table as it was read: the inputs as numbers (NaN is missing) or words, the target, its classes (or none).
+
+    `keys` are the same for rows of the same inputs.
+    """
 
     inputs: tuple[np.ndarray, ...]
     goal: np.ndarray
     classes: int
     notes: tuple[str, ...] = ()
+    keys: tuple[int, ...] = ()
 
     @property
     def strata(self) -> Tensor:
@@ -73,14 +80,14 @@ def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
         one, two, three = (Split(x[part.x], part.y) for part in parts)
         # Scores whose probabilities are the shares of the classes, each counted once more than it is there.
         usual = _Always((torch.bincount(train.y, minlength=cells.classes) + 1).log().float())
-        return Task(name, one, two, three, cells.classes, rows={"commonest class": usual}, notes=cells.notes)
+        return Task(name, one, two, three, cells.classes, rows={"commonest class": usual}, notes=source.notes)
     known = cells.goal[train.x.numpy()]
     unit = _unit(known)
     y = torch.from_numpy((cells.goal - known.mean()) / unit).float()
     one, two, three = (Split(x[part.x], y[part.x]) for part in parts)
     metrics = (in_unit("mse", unit**2), in_unit("mae", unit), "r2")
     mean = {"the mean": _Always(torch.zeros(1))}
-    return Task(name, one, two, three, loss="mse", metrics=metrics, rows=mean, notes=cells.notes)
+    return Task(name, one, two, three, loss="mse", metrics=metrics, rows=mean, notes=source.notes)
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,9 @@ def _unit(known: np.ndarray) -> float:
 def _source(wanted: Table) -> Source:
     """Rows by their number, the test apart."""
     cells = read(wanted)
-    rows = Split(torch.arange(len(cells.goal)), cells.strata)
-    return hold_out_test(rows, cells.classes)
+    source = hold_out_test(Split(torch.arange(len(cells.goal)), cells.strata), cells.classes)
+    pool, test = ([cells.keys[row] for row in part.x.tolist()] for part in (source.pool, source.test))
+    return replace(source, notes=(*cells.notes, *shared(pool, test, "rows")))
 
 
 @lru_cache(maxsize=1)
@@ -133,30 +141,93 @@ def read(wanted: Table) -> _Cells:
     hole = next((row for row, word in enumerate(goal, 1) if columns.missing(word)), None)
     if hole is not None:
         raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
-    inputs = tuple(_input(words, name) for name, words in found.items())
+    inputs = _inputs(found)
     counting = tuple(
         f"Column {name!r} counts the rows: where their order tells something of the target, so does it "
         f"(--leave-out {name})."
         for name, words in found.items() if columns.counts_rows(words)
     )  # fmt: skip
-    return _Cells(inputs, *_goal(goal, wanted), counting)
+    mixed = tuple(note for name, words in found.items() if (note := _mixed(name, words)))
+    values, classes = _goal(goal, wanted)
+    far = () if classes else _outlying(values)
+    keys = tuple(map(hash, zip(*found.values(), strict=True)))
+    return _Cells(inputs, values, classes, (*counting, *mixed, *far), keys)
+
+
+def _outlying(goal: np.ndarray) -> tuple[str, ...]:
+    """A sentence where the variance of the target, which the loss is measured in, is that of a few rows."""
+    squares = np.sort((goal - goal.mean()) ** 2)
+    few = max(1, len(goal) // 100)
+    share = squares[-few:].sum() / squares.sum()
+    if share < NEARLY_ALL:
+        return ()
+    return (
+        f"{100 * min(share, 0.999):.3g} % of the target's variance is that of {few:,} of {len(goal):,} rows, those "
+        "furthest out: the training and MSE are of these. Mend or leave out what is wrong, or take the logarithm.",
+    )
+
+
+class _UnfitError(ValueError):
+    """A column that is no input as it is."""
+
+    def __init__(self, name: str, why: str, cure: str = "mend it, or ") -> None:
+        super().__init__(f"column {name!r} {why}; {cure}leave it out with --leave-out {name}")
+        self.name, self.why = name, why
+
+
+def _inputs(found: columns.Columns) -> tuple[np.ndarray, ...]:
+    """All columns but the target; those that are none are told together, as leaving them out is one flag."""
+    made, unfit = [], []
+    for name, words in found.items():
+        try:
+            made.append(_input(words, name))
+        except _UnfitError as error:
+            unfit.append(error)
+    if len(unfit) == 1:
+        raise unfit[0]
+    if unfit:
+        reasons = "; ".join(f"{each.name!r} {each.why}" for each in unfit[: columns.SHOWN])
+        names = ",".join(each.name for each in unfit)
+        raise ValueError(f"columns that are no inputs: {reasons}; mend them or leave them out with --leave-out {names}")
+    return tuple(made)
 
 
 def _input(words: Sequence[str], name: str) -> np.ndarray:
     if len({word for word in words if not columns.missing(word)}) < 1 or len(set(words)) == 1:
-        raise ValueError(f"column {name!r} has one value throughout; leave it out with --leave-out {name}")
+        raise _UnfitError(name, "has one value throughout", cure="")
     values = columns.numbers(words)
     if values is not None:
-        _check_finite(values, name)
+        if np.isinf(values).any():
+            raise _UnfitError(name, f"is infinite in row {int(np.isinf(values).argmax()) + 1}")
         return values
     different = sorted({word for word in words if not columns.missing(word)})
     if len(different) > MANY:
-        row, word = next((row, word) for row, word in enumerate(words, 1) if columns.number(word) is None)
-        raise ValueError(
-            f"column {name!r} has {len(different)} different words (row {row}: {word!r}), too many to be categories; "
-            f"mend it, or leave it out with --leave-out {name}"
-        )
+        raise _UnfitError(name, _why_no_categories(words, len(different)))
     return np.array(["" if columns.missing(word) else word for word in words])
+
+
+def _why_no_categories(words: Sequence[str], different: int) -> str:
+    """Why a column of many different words is no input, by its first word that is no number."""
+    row, word, among = columns.intruder(words)
+    if among:
+        odd = f"{among} of its cells, such as {word!r} in row {row}"
+        return f"has numbers but for {odd} (a missing value is an empty cell)"
+    return f"has {different} different words (row {row}: {word!r}), too many to be categories"
+
+
+def _mixed(name: str, words: Sequence[str]) -> str | None:
+    """A sentence on a column of categories that may have been meant for numbers."""
+    row, word, among = columns.intruder(words)
+    if not among:
+        return None
+    return (
+        f"Column {name!r} has numbers but for {word!r} in row {row}{_and_more(among)}, and is taken as words, of which "
+        "each is a category; were a missing value an empty cell, it would be numbers."
+    )
+
+
+def _and_more(among: int) -> str:
+    return f" and {count(among - 1, 'other cell')}" if among > 1 else ""
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:

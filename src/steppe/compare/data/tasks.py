@@ -19,6 +19,7 @@ from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
 from steppe.compare.data.linear import linear
 from steppe.compare.data.options import DataOptions
+from steppe.compare.data.sound import noted
 
 GENERIC: dict[str, Any] = {
     "labelled": None, "validation": None, "noise": 0.0, "model": "cnn", "epochs": 30, "batch_size": 64,
@@ -203,7 +204,7 @@ def call(name: str, seed: int) -> Task:
 @lru_cache(maxsize=1)
 def _texts(options: DataOptions) -> Source:
     place, model = options.task.partition(":")[2], options.model.removeprefix(transformer.PREFIX)
-    return corpora.source(place, model, options.max_length, options.text_column, options.label_column)
+    return noted(corpora.source(place, model, options.max_length, options.text_column, options.label_column))
 
 
 @lru_cache(maxsize=1)
@@ -212,10 +213,10 @@ def _source(task: str, size: int | None, image_column: str | None, label_column:
     if task in BUILT_IN:
         return BUILT_IN[task].read()
     if kind == "idx":
-        return readers.idx_folder(Path(rest))
+        return noted(readers.idx_folder(Path(rest)))
     if kind == "images":
-        return readers.image_folder(Path(rest), size)
-    return readers.hugging_face(rest, image_column, label_column, size)
+        return noted(readers.image_folder(Path(rest), size))
+    return noted(readers.hugging_face(rest, image_column, label_column, size))
 
 
 @lru_cache(maxsize=2)

@@ -29,6 +29,7 @@ from steppe.compare.analysis import lost
 from steppe.compare.data import models, tasks
 from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.data.losses import Loss, each_of, mean_of
+from steppe.compare.data.sound import lopsided
 from steppe.compare.engine import also, forecasts, measure
 from steppe.compare.engine.curve import Curve, figures, spread
 from steppe.compare.engine.rows import untrained
@@ -152,7 +153,7 @@ def load_task(spec: Spec, seed: int) -> Task:
     task = tasks.load(spec.data_options(), seed).judged_by(spec.metric)
     parts = {name: getattr(task, name).to(spec.device) for name in ("train", "val", "test")}
     _check_finite(parts, task.name)
-    return replace(task, **parts)
+    return replace(task, **parts, notes=(*task.notes, *lopsided(task)))
 
 
 def _check_finite(parts: dict[str, Split], name: str) -> None:

@@ -1,0 +1,64 @@
+"""What is told of labelled examples: copies in the test, rare classes, one class that is nearly all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steppe.compare.data.examples import Source, Split, Task, Texts
+from steppe.compare.data.sound import lopsided, noted
+
+
+def images(start: int, many: int, classes: int = 2) -> Split:
+    x = torch.arange(start, start + many, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4)
+    return Split(x, torch.arange(many) % classes)
+
+
+def texts(start: int, many: int, length: int) -> Texts:
+    """Each text begins with its number; the padding is as long as the longest of the part."""
+    ids = torch.zeros(many, length, dtype=torch.long)
+    ids[:, 0], ids[:, 1] = torch.arange(start, start + many), 7
+    return Texts({"input_ids": ids, "attention_mask": (ids > 0).long()}, torch.arange(many) % 2)
+
+
+@pytest.mark.parametrize(
+    ("pool", "test"),
+    [(images(1, 100), images(81, 40)), (texts(1, 100, 9), texts(81, 40, 5))],
+    ids=["images", "texts"],
+)
+def test_copies_in_the_test_are_counted(pool, test):
+    (note,) = noted(Source(pool, test, 2)).notes
+    assert note.startswith("20 of the 40 test examples (50 %) have inputs")
+
+
+def test_other_inputs_are_no_copies_whatever_their_labels():
+    assert noted(Source(images(1, 100), images(101, 40), 2)).notes == ()
+    own = images(81, 40)
+    assert noted(Source(images(1, 100), replace(own, y=1 - own.y), 2)).notes
+
+
+def test_a_handful_among_many_is_not_told():
+    pool, test = (Split(torch.arange(*ends)[:, None], torch.arange(*ends) % 2) for ends in ((0, 500), (499, 700)))
+    assert noted(Source(pool, test, 1)).notes == ()
+
+
+def test_rare_classes_are_named():
+    pool = Split(torch.arange(9)[:, None], torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 3]))
+    test = Split(torch.arange(20, 22)[:, None], torch.tensor([0, 1]))
+    (note,) = noted(Source(pool, test, 4, names=("ant", "bee", "cat", "dog"))).notes
+    assert ": cat (1); " in note
+
+
+def labelled(metrics: tuple[str, ...] = (), ones: int = 2) -> Task:
+    part = Split(torch.zeros(40, 2), torch.tensor([0] * (40 - ones) + [1] * ones))
+    return Task("t", part, part, part, 2, metrics=metrics)
+
+
+def test_accuracy_where_one_class_is_nearly_all():
+    (note,) = lopsided(labelled())
+    assert note.startswith("95 % of the test examples are of one class") and "--metric f1" in note
+    assert lopsided(labelled(("f1",))) == [] == lopsided(labelled(ones=9))
+    numbers = Split(torch.zeros(4, 2), torch.zeros(4))
+    assert lopsided(Task("t", numbers, numbers, numbers, loss="mse")) == []
