@@ -17,3 +17,12 @@ def test_the_mean_of_the_latest_weights_is_a_baseline_where_all_runs_have_it(fir
     runs = plain("base", [0.9, 0.9, 0.9])
     runs = [run | ({"lawa": {"test_accuracy": 0.99}} if run["seed"] >= first else {}) for run in runs]
     assert ("lawa" in summarise(runs, None, {})["baselines"]) is (first == 0)
+
+
+def test_what_needs_no_training_has_its_figures_in_the_form_that_is_judged():
+    """Beside methods that are judged by averaged weights, the row of "the mean" was empty."""
+    runs = [run | {"rows": {"the mean": {"test_accuracy": 0.5}}} for run in plain("base", [0.9, 0.91, 0.92])]
+    runs = [run | {"lawa": {"test_accuracy": 0.95}} for run in runs]
+    summary = summarise(runs, None, {})
+    shown = next(each for each in summary["rows"] if each["variant"] == "the mean")
+    assert summary["judged"] == "lawa" and all(shown[form]["mean"] == 0.5 for form in ("lawa", "averaged", "final"))

@@ -383,6 +383,7 @@ def test_numbers_in_words() -> None:
     words = Words({"rows": []})
     assert words.gain({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
     assert words.gain(None) == "–"
+    assert words.figure({"mean": -1e-6, "ci95": 1e-7}) == "0.0 ± 0.0" and plainly_fixed(-0.001) == "0.00"
     assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
 
 

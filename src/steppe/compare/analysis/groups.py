@@ -121,8 +121,9 @@ def group(records: Iterable[Record]) -> list[Group]:
 def _untrained(run: Record, name: str, figures: Mapping[str, float]) -> Record:
     """The record of a baseline that needs no training, as it was measured beside a run of the base."""
     identity = {key: run[key] for key in ("seed", "phase", "metric") if key in run}
-    early = {"early": {"epoch": 0, **figures}}  # there is no training that could end early
-    return {"method": BASE, "variant": name, "rho": None, "passes_per_step": 0.0} | identity | dict(figures) | early
+    # There is no training that could end early, and nothing to average: in every form it is what it is.
+    forms = {"early": {"epoch": 0, **figures}, "averaged": figures, "lawa": figures}
+    return {"method": BASE, "variant": name, "rho": None, "passes_per_step": 0.0} | identity | dict(figures) | forms
 
 
 def baselines(groups: Sequence[Group]) -> dict[str, BySeed]:

@@ -68,9 +68,7 @@ def means(summary: Mapping[str, Any]) -> str:
 def signed(value: float, digits: int) -> str:
     """A number with its sign; a true minus, and no sign on what rounds to zero."""
     text = sized(abs(value), digits)
-    if float(text) == 0:
-        return text
-    return ("+" if value > 0 else MINUS) + text
+    return text if float(text) == 0 else ("+" if value > 0 else MINUS) + text
 
 
 class Words:
@@ -164,8 +162,11 @@ def plain(value: float | None, digits: int = 2) -> str:
 
 
 def sized(value: float, digits: int) -> str:
-    """A number with fixed decimals, or a power of ten where it is huge: `1.233e+52`."""
-    return f"{value:.{digits}f}" if abs(value) < HUGE else f"{value:.3e}"
+    """A number with fixed decimals, no minus where these are zeros; a power of ten where it is huge: `1.233e+52`."""
+    if abs(value) >= HUGE:
+        return f"{value:.3e}"
+    text = f"{value:.{digits}f}"
+    return text if float(text) else text.lstrip("-")
 
 
 def short(value: float | None) -> str:
