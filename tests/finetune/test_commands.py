@@ -158,8 +158,10 @@ def test_what_is_cut_is_counted(tmp_path: Path) -> None:
     assert 0 < made.test_cut == sum(len(tokenizer(text)["input_ids"]) > 5 for text in found.test.texts)
     assert max(len(row["input_ids"]) for row in made.train) == made.length == 5
     whole = [len(tokenizer(text)["input_ids"]) for text in (*found.train.texts, *found.test.texts)]
-    assert made.note.startswith(f"{made.cut + made.test_cut} of {len(whole)} texts are longer than 5 tokens and cut; ")
-    assert made.note.endswith(f"--max-length {max(whole)} takes them whole")
+    note, copies = made.notes
+    assert note.startswith(f"{made.cut + made.test_cut} of {len(whole)} texts are longer than 5 tokens and cut; ")
+    assert note.endswith(f"--max-length {max(whole)} takes them whole.")
+    assert copies.startswith("10 of the 10 test examples (100 %) have inputs that are among those for training")
 
 
 def test_the_default_length_is_what_the_model_takes(tmp_path: Path) -> None:

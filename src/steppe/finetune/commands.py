@@ -99,8 +99,8 @@ def _one(
         settings = make(flags, asked, recipe)
         errors.print(f"Reading {settings.data} and {settings.model}", highlight=False, markup=False, soft_wrap=True)
         ready = prepare(settings, resume=resume, overwrite=overwrite)
-        if ready.tokens.note:
-            errors.print(ready.tokens.note, highlight=False, markup=False, soft_wrap=True)
+        for note in ready.tokens.notes:
+            errors.print(note, highlight=False, markup=False, soft_wrap=True)
     with refusing(DiskError):
         result = train(ready, watch.on(errors))
     if _rank() > 0:

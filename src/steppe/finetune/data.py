@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from steppe._command.copies import shared
 from steppe.finetune.spec import Spec
 from steppe.text.packing import check_packing
 from steppe.text.readers import Dialogues, Labelled, read, read_dialogues
@@ -42,7 +43,7 @@ class Tokens:
     Attributes:
         train: for the Trainer. test: likewise. length: the most tokens of an example.
         cut: how many training examples were longer than that. validation: None where nothing looks at any.
-        test_cut: how many test examples were longer. note: a sentence on all, empty where none was cut.
+        test_cut: how many test examples were longer. notes: sentences on what was cut, and on copies in the test.
     """
 
     train: list[Example]
@@ -51,7 +52,7 @@ class Tokens:
     cut: int
     validation: list[Example] | None = None
     test_cut: int = 0
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def examples(settings: Spec) -> Examples:
@@ -92,9 +93,15 @@ def tokens(settings: Spec, found: Examples, model: Any, tokenizer: Any) -> Token
     cut, test_cut = (sum(each > length for each in lengths) for lengths in (whole, test_whole))
     validation, more = make(found.validation, tokenizer, length) if found.validation else (None, [])
     note = note_on_cut([*whole, *test_whole, *more], length, most)
+    notes = (*([f"{note}."] if note else []), *shared(_inputs(found.train), _inputs(found.test)))
     if settings.packing and "flash" not in str(model.config._attn_implementation):
         check_packing(model, train)
-    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation, test_cut, note)
+    return Tokens(pack(train, length) if settings.packing else train, test, length, cut, validation, test_cut, notes)
+
+
+def _inputs(found: Labelled | Dialogues) -> list[Any]:
+    """What tells one example from another: its text, or prompt and response."""
+    return found.texts if isinstance(found, Labelled) else list(zip(found.prompts, found.responses, strict=True))
 
 
 def _read(settings: Spec, source: str, split: str | None) -> Any:

@@ -274,7 +274,7 @@ def _data(ready: Prepared) -> dict[str, Any]:
         "validation": len(ready.found.validation) if ready.found.validation else None, "held_out": ready.found.held_out,
         "classes": list(ready.found.names), "max_length": ready.tokens.length, "cut": ready.tokens.cut,
         "test_cut": ready.tokens.test_cut,
-        "blocks": len(ready.tokens.train) if ready.settings.packing else None,
+        "blocks": len(ready.tokens.train) if ready.settings.packing else None, "notes": list(ready.tokens.notes),
     }  # fmt: skip
 
 

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from steppe._command.copies import shared
 from steppe.compare.data.examples import Source, Task
 
-LEAK, MOST, LEAST = 0.01, 0.8, 3
-"""Share of the test that is told of; of the commonest class, likewise; examples of a class, one for each part."""
-CROWD = 10
-"""Examples of the same inputs, on the mean, from which on these are a few cases that recur, and no copies."""
+MOST, LEAST = 0.8, 3
+"""Share of the test from which on a class is nearly all of it; examples of a class, one for each part."""
 _SHOWN = 5
 
 
 def noted(source: Source) -> Source:
     """The source with its notes, the same for every seed."""
     return replace(source, notes=(*source.notes, *shared(source.pool.keys(), source.test.keys()), *rare(source)))
-
-
-def shared(pool: Sequence[int], test: Sequence[int], what: str = "examples") -> list[str]:
-    """A sentence where inputs of the test, each by its key, are among those that train or validate."""
-    known = set(pool)
-    many = sum(key in known for key in test)
-    if not many or many < LEAK * len(test) or len(known) * CROWD < len(pool):
-        return []
-    return [
-        f"{many:,} of the {len(test):,} test {what} ({100 * many / len(test):.0f} %) have inputs that are among those "
-        "for training and validation too: in part the test asks for what was shown. Of copies keep one."
-    ]
 
 
 def rare(source: Source) -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steppe._command.copies import shared
 from steppe._words import count
 from steppe.compare.data import columns
 from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
 from steppe.compare.data.metrics import in_unit
-from steppe.compare.data.sound import shared
 
 FEW, MANY, LEAST = 10, 100, 10
 """Different whole numbers that are still classes; different words that are none any more; fewest rows."""
