@@ -1,4 +1,5 @@
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -106,7 +107,7 @@ BAD = [
     ("only_header.csv", "text,label\n", {}, "holds no examples"),
     ("label_alone.txt", "1 good\n0\n", {}, "line 2 is '0'; expected a label, a space and the text"),
     ("broken.jsonl", '{"text": "a", "label": 1}\n{"text": \n', {}, "line 2 is not JSON"),
-    ("list.jsonl", "[1, 2]\n", {}, r"line 1 is '\[1, 2\]'; expected an object"),
+    ("list.jsonl", "[1, 2]\n", {}, "lists 1; expected objects with the columns as keys"),
     ("a.csv", "words,label\ngood,1\n", {}, "no column 'text', its columns are words, label; name it with --text"),
     ("b.csv", "text,class\ngood,1\n", {}, "no column 'label'.*name it with --label"),
     ("c.csv", "text,label\ngood\n", {}, "example 1 has None in column 'label'"),
@@ -142,7 +143,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_dialogues_need_columns_and_responses(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no columns; expected a file that ends in .jsonl"):
+    with pytest.raises(ValueError, match="has no columns; expected .jsonl, .csv, .tsv or .parquet"):
         read_dialogues(write(tmp_path / "d.txt", "a b\n"))
     with pytest.raises(ValueError, match="no column 'response'.*--response"):
         read_dialogues(write(tmp_path / "d.jsonl", '{"prompt": "a"}'))
@@ -193,3 +194,35 @@ def test_a_hub_without_an_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="^cannot get hf:someone/nothing: .*give hf:DATASET of the hub, or a file"):
         read("hf:someone/nothing")
     assert datasets.config.HF_HUB_OFFLINE
+
+
+ROWS = [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+
+
+def test_json_may_be_a_list_and_files_packed(tmp_path: Path) -> None:
+    """What is called .json is a list more often than lines, and was “not JSON”."""
+    pretty, lines = json.dumps(ROWS, indent=1), "\n".join(map(json.dumps, ROWS))
+    packed = write(tmp_path / "a.jsonl.gz", gzip.compress(lines.encode()))
+    for source in (write(tmp_path / "a.json", pretty), packed):
+        assert read_dialogues(source).responses == ["b", "d"]
+    bad = {"[1]": "lists 1; expected objects", "[{": "expected a list of objects", "[]": "no examples"}
+    for text, told in bad.items():
+        with pytest.raises(ValueError, match=told):
+            read_dialogues(write(tmp_path / "bad.json", text))
+
+
+def test_parquet_has_columns(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    assert read_dialogues(str(tmp_path / "a.parquet")).prompts == ["a", "c"]
+    with pytest.raises(ValueError, match="is not a Parquet file"):
+        read(write(tmp_path / "b.parquet", "1 a good film"))
+
+
+def test_a_chat_is_told_how_to_be_written(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "how are you today ?"}, {"role": "assistant", "content": "fine"}]}
+    with pytest.raises(ValueError, match="the last answer as the response") as error:
+        read_dialogues(write(tmp_path / "a.jsonl", json.dumps(chat)), prompt="messages")
+    assert "today" not in str(error.value)

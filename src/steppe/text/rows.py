@@ -16,6 +16,8 @@ from steppe._command.lookup import first_line, nearest
 from steppe.text.hub import silent
 
 HUB = "hf:"
+PARQUET = (".parquet", ".pq")
+_JSON = (".jsonl", ".json")
 Row = dict[str, Any]
 _TABLES: dict[str, dict[str, Any]] = {
     ".csv": {},
@@ -32,19 +34,21 @@ def rows(source: str, split: str | None = None) -> list[Row]:
         return _hub_rows(source, split or "train")
     _refuse_split(source, split)
     path = Path(source)
-    if ending(path) in (".jsonl", ".json"):
+    if ending(path) in _JSON:
         found = list(_json_rows(path))
     elif ending(path) in _TABLES:
         found = list(_table_rows(path))
+    elif ending(path) in PARQUET:
+        found = parquet(path).to_pylist()
     else:
-        raise ValueError(f"{source} has no columns; expected a file that ends in .jsonl, .csv or .tsv, or hf:DATASET")
+        raise ValueError(f"{source} has no columns; expected .jsonl, .csv, .tsv or .parquet at its end, or hf:DATASET")
     return _some(found, source)
 
 
 def label_lines(source: str, split: str | None = None) -> list[tuple[str, str]] | None:
     """Label and text of every line "LABEL text"; None where the file's ending says that it is a table."""
     path = Path(source)
-    if ending(path) in (".jsonl", ".json", *_TABLES):
+    if ending(path) in (*_JSON, *_TABLES, *PARQUET):
         return None
     _refuse_split(source, split)
     return _some(list(_pieces(path)), source)
@@ -63,7 +67,11 @@ def column(found: list[Row], name: str, source: str, flag: str, empty: str = "ta
 
 def _text(value: Any, number: int, name: str, source: str, empty: str) -> str:
     if value is None or isinstance(value, (dict, list)):
-        raise ValueError(f"{source}: example {number} has {value!r} in column {name!r}; expected text or a number")
+        chat = "; write a chat as columns, the last answer as the response and what comes before as the prompt"
+        raise ValueError(
+            f"{source}: example {number} has {_short(repr(value))} in column {name!r}; expected text or a number"
+            + (chat if isinstance(value, list) else "")
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(
             f"{source}: example {number} has {value!r} in column {name!r}, which stands for a missing value; "
@@ -84,8 +92,28 @@ def _pieces(path: Path) -> Iterator[tuple[str, str]]:
             yield label, text[0]
 
 
+def parquet(path: Path) -> Any:
+    """The table in a Parquet file, as pyarrow has it."""
+    try:
+        from pyarrow import ArrowInvalid
+        from pyarrow.parquet import read_table
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path} needs the package pyarrow; run: pip install 'steppe[study,parquet]', or save it as CSV"
+        ) from error
+    try:
+        return read_table(path)
+    except (ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file; is it whole?") from error
+
+
 def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_decoded(path).split("\n"), 1):
+    """The objects of a file, one a line or all in a list."""
+    text = _decoded(path)
+    if text.lstrip().startswith("["):
+        yield from _json_list(text, path)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -95,6 +123,17 @@ def _json_rows(path: Path) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"{path} line {number} is {_short(line)!r}; expected an object with the columns as keys")
         yield row
+
+
+def _json_list(text: str, path: Path) -> list[Row]:
+    try:
+        found: list[Any] = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); expected a list of objects, or one object per line") from error
+    other = next((row for row in found if not isinstance(row, dict)), None)
+    if other is not None:
+        raise ValueError(f"{path} lists {_short(repr(other))}; expected objects with the columns as keys")
+    return found
 
 
 def delimiter(text: str) -> str:

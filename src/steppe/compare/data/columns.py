@@ -14,7 +14,7 @@ import numpy as np
 from steppe._command.files import content, ending
 from steppe._command.lookup import by_likeness, near
 from steppe._words import count
-from steppe.text.rows import delimiter
+from steppe.text.rows import PARQUET, delimiter, parquet
 
 Columns = dict[str, list[str]]
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
@@ -23,7 +23,6 @@ MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "?"))
 SHOWN = 10
 """Columns that a sentence names, at most."""
 
-_PARQUET = (".parquet", ".pq")
 _COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?", re.IGNORECASE)
 _UNNAMED = ("", "Unnamed: 0")
 """What pandas calls the numbers that it writes before the rows."""
@@ -43,7 +42,7 @@ def read(place: str) -> Columns:
     """
     check(place)
     path = Path(place).expanduser()
-    names, rows = _parquet(path) if ending(path) in _PARQUET else _csv(path)
+    names, rows = _parquet(path) if ending(path) in PARQUET else _csv(path)
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{place} has two columns {twice!r}; give each a name of its own")
@@ -104,16 +103,7 @@ def _pointed(column: Sequence[str]) -> Sequence[str]:
 
 
 def _parquet(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path} needs the package pyarrow; run: pip install 'steppe[study,parquet]', or save it as CSV"
-        ) from error
-    try:
-        table = parquet.read_table(path)
-    except (ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a Parquet file; is it whole?") from error
+    table = parquet(path)
     cells = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
     return list(table.column_names), [list(row) for row in zip(*cells, strict=True)]
 
