@@ -109,6 +109,40 @@ def _right(output: Tensor, target: Tensor) -> Tensor:
     return scores.argmax(1) == labels
 
 
+class _Recall:
+    """The mean over the classes that occur of the share of their examples that are answered rightly."""
+
+    def __init__(self, classes: int) -> None:
+        self._right, self._all = torch.zeros(2, classes, dtype=torch.int64)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        labels = _rows(output, target)[1].cpu()
+        self._right += torch.bincount(labels[_right(output, target).cpu()], minlength=len(self._right))
+        self._all += torch.bincount(labels, minlength=len(self._all))
+
+    def compute(self) -> float:
+        there = self._all > 0
+        return float((self._right[there] / self._all[there].double()).mean())
+
+
+class _Ranking:
+    """The mean over the classes that occur of how well each is told from the others by its probability."""
+
+    def __init__(self, name: str) -> None:
+        import torchmetrics
+
+        self._of = getattr(torchmetrics.functional.classification, name)
+        self._pieces: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        self._pieces.append(_probabilities(output, target))
+
+    def compute(self) -> float:
+        chances, labels = (torch.cat(parts) for parts in zip(*self._pieces, strict=True))
+        each = [self._of(chances[:, label], (labels == label).long()) for label in labels.unique().tolist()]
+        return float(torch.stack(each).double().mean())
+
+
 class _Torchmetric:
     """A metric of torchmetrics, handed what becomes of outputs and targets."""
 
@@ -167,6 +201,10 @@ METRICS: dict[str, Metric] = {
         Metric("nll", higher=False, title="negative log-likelihood", meter=lambda outputs: _Mean(_nll)),
         Metric("ece", higher=False, title="calibration error", percent=True,
                meter=_classes("MulticlassCalibrationError", n_bins=15)),
+        Metric("balanced_accuracy", title="balanced accuracy", percent=True, meter=_Recall),
+        Metric("auroc", title="area under the ROC curve", percent=True, meter=lambda outputs: _Ranking("binary_auroc")),
+        Metric("average_precision", title="average precision", percent=True,
+               meter=lambda outputs: _Ranking("binary_average_precision")),
         Metric("f1", title="macro F1", percent=True, meter=_classes("MulticlassF1Score", average="macro")),
         Metric("matthews", title="Matthews correlation", percent=True, meter=_classes("MulticlassMatthewsCorrCoef")),
         Metric("mse", higher=False, title="MSE", meter=_number("MeanSquaredError")),
@@ -179,8 +217,8 @@ METRICS: dict[str, Metric] = {
         Metric("perplexity", higher=False, title="perplexity", meter=lambda outputs: _Mean(_nll, math.exp)),
     )
 }  # fmt: skip
-"""Name -> metric. Correlations and R² are told in per cent, as in the literature; bits per byte are of tokens that are
-bytes."""
+"""Name -> metric. Those of ranking are the mean over the classes, each beside the others. Correlations and R² are told
+in per cent, as in the literature; bits per byte are of tokens that are bytes."""
 
 USUAL = {"cross_entropy": ("accuracy", "nll"), "mse": ("mse", "mae", "r2"), "mae": ("mae", "mse", "r2")}
 """Loss -> the metrics of a task that names none; the first one judges."""

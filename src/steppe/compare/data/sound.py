@@ -43,5 +43,5 @@ def lopsided(task: Task) -> list[str]:
         return []
     return [
         f"{100 * share:.0f} % of the test examples are of one class, so that accuracy tells little of the others; "
-        "--metric f1 (each class counts alike) or matthews does."
+        "--metric balanced_accuracy, f1, auroc or average_precision does."
     ]
