@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests import bare
 
 import steppe
 from steppe.cli import main
@@ -198,6 +199,6 @@ def test_without_the_extra_one_sentence_says_what_to_install():
                 if name.startswith("steppe"):
                     del sys.modules[name]
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = bare.run(code)
     assert done.stdout.split() == ["2"] * 3 and done.stderr.count("\n") == 3, done.stderr
     assert done.stderr.count("pip install 'steppe[study]'") == 3

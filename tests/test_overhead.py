@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from tests import bare
 from torch import nn
 
 import steppe
@@ -74,7 +73,8 @@ def test_a_step_enters_no_more_functions_than_it_did():
     """
     code = "import json, host_overhead as h; print(json.dumps([h.entered(), h.entered(h.skipping)]))"
     folder = ROOT / "benchmarks"
-    made = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    made = bare.run(code, folder)
+    assert made.returncode == 0, made.stderr
     found, skipping = json.loads(made.stdout)
     assert found["calls"] <= 265 and found["functions"] <= 192 and found["depth"] <= 15, found
     assert skipping["calls"] <= 44 and skipping["functions"] <= 41 and skipping["depth"] <= 7, skipping

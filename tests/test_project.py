@@ -4,7 +4,6 @@ import ast
 import functools
 import json
 import re
-import subprocess
 import sys
 import zipfile
 from graphlib import TopologicalSorter
@@ -12,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from tests import bare
 
 import steppe
 from steppe import cli
@@ -23,10 +23,6 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
 def test_version_is_the_same_everywhere() -> None:
@@ -44,7 +40,7 @@ def test_import_is_quiet_needs_torch_only_and_leaves_the_random_generators_alone
         "assert random.getstate() == a[0] and torch.equal(torch.get_rng_state(), a[1]), 'something was drawn'; "
         "print(json.dumps(sorted({m.partition('.')[0] for m in set(sys.modules) - before})))"
     )
-    done = run(code)
+    done = bare.run(code)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     assert len(done.stdout.splitlines()) == 1, "importing steppe prints"

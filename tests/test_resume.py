@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests import bare
 from tests.problems import batches, everything, loss_of, losses_of, net
 
 import steppe
@@ -113,8 +111,7 @@ def test_every_method_resumes_bit_for_bit(tmp_path: Path) -> None:
         save_and_go_on(tmp_path, number, name, at)
     call = f"from tests.test_resume import main; main({str(tmp_path)!r})"
     root = Path(__file__).parent.parent
-    other = {**os.environ, "PYTHONHASHSEED": "1234"}  # nothing is drawn from the hash of a string
-    done = subprocess.run([sys.executable, "-c", call], cwd=root, env=other, capture_output=True, text=True)
+    done = bare.run(call, root)  # where strings have other hashes: nothing is drawn from those
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == f"{len(NAMES)} of {len(NAMES)} equal"
 
