@@ -13,14 +13,14 @@ import pytest
 
 _BEGAN = pytest.StashKey[float]()
 DEAREST = (
-    "tests/loops/test_compile.py", "tests/test_examples.py", "tests/loops/test_fsdp.py",
-    "tests/loops/test_interrupts.py",
-    "tests/loops/test_dcp.py", "tests/compare/engine/test_study.py", "tests/loops/test_kill.py",
-    "tests/compare/test_texts.py", "tests/integrations/test_lightning.py", "tests/loops/test_ddp.py",
-    "tests/finetune/test_resume.py", "tests/compare/test_rho.py", "tests/look/test_look.py",
-    "tests/compare/engine/test_search.py", "tests/finetune/test_bad_inputs.py", "tests/finetune/test_run.py",
+    "tests/test_examples.py", "tests/loops/test_interrupts.py", "tests/loops/test_dcp.py",
+    "tests/test_trajectories.py", "tests/compare/test_texts.py", "tests/loops/test_compile.py",
+    "tests/loops/test_fsdp.py", "tests/finetune/test_resume.py", "tests/compare/engine/test_executors.py",
+    "tests/finetune/test_run.py", "tests/test_cli.py", "tests/integrations/test_lightning.py",
+    "tests/compare/test_rho.py", "tests/test_peers.py", "tests/loops/test_faults.py",
+    "tests/methods/test_contract.py", "tests/integrations/test_trainer_hosts.py",
 )  # fmt: skip
-"""Files of more than five seconds; the order of the others does not matter."""
+"""Files of more than four seconds; the order of the others does not matter."""
 
 
 def spent() -> float:
