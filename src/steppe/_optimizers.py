@@ -73,6 +73,7 @@ class Optimizers:
         _check_kinds(given, self.each)
         self.steppers = tuple(s for one in self.each for s in _beneath(one))
         self._check_apart()
+        self._own_rho = [_has_own_rho(s.optimizer) for s in self.steppers]
 
     @property
     def name(self) -> str:
@@ -85,6 +86,14 @@ class Optimizers:
         if len(self.steppers) == 1:
             return self.steppers[0].optimizer.param_groups
         return [g for s in self.steppers for g in _groups(s.optimizer)]
+
+    @property
+    def asking(self) -> list[dict[str, Any]]:
+        """The groups as they ask for radii: a ``rho`` of the optimizer's class (Adadelta's decay) asks for none."""
+        if not any(self._own_rho):
+            return self.param_groups
+        own = [mine for s, mine in zip(self.steppers, self._own_rho, strict=True) for _ in _groups(s.optimizer)]
+        return [g | {"rho": None} if mine else g for g, mine in zip(self.param_groups, own, strict=True)]
 
     @property
     def state(self) -> Any:
@@ -174,6 +183,11 @@ def _beneath(optimizer: Optimizer, above: tuple[Optimizer, ...] = ()) -> Iterato
             "Optimizer.__init__, and no optimizer that it holds steps all of its parameters; expected one that does, "
             "or a wrapper around one"
         )
+
+
+def _has_own_rho(optimizer: Optimizer) -> bool:
+    """Whether ``rho`` in its groups is a setting of its class."""
+    return any("rho" in getattr(each, "defaults", {}) for each in (optimizer, *_held(optimizer)))
 
 
 def _heard(optimizer: Optimizer) -> bool:

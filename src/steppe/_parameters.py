@@ -198,7 +198,7 @@ class Parameters:
                 f"{tuple(unknown[0].shape)}: pass the module that owns all of them, "
                 "such as nn.ModuleList([model, head])"
             )
-        for group in self.optimizers.param_groups:
+        for group in self.optimizers.asking:
             _check_group(group)
         self._left = set(outside)
 

@@ -101,7 +101,7 @@ class Present:
         """What the ascent may move and how far; a group's rho may be another at each call."""
         if self._moved is None:
             ascent, step = self.now.ascent, self.now.step
-            groups = self.parameters.optimizers.param_groups
+            groups = self.parameters.optimizers.asking
             radii = [ascent.radius(step, g) if g.get("perturb", True) else None for g in groups]
             self._moved = self.parameters.moved(radii)
         return self._moved

@@ -147,7 +147,7 @@ def find_rho(
     """
     optimizers = check_arguments(model, optimizer, 0)
     optimizer = _single(optimizers)
-    _check(optimizer, looks, after, trial, keep)
+    _check(optimizers, looks, after, trial, keep)
     series = SERIES if radii is None else _sorted(radii)
     build = _builder(method, settings, after, max(trial, 1))
     say = tell or (lambda _: None)
@@ -310,12 +310,12 @@ def _single(optimizers: Optimizers) -> Optimizer:
     return optimizers.steppers[0].optimizer
 
 
-def _check(optimizer: Optimizer, looks: int, after: int, trial: int, keep: float) -> None:
+def _check(optimizers: Optimizers, looks: int, after: int, trial: int, keep: float) -> None:
     check_count("looks", looks)
     check_count("after", after, 0)
     check_count("trial", trial, 0)
     check("keep", keep, 0.0, 1.0)
-    own = [g["rho"] for g in optimizer.param_groups if g.get("rho")]
+    own = [g["rho"] for g in optimizers.asking if g.get("rho")]
     if own:
         raise ValueError(f"an optimizer group has rho={own[0]!r}, which wins over any that is found; take it out first")
 
