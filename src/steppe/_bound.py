@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 from collections import OrderedDict, UserDict, defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -39,6 +41,7 @@ _MISSING = object()
 _KEYED = (dict, defaultdict, OrderedDict)
 _BINDS = ("STORE_", "DELETE_")
 _CHANGES = frozenset(("pop", "popitem", "setdefault", "update", "clear"))
+_WRITES = frozenset(("data", "load_state_dict"))
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
 _OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
 
@@ -188,6 +191,22 @@ def _of(function: Any, given: list[Any], seen: set[int]) -> Iterator[Place]:
 def binds(function: Any) -> bool:
     """Whether a function, or one that it reads, binds anything."""
     return any(any(stores_of(each.__code__)) for each in functions_of(function))
+
+
+def writes(function: Any) -> bool:
+    """Whether a function, one that it reads, or a method of a module that is called in them, writes tensors in place.
+
+    By the names in their code: ``mul_``, ``.data``.
+    """
+    named = {name for each in functions_of(function) for name in names_in(each.__code__)}
+    kinds = {type(thing) for thing in held_by(function) if isinstance(thing, nn.Module)}
+    methods = (inspect.unwrap(getattr(kind, name, None)) for kind in kinds for name in named)  # of `no_grad`
+    own = [method for method in methods if type(method) is FunctionType and not _foreign(method)]
+    return any(map(_is_in_place, chain(named, *(names_in(method.__code__) for method in own))))
+
+
+def _is_in_place(name: str) -> bool:
+    return name in _WRITES or name.startswith("_foreach") or (name.endswith("_") and not name.startswith("_"))
 
 
 def named_by(function: Any) -> list[Any]:

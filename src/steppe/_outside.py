@@ -7,11 +7,13 @@ microseconds a step once they are known. Their gradient is then the last pass's 
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from steppe._bound import held_by
+from steppe._bound import held_by, writes
 from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._inputs import Inputs
@@ -76,7 +78,7 @@ class Outside:
         self._watch = Watch(self.modules, self._no_state)
         self._graphs: set[Any] = set()
         self._fresh = FRESH
-        self._first = self._warned = self._doubt = False
+        self._first = self._warned = self._doubt = self._writes = False
         self._count = 0  # of parameters outside, in the latest first pass
         self._joined: list[Held] = []
         self._met: dict[int, nn.Module] = {}  # kept while a pass runs, so that no id comes back
@@ -224,10 +226,18 @@ class Outside:
                 it._meet(module)
 
         self._hook = register_module_forward_pre_hook(hook)
+        self._meet_named()
+
+    def _meet_named(self) -> None:
+        """Metrics that are updated, and never run, and a teacher that may be written before it runs."""
+        self._writes = writes(self._function)
         for thing in held_by(self._function):
-            # Metrics that are updated, and never run; what is trained does run, if it matters.
-            if isinstance(thing, nn.Module) and id(thing) not in self._seen and not self._leaves(thing):
+            if not isinstance(thing, nn.Module) or id(thing) in self._seen:
+                continue
+            if not self._leaves(thing):
                 self._meet(thing)
+            elif self._writes and _is_apart(bare(thing)):
+                self._hold(bare(thing))
 
     def _disarm(self) -> None:
         if self._hook is not None:
@@ -239,13 +249,18 @@ class Outside:
         inner = list(root.modules())
         mine = id(root) in self._seen  # a wrapper that the method was not given
         self._seen |= {id(m) for m in [*layers(module), *inner]}
-        if mine or any(hasattr(m, "_get_fsdp_state") for m in inner) or isinstance(root, torch.jit.ScriptModule):
+        if mine or not _is_apart(root):
             return
         self._met[id(root)] = root
-        if self._first:
+        teacher = self._writes and not torch.is_grad_enabled() and not _in_checkpoint()
+        if self._first and not teacher:
             self._gradients.meet(self._leaves(root))
-        known = any(ref() is root for ref in self._known)
-        if known or not any(m.training for m in inner):
+        if self._writes or any(m.training for m in inner):  # one that is evaluated moves by the function's hand alone
+            self._hold(root)
+
+    def _hold(self, root: nn.Module) -> None:
+        """Hold its state from now on."""
+        if any(ref() is root for ref in self._known):
             return
         watch = Watch(lambda: [root], self._no_state)
         if not watch.bindings().empty:  # most losses have no state at all
@@ -266,6 +281,20 @@ class Outside:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As when it was made."""
         self.__init__(state["_model"], state["_gradients"], state["_trained"])  # type: ignore[misc]
+
+
+def _is_apart(root: nn.Module) -> bool:
+    """Whether its tensors are its own, and to be looked at."""
+    sharded = any(hasattr(m, "_get_fsdp_state") for m in root.modules())
+    return not sharded and not isinstance(root, torch.jit.ScriptModule)
+
+
+def _in_checkpoint() -> bool:
+    """Whether a forward without a graph is one that will be run again with it."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _leaves(root: Any) -> list[Tensor]:
