@@ -40,6 +40,8 @@ CHANGEABLE = (dict, list, UserDict)
 _MISSING = object()
 _KEYED = (dict, defaultdict, OrderedDict)
 _BINDS = ("STORE_", "DELETE_")
+_BETWEEN = ("SWAP", "ROT_", "NOP", "EXTENDED_ARG")
+"""Steps that may come between those that count: they order the stack, or belong to the step after them."""
 _CHANGES = frozenset(("pop", "popitem", "setdefault", "update", "clear"))
 _WRITES = frozenset(("data", "load_state_dict"))
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
@@ -227,29 +229,51 @@ def held_by(function: Any) -> list[Any]:
 def stores_of(code: CodeType) -> Stores:
     """What code binds, and the functions within it, but for what it counts up (``calls += 1``): that counts passes."""
     inner = [stores_of(each) for each in code.co_consts if isinstance(each, CodeType)]
-    steps = [step for step in dis.get_instructions(code) if not step.opname.startswith(("SWAP", "ROT_"))]
+    steps = [step for step in dis.get_instructions(code) if not step.opname.startswith(_BETWEEN)]
     counts = [False] * 3 + [_counts(*steps[i - 3 : i + 1]) for i in range(3, len(steps))]
-    free, known, attributes = set[str](), set[str](), set[str]()
+    bound: dict[str, set[str]] = {"free": set(), "known": set(), "attributes": set()}
+    items: list[bool] = []
     for step, counting in zip(steps, counts, strict=False):
-        kind = {"DEREF": free, "GLOBAL": known, "ATTR": attributes}.get(step.opname.partition("_")[2])
-        if kind is not None and step.opname.startswith(_BINDS) and not counting:
-            kind.add(step.argval)
-    subscripts = [c for step, c in zip(steps, counts, strict=False) if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR")]
-    keys = not all(subscripts) or not _CHANGES.isdisjoint(code.co_names)
+        kind = _binds(step)
+        if kind == "items":
+            items.append(counting)
+        elif kind is not None and not counting:
+            bound[kind] |= _names(step)
+    keys = not all(items) or not _CHANGES.isdisjoint(code.co_names)
     return Stores(
-        frozenset(free & set(code.co_freevars)).union(*(s.free & set(code.co_freevars) for s in inner)),
-        frozenset(known).union(*(s.known for s in inner)),
-        frozenset(attributes).union(*(s.attributes for s in inner)),
+        frozenset(bound["free"].union(*(s.free for s in inner)) & set(code.co_freevars)),
+        frozenset(bound["known"]).union(*(s.known for s in inner)),
+        frozenset(bound["attributes"]).union(*(s.attributes for s in inner)),
         keys or any(s.keys for s in inner),
-        any(subscripts) or any(s.counts for s in inner),
+        any(items) or any(s.counts for s in inner),
     )
+
+
+def _binds(step: _Step) -> str | None:
+    """Which names of ``Stores``, or ``"items"``, a step binds; by what `dis` says of it, as opcodes come and go.
+
+    Python 3.12 has another one for the items of a slice, 3.13 has some that bind two local names.
+    """
+    if not any(word in step.opname for word in _BINDS) or step.opcode in dis.haslocal:
+        return None
+    if step.opcode in dis.hasfree:
+        return "free"
+    if step.opcode in dis.hasname:  # _NAME: in the body of a class
+        return {"GLOBAL": "known", "NAME": None}.get(step.opname.rpartition("_")[2], "attributes")
+    return "items"
+
+
+def _names(step: _Step) -> set[str]:
+    """The names that a step binds: a step made of two has both."""
+    found = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+    return {name for name in found if isinstance(name, str)}
 
 
 def _counts(loaded: _Step, constant: _Step, total: _Step, stored: _Step) -> bool:
     """Whether these add one to what is stored."""
     adds = total.argrepr in ("+", "+=") or total.opname.endswith("_ADD")
     one = constant.opname.startswith("LOAD_") and type(constant.argval) is int and constant.argval == 1
-    return adds and one and (loaded.argval == stored.argval or stored.opname == "STORE_SUBSCR")
+    return adds and one and (loaded.argval == stored.argval or _binds(stored) == "items")
 
 
 def functions_of(function: Any) -> list[Any]:
@@ -264,7 +288,7 @@ def functions_of(function: Any) -> list[Any]:
 
 
 def _called(function: Any) -> Iterator[Any]:
-    names = (*function.__code__.co_names, "__call__")
+    names = (*names_in(function.__code__), "__call__")
     for each in _read(function):
         if type(each) is FunctionType and not _foreign(each):
             yield each

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from steppe._nested import children
-from steppe._reach import closed_over_by
+from steppe._reach import closed_over_by, names_in
 
 OUTSIDE = (
     "the loss hangs on something that was computed before the function was called (logits, features), which would be "
@@ -144,9 +144,8 @@ def _free(function: Any) -> Iterator[Any]:
     yield from closed_over_by(function)
     yield from getattr(function, "__defaults__", None) or ()
     yield from (getattr(function, "__kwdefaults__", None) or {}).values()
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
-    known = getattr(function, "__globals__", {})
-    yield from (known[name] for name in names if name in known)
+    code, known = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    yield from (known[name] for name in (names_in(code) if code else ()) if name in known)
 
 
 def _tensors(parts: Iterable[Any]) -> Iterator[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_by(function: Any) -> list[Any]:
     code = getattr(function, "__code__", None)
     if code is None:
         return []
-    held = [*map(function.__globals__.get, code.co_names), *(function.__defaults__ or ())]
+    held = [*map(function.__globals__.get, names_in(code)), *(function.__defaults__ or ())]
     for cell in function.__closure__ or ():  # as closed_over_by, without a call: every step asks
         try:
             held.append(cell.cell_contents)
@@ -93,9 +94,11 @@ def _of_function(function: FunctionType) -> Iterator[Any]:
     yield from (known[name] for name in names if name in known)
 
 
-def names_in(code: CodeType) -> Iterator[str]:
-    """The names of globals and attributes in it, and in functions within it."""
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from names_in(inner)
+@functools.lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """The names of globals and attributes in it, and in functions within it.
+
+    A generator expression is such a function and, before Python 3.12, every comprehension.
+    """
+    inner = (names_in(each) for each in code.co_consts if isinstance(each, CodeType))
+    return tuple(dict.fromkeys(chain(code.co_names, *inner)))

@@ -94,12 +94,26 @@ def test_as_the_batch() -> None:
         sharp.backward(lambda out: ce(out, Y), model(X), backward=KEPT)
 
 
-def test_it_is_said_at_the_first_step_also_where_that_one_does_not_ascend() -> None:
+def closed_over(model: nn.Module) -> Callable[[], Tensor]:
+    out = model(X)
+    return lambda: ce(out, Y)
+
+
+def named_within_a_comprehension(model: nn.Module) -> Callable[[], Tensor]:
+    global outside
+    outside = model(X)
+    return lambda: torch.stack([ce(outside, y) for y in (Y,)]).mean()
+
+
+outside = torch.zeros(())
+
+
+@pytest.mark.parametrize("made", [closed_over, named_within_a_comprehension])
+def test_it_is_said_at_the_first_step_also_where_that_one_does_not_ascend(made: Any) -> None:
     model = net()
     sharp = steppe.LateSAM(model, torch.optim.SGD(model.parameters(), lr=0.1), start=1000)
-    out = model(X)
     with pytest.raises(RuntimeError, match="computed before the function was called"):
-        sharp.backward(lambda: ce(out, Y))
+        sharp.backward(made(model))
 
 
 def test_torchs_own_words_are_translated_later_too() -> None:
