@@ -6,20 +6,21 @@ module's own: both passes begin from the same, and what stays is what the first 
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
-from collections import OrderedDict, UserDict, defaultdict
-from collections.abc import Iterator
+import sys
+from collections import OrderedDict, UserDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple, Protocol
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 
-from steppe._bindings import refill
 from steppe._nested import is_array
+from steppe._places import Array, Cell, Items, Keys, Listed, Place
 from steppe._reach import names_in, read_by
+from steppe._stores import Stores, stores_of
 
 DEEP = 4
 """So many calls, one within the other, are looked into."""
@@ -33,42 +34,18 @@ ARRAY = 2**20
 FEW = 32
 """Items of a dict or a list that are looked at."""
 
-_Step = dis.Instruction
 CHANGEABLE = (dict, list, UserDict)
 """Batches that a function may take parts out of."""
 
-_MISSING = object()
+LONG = 4096
+"""Items of a list that is looked at."""
+
+_LISTS, _POPS = (list, deque), frozenset(("pop", "popleft"))
+_GROWS = frozenset(("append", "appendleft", "extend", "extendleft", "insert"))
 _KEYED = (dict, defaultdict, OrderedDict)
-_BINDS = ("STORE_", "DELETE_")
-_BETWEEN = ("SWAP", "ROT_", "NOP", "EXTENDED_ARG")
-"""Steps that may come between those that count: they order the stack, or belong to the step after them."""
-_CHANGES = frozenset(("pop", "popitem", "setdefault", "update", "clear"))
 _WRITES = frozenset(("data", "load_state_dict"))
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
 _OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
-
-
-class Stores(NamedTuple):
-    """What some code binds: its free names, globals, attributes (of anything).
-
-    ``keys``: whether it changes dicts. ``counts``: whether it counts in some.
-    """
-
-    free: frozenset[str]
-    known: frozenset[str]
-    attributes: frozenset[str]
-    keys: bool
-    counts: bool
-
-
-class Place(Protocol):
-    """Where something is bound."""
-
-    def read(self) -> Any:
-        """What is there now."""
-
-    def write(self, found: Any) -> None:
-        """Have there what was read."""
 
 
 class Bound:
@@ -92,107 +69,69 @@ class Bound:
             place.write(each)
 
 
-class _Cell:
-    def __init__(self, cell: Any) -> None:
-        self._cell = cell
-
-    def read(self) -> Any:
-        try:
-            return self._cell.cell_contents
-        except ValueError:  # empty as yet
-            return _MISSING
-
-    def write(self, found: Any) -> None:
-        if found is not _MISSING:
-            self._cell.cell_contents = found
-        elif self.read() is not _MISSING:
-            del self._cell.cell_contents
-
-
-class _Keys:
-    """Some names of a namespace."""
-
-    def __init__(self, space: dict[str, Any], names: frozenset[str]) -> None:
-        self._space, self._names = space, names
-
-    def read(self) -> list[Any]:
-        return [self._space.get(name, _MISSING) for name in self._names]
-
-    def write(self, found: list[Any]) -> None:
-        for name, each in zip(self._names, found, strict=True):
-            if each is not _MISSING:
-                self._space[name] = each
-            else:
-                self._space.pop(name, None)
-
-
-class _Items:
-    """All of a dict or a list, or all but its counts."""
-
-    def __init__(self, container: Any, counts: bool = False) -> None:
-        self._container, self._counts = container, counts
-
-    def read(self) -> Any:
-        return self._container.copy()
-
-    def write(self, found: Any) -> None:
-        if self._counts:
-            found = found | {key: value for key, value in self._container.items() if type(value) is int}
-        refill(self._container, found)
-
-
-class _Array:
-    """The numbers of an array, which nothing tells of that they were written."""
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-
-    def read(self) -> Any:
-        return self._array.copy()
-
-    def write(self, found: Any) -> None:
-        if self._array.flags.writeable:
-            self._array[...] = found
-
-
 def places(function: Any, batches: tuple[Any, ...]) -> list[Place]:
     """Everywhere that a function, and those that it reads, bind; a batch is changed by anybody."""
     given = [batch for arguments in batches for batch in arguments]
-    found: list[Place] = [_Items(_inner(batch)) for batch in given if _is_few(_inner(batch), (*_KEYED, list))]
+    found: list[Place] = [Items(_inner(batch)) for batch in given if _is_few(_inner(batch), (*_KEYED, list))]
     seen = {id(_inner(batch)) for batch in given}
     given += _bare(function)[1]
-    for each in functions_of(function):
-        found += _of(each, given, seen)
-    return found
+    every = functions_of(function)
+    for each in every:
+        found += _names_of(each, seen)
+    return [*found, *_items_of(every, given, seen)]
 
 
-def _of(function: Any, given: list[Any], seen: set[int]) -> Iterator[Place]:
+def _names_of(function: Any, seen: set[int]) -> Iterator[Place]:
+    """Its free names, and globals."""
     stores, code = stores_of(function.__code__), function.__code__
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         if name in stores.free and id(cell) not in seen:
             seen.add(id(cell))
-            yield _Cell(cell)
+            yield Cell(cell)
     if stores.known:
-        yield _Keys(function.__globals__, stores.known)
-    if not any(stores):
+        yield Keys(function.__globals__, stores.known)
+
+
+def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Place]:
+    """Attributes and items of all that these functions read, whichever of them binds it: one hands it to another."""
+    stores = [stores_of(each.__code__) for each in every]
+    if not (any(map(any, stores)) or any(map(_appends, every))):
         return
-    things = [*_read(function), *given]
-    spaces = [space for space in map(_space, things) if space is not None]
-    yield from (_Keys(space, stores.attributes) for space in spaces if stores.attributes)
+    counts, keys = _counting(every, stores), any(s.keys for s in stores)
+    attributes = frozenset[str]().union(*(s.attributes for s in stores))
+    names = {name for each in every for name in names_in(each.__code__)}
+    things = _followed([*chain.from_iterable(map(_read, every)), *given], names)
+    spaces = {id(space): space for space in map(_space, things) if space is not None}.values()
+    yield from (Keys(vars(thing), attributes) for thing in things if attributes and _is_own(thing))
+    yield from (Keys(space, attributes) for space in spaces if attributes)
+    pops = not _POPS.isdisjoint(names)
     for thing in (*things, *(value for space in spaces for value in space.values())):
         if id(thing) in seen:
             continue
-        if stores.keys and _is_few(thing, _KEYED):
-            seen.add(id(thing))
-            yield _Items(thing, stores.counts)
+        seen.add(id(thing))
+        if keys and _is_few(thing, _KEYED):
+            yield Items(thing, counts(thing))
+        elif type(thing) in _LISTS and len(thing) <= LONG:
+            yield Listed(thing, counts(thing), pops)
         elif is_array(thing) and thing.shape and thing.nbytes <= ARRAY:
-            seen.add(id(thing))
-            yield _Array(thing)
+            yield Array(thing)
+
+
+def _counting(every: list[Any], stores: list[Stores]) -> Callable[[Any], bool]:
+    """Whether whole numbers in a container are counts: where a function that reads it says so, else any function."""
+    told: dict[int, bool] = {}
+    for each, found in zip(every, stores, strict=True):
+        if found.keys or found.counts:
+            told |= {id(thing): told.get(id(thing), False) or found.counts for thing in _read(each)}
+    anywhere = any(found.counts for found in stores)
+    return lambda thing: told.get(id(thing), anywhere)
 
 
 def binds(function: Any) -> bool:
     """Whether a function, or one that it reads, binds anything."""
-    return any(any(stores_of(each.__code__)) for each in functions_of(function))
+    every = functions_of(function)
+    queues = any(map(_appends, every)) and any(map(_is_queue, held_by(function)))
+    return queues or any(any(stores_of(each.__code__)) for each in every)
 
 
 def writes(function: Any) -> bool:
@@ -202,9 +141,9 @@ def writes(function: Any) -> bool:
     """
     named = {name for each in functions_of(function) for name in names_in(each.__code__)}
     kinds = {type(thing) for thing in held_by(function) if isinstance(thing, nn.Module)}
-    methods = (inspect.unwrap(getattr(kind, name, None)) for kind in kinds for name in named)  # of `no_grad`
-    own = [method for method in methods if type(method) is FunctionType and not _foreign(method)]
-    return any(map(_is_in_place, chain(named, *(names_in(method.__code__) for method in own))))
+    there = (getattr(kind, name, None) for kind in kinds for name in named)
+    methods = [inspect.unwrap(each) for each in there if type(each) is FunctionType and not _foreign(each)]  # `no_grad`
+    return any(map(_is_in_place, chain(named, *(names_in(method.__code__) for method in methods))))
 
 
 def _is_in_place(name: str) -> bool:
@@ -213,9 +152,7 @@ def _is_in_place(name: str) -> bool:
 
 def named_by(function: Any) -> list[Any]:
     """What one function names: closed over, global, or an attribute of an object of these."""
-    read, names = _read(function), set(names_in(function.__code__))
-    spaces = [space for space in map(_space, read) if space is not None]
-    return read + [space[name] for space in spaces for name in names & space.keys()]
+    return _read(function)
 
 
 def held_by(function: Any) -> list[Any]:
@@ -223,57 +160,6 @@ def held_by(function: Any) -> list[Any]:
     read = [thing for each in functions_of(function) for thing in _read(each)]
     spaces = (_space(thing) for thing in read)
     return read + [value for space in spaces if space is not None for value in space.values()]
-
-
-@functools.lru_cache(maxsize=4096)
-def stores_of(code: CodeType) -> Stores:
-    """What code binds, and the functions within it, but for what it counts up (``calls += 1``): that counts passes."""
-    inner = [stores_of(each) for each in code.co_consts if isinstance(each, CodeType)]
-    steps = [step for step in dis.get_instructions(code) if not step.opname.startswith(_BETWEEN)]
-    counts = [False] * 3 + [_counts(*steps[i - 3 : i + 1]) for i in range(3, len(steps))]
-    bound: dict[str, set[str]] = {"free": set(), "known": set(), "attributes": set()}
-    items: list[bool] = []
-    for step, counting in zip(steps, counts, strict=False):
-        kind = _binds(step)
-        if kind == "items":
-            items.append(counting)
-        elif kind is not None and not counting:
-            bound[kind] |= _names(step)
-    keys = not all(items) or not _CHANGES.isdisjoint(code.co_names)
-    return Stores(
-        frozenset(bound["free"].union(*(s.free for s in inner)) & set(code.co_freevars)),
-        frozenset(bound["known"]).union(*(s.known for s in inner)),
-        frozenset(bound["attributes"]).union(*(s.attributes for s in inner)),
-        keys or any(s.keys for s in inner),
-        any(items) or any(s.counts for s in inner),
-    )
-
-
-def _binds(step: _Step) -> str | None:
-    """Which names of ``Stores``, or ``"items"``, a step binds; by what `dis` says of it, as opcodes come and go.
-
-    Python 3.12 has another one for the items of a slice, 3.13 has some that bind two local names.
-    """
-    if not any(word in step.opname for word in _BINDS) or step.opcode in dis.haslocal:
-        return None
-    if step.opcode in dis.hasfree:
-        return "free"
-    if step.opcode in dis.hasname:  # _NAME: in the body of a class
-        return {"GLOBAL": "known", "NAME": None}.get(step.opname.rpartition("_")[2], "attributes")
-    return "items"
-
-
-def _names(step: _Step) -> set[str]:
-    """The names that a step binds: a step made of two has both."""
-    found = step.argval if isinstance(step.argval, tuple) else (step.argval,)
-    return {name for name in found if isinstance(name, str)}
-
-
-def _counts(loaded: _Step, constant: _Step, total: _Step, stored: _Step) -> bool:
-    """Whether these add one to what is stored."""
-    adds = total.argrepr in ("+", "+=") or total.opname.endswith("_ADD")
-    one = constant.opname.startswith("LOAD_") and type(constant.argval) is int and constant.argval == 1
-    return adds and one and (loaded.argval == stored.argval or _binds(stored) == "items")
 
 
 def functions_of(function: Any) -> list[Any]:
@@ -312,8 +198,37 @@ def _bare(function: Any) -> tuple[Any, list[Any]]:
 
 
 def _read(function: Any) -> list[Any]:
-    """What a function reads; a method reads its object."""
-    return [*read_by(function), getattr(function, "__self__", None)]
+    """What a function reads; a method reads its object, and both what they name of the objects that they read."""
+    given = (getattr(function, "__kwdefaults__", None) or {}).values()
+    return _followed([*read_by(function), getattr(function, "__self__", None), *given], names_in(function.__code__))
+
+
+def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
+    """These, and what lies at attributes of these names in the user's objects and modules among them."""
+    seen = {id(thing) for thing in read}
+    for thing in read:  # which grows
+        space = (vars(thing) if _is_own(thing) else _space(thing)) or {}
+        for name in names if space else ():
+            if name in space and id(space[name]) not in seen:
+                seen.add(id(space[name]))
+                read.append(space[name])
+    return read
+
+
+def _is_own(thing: Any) -> bool:
+    """Whether it is a module of Python that the user wrote."""
+    if type(thing) is not ModuleType or _foreign_name(thing.__name__):
+        return False
+    file = getattr(thing, "__file__", None) or ""
+    return bool(file) and "-packages" not in file and thing.__name__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _appends(function: Any) -> bool:
+    return not _GROWS.isdisjoint(names_in(function.__code__))
+
+
+def _is_queue(thing: Any) -> bool:
+    return type(thing) is deque and thing.maxlen is not None
 
 
 def _space(thing: Any) -> dict[str, Any] | None:
@@ -325,7 +240,11 @@ def _space(thing: Any) -> dict[str, Any] | None:
 
 
 def _foreign(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).partition(".")[0] in _FOREIGN
+    return _foreign_name(str(getattr(thing, "__module__", "")))
+
+
+def _foreign_name(name: str) -> bool:
+    return name.partition(".")[0] in _FOREIGN
 
 
 def _inner(batch: Any) -> Any:

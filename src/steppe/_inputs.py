@@ -19,6 +19,7 @@ from steppe._bound import CHANGEABLE, LARGE, Bound, binds, held_by, places
 from steppe._graphs import code_of
 from steppe._nested import tensors_of
 from steppe._reach import read_by
+from steppe._state import SMALL
 
 FIRST = 3
 """In so many first passes everything is copied."""
@@ -35,6 +36,7 @@ class Inputs:
 
     def __init__(self) -> None:
         self.fresh, self.writes = FIRST, False
+        self.silent = False  # whether it writes what no count of versions tells of: kernels (batch norm's), ``.data``
         self._binding: dict[Any, bool] = {}  # whether functions of some code bind anything: most do not
         self._there: tuple[Any, tuple[Any, ...]] | None = None
         self._read: list[Any] | None = None
@@ -83,10 +85,15 @@ class Written:
     def __init__(self, inputs: Inputs, tensors: list[Tensor]) -> None:
         self._inputs, self._tensors = inputs, tensors
         self._copies: list[Tensor | None] = [None] * len(tensors)
-        if inputs.writes or inputs.fresh > 0:
-            self._copies = [_copy(t) if inputs.writes or t.nbytes <= LARGE else None for t in tensors]
+        if inputs.writes or inputs.silent or inputs.fresh > 0:
+            self._copies = [_copy(t) if self._is_kept(t) else None for t in tensors]
         self._versions = _versions(tensors)
         self._left: list[tuple[Tensor, Tensor]] | None = None
+
+    def _is_kept(self, tensor: Tensor) -> bool:
+        inputs = self._inputs
+        tried = inputs.fresh > 0 and tensor.nbytes <= LARGE
+        return inputs.writes or tried or (inputs.silent and _is_small(tensor))
 
     def again(self) -> None:
         """Begin the second pass where the first began."""
@@ -101,13 +108,16 @@ class Written:
             _put((tensor, copy) for tensor, copy in there if copy is not None)
 
     def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
-        self._inputs.fresh -= 1
         now = _versions(self._tensors)
-        if now == self._versions:
+        if self._inputs.fresh > 0 and not self._inputs.silent:
+            self._inputs.silent = any(map(_differs_silently, self._tensors, self._copies, self._versions, now))
+        self._inputs.fresh -= 1
+        if now == self._versions and not self._inputs.silent:
             return []
         every = zip(self._tensors, self._copies, self._versions, now, strict=True)
-        changed = [(tensor, copy) for tensor, copy, before, after in every if before != after]
-        self._inputs.writes = True
+        silent = self._inputs.silent
+        changed = [(t, copy) for t, copy, before, after in every if before != after or (silent and _is_small(t))]
+        self._inputs.writes = self._inputs.writes or now != self._versions
         if any(copy is None for _, copy in changed):
             warnings.warn(
                 "the function of the loss wrote its input in place for the first time: the other pass of this step did "
@@ -131,6 +141,21 @@ def _found(batches: tuple[Any, ...], read: list[Any], further: Iterable[Any]) ->
         if len(waiting) > MOST:
             break
     return list(found.values())
+
+
+def _differs_silently(tensor: Tensor, copy: Tensor | None, before: int, after: int) -> bool:
+    """Whether a small tensor is another than its copy, though its version is the same."""
+    if copy is None or before != after or not _is_small(tensor) or torch.equal(tensor, copy):
+        return False
+    return not (tensor.is_floating_point() and torch.equal(tensor.nan_to_num(), copy.nan_to_num()))
+
+
+def _is_small(tensor: Tensor) -> bool:
+    """Whether it is small, and may be written at all."""
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.nbytes > SMALL:
+        return False
+    expanded = not tensor.is_contiguous() and 0 in tensor.stride()
+    return not (expanded or tensor.is_meta or tensor.is_inference() or tensor.is_quantized)
 
 
 @torch.no_grad()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import UserDict
+from collections import UserDict, deque
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -133,9 +133,109 @@ def by_partial(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
     return partial(loss, {"h": start})
 
 
+def carried(state: Any, model: nn.Module, x: Tensor) -> Tensor:
+    found, state.h = model(x, state.h)
+    return found
+
+
+def handed_on(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    state = SimpleNamespace(h=start)
+    return lambda x: carried(state, model, x)
+
+
+def handed_on_by_key(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    state = {"h": start}
+
+    def carried(state: dict[str, Tensor], x: Tensor) -> Tensor:
+        found, state["h"] = model(x, state["h"])
+        return found
+
+    return lambda x: carried(state, x)
+
+
+def in_a_list(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    hidden, calls = [start], [0]
+
+    def loss(x: Tensor) -> Tensor:
+        calls[0] += 1
+        found, hidden[0] = model(x, hidden[0])
+        return found
+
+    return loss
+
+
+class Deep:
+    def __init__(self, model: nn.Module, start: Tensor) -> None:
+        self.model, self.state = model, SimpleNamespace(carried=SimpleNamespace(h=start))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        found, self.state.carried.h = self.model(x, self.state.carried.h)
+        return found
+
+
+class Deeper:
+    def __init__(self, model: nn.Module, start: Tensor) -> None:
+        self.inner = Training(model, start)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.inner.loss(x)
+
+
+def by_keyword(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    def loss(x: Tensor, *, state: Any = SimpleNamespace(h=start)) -> Tensor:  # noqa: B008
+        found, state.h = model(x, state.h)
+        return found
+
+    return loss
+
+
+MODULE = """
+h = None
+
+def carried(model, x):
+    global h
+    found, h = model(x, h)
+    return found
+
+def handed(state, model, x):
+    found, state.h = model(x, state.h)
+    return found
+"""
+
+
+def of_a_module() -> ModuleType:
+    mine = ModuleType("mine")
+    mine.__file__ = "mine.py"
+    exec(MODULE, vars(mine))
+    return mine
+
+
+def by_a_module(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    mine = of_a_module()
+    mine.h = start  # type: ignore[attr-defined]
+    return lambda x: mine.carried(model, x)
+
+
+def handed_to_a_module(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    mine, state = of_a_module(), SimpleNamespace(h=start)
+    return lambda x: mine.handed(state, model, x)
+
+
+def in_a_module(model: nn.Module, start: Tensor) -> Callable[[Tensor], Tensor]:
+    mine = of_a_module()
+    mine.h = start  # type: ignore[attr-defined]
+
+    def loss(x: Tensor) -> Tensor:
+        found, mine.h = model(x, mine.h)  # type: ignore[attr-defined]
+        return found
+
+    return loss
+
+
 WAYS = [
     by_nonlocal, by_nonlocal_beneath, by_global, by_key, by_attribute, by_attribute_beneath, in_a_namespace, by_call,
-    by_call_beneath, by_partial,
+    by_call_beneath, by_partial, handed_on, handed_on_by_key, in_a_list, Deep, Deeper, by_keyword, by_a_module,
+    handed_to_a_module, in_a_module,
 ]  # fmt: skip
 RECIPES = [
     partial(steppe.SAM, rho=0.3), partial(steppe.GSAM, rho=0.3), partial(steppe.LookSAM, k=2),
@@ -259,6 +359,67 @@ def test_a_queue_of_ones_own_class_that_the_loss_pushes_into(recipe: Any) -> Non
     assert same(one[0], other[0]) and torch.equal(one[1], other[1]) and one[2] == other[2] == 0
 
 
+def bounded() -> Any:
+    return deque([torch.eye(4, dtype=torch.float64)[:1]], maxlen=3)
+
+
+def a_list() -> Any:
+    return [torch.eye(4, dtype=torch.float64)[:1]]
+
+
+@pytest.mark.parametrize("start", [bounded, a_list])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.func.__name__)
+def test_a_queue_of_tensors_is_what_the_pass_at_the_weights_left(recipe: Any, start: Callable[[], Any]) -> None:
+    def push(queue: Any, keys: Tensor) -> None:
+        queue.append(keys)
+        while len(queue) > 3:
+            queue.pop(0)
+
+    def trained(inside: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
+        torch.manual_seed(0)
+        model, queue, notes = nn.Linear(3, 4).double(), start(), list[int]()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sharp = recipe(model, optimizer)
+
+        def loss(x: Tensor) -> Tensor:
+            notes.append(len(notes))
+            keys = model(x)
+            found = nn.functional.cross_entropy(keys @ torch.cat([keys.detach(), *queue]).T, torch.arange(len(x)))
+            if inside:
+                push(queue, keys.detach())
+            return found
+
+        for x in stream():
+            keys = model(x).detach()
+            sharp.backward(loss, x)
+            if not inside:
+                push(queue, keys)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert notes == list(range(len(notes))) and len(notes) > STEPS  # of every pass, as before
+        return dict(model.state_dict()), list(queue)
+
+    one, other = trained(True), trained(False)
+    assert same(one[0], other[0])
+    assert len(one[1]) == 3 and all(map(torch.equal, one[1], other[1]))
+
+
+def test_counts_in_a_container_are_those_of_the_functions_that_read_it() -> None:
+    model, sharp, x, y = classified()
+    place, calls = {"at": 0}, {"n": 0}
+
+    def counted() -> None:
+        calls["n"] += 1
+
+    def loss() -> Tensor:
+        counted()
+        place["at"] = place["at"] + 2
+        return nn.functional.cross_entropy(model(x), y)
+
+    sharp.backward(loss)
+    assert place["at"] == 2 and calls["n"] == 2
+
+
 @pytest.mark.parametrize(("numbers", "copied"), [(2**17, True), (2**17 + 1, False)])
 def test_arrays_that_may_be_all_of_the_data_are_not_copied_at_every_step(numbers: int, copied: bool) -> None:
     data, kept = np.zeros(numbers), None
@@ -353,6 +514,7 @@ def test_a_function_that_binds_nothing_is_asked_once(monkeypatch: pytest.MonkeyP
     asked: list[Any] = []
     monkeypatch.setattr("steppe._bound.functions_of", lambda function: asked.append(function) or [])
     monkeypatch.setattr("steppe._outside.held_by", lambda function: [])
+    monkeypatch.setattr("steppe._outside.writes", lambda function: False)
     for _ in range(6):
         sharp.backward(lambda: nn.functional.cross_entropy(model(x), y))
     assert sum(function is not None for function in asked) == 1

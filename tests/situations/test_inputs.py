@@ -10,6 +10,7 @@ import torch
 from tests.problems import batches, net, same
 from tests.situations.standins import MECHANISMS
 from torch import Tensor, nn
+from torch.func import functional_call
 
 import steppe
 from steppe import methods
@@ -92,6 +93,35 @@ def test_a_running_sum_in_the_loss_counts_every_step_once(name: str) -> None:
     torch.testing.assert_close(total, torch.stack(losses).sum(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("name", ["sam", "gsam", "look_sam"])
+@pytest.mark.parametrize("as_nan", [False, True])
+def test_running_statistics_in_a_dict_of_one_s_own_move_once(name: str, as_nan: bool) -> None:
+    """As those of ``functional_call`` do: no count of versions tells that batch norm has written them."""
+
+    def trained(apart: bool) -> dict[str, Tensor]:
+        model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+        held = {k: b.clone() for k, b in model.named_buffers()}
+        optimizer, fixed = torch.optim.SGD(model.parameters(), lr=0.1), torch.tensor(float("nan")).expand(3)
+        sharp = build(name, model, optimizer)
+
+        def loss(batch: Batch) -> Tensor:
+            x, y = batch
+            out = functional_call(model, (dict(model.named_parameters()), held), (x,)) if apart else model(x)
+            return nn.functional.cross_entropy(out, y) + (0 if not as_nan else fixed.nan_to_num().sum())
+
+        for batch in batches(STEPS):
+            sharp.backward(loss, batch)
+            optimizer.step()
+            optimizer.zero_grad()
+        return held if apart else dict(model.named_buffers())
+
+    found = []
+    for apart in (False, True):
+        torch.manual_seed(0)
+        found.append(trained(apart))
+    assert same(*found)
+
+
 def test_a_function_that_begins_to_write_late_is_told_once_and_then_right() -> None:
     torch.manual_seed(0)
     model = net(dropout=0.0)
@@ -113,6 +143,14 @@ def test_a_function_that_begins_to_write_late_is_told_once_and_then_right() -> N
         optimizer.zero_grad()
     pairs = list(zip(seen[::2], seen[1::2], strict=True))
     assert [a == b for a, b in pairs] == [step != 5 for step in range(9)]
+
+
+def test_missing_values_are_not_taken_for_written() -> None:
+    model = nn.Linear(5, 3).double()
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    x = torch.full((4, 5), float("nan"), dtype=torch.float64)
+    sharp.backward(lambda: model(x.nan_to_num()).square().mean())
+    assert not sharp._making.passes.inputs.silent
 
 
 def test_nothing_is_copied_once_it_is_known_that_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

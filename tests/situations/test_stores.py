@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import steppe
-from steppe._bound import Stores, functions_of, named_by, places, stores_of
+from steppe._bound import functions_of, named_by, places
 from steppe._reach import read_by
+from steppe._stores import Stores, stores_of
 
 NOTHING = Stores(frozenset(), frozenset(), frozenset(), False, False)
 FREE = NOTHING._replace(free=frozenset("h"))

@@ -1,0 +1,120 @@
+"""Where something is bound: cells, namespaces, containers, arrays; read, and put back as it was."""
+
+from __future__ import annotations
+
+from itertools import islice
+from operator import is_
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from steppe._bindings import refill
+from steppe._nested import is_array
+
+_MISSING = object()
+
+
+class Place(Protocol):
+    """Where something is bound."""
+
+    def read(self) -> Any:
+        """What is there now."""
+
+    def write(self, found: Any) -> None:
+        """Have there what was read."""
+
+
+class Cell:
+    def __init__(self, cell: Any) -> None:
+        self._cell = cell
+
+    def read(self) -> Any:
+        try:
+            return self._cell.cell_contents
+        except ValueError:  # empty as yet
+            return _MISSING
+
+    def write(self, found: Any) -> None:
+        if found is not _MISSING:
+            self._cell.cell_contents = found
+        elif self.read() is not _MISSING:
+            del self._cell.cell_contents
+
+
+class Keys:
+    """Some names of a namespace."""
+
+    def __init__(self, space: dict[str, Any], names: frozenset[str]) -> None:
+        self._space, self._names = space, names
+
+    def read(self) -> list[Any]:
+        return [self._space.get(name, _MISSING) for name in self._names]
+
+    def write(self, found: list[Any]) -> None:
+        for name, each in zip(self._names, found, strict=True):
+            if each is not _MISSING:
+                self._space[name] = each
+            else:
+                self._space.pop(name, None)
+
+
+class Items:
+    """All of a dict or a list, or all but its counts."""
+
+    def __init__(self, container: Any, counts: bool = False) -> None:
+        self._container, self._counts = container, counts
+
+    def read(self) -> Any:
+        return self._container.copy()
+
+    def write(self, found: Any) -> None:
+        if self._counts:
+            found = found | {key: value for key, value in self._container.items() if type(value) is int}
+        refill(self._container, found)
+
+
+class Listed:
+    """The items of a list or a queue; one that only grows is a note of what the passes did, and is let grow.
+
+    ``counts``: whether the function counts in some. ``queue``: whether what it appends is taken out again.
+    """
+
+    def __init__(self, container: Any, counts: bool, queue: bool) -> None:
+        self._container, self._counts = container, counts
+        self._queue = queue or getattr(container, "maxlen", None) is not None
+
+    def read(self) -> Any:
+        return self._container.copy()
+
+    def write(self, found: Any) -> None:
+        here = self._container
+        if len(here) >= len(found) and all(map(is_, here, found)) and not self._is_state(here, len(found)):
+            return
+        if self._counts:
+            both = zip(found, [*here, *[None] * len(found)], strict=False)
+            found = [now if type(now) is type(then) is int else then for then, now in both]
+        refill(here, found)
+
+    def _is_state(self, here: Any, grown_from: int) -> bool:
+        bounded = getattr(here, "maxlen", None) is not None
+        return self._queue and (bounded or any(map(_is_tensor, islice(here, grown_from, None))))
+
+
+class Array:
+    """The numbers of an array, which nothing tells of that they were written."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def read(self) -> Any:
+        return self._array.copy()
+
+    def write(self, found: Any) -> None:
+        if self._array.flags.writeable:
+            self._array[...] = found
+
+
+def _is_tensor(thing: Any) -> bool:
+    if type(thing) in (tuple, list):
+        return any(isinstance(each, Tensor) or is_array(each) for each in thing)
+    return isinstance(thing, Tensor) or is_array(thing)
