@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe._reach import is_of_users
 from steppe._shards import is_sharded
 
 LONG = 1024
@@ -102,15 +103,20 @@ class Bindings:
         elif isinstance(value, nn.Module):
             self._waiting.append(value)  # a teacher that was hidden from state_dict
         elif type(value) in _KEYED or type(value) in _LISTED:
-            if len(value) > LONG or id(value) in self._seen:
-                return
-            self._seen.add(id(value))
-            keyed = type(value) in _KEYED
-            if type(value) is not tuple:
-                (self._keyed if keyed else self._listed).append(value)
-            for item in value.values() if keyed else value:
-                if type(item) not in _ATOMS:
-                    self._look_into(item, module, name)
+            self._look_within(value, module, name)
+        elif is_of_users(type(value)) and type(there := getattr(value, "__dict__", None)) is dict:
+            self._look_within(there, module, name)  # a memory bank of one's own class
+
+    def _look_within(self, value: Any, module: nn.Module, name: str) -> None:
+        if len(value) > LONG or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        keyed = type(value) in _KEYED
+        if type(value) is not tuple:
+            (self._keyed if keyed else self._listed).append(value)
+        for item in value.values() if keyed else value:
+            if type(item) not in _ATOMS:
+                self._look_into(item, module, name)
 
     def _see(self, tensor: Tensor, module: nn.Module, name: str, parameter: bool) -> None:
         if id(tensor) in self._seen or (tensor.requires_grad and not parameter):

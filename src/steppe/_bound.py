@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections import OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from steppe._nested import is_array
 from steppe._places import Array, Cell, Items, Keys, Listed, Place
-from steppe._reach import names_in, read_by
+from steppe._reach import is_written_by_users, names_in, read_by
 from steppe._stores import Stores, stores_of
 
 DEEP = 4
@@ -216,11 +215,7 @@ def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
 
 
 def _is_own(thing: Any) -> bool:
-    """Whether it is a module of Python that the user wrote."""
-    if type(thing) is not ModuleType or _foreign_name(thing.__name__):
-        return False
-    file = getattr(thing, "__file__", None) or ""
-    return bool(file) and "-packages" not in file and thing.__name__.partition(".")[0] not in sys.stdlib_module_names
+    return type(thing) is ModuleType and is_written_by_users(thing)
 
 
 def _appends(function: Any) -> bool:
@@ -240,11 +235,7 @@ def _space(thing: Any) -> dict[str, Any] | None:
 
 
 def _foreign(thing: Any) -> bool:
-    return _foreign_name(str(getattr(thing, "__module__", "")))
-
-
-def _foreign_name(name: str) -> bool:
-    return name.partition(".")[0] in _FOREIGN
+    return str(getattr(thing, "__module__", "")).partition(".")[0] in _FOREIGN
 
 
 def _inner(batch: Any) -> Any:

@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -102,3 +102,18 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     """
     inner = (names_in(each) for each in code.co_consts if isinstance(each, CodeType))
     return tuple(dict.fromkeys(chain(code.co_names, *inner)))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_of_users(kind: Any) -> bool:
+    """Whether a class is the user's own: the insides of those of Python and of what is installed are left alone."""
+    if kind is SimpleNamespace:
+        return True
+    module = sys.modules.get(kind.__module__)
+    return kind.__module__ == "__main__" or (module is not None and is_written_by_users(module))
+
+
+def is_written_by_users(module: ModuleType) -> bool:
+    """Whether a module of Python is the user's own."""
+    file, root = getattr(module, "__file__", None) or "", module.__name__.partition(".")[0]
+    return bool(file) and "-packages" not in file and root != "steppe" and root not in sys.stdlib_module_names

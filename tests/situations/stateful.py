@@ -6,6 +6,7 @@ import copy
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -71,6 +72,17 @@ def frozen(self: Reading, new: Tensor) -> None:
 
 
 Attribute = kind(start=put, move=put)
+
+
+class Bank:
+    """A memory of one's own class."""
+
+    def __init__(self, q: Tensor) -> None:
+        self.q, self.rest = q, {"seen": 0}
+
+    def push(self, new: Tensor) -> None:
+        self.q = new
+        self.rest["seen"] += 1
 
 
 class Registered(Reading):
@@ -311,6 +323,17 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
         read=lambda self: self.q["q"],
         move=lambda self, new: self.q.update(q=new),
     ),
+    "object": kind(
+        start=lambda self, q: put(self, Bank(q)), read=lambda self: self.q.q, move=lambda self, new: self.q.push(new)
+    ),
+    "object in place": kind(
+        start=lambda self, q: put(self, Bank(q)), read=lambda self: self.q.q, move=lambda self, new: self.q.q.copy_(new)
+    ),
+    "objects in a list": kind(
+        start=lambda self, q: put(self, [SimpleNamespace(bank=Bank(q))]),
+        read=lambda self: self.q[0].bank.q,
+        move=lambda self, new: self.q[0].bank.push(new),
+    ),
     "recurrent": Holding,
     "codebook": Codebook,
     "centre": Centre,
@@ -350,6 +373,8 @@ def _plain(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, (list, tuple, deque)):
         return [_plain(v) for v in value]
+    if isinstance(value, (Bank, SimpleNamespace)):
+        value = vars(value)
     return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 

@@ -48,7 +48,7 @@ def test_backward(kind):
 # What is state, and how it comes back, is found in one place: the other ways into a pass meet one of each sort.
 SORTS = (
     "in place", "rebound", "other storage", "deleted", "longer", "large, through data", "frozen", "attribute", "list",
-    "recurrent", "spectral norm",
+    "object", "recurrent", "spectral norm",
 )  # fmt: skip
 
 
