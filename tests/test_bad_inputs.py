@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "start_step": (lambda: steppe.RST(MODEL, sgd(), start_step=-1), "start_step=-1 was given"),
     "gamma_max": (lambda: steppe.GRST(MODEL, sgd(), gamma_max=-1), "gamma_max=-1 was given"),
     "gamma": (lambda: steppe.ESAM(MODEL, sgd(), gamma=1.5), "gamma=1.5 was given"),
+    "a closure that returns more": (lambda: sharp().backward(lambda: (two().mean(), two())), "element: the loss alone"),
+    "a closure that returns a dict": (
+        lambda: sharp().backward(lambda: {"loss": two().mean()}), 'element: its ["loss"]'),
+    "a closure that returns an output": (
+        lambda: sharp().backward(lambda: SimpleNamespace(loss=two().mean())), "element: its .loss"),
+    "a temperature of nobody's": (
+        lambda: steppe.SAM(MODEL, torch.optim.SGD([*MODEL.parameters(), torch.zeros((), requires_grad=True)])),
+        "made a parameter of the model by"),
     "a closure that returns a number": (lambda: sharp().backward(lambda: 1.0), "returned float; expected a tensor"),
     "a closure that returns many losses": (lambda: sharp().backward(two), "has shape (2,); expected one element"),
     "a loss without a graph": (lambda: sharp().backward(lambda: two().sum().detach()), "has no graph behind it"),

@@ -140,9 +140,7 @@ class Counted(torch.autograd.Function):
         return grad @ weight if wants_x else None, grad.T @ x if wants_weight else None, None, None
 
 
-class Seen:
-    def __init__(self) -> None:
-        self.log: list[tuple[int, bool, bool]] = []
+SEEN: list[tuple[int, bool, bool]] = []  # in the module it would be rewound between the passes
 
 
 class Deep(nn.Module):
@@ -150,11 +148,10 @@ class Deep(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ParameterList([nn.Parameter(torch.randn(4, 4, dtype=torch.float64) / 2) for _ in range(depth)])
-        self.seen = Seen()  # a list in the module itself would be rewound between the passes
 
     def forward(self, x: Tensor) -> Tensor:
         for i, weight in enumerate(self.layers):
-            x = torch.tanh(Counted.apply(x, weight, self.seen.log, i))
+            x = torch.tanh(Counted.apply(x, weight, SEEN, i))
         return x
 
 
@@ -165,10 +162,10 @@ def test_no_gradient_is_computed_for_what_is_inactive_and_nothing_below_the_earl
     shares = []
     for _ in range(20):
         active = {int(n.split(".")[1]) for n in drawn(sharp, model)}
-        model.seen.log.clear()
+        SEEN.clear()
         sharp.backward(lambda: model(torch.ones(3, 4, dtype=torch.float64)).square().mean())
         one_pass = [(i, i > min(active), i in active) for i in range(7, min(active) - 1, -1)]
-        assert model.seen.log == 2 * one_pass
+        assert SEEN == 2 * one_pass
         shares.append(len(active) / 8)
         optimizer.step()
         optimizer.zero_grad()
@@ -274,6 +271,20 @@ def test_resumed_equals_uninterrupted(level: Any) -> None:
     assert other.select == sharp.select
     assert same(train(model, optimizer, sharp, 7), train(twin, twin_optimizer, other, 7))
     assert sharp.state_dict() == other.state_dict()
+
+
+def test_a_loss_with_a_derivative_by_what_is_left_out_is_refused_in_a_sentence() -> None:
+    model, _, sharp = built()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def penalised() -> Tensor:
+        loss = loss_of(model)(BATCH)
+        every = [p for p in model.parameters() if p is not model.frozen.weight and p is not model.frozen.bias]
+        return loss + sum(g.square().sum() for g in torch.autograd.grad(loss, every, create_graph=True))
+
+    with pytest.raises(RuntimeError, match="parameters that this step leaves out .*chose .* of"):
+        sharp.backward(penalised)
+    assert same(before, dict(model.named_parameters())) and trainable(model) == trainable(net())
 
 
 def test_a_state_without_a_selection_is_another_method_and_has_no_word_of_it() -> None:

@@ -171,7 +171,9 @@ def _value(loss: Tensor) -> Tensor:
 def checked(loss: Any) -> Tensor:
     """A loss that a backward can start from."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"the loss function returned {type(loss).__name__}; expected a tensor with one element")
+        raise TypeError(
+            f"the loss function returned {type(loss).__name__}; expected a tensor with one element{_instead_of(loss)}"
+        )
     if loss.numel() != 1:
         raise ValueError(f"the loss has shape {tuple(loss.shape)}; expected one element: take its mean() or sum()")
     if not loss.requires_grad:
@@ -180,6 +182,17 @@ def checked(loss: Any) -> Tensor:
             "or .detach() in the function"
         )
     return loss
+
+
+def _instead_of(loss: Any) -> str:
+    """What to return instead of something that has the loss in it."""
+    if isinstance(loss, dict) and "loss" in loss:
+        return ': its ["loss"]'
+    if hasattr(loss, "loss"):
+        return ": its .loss"
+    if isinstance(loss, (tuple, list)):
+        return ": the loss alone, and what else the loop needs (logits) by nonlocal, which is that of the pass at w"
+    return ""
 
 
 def batch_size(batch: Any) -> int:

@@ -104,8 +104,10 @@ class Bindings:
             self._waiting.append(value)  # a teacher that was hidden from state_dict
         elif type(value) in _KEYED or type(value) in _LISTED:
             self._look_within(value, module, name)
-        elif is_of_users(type(value)) and type(there := getattr(value, "__dict__", None)) is dict:
-            self._look_within(there, module, name)  # a memory bank of one's own class
+        else:
+            kind: Any = type(value)
+            if is_of_users(kind) and type(there := getattr(value, "__dict__", None)) is dict:
+                self._look_within(there, module, name)  # a memory bank of one's own class
 
     def _look_within(self, value: Any, module: nn.Module, name: str) -> None:
         if len(value) > LONG or id(value) in self._seen:

@@ -196,7 +196,8 @@ class Parameters:
             raise ValueError(
                 f"the optimizer holds {len(unknown)} parameter(s) that the model does not, the first of shape "
                 f"{tuple(unknown[0].shape)}: pass the module that owns all of them, "
-                "such as nn.ModuleList([model, head])"
+                "such as nn.ModuleList([model, head]); what no module owns (a temperature) is made a parameter of the "
+                "model by register_parameter"
             )
         for group in self.optimizers.asking:
             _check_group(group)

@@ -109,8 +109,9 @@ def is_of_users(kind: Any) -> bool:
     """Whether a class is the user's own: the insides of those of Python and of what is installed are left alone."""
     if kind is SimpleNamespace:
         return True
-    module = sys.modules.get(kind.__module__)
-    return kind.__module__ == "__main__" or (module is not None and is_written_by_users(module))
+    name = str(getattr(kind, "__module__", ""))
+    module = sys.modules.get(name)
+    return name == "__main__" or (module is not None and is_written_by_users(module))
 
 
 def is_written_by_users(module: ModuleType) -> bool:

@@ -6,12 +6,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from steppe._algebra import joined, norm_each
+from steppe._graphs import NO_GRAPH
 from steppe._guards import forget_derived
 from steppe._parameters import Entry, Parameters, parallel
 from steppe._sync import Averaging
@@ -87,7 +88,10 @@ class Selection:
             return loss_of
 
         def rooted(*arguments: Any) -> Any:
-            loss = loss_of(*arguments)
+            try:
+                loss = loss_of(*arguments)
+            except RuntimeError as error:
+                self._explain(error)
             has_graph = not isinstance(loss, Tensor) or loss.requires_grad
             if has_graph or not torch.is_grad_enabled() or len(self._active) == len(self._units):
                 return loss
@@ -99,6 +103,16 @@ class Selection:
             return loss + torch.zeros_like(loss, requires_grad=True)
 
         return rooted
+
+    def _explain(self, error: RuntimeError) -> NoReturn:
+        """Raise what an error means where a loss took a derivative of its own, or the error."""
+        if NO_GRAPH not in str(error) or len(self._active) == len(self._units):
+            raise error
+        raise RuntimeError(
+            "the loss takes a derivative of its own with respect to parameters that this step leaves out "
+            f"({self.select!r} chose {len(self._active)} of {len(self._units)}); expected one with respect to those "
+            "that require a gradient, or to the inputs, or a method that is about all parameters"
+        ) from error
 
     def norms_of(self, grads: Grads, scale: Scale) -> Memory:
         """What the step under construction keeps of its first pass: the active units' norms, on their way to the host.
