@@ -19,6 +19,7 @@ from steppe._parameters import Parameters, bare
 from steppe._perturbation import Perturbation, Rounding
 from steppe._present import Present
 from steppe._thin import thin_
+from steppe._tree import overlaid
 from steppe.ascent import Grads, Scale
 
 _COMPLEX = Tensor.is_complex
@@ -100,6 +101,8 @@ class Climb:
         eps, memory = ascent.perturbation(weights, handed, rho, groups, known, scale, budget, pairs, norms)
         if ascent.beta != 1:
             thin_(eps.values(), now.ascent.beta, now.seed, now.step)
+        if earlier := draft.memory.get("ascent"):  # of a piece that was about other parameters (another task's head)
+            memory = overlaid(memory, earlier, self._parameters.owned.keys() - handed.keys())
         draft.remember("ascent", memory)
         return there, rows, list(eps.values()), None
 

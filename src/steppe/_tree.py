@@ -91,3 +91,11 @@ def beside(fresh: Any, old: Any, others: Collection[str]) -> Any:
         return fresh
     kept = {k: v for k, v in old.items() if k in others} if isinstance(old, dict) else {}
     return kept | {k: beside(v, old.get(k), others) if isinstance(old, dict) else v for k, v in fresh.items()}
+
+
+def overlaid(fresh: Any, earlier: Any, others: Collection[str]) -> Any:
+    """New memory, with what an earlier one holds of some parameters in the place of its own."""
+    if not (isinstance(fresh, dict) and isinstance(earlier, dict)):
+        return fresh
+    inner = {k: overlaid(v, earlier.get(k), others) for k, v in fresh.items() if k not in others}
+    return inner | {k: v for k, v in (fresh | earlier).items() if k in others}
