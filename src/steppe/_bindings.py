@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steppe._nested import refill
 from steppe._reach import is_of_users
 from steppe._shards import is_sharded
 
@@ -140,13 +141,3 @@ def _rebind(own: dict[str, Any], kept: dict[str, Any]) -> None:
     for name in [n for n in own if n not in kept and n not in _OWN]:
         del own[name]
     own.update({n: v for n, v in kept.items() if n not in _OWN})
-
-
-def refill(container: Any, content: Any) -> None:
-    """Have in a container what was in it."""
-    keyed = isinstance(content, dict)
-    same = len(container) == len(content) and all(map(is_, container, content))
-    if same and (not keyed or all(map(is_, container.values(), content.values()))):
-        return
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(content)

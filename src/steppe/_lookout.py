@@ -36,8 +36,10 @@ class Lookout:
         self.waits = True  # no step was heard so far
         self._waiting = 0  # gradients since the beginning, until then
         self._strangers: dict[Tensor, tuple[str, weakref.ref[Tensor], int]] = {}
+        self._known: Optimizers | None = None
         self._handle: RemovableHandle | None = None
         self._warned = False
+        self._given_up = False  # whether the latest gradient but one was cleared, and no step by it was heard
 
     # Steps within a backward
 
@@ -71,9 +73,13 @@ class Lookout:
     def heard(self) -> None:
         """A step was heard."""
         self.waits = False
+        if self._given_up:
+            self._given_up, mine = False, self._known.params() if self._known is not None else set()
+            self._strangers = {p: told for p, told in self._strangers.items() if p not in mine}
 
-    def gradient(self, optimizers: Optimizers) -> None:
-        """A new gradient is made, where none was."""
+    def gradient(self, optimizers: Optimizers, given_up: bool) -> None:
+        """A new gradient is made, where none was; ``given_up``: the latest is gone, and no step by it was heard."""
+        self._given_up = self._given_up or given_up
         if not self.waits:
             return
         self._waiting += 1
@@ -89,13 +95,15 @@ class Lookout:
     # Optimizers that are not known
 
     def handed(self, parameters: Parameters) -> None:
-        """Note the gradients that a backward leaves for parameters that no known optimizer steps."""
-        if self._warned or not parameters.rest:
+        """Note the gradients that a backward leaves for parameters that no known optimizer steps, or has stepped."""
+        if self._warned or not (parameters.rest or self._given_up):
             self._strangers = {}
             return
+        self._known = parameters.optimizers
+        noted = parameters.strangers() if not self._given_up else parameters.entries
         self._strangers = {
             e.param: (e.name, weakref.ref(e.param.grad), e.param.grad._version)
-            for e in parameters.strangers()
+            for e in noted
             if e.param.grad is not None and e.param.grad.layout is torch.strided  # a sparse one could not be perturbed
         }
         if self._strangers and self._handle is None:
@@ -107,6 +115,8 @@ class Lookout:
         By that very tensor, as it was or changed once (clipped): in a GAN the other network's gradients are left here
         too, and its optimizer steps others, made by a backward of its own.
         """
+        if self._known is None or any(optimizer is one for s in self._known.steppers for one in s.layers):
+            return
         params = [p for g in optimizer.param_groups for p in g["params"] if p in self._strangers]
         taken = [self._strangers[p][0] for p in params if self._is_ours(p)]
         if not taken:
@@ -116,6 +126,15 @@ class Lookout:
             self._handle.remove()
         shown = ", ".join(taken[:3]) + (", ..." if len(taken) > 3 else "")
         kind = type(optimizer).__name__
+        if not self._known.params().isdisjoint(params):
+            warnings.warn(
+                f"{kind} steps {len(taken)} parameters ({shown}) by the gradient of a method that hears the steps of "
+                f"the {self._known.name} that it was built with alone, so that its count stands still; expected the "
+                "method built anew with the optimizer that steps, and new.load_state_dict(sharp.state_dict()) if it is "
+                "to go on",
+                stacklevel=4,
+            )
+            return
         warnings.warn(
             f"{kind} steps {len(taken)} parameters by the gradient of a method that does not know it, so they "
             f"({shown}) are left out of the perturbation; expected all of the model's optimizers in one list: "

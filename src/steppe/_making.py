@@ -77,7 +77,7 @@ class Making:
             return
         here = self._gradients.there()
         if not here:
-            self.lookout.gradient(self._optimizers)
+            self.lookout.gradient(self._optimizers, self.draft.left)
         if begun or not here or (self._present.waits and not float(norm(self._gradients.handed()))):
             self.draft = Draft()
         elif self.draft.correction:
@@ -236,7 +236,7 @@ class Making:
         refuse_second_order(p.grad for p in self._parameters.all)
         if not same_step:
             begin()
-            self.lookout.gradient(self._optimizers)
+            self.lookout.gradient(self._optimizers, self.draft.left)
             self.draft = Draft()
         grads, mark = self.passes.taken(), self.passes.take_mark()
         self.passes.scale = scale

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import UserDict
+from collections import UserDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -129,3 +130,13 @@ def _like(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
     new = copy.copy(batch)
     new.update(items)
     return new
+
+
+def refill(container: Any, content: Any) -> None:
+    """Have in a container what was in it."""
+    keyed = isinstance(content, dict)
+    same = len(container) == len(content) and all(map(is_, container, content))
+    if same and (not keyed or all(map(is_, container.values(), content.values()))):
+        return
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)

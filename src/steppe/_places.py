@@ -8,8 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from steppe._bindings import refill
-from steppe._nested import is_array
+from steppe._nested import is_array, refill
 
 _MISSING = object()
 

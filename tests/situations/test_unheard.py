@@ -29,13 +29,12 @@ def turn(sharp: Any, model: nn.Module, t: int) -> None:
 
 
 def test_fifty_gradients_and_no_step_are_one_warning() -> None:
-    """As when another optimizer than the one that was given steps: the given one is on the same parameters."""
+    """As when the weights are moved by hand."""
     model = reference.MLP().module()
-    given, stepped = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
-    sharp = steppe.LookSAM(model, given)
+    stepped = torch.optim.SGD(model.parameters(), lr=0.1)
+    sharp = steppe.LookSAM(model, stepped)
     for t in range(49):
         turn(sharp, model, t)
-        stepped.step()
         stepped.zero_grad()
     with pytest.warns(UserWarning, match=r"50 gradients.*no step of the SGD.*expected") as caught:
         turn(sharp, model, 49)
@@ -43,6 +42,60 @@ def test_fifty_gradients_and_no_step_are_one_warning() -> None:
     for t in range(50, 120):
         stepped.zero_grad()
         turn(sharp, model, t)
+
+
+@pytest.mark.parametrize("phases", [False, True])
+@pytest.mark.parametrize("heard", [0, 3])
+def test_another_optimizer_that_takes_over_is_named_at_its_second_step(heard: int, phases: bool) -> None:
+    """As where a second stage of the training makes an optimizer of its own, and the method is the first one's."""
+    model = reference.MLP().module()
+    given, other = (torch.optim.SGD(model.parameters(), lr=0.1), torch.optim.AdamW(model.parameters(), lr=0.01))
+    sharp = steppe.LookSAM(model, given, k=2)
+
+    def step(t: int, optimizer: torch.optim.Optimizer) -> None:
+        if phases:
+            reference.MLP.torch_loss(model, reference.MLP().torch_batch(t)).backward()
+            if sharp.ascend():
+                reference.MLP.torch_loss(model, reference.MLP().torch_batch(t)).backward()
+                sharp.restore()
+        else:
+            turn(sharp, model, t)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for t in range(heard):
+        step(t, given)
+    step(heard, other)
+    with pytest.warns(UserWarning, match=r"AdamW steps 8 parameters.* of the SGD .*stands still; expected") as caught:
+        step(heard + 1, other)
+    assert len(caught) == 1 and "\n" not in str(caught[0].message) and sharp.step == heard
+    for t in range(heard + 2, heard + 5):
+        step(t, other)
+
+
+def test_a_wrapper_around_the_optimizer_that_is_heard_is_no_other() -> None:
+    model = reference.MLP().module()
+    given = torch.optim.SGD(model.parameters(), lr=0.1)
+    sharp, around = steppe.LookSAM(model, given, k=2), Around(given)
+    turn(sharp, model, 0)
+    given.zero_grad()  # a gradient that is given up
+    for t in range(1, 4):
+        turn(sharp, model, t)
+        around.step()
+        given.zero_grad()
+    assert sharp.step == 3
+
+
+class Around(torch.optim.Optimizer):
+    """Steps the optimizer that it was made for."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__([p for g in inner.param_groups for p in g["params"]], {})
+        self.inner = inner
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
 
 
 def test_accumulation_evaluation_and_a_heard_step_are_no_reason() -> None:
