@@ -6,7 +6,7 @@ from tests import problems
 from tests.bowl import LR, RHO, bowl, bowl_loss
 
 import steppe
-from steppe.diagnostics._trials import MOST, Bench, climb
+from steppe.diagnostics._trials import MOST, Bench, downward
 
 RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
@@ -29,15 +29,14 @@ class Made:
 
 def tried(share, start=0.05, radii=RADII, **kwargs):
     made = Made(share)
-    trials = climb(made, lambda model, optimizer, rho: None, radii, start, steps=10, looks=1, keep=0.5, **kwargs)
+    trials = downward(made, lambda model, optimizer, rho: None, radii, start, steps=10, looks=1, keep=0.5, **kwargs)
     return made.tried, trials
 
 
-def test_upward_until_a_radius_keeps_too_little():
-    order, trials = tried(lambda rho: 1.0 if rho <= 0.1 else 0.2)
-    assert order == [0.05, 0.1, 0.2]
-    assert {t.rho: t.kept for t in trials} == pytest.approx({0.05: 1.0, 0.1: 1.0, 0.2: 0.2})
-    assert [t.rho for t in trials] == [0.05, 0.1, 0.2]
+def test_one_trial_where_it_keeps_enough():
+    """None above, however well it goes."""
+    order, trials = tried(lambda rho: 1.0)
+    assert order == [0.05] and {t.rho: t.kept for t in trials} == pytest.approx({0.05: 1.0})
 
 
 def test_downward_until_a_radius_keeps_enough():
@@ -47,24 +46,23 @@ def test_downward_until_a_radius_keeps_enough():
 
 
 def test_no_further_than_the_radii_go():
-    assert tried(lambda rho: 1.0)[0] == [0.05, 0.1, 0.2, 0.4]
     assert tried(lambda rho: 0.0)[0] == [0.05, 0.02, 0.01]
 
 
 def test_not_for_ever():
     radii = tuple(float(i) for i in range(1, 40))
-    assert len(tried(lambda rho: 1.0, start=1.0, radii=radii)[0]) == MOST
+    assert tried(lambda rho: 0.0, start=30.0, radii=radii)[0] == [30.0 - i for i in range(MOST)]
 
 
 @pytest.mark.parametrize("base", [0.0, -1.0, 0.03, float("nan")])
 def test_none_where_the_base_learns_nothing(base):
     made = Made(lambda rho: 1.0, base)
-    assert climb(made, None, RADII, 0.05, steps=10, looks=1, keep=0.5) == () and not made.tried
+    assert downward(made, None, RADII, 0.05, steps=10, looks=1, keep=0.5) == () and not made.tried
 
 
 def test_a_diverged_trial_keeps_nothing():
-    order, trials = tried(lambda rho: 1.0 if rho < 0.1 else float("-inf"))
-    assert order == [0.05, 0.1] and trials[-1].kept == float("-inf")
+    order, trials = tried(lambda rho: 1.0 if rho < 0.05 else float("-inf"))
+    assert order == [0.05, 0.02] and trials[-1].kept == float("-inf")
 
 
 def bench(lr=LR):
