@@ -85,6 +85,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "k, by layers": (lambda: steppe.LookLayerSAM(MODEL, sgd(), k=-1), "k=-1 was given"),
     "start_step": (lambda: steppe.RST(MODEL, sgd(), start_step=-1), "start_step=-1 was given"),
     "gamma_max": (lambda: steppe.GRST(MODEL, sgd(), gamma_max=-1), "gamma_max=-1 was given"),
+    "descent": (lambda: steppe.KSAM(MODEL, sgd(), descent=3), "descent=3 was given; expected a number from 0 to 1; a"),
     "gamma": (lambda: steppe.ESAM(MODEL, sgd(), gamma=1.5), "gamma=1.5 was given"),
     "a closure that returns more": (lambda: sharp().backward(lambda: (two().mean(), two())), "element: the loss alone"),
     "a closure that returns a dict": (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from steppe._bound import functions_of, named_by
+from steppe._randomness import is_generator
 from steppe._reach import names_in
 from steppe._words import an
 
@@ -45,16 +45,9 @@ def _warn_of_iterators(there: list[Any]) -> None:
 
 def _warn_of_generators(there: list[Any], named: Sequence[Any]) -> None:
     for thing in there:
-        if _is_generator(thing) and not any(thing is one for one in (*named, torch.default_generator)):
+        if is_generator(thing) and not any(thing is one for one in (*named, torch.default_generator)):
             warnings.warn(
                 f"the function reads {an(type(thing).__name__)} that the method does not know: each pass of a step "
                 "draws other numbers from it; expected it named, generators=[...], or same_dropout=False",
                 stacklevel=9,
             )
-
-
-def _is_generator(thing: Any) -> bool:
-    if isinstance(thing, (torch.Generator, random.Random)):
-        return True
-    kind = type(thing)
-    return kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")

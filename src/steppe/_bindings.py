@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steppe._nested import refill
+from steppe._randomness import is_generator
 from steppe._reach import is_of_users
 from steppe._shards import is_sharded
 
@@ -39,6 +40,7 @@ class Bindings:
 
     def __init__(self, roots: Iterable[nn.Module], trained: Iterable[Tensor], sharded: bool) -> None:
         self.tensors: list[Found] = []
+        self.generators: list[Any] = []  # of the modules' own
         self._attributes: list[dict[str, Any]] = []  # of modules; then, by name: buffers, parameters, submodules, dicts
         self._keyed: list[dict[Any, Any]] = []
         self._listed: list[Any] = []
@@ -106,6 +108,8 @@ class Bindings:
         elif type(value) in _KEYED or type(value) in _LISTED:
             self._look_within(value, module, name)
         else:
+            if is_generator(value) and value is not torch.default_generator:
+                self.generators.append(value)
             kind: Any = type(value)
             if is_of_users(kind) and type(there := getattr(value, "__dict__", None)) is dict:
                 self._look_within(there, module, name)  # a memory bank of one's own class

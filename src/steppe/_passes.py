@@ -269,9 +269,9 @@ class Passes:
         """Where the generators stand."""
         now = self._present.now
         devices = set(map(_DEVICE, self._gradients.parameters.all)) if now.same_dropout else set()
-        drawn = devices, tuple(now.generators), now.same_dropout, of_numpy()
+        drawn = devices, self.watch.named(now.generators, now.same_dropout), now.same_dropout, of_numpy()
         if self._drawn is None or self._drawn[1] != drawn:
-            self._drawn = Randomness(devices, now.generators, now.same_dropout), drawn
+            self._drawn = Randomness(*drawn[:3]), drawn
             return self._drawn[0]
         return self._drawn[0].now()
 

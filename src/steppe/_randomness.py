@@ -78,6 +78,14 @@ def check_generators(generators: Any) -> tuple[Any, ...]:
     return tuple(generators)
 
 
+def is_generator(thing: Any) -> bool:
+    """Whether it is one of those that can be named."""
+    if isinstance(thing, (torch.Generator, random.Random)):
+        return not isinstance(thing, random.SystemRandom)  # which has no state
+    kind = type(thing)
+    return kind.__module__.startswith("numpy.random") and kind.__name__ in ("Generator", "RandomState")
+
+
 _EXPECTED = "torch.Generator, numpy.random.Generator, numpy.random.RandomState or random.Random objects"
 
 

@@ -88,6 +88,11 @@ class Watch:
         self._latest = roots, trained, Bindings(roots, trained, self._sharded())
         return self._latest[-1]
 
+    def named(self, generators: Sequence[Any], own: bool) -> tuple[Any, ...]:
+        """These generators and, with ``own``, those that the modules have, as they were found latest."""
+        there = (self._latest[-1] if self._latest is not None else self.bindings()).generators if own else ()
+        return tuple(dict.fromkeys((*generators, *there))) if there else tuple(generators)
+
     def cut(self, bindings: Bindings, everything: bool) -> _Cut:
         """What is to be copied of these bindings."""
         if self._cut is None or not self._cut.fits(bindings, everything, len(self.moving)):

@@ -81,7 +81,7 @@ class SharpnessAware:
         measure: keep ||eps|| and the weights' true displacement in ``last`` (two more reads of the parameters).
         generators: generators of your own that the closure draws from (torch.Generator, numpy.random.Generator or
             RandomState, random.Random): every pass of a step draws the same from them, and the loop goes on after the
-            first. The global ones of torch, Python and NumPy need no naming. They are no part of the state.
+            first. The global ones, and those of the model's modules, need no naming. They are no part of the state.
 
     Cost: 2 passes on a step that ascends, else 1. Buffers: one of the size of the perturbed parameters while perturbed,
     one more where ``combine`` needs g; between steps only the method's memory.

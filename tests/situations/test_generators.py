@@ -57,6 +57,59 @@ def reseeded():
     return drawn
 
 
+class Held:
+    """Of one's own class."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+
+class Drawing(nn.Module):
+    """A layer that draws from a generator of its own."""
+
+    def __init__(self, generator, deep):
+        super().__init__()
+        self.w, self.seen = nn.Parameter(torch.ones(4, dtype=torch.float64)), []
+        self.source = [Held(generator)] if deep else generator
+
+    def forward(self, x):
+        generator = self.source[0].generator if isinstance(self.source, list) else self.source
+        drawn = (
+            torch.rand((), generator=generator).item() if isinstance(generator, torch.Generator) else generator.random()
+        )
+        DRAWN.append(drawn)
+        return (x @ self.w * drawn - 1).square().mean()
+
+
+DRAWN = []
+OWN = [torch.Generator, np.random.default_rng, np.random.RandomState, random.Random]
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("make", OWN)
+def test_generators_that_modules_have_need_no_naming(make, deep):
+    model = Drawing(make(), deep)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    DRAWN.clear()
+    for _ in range(3):
+        sharp.backward(lambda: model(X))
+    assert DRAWN[::2] == DRAWN[1::2] and len(set(DRAWN)) == 3
+
+
+def test_they_are_left_alone_where_passes_draw_apart():
+    model = Drawing(random.Random(1), False)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), same_dropout=False)
+    DRAWN.clear()
+    sharp.backward(lambda: model(X))
+    assert len(set(DRAWN)) == 2
+
+
+def test_one_without_a_state_is_no_error():
+    model = Drawing(random.SystemRandom(), False)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    sharp.backward(lambda: model(X))
+
+
 def test_draws_of_the_second_pass_alone_are_taken_back():
     torch.manual_seed(1), random.seed(1), np.random.seed(1)
     model = nn.Linear(4, 1).double()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from steppe._optimizers import Given
-from steppe._parts import Value
+from steppe._parts import Value, check
 from steppe.ascent import Ascent
 from steppe.gradient import SharpnessAware
 from steppe.methods._row import BAD_RHO, Row, recipe
@@ -53,6 +53,8 @@ def KSAM(
     Source: arXiv 2210.12864, which takes both gradients on the top k samples. The defaults of the two shares are
     steppe's.
     """
+    if descent is not None:
+        check("descent", descent, 0.0, 1.0, "a share of the batch; None is all of it")
     look = Look(samples, chosen="hardest")
     return SharpnessAware(model, optimizer, ascent=Ascent(rho=rho), look=look, hardest=descent, **common)
 
