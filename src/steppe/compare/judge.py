@@ -13,6 +13,9 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+_ROUNDING = 1e-6
+
+
 @dataclass(frozen=True)
 class Judge:
     """A metric as the analysis knows it; records carry it, so that a report can be made from them alone.
@@ -44,6 +47,10 @@ class Judge:
     def head(self) -> str:
         """The metric and its unit, as over a column."""
         return f"{self.title}, %" if self.percent else self.title
+
+    def oversized(self, value: float) -> bool:
+        """Whether a share of one is none, as it was given in per cent; of errors more than one is possible."""
+        return self.percent and self.higher and math.isfinite(value) and value > 1 + _ROUNDING
 
     def as_dict(self) -> dict[str, Any]:
         """For a record."""

@@ -9,7 +9,9 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from steppe.compare import Metric
+from steppe.compare.data.examples import Split
 from steppe.compare.data.metrics import METRICS, USUAL, chosen, named
+from steppe.compare.engine.measure import metrics
 
 RNG = np.random.default_rng(0)
 SCORES, LABELS = torch.from_numpy(RNG.normal(size=(90, 4))), torch.from_numpy(RNG.integers(0, 4, 90))
@@ -140,3 +142,16 @@ def test_what_a_loss_is_judged_by():
 def test_refused(make, says):
     with pytest.raises(ValueError, match=says):
         make()
+
+
+def test_a_share_in_per_cent_is_refused_and_an_error_rate_may_be_above_one():
+    """An accuracy of 68 was told as 6,833 %."""
+    part = Split(SCORES, LABELS)
+
+    def measured(metric: Metric) -> float:
+        return metrics(torch.nn.Identity(), part, [metric], 4)["hits"]
+
+    assert measured(Metric("hits", of=lambda output, target: 1.5, higher=False, percent=True)) == 1.5
+    assert measured(Metric("hits", of=lambda output, target: 68.0)) == 68.0
+    with pytest.raises(ValueError, match="metric 'hits' is 68; with percent=True it is a share of one"):
+        measured(Metric("hits", of=lambda output, target: 68.0, percent=True))

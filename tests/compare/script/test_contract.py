@@ -29,6 +29,7 @@ MISTAKES = {
     "later": "'nll' is missing in look 2",
     "no_number": "'val', 'score', is 'good'; expected a number",
     "nan": "'accuracy' of 'val' is nan in look 1, while the training loss is",
+    "in_per_cent": "'accuracy' of 'test' is 93.5, and is told in per cent of what is given; give 0.935, or take it as",
     "direction": "which way is better is not known of 'thing'; say it with --metric thing:higher or --metric thing:",
     "never_called": "sharpen was never called; expected sharp = sharpen(model, optimizer)",
     "never_backward": "no backward went through what sharpen gave",
@@ -50,6 +51,10 @@ def line(name: str) -> int:
 def run(name: str, build=lambda model, optimizer, total_steps: Plain(model, optimizer), metric=None) -> None:
     script = load(f"{WRONG}:{name}")
     follow(Figures(script, Sharpen(build), metric), {"seed": 0})
+
+
+def test_a_figure_that_is_no_share_is_taken_as_it_is_where_that_is_said():
+    run("in_per_cent", metric="accuracy:higher")
 
 
 @pytest.mark.parametrize("name", MISTAKES)

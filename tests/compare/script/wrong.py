@@ -60,6 +60,11 @@ def nan(sharpen, seed):
     yield {"val": {"accuracy": float("nan")}, "test": {"accuracy": 0.5}}  # HERE nan
 
 
+def in_per_cent(sharpen, seed):
+    start(sharpen)
+    yield {"val": {"accuracy": 0.5}, "test": {"accuracy": 93.5}}  # HERE in_per_cent
+
+
 def direction(sharpen, seed):
     start(sharpen)
     yield {"val": {"thing": 0.5}, "test": {"thing": 0.5}}  # HERE direction

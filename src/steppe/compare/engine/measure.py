@@ -90,7 +90,14 @@ def metrics(model: nn.Module, split: Split, wanted: Sequence[Metric], outputs: i
             output = model(part.x)
             for meter in meters.values():
                 meter.update(output, part.y)
-    return {name: float(meter.compute()) for name, meter in meters.items()}
+    found = {name: float(meter.compute()) for name, meter in meters.items()}
+    wrong = next((each.name for each in wanted if each.judge.oversized(found[each.name])), None)
+    if wrong is not None:
+        raise ValueError(
+            f"metric {wrong!r} is {found[wrong]:g}; with percent=True it is a share of one: divide it by 100, or leave "
+            "that out"
+        )
+    return found
 
 
 def accuracy(model: nn.Module, split: Split) -> float:

@@ -116,6 +116,7 @@ class Figures:
         self._check_names(list(val), list(test))
         if not self.noted:
             self.judge = judge_for(self.metric, list(val))
+        self._check_share({"val": val[self.judge.name], "test": test[self.judge.name]})
         named = ((part, each) for part, each in zip(PARTS, (val, test), strict=True))
         return {f"{part}_{name}": value for part, each in named for name, value in each.items()}
 
@@ -141,6 +142,16 @@ class Figures:
         absent = next((name for name in before if name not in val), None)
         if absent is not None:
             raise ScriptError(f"{absent!r} is missing in look {len(self.noted) + 1}; expected the same at every look")
+
+    def _check_share(self, judged: Mapping[str, float]) -> None:
+        """What is told in per cent is given as a share of one."""
+        name = self.judge.name
+        part = next((part for part, value in judged.items() if self.judge.oversized(value)), None)
+        if part is not None:
+            raise ScriptError(
+                f"{name!r} of {part!r} is {judged[part]:g}, and is told in per cent of what is given; give "
+                f"{judged[part] / 100:g}, or take it as it is with --metric {name}:higher"
+            )
 
     def _check_finite(self, found: Mapping[str, float], loss: float | None) -> None:
         """A figure that is no number where the loss is one is a mistake; where the loss is none, training diverged."""
