@@ -136,10 +136,13 @@ def binds(function: Any) -> bool:
 def writes(function: Any) -> bool:
     """Whether a function, one that it reads, or a method of a module that is called in them, writes tensors in place.
 
-    By the names in their code: ``mul_``, ``.data``.
+    By the names in their code: ``mul_``, ``.data``; a method of a module's that is called ``update...`` does, whatever
+    its code.
     """
     named = {name for each in functions_of(function) for name in names_in(each.__code__)}
     kinds = {type(thing) for thing in held_by(function) if isinstance(thing, nn.Module)}
+    if any(name.startswith("update") and hasattr(kind, name) for kind in kinds for name in named):
+        return True  # torch's AveragedModel, and others' averages
     there = (getattr(kind, name, None) for kind in kinds for name in named)
     methods = [inspect.unwrap(each) for each in there if type(each) is FunctionType and not _foreign(each)]  # `no_grad`
     return any(map(_is_in_place, chain(named, *(names_in(method.__code__) for method in methods))))

@@ -144,7 +144,7 @@ class Making:
                 if may_ascend or now.combine.reuses or now.select is not None:
                     with self._beside_earlier():
                         heeded = self._gradients.clearing.heeded(work.loss_of)
-                        work.loss_of = self.passes.outside.watched(heeded, self.passes.inputs)
+                        work.loss_of = self.passes.outside.watched(heeded, self.passes.inputs, now.same_dropout)
                         last = self._gradient(work, self.passes.looked_at(work), ascends)
                     self.draft.note_handed(self._gradients)
                 else:

@@ -26,6 +26,7 @@ from steppe._compiled import in_compiled_step
 from steppe._gradients import Gradients
 from steppe._inputs import Inputs
 from steppe._parameters import bare, layers
+from steppe._randomness import Randomness
 from steppe._reach import anything_compiled, is_compiled, reached
 from steppe._state import State, Watch
 from steppe._words import an
@@ -40,12 +41,17 @@ _COUNT: Callable[[], int] | None = getattr(torch._C._autograd, "_get_sequence_nr
 
 
 class Held:
-    """The state of modules outside, from the beginning of a pass or, with ``begun=False``, from :meth:`again` on."""
+    """The state of modules outside, from the beginning of a pass or, with ``begun=False``, from :meth:`again` on.
 
-    def __init__(self, watch: Watch, begun: bool = True) -> None:
+    ``draws``: whether their generators belong to it.
+    """
+
+    def __init__(self, watch: Watch, begun: bool = True, draws: bool = True) -> None:
         self._watch = watch
         self._start = watch.start() if begun else None
         self._left: State | None = None
+        generators = watch.named((), draws and begun)
+        self._draws = [Randomness((), generators, shared=False)] if generators else []
 
     def again(self) -> None:
         """Begin the second pass where the first began."""
@@ -54,12 +60,17 @@ class Held:
         self._left = self._watch.now()
         if self._start is not None:
             self._start.back()
+        for start in list(self._draws):
+            self._draws = [start.now()]
+            start.set()
 
     def done(self) -> None:
         """Put back what the first pass left or, where there was none, what was there."""
         state = self._start if self._left is None else self._left
         if state is not None:
             state.back()
+        for draws in self._draws:
+            draws.set()
         self._watch.forget()
 
 
@@ -79,6 +90,7 @@ class Outside:
         self._graphs: set[Any] = set()
         self._fresh = FRESH
         self._first = self._warned = self._doubt = self._writes = False
+        self._draws = True
         self._count = 0  # of parameters outside, in the latest first pass
         self._joined: list[Held] = []
         self._met: dict[int, nn.Module] = {}  # kept while a pass runs, so that no id comes back
@@ -98,10 +110,14 @@ class Outside:
 
     def held(self, begun: bool = True) -> list[Held]:
         """Their state as it is now."""
-        return [Held(self._watch, begun)] if self.modules() else []
+        return [Held(self._watch, begun, self._draws)] if self.modules() else []
 
-    def watched(self, loss_of: Callable[..., Any], inputs: Inputs) -> Callable[..., Any]:
-        """``loss_of``, whose graph is looked at in passes that another one follows; ``inputs``: of what it computes."""
+    def watched(self, loss_of: Callable[..., Any], inputs: Inputs, draws: bool) -> Callable[..., Any]:
+        """``loss_of``, whose graph is looked at in passes that another one follows.
+
+        ``inputs``: of what it computes. ``draws``: whether both passes draw the same.
+        """
+        self._draws = draws
         if self._gradients.parameters.sharded:
             return loss_of
 
@@ -264,7 +280,7 @@ class Outside:
             return
         watch = Watch(lambda: [root], self._no_state)
         if not watch.bindings().empty:  # most losses have no state at all
-            self._joined.append(Held(watch))
+            self._joined.append(Held(watch, draws=self._draws))
             self._known.append(weakref.ref(root))
 
     def _no_state(self) -> list[Tensor]:

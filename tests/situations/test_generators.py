@@ -96,6 +96,30 @@ def test_generators_that_modules_have_need_no_naming(make, deep):
     assert DRAWN[::2] == DRAWN[1::2] and len(set(DRAWN)) == 3
 
 
+class Masked(nn.Module):
+    """A loss that draws from a generator of its own."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, out):
+        DRAWN.append(self.generator.random())
+        return (out * DRAWN[-1] - 1).square().mean()
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_nor_need_those_of_a_loss_beside_the_model(same):
+    model, criterion = nn.Linear(4, 2).double(), Masked(random.Random(1))
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), same_dropout=same)
+    DRAWN.clear()
+    for _ in range(5):
+        sharp.backward(lambda: criterion(model(X)))
+    assert (DRAWN[::2] == DRAWN[1::2]) == same and len(set(DRAWN)) == (5 if same else 10)
+    untouched = random.Random(1)
+    assert not same or DRAWN[::2] == [untouched.random() for _ in range(5)]
+
+
 def test_they_are_left_alone_where_passes_draw_apart():
     model = Drawing(random.Random(1), False)
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), same_dropout=False)

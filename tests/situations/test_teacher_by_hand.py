@@ -11,6 +11,7 @@ import torch
 from tests.problems import same
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import steppe
 from steppe._outside import Outside
@@ -128,6 +129,25 @@ def test_however_it_is_moved(move: Move, size: int) -> None:
 @pytest.mark.parametrize("recipe", RECIPES[1:], ids=lambda recipe: recipe.func.__name__)
 def test_with_other_methods(recipe: Any) -> None:
     assert close(*(trained(recipe, in_place, inside) for inside in (False, True)))
+
+
+def test_an_average_of_torch_s_that_is_evaluated() -> None:
+    def trained(inside: bool) -> dict[str, Tensor]:
+        model, _ = pair(4, training=True, frozen=False)
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7)).eval()
+
+        def loss(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = average(x)
+            found = (model(x) - wanted - 1).square().mean()
+            if inside:
+                average.update_parameters(model)
+            return found
+
+        after = None if inside else lambda average, model: average.update_parameters(model)
+        return steps(RECIPES[0], model, average, loss, after)
+
+    assert close(trained(False), trained(True))
 
 
 def test_one_that_is_only_evaluated_costs_nothing() -> None:
