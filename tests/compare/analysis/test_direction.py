@@ -117,3 +117,12 @@ def test_a_difference_to_the_base_is_in_per_cent_of_the_base_not_of_the_best_bas
     for said in (legend(summary, 200), page.replace("’", "'")):
         assert "in per cent of the base's" in said
     assert "− base" not in legend(summary, 60), "a column that has no room is not explained"
+
+
+def test_the_legend_names_the_metric_where_its_own_column_has_no_room():
+    """Judged by averaged weights on a narrow terminal, the table said "latest aver." and never of what."""
+    runs = [run for run in as_errors(records()) if run["phase"] == "final"]
+    best = {"lawa": {f"test_{runs[0]['metric']['name']}": 0.001}}
+    summary = summarise([run | best for run in runs], None, {})
+    assert summary["judged"] == "lawa" and "figures: MSE, latest weights averaged; gain" in legend(summary, 60)
+    assert "figures:" not in legend(summary, 200)

@@ -202,7 +202,7 @@ METRICS: dict[str, Metric] = {
         Metric("ece", higher=False, title="calibration error", percent=True,
                meter=_classes("MulticlassCalibrationError", n_bins=15)),
         Metric("balanced_accuracy", title="balanced accuracy", percent=True, meter=_Recall),
-        Metric("auroc", title="area under the ROC curve", percent=True, meter=lambda outputs: _Ranking("binary_auroc")),
+        Metric("auroc", title="AUROC", percent=True, meter=lambda outputs: _Ranking("binary_auroc")),
         Metric("average_precision", title="average precision", percent=True,
                meter=lambda outputs: _Ranking("binary_average_precision")),
         Metric("f1", title="macro F1", percent=True, meter=_classes("MulticlassF1Score", average="macro")),

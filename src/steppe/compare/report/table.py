@@ -96,10 +96,12 @@ def legend(summary: Mapping[str, Any], width: int = 100) -> str:
     radii = {row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}
     at = f" at ρ = {radii.pop():g}" if len(radii) == 1 else ""
     shown = {line for column in _fit(columns(summary), summary["rows"], width)[0] for line in column.header.split("\n")}
-    percent = Words(summary).judge.percent
+    judge = Words(summary).judge
+    percent, told = judge.percent, judge.title in shown
     named = {"time": f"time{CLOCKS.get(summary.get('clock', ''), '')}", "memory": "memory"}
     beside = " and ".join(said for name, said in named.items() if name in shown)
     said = [
+        "" if told else f"figures: {judge.head}, {FORMS[summary['judged']]}",
         f"gain: over the best baseline{form}{'' if percent else ', in per cent of its mean'}, paired by seed",
         "− base: in per cent of the base's mean" if "− base" in shown and not percent else "",
         "kept: share of SAM's gain" if "kept" in shown else "",
