@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import compress
 from operator import attrgetter
@@ -16,11 +16,15 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from steppe._bound import held_by
 from steppe._optimizers import Optimizers
 from steppe._parameters import Parameters
 
 _NOBODY = nullcontext()
 _HOOKS = attrgetter("_post_accumulate_grad_hooks")
+
+FIRST = 3
+"""In so many backwards it is looked for other optimizers that the function of the loss steps."""
 
 PATIENCE = 50
 """Gradients without any step after which a loop is told that nothing was heard."""
@@ -31,6 +35,7 @@ class Lookout:
 
     def __init__(self) -> None:
         self.within = False  # a backward of the method is under way
+        self._looks, self._others = FIRST, None  # type: int, RemovableHandle | None
         self.hooked: list[Tensor] = []  # its parameters that a hook may move
         self._refusal: RemovableHandle | None = None
         self.waits = True  # no step was heard so far
@@ -43,9 +48,16 @@ class Lookout:
 
     # Steps within a backward
 
-    def begin(self, parameters: Parameters) -> None:
-        """The passes of one ``backward`` begin: until :meth:`end` no optimizer of these parameters may step."""
+    def begin(self, parameters: Parameters, function: Any = None) -> None:
+        """The passes of one ``backward`` begin: until :meth:`end` no optimizer of these parameters may step.
+
+        ``function``: of the loss, in which others may.
+        """
         self.within = True
+        if self._looks > 0:
+            self._looks -= 1
+            there = [each for each in held_by(function) if isinstance(each, Optimizer)]
+            self._others = register_optimizer_step_post_hook(self._warn_of(there)) if there else None
         hooks = list(map(_HOOKS, parameters.all))
         self.hooked = list(compress(parameters.all, hooks)) if any(hooks) else []
         self._refusal = _refuse_steps_of(self.hooked) if self.hooked else None
@@ -53,9 +65,28 @@ class Lookout:
     def end(self) -> None:
         """They are over."""
         self.within = False
+        if self._others is not None:
+            self._others.remove()
+            self._others = None
         if self._refusal is not None:
             self._refusal.remove()
             self.hooked, self._refusal = [], None
+
+    def _warn_of(self, there: list[Optimizer]) -> Callable[..., None]:
+        """Tells once of an optimizer that the function steps, which is called for each pass."""
+
+        def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if self._others is not None and any(optimizer is one for one in there):
+                self._others.remove()
+                self._others, self._looks = None, 0
+                warnings.warn(
+                    f"{type(optimizer).__name__} steps within the function of the loss, which is called once for each "
+                    "pass: where the method climbs it steps twice, the second time beside w + eps; expected it stepped "
+                    "before: train the other network, then sharp.backward(loss_of)",
+                    stacklevel=3,
+                )
+
+        return after
 
     def one_pass(self) -> AbstractContextManager[None]:
         """A pass: a hook that writes on its parameter by itself is seen when it is done."""

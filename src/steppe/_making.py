@@ -139,7 +139,7 @@ class Making:
         if not self._tracing.knows(closure, may_ascend):
             work.trace = Trace(closure, [a for batch in work.batches for a in batch], self.passes.moved())
         try:
-            self.lookout.begin(self._parameters)
+            self.lookout.begin(self._parameters, closure)
             with self._selection.held(now.step, now.seed, now.memory):
                 if may_ascend or now.combine.reuses or now.select is not None:
                     with self._beside_earlier():

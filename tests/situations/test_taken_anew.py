@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 import warnings
@@ -34,6 +35,50 @@ def told(
             sharp.optimizer.step()
     assert all(w.filename == __file__ for w in seen)
     return [str(w.message) for w in seen]
+
+
+def networks() -> tuple[nn.Module, nn.Module, Any, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model, other = nn.Linear(3, 2), nn.Linear(2, 1)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other)]
+    return model, other, steppe.SAM(model, optimizers[0]), optimizers[1]
+
+
+def test_another_network_that_the_function_trains_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    model, other, sharp, optimizer = networks()
+    x = torch.ones(2, 3)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        other(model(x).detach()).square().mean().backward()
+        optimizer.step()
+        return other(model(x)).mean()
+
+    warnings.simplefilter("always")
+    for _ in range(4):
+        sharp.backward(loss)
+        sharp.optimizer.step()
+        sharp.optimizer.zero_grad()
+    assert [str(w.message).partition(",")[0] for w in recwarn] == ["SGD steps within the function of the loss"]
+    assert recwarn[0].filename == __file__
+
+
+def test_a_copy_that_it_trains_is_no_reason(recwarn: pytest.WarningsRecorder) -> None:
+    model, _, sharp, optimizer = networks()
+    x = torch.ones(2, 3)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()  # named, and not stepped
+        fast = copy.deepcopy(model)
+        inner = torch.optim.SGD(fast.parameters(), lr=0.1)
+        fast(x).square().mean().backward()
+        inner.step()
+        return (model(x) - fast(x).detach()).square().mean()
+
+    for _ in range(4):
+        sharp.backward(loss)
+    optimizer.step()
+    assert not recwarn
 
 
 def endless() -> Iterator[Any]:
