@@ -167,9 +167,11 @@ def test_the_chosen_rate_wins_over_the_studys(folder):
 
 
 def test_a_run_keeps_what_its_data_lack(folder):
-    (note,) = train(folder, "base", None, max_length=4)["notes"]
-    assert "longer than 4 tokens and cut; --max-length 12 takes them whole" in note
-    assert "notes" not in train(folder, "base", None)
+    cut, copies = train(folder, "base", None, max_length=4)["notes"]
+    assert "longer than 4 tokens and cut; --max-length 12 takes them whole" in cut
+    assert copies.startswith("12 of the 12 test examples (100 %) have inputs")
+    (copies,) = train(folder, "base", None)["notes"]
+    assert "test examples" in copies
 
 
 # plan

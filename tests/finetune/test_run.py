@@ -24,6 +24,8 @@ def test_the_result_is_one_json_that_says_what_was_done(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "result.json").read_text()) == json.loads(json.dumps(result))
     assert result["settings"]["method"] == "nbar" and result["settings"]["training"]["max_steps"] == 6
     assert 0 <= result["metrics"]["accuracy"] <= 1 and result["metrics"]["loss"] > 0
+    (copies,) = result["data"].pop("notes")
+    assert copies.startswith("5 of the 5 test examples (100 %) have inputs")
     assert result["data"] == {
         "train": 15, "test": 5, "held_out": True, "classes": ["0", "1"], "max_length": tiny.LENGTH, "cut": 0,
         "test_cut": 0, "blocks": None, "validation": None,
