@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import sys
 import time
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,18 @@ def begets(tell) -> int | None:
     child.start()
     child.join()
     return child.exitcode
+
+
+def served_with(tell) -> list[str]:
+    return forkserver._forkserver._preload_modules
+
+
+KEPT = []
+
+
+def keeps_a_semaphore(tell) -> str:
+    KEPT.append(multiprocessing.get_context("spawn").Semaphore())
+    return KEPT[0]._semlock.name.lstrip("/")
 
 
 def sleep(tell) -> None:
@@ -112,6 +125,23 @@ def test_workers_may_have_children():
     with Pool(1) as pool:
         pool.submit(Job("begets", begets, ()))
         assert [event.value for event in pool.events() if event.kind == "done"] == [0]
+
+
+def test_the_children_of_workers_are_forked_from_a_process_with_torch():
+    """As Python 3.14 starts those of a DataLoader: each imported torch anew, in every epoch."""
+    with Pool(1) as pool:
+        pool.submit(Job("served", served_with, ()))
+        assert [event.value for event in pool.events() if event.kind == "done"] == [["steppe._command.preload"]]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="semaphores are not seen here")
+def test_workers_with_nothing_to_do_leave_in_order():
+    """What the workers of a script's DataLoader shared stayed, which Python told of at the end of a comparison."""
+    with Pool(1) as pool:
+        pool.submit(Job("keeps", keeps_a_semaphore, ()))
+        (name,) = [event.value for event in pool.events() if event.kind == "done"]
+        assert Path(f"/dev/shm/sem.{name}").exists()
+    assert not Path(f"/dev/shm/sem.{name}").exists()
 
 
 def test_workers_leave_when_their_parent_is_killed():

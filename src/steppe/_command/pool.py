@@ -26,6 +26,9 @@ _IMPORTED = ["steppe._command.preload"]
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Of numpy and scikit-learn too, unless the user says other: there is a worker for each core."""
 
+_PATIENCE = 5.0
+"""Seconds in which a worker that has nothing to do leaves by itself."""
+
 Tell = Callable[[float], None]
 """Told the share of a run that is done, 0 to 1."""
 
@@ -119,6 +122,9 @@ class Pool(Workers):
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.connection.close()
+        for worker in self._workers:
+            if worker.job is None:  # it is told, and leaves in order, with what a script's own workers shared
+                worker.process.join(_PATIENCE)
             worker.process.terminate()
         for worker in self._workers:
             worker.process.join()
@@ -211,6 +217,7 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
+    multiprocessing.set_forkserver_preload(_IMPORTED)  # a DataLoader's workers: since 3.14 each would import torch
     import torch
 
     torch.set_num_threads(1)
