@@ -260,7 +260,7 @@ def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple
     if counts.min() < _PARTS:
         rare = names[counts.argmin()]
         raise ValueError(
-            f"class {rare} of column {name!r} has {count(counts.min(), 'row')}; expected at least {_PARTS} of each"
+            f"class {rare} of column {name!r} has {count(int(counts.min()), 'row')}; expected at least {_PARTS} of each"
             " (or a target of numbers: --kind numbers)"
         )
     return labels.reshape(-1).astype(np.int64), len(names)
