@@ -34,6 +34,9 @@ pytest_addoption = costs.options
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # Autograd counts devices at its first backward: now there are none. A torch built for CUDA counts one, if not a
+        # real one, once anything was compiled; then it starts a thread for it, and ranks can no longer be forked.
+        torch.zeros((), requires_grad=True).backward()
         # torch.manual_seed notes where it was called, in words, for each kind of device that may yet wake up: under
         # pytest's fifty frames a millisecond, thousands of times.
         for device in (torch.cuda, torch.xpu, torch.mtia):
