@@ -18,4 +18,4 @@ def lora(tmp_path_factory, base):
 
 @pytest.fixture(scope="session")
 def questions(tmp_path_factory):
-    return tiny.write(tmp_path_factory.mktemp("data") / "animals.jsonl", tiny.rows(40))
+    return tiny.write(tmp_path_factory.mktemp("data") / "animals.jsonl", tiny.rows(40, seed=2))
