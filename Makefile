@@ -2,7 +2,10 @@
 #   make compare ARGS="--methods sam,rst --seeds 5"
 #   make test ARGS="-k look_sam"
 PYTHON ?= python3
-VENV := .venv
+# Another Python than that of the .venv that is there has one of its own: make test PYTHON=python3.13
+OWN := $(PYTHON) -c 'import os, sys; version = "%d.%d" % sys.version_info[:2]; \
+	print(".venv" + ("-" + version) * (os.path.isdir(".venv") and not os.path.isdir(".venv/lib/python" + version)))'
+VENV := $(or $(if $(filter file,$(origin PYTHON)),,$(shell $(OWN))),.venv)
 BIN := $(VENV)/bin
 # Stamps say which extras are installed; they grow old when pyproject.toml or constraints.txt change.
 STUDY := $(VENV)/.installed-study
