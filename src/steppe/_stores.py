@@ -31,7 +31,7 @@ class Stores(NamedTuple):
 def stores_of(code: CodeType) -> Stores:
     """What code binds, and the functions within it, but for what it counts up (``calls += 1``): that counts passes."""
     inner = [stores_of(each) for each in code.co_consts if isinstance(each, CodeType)]
-    steps = [step for step in dis.get_instructions(code) if not step.opname.startswith(_BETWEEN)]
+    steps = _steps(code)
     counts = [False] * 3 + [_counts(*steps[i - 3 : i + 1]) for i in range(3, len(steps))]
     bound: dict[str, set[str]] = {"free": set(), "known": set(), "attributes": set()}
     items: list[bool] = []
@@ -49,6 +49,13 @@ def stores_of(code: CodeType) -> Stores:
         keys or any(s.keys for s in inner),
         any(items) or any(s.counts for s in inner),
     )
+
+
+def _steps(code: CodeType) -> list[_Step]:
+    try:
+        return [step for step in dis.get_instructions(code) if not step.opname.startswith(_BETWEEN)]
+    except (LookupError, ValueError):  # somebody's own bytecode: a training goes on without a look at it
+        return []
 
 
 def _binds(step: _Step) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable
-from types import FunctionType, SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,22 +78,28 @@ def test_what_code_binds(body: str) -> None:
     assert found[:4] == expected[:4] and (found.counts == expected.counts or found.keys)
 
 
-def test_steps_that_nobody_knows_bind_nothing() -> None:
-    unknown = next(code for code, name in enumerate(dis.opname) if name.startswith("<") and code >= 100)
+def stores_read_as(monkeypatch: pytest.MonkeyPatch, read: Callable[[CodeType], Any]) -> Stores:
+    monkeypatch.setattr("dis.get_instructions", read)
+    return stores_of.__wrapped__(made("return h, x").__code__)
 
-    def loss() -> None:
-        return None
 
-    code = loss.__code__.replace(co_code=bytes([unknown, 1]) + loss.__code__.co_code)
-    assert stores_of(code) == NOTHING
+def step(**changes: Any) -> dis.Instruction:
+    return next(dis.get_instructions(made("nonlocal h; h = x").__code__))._replace(**changes)
+
+
+def test_steps_that_nobody_knows_bind_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = step(opname="<254>", opcode=254, argval=1)
+    assert stores_read_as(monkeypatch, lambda code: iter([unknown])) == NOTHING
+
+
+def test_code_that_cannot_be_read_binds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an opcode that `dis` takes for a name's has a number to which there is none."""
+    assert stores_read_as(monkeypatch, lambda code: map(code.co_names.__getitem__, [99])) == NOTHING
 
 
 def test_a_step_made_of_two_binds_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = next(dis.get_instructions(made("nonlocal h; h = x").__code__))._replace(
-        opname="STORE_DEREF_STORE_DEREF", opcode=dis.opmap["STORE_DEREF"], argval=("h", "x")
-    )
-    monkeypatch.setattr("dis.get_instructions", lambda code: [both])
-    assert stores_of.__wrapped__(made("return h, x").__code__).free == {"h", "x"}
+    both = step(opname="STORE_DEREF_STORE_DEREF", opcode=dis.opmap["STORE_DEREF"], argval=("h", "x"))
+    assert stores_read_as(monkeypatch, lambda code: iter([both])).free == {"h", "x"}
 
 
 class Slices:
