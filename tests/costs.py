@@ -16,7 +16,7 @@ DEAREST = (
     "tests/test_examples.py", "tests/loops/test_interrupts.py", "tests/loops/test_dcp.py",
     "tests/test_trajectories.py", "tests/compare/test_texts.py", "tests/loops/test_compile.py",
     "tests/loops/test_fsdp.py", "tests/finetune/test_resume.py", "tests/compare/engine/test_executors.py",
-    "tests/finetune/test_run.py", "tests/test_cli.py", "tests/integrations/test_lightning.py",
+    "tests/finetune/test_run.py", "tests/integrations/test_lightning.py",
     "tests/compare/test_rho.py", "tests/test_peers.py", "tests/loops/test_faults.py",
     "tests/methods/test_contract.py", "tests/integrations/test_trainer_hosts.py",
 )  # fmt: skip
