@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from steppe._algebra import joined, norm_each
-from steppe._graphs import NO_GRAPH
 from steppe._guards import forget_derived
 from steppe._parameters import Entry, Parameters, parallel
 from steppe._sync import Averaging
@@ -20,6 +19,7 @@ from steppe.ascent import Ascent, Grads, Scale
 from steppe.select import Memory, Select, Sparse
 
 _NO_GRAPH = "does not require grad and does not have a grad_fn"  # torch's words for a backward without a graph
+_LEFT_OUT = "One of the differentiated Tensors does not require grad"  # and for a derivative by what requires none
 
 
 class Selection:
@@ -106,7 +106,7 @@ class Selection:
 
     def _explain(self, error: RuntimeError) -> NoReturn:
         """Raise what an error means where a loss took a derivative of its own, or the error."""
-        if NO_GRAPH not in str(error) or len(self._active) == len(self._units):
+        if _LEFT_OUT not in str(error):
             raise error
         raise RuntimeError(
             "the loss takes a derivative of its own with respect to parameters that this step leaves out "
