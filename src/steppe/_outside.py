@@ -146,9 +146,11 @@ class Outside:
     def close_first(self) -> list[Held]:
         """It is over; what was met in it for the first time."""
         self._first = False
-        self._doubt = self._missed()
-        if self._hook is not None or self._met:
-            self._disarm()
+        try:
+            self._doubt = self._missed()
+        finally:
+            if self._hook is not None or self._met:
+                self._disarm()
         self._fresh = max(0, self._fresh - 1)
         joined, self._joined = self._joined, []
         return joined
@@ -162,8 +164,8 @@ class Outside:
     def second(self) -> Iterator[None]:
         """The last pass, where something new was met in the first: modules that its graph told of too late are held."""
         self._joined = []
-        self._arm()
         try:
+            self._arm()
             yield
         finally:
             self._close()
@@ -222,6 +224,7 @@ class Outside:
     # Modules, as they run
 
     def _arm(self) -> None:
+        self._disarm()  # what an interrupted pass left
         own = [*bare(self._model).modules(), *layers(self._model)]
         self._met, self._thread = {}, threading.get_ident()
         self._seen = {id(m) for m in own}

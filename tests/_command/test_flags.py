@@ -129,7 +129,7 @@ def test_a_command_has_no_flag_that_it_does_not_read(command, idle):
 
 def test_a_command_may_say_by_itself_what_a_setting_is_to_it(capsys):
     assert "as many)" in helped(["compare", "-h"], capsys)
-    assert "as many)" not in (shown := helped(["rho", "-h"], capsys)) and "a trial is a fifth of it" in shown
+    assert "as many)" not in (shown := helped(["rho", "-h"], capsys)) and "the check is a fifth of it" in shown
 
 
 @pytest.mark.parametrize("command", [None, *ROOT.commands])

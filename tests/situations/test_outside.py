@@ -16,9 +16,11 @@ import pytest
 import torch
 from tests.situations.standins import MECHANISMS
 from torch import Tensor, nn
+from torch.nn.modules import module
 from torch.utils.checkpoint import checkpoint
 
 import steppe
+from steppe._outside import Outside
 from steppe.methods import METHODS
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
@@ -321,12 +323,30 @@ def test_beside_what_is_compiled_it_is_found_without_running(what: str) -> None:
         g.zero_grad()
 
 
+def hooks() -> list[int]:
+    return [*module._global_forward_pre_hooks, *module._global_forward_hooks]
+
+
+@pytest.mark.parametrize("at", ["_missed", "_close"])
+def test_an_interrupt_while_a_pass_is_closed_leaves_no_hook(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    """None from the first pass, and the one from the second goes with the next step."""
+    g, d = generator(), critic()
+    _, sharp = built("sam", g)
+    (x,) = draws(1)
+    before = hooks()
+
+    def interrupted(self: Outside) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Outside, at, interrupted)
+        sharp.backward(Watched(g, d), x)
+    assert len(hooks()) == len(before) + (at == "_close")
+    sharp.backward(Watched(g, d), x)
+    assert hooks() == before
+
+
 def test_nothing_is_kept_alive_and_no_hook_stays() -> None:
-    from torch.nn.modules import module
-
-    def hooks() -> list[int]:
-        return [*module._global_forward_pre_hooks, *module._global_forward_hooks]
-
     g, d = generator(), critic()
     _, sharp = built("sam", g)
     before = hooks()  # of methods that other tests left
