@@ -6,10 +6,13 @@ import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
+
+_ALWAYS_INSTALLED = ("steppe", "torch")  # wherever they lie: torch may be built in its own folder
 
 DEEP, MANY = 5, 64
 """So many steps away, and so many things within one that holds things."""
@@ -117,4 +120,13 @@ def is_of_users(kind: Any) -> bool:
 def is_written_by_users(module: ModuleType) -> bool:
     """Whether a module of Python is the user's own."""
     file, root = getattr(module, "__file__", None) or "", module.__name__.partition(".")[0]
-    return bool(file) and "-packages" not in file and root != "steppe" and root not in sys.stdlib_module_names
+    if not file or root in _ALWAYS_INSTALLED or root in sys.stdlib_module_names:
+        return False
+    top = Path(getattr(sys.modules.get(root), "__file__", None) or file)
+    return "-packages" not in file and not _has_records(top.parents[top.stem == "__init__"])
+
+
+@functools.cache
+def _has_records(folder: Path) -> bool:
+    """Whether pip installed into it: a folder need not be called site-packages (``pip install --target``)."""
+    return any(folder.glob("*.dist-info"))

@@ -166,11 +166,11 @@ class _Cut:
         to: list[Tensor] = []
         for found, alias in zip(self.all, aliases, strict=True):
             tensor, module, name, parameter = found
-            if tensor.nbytes <= SMALL or tries[parameter] or (id(module), name) in moving:
-                self.chosen.append(found)
-                to.append(_as_bytes(alias))
-            else:
+            if tensor.nbytes > SMALL and not tries[parameter] and (id(module), name) not in moving:
                 self.left.append(found)
+            elif (here := _as_bytes(alias)).data_ptr():  # or the storage was set free (FSDP): nothing can be read
+                self.chosen.append(found)
+                to.append(here)
         devices: dict[torch.device, list[int]] = {}
         for i, x in enumerate(to):
             devices.setdefault(x.device, []).append(i)
