@@ -98,7 +98,7 @@ def test_without_files_everything_is_not_measured(tmp_path):
     page = claims.page(tmp_path)
     for claim in claims.CLAIMS:
         assert f"| {claim.published} | not measured | `{claim.command}` | `{claim.file}` |" in page
-    assert page.count("not measured") == len(claims.CLAIMS) + 5, "and the five sections"
+    assert page.count("not measured") == len(claims.CLAIMS) + 6, "and the six sections"
 
 
 def test_a_study_gives_accuracies_and_passes_in_the_order_asked_for(tmp_path):
@@ -296,6 +296,20 @@ def test_the_page_of_the_search_says_what_the_rule_before_did():
     below = [f"{100 * (case['base']['test'] - case['finder']['test']):.1f} points" for case in (sam, few)]
     assert f"it proposed {sam['finder']['rho']:g} where {sam['best']['rho']:g} is best" in text
     assert f"{below[0]} **below the base**" in text and f"{below[1]} below" in text
+
+
+def test_lora_md_says_what_the_files_have():
+    paired = json.loads((claims.RESULTS / "noisy_study.json").read_text())["trec40"]["paired"]
+    text = " ".join((ROOT / "docs" / "lora.md").read_text(encoding="utf-8").split())
+    over = {name: paired[name]["over"]["base"] for name in ("obar", "nbar", "sam")}
+    gains = {name: f"{100 * d['mean']:+.1f} ± {100 * d['ci95']:.1f}".replace("-", "−") for name, d in over.items()}
+    assert f"oBAR is {gains['obar']} points over LoRA, nBAR {gains['nbar']}, LoRA-SAM {gains['sam']}" in text
+
+
+def test_one_task_has_no_mean_beside_it(tmp_path):
+    put(tmp_path, noisy_study={"trec40": LORA["sst2"]})
+    section = claims.page(tmp_path).split("## LoRA with wrong labels")[1].split("## ")[0]
+    assert "40 % of them wrong, 5 seeds:" in section and "mean of both" not in section
 
 
 def test_every_table_has_one_width(tmp_path):
