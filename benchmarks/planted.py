@@ -195,6 +195,32 @@ PARTS = [
 
 LOOPS = [
     Mutant(
+        "the decay of Adadelta is the radius",
+        "[_has_own_rho(s.optimizer) for s in self.steppers]", "[False for _ in self.steppers]",
+        "tests/situations/test_rho_of_the_optimizer.py",
+    ),
+    Mutant(
+        "a generator of a module draws other numbers in the second pass",
+        "self.generators.append(value)", "pass", "tests/situations/test_generators.py -k need_no_naming",
+    ),
+    Mutant(
+        "quantised weights that are buffers are copied in the first steps",
+        "False: max(trained, ROOM)}", 'False: float("inf")}', "tests/situations/test_late.py -k written_late",
+    ),
+    Mutant(
+        "torch in a folder of its own is the user's code",
+        "root in _ALWAYS_INSTALLED or root in", "root in", "tests/test_reach.py -k wherever",
+    ),
+    Mutant(
+        "an interrupt while a pass is closed leaves a hook on all modules",
+        "self._disarm()  # what an interrupted pass left", "pass",
+        "tests/situations/test_outside.py -k interrupt_while",
+    ),
+    Mutant(
+        "a search begins at the largest radius",
+        "[r for r in radii if r <= start]", "[*radii]", "tests/diagnostics/test_trials.py -k keeps_enough",
+    ),
+    Mutant(
         "gradients of earlier micro-batches are summed over the ranks, not averaged",
         "    flat /= dist.get_world_size(group)\n", "", "tests/loops/test_ddp.py -k accumulation",
     ),

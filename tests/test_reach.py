@@ -27,6 +27,7 @@ def test_what_pip_put_into_a_folder_of_any_name_is_not_the_users(tmp_path, monke
 def test_torch_is_torch_wherever_it_was_built(monkeypatch):
     module = ModuleType("torch.distributed.kept")
     module.__file__ = "/home/me/pytorch/torch/distributed/kept.py"
+    monkeypatch.setattr(torch, "__file__", "/home/me/pytorch/torch/__init__.py")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     assert not is_of_users(type("FSDPState", (), {"__module__": module.__name__}))
 
