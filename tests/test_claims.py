@@ -8,6 +8,8 @@ from statistics import mean, median
 
 import pytest
 
+from steppe._command import statistics
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -281,8 +283,17 @@ def test_the_page_of_the_search_says_what_its_file_has():
     assert f"With ASAM it keeps {adaptive[0]} % where something is to be won" in text and len(adaptive) == 1
     costs = sorted(case["finder"]["in_trainings"] for case in every)
     assert f"a search costs {costs[0]:.1f} to {costs[-1]:.1f} trainings" in text
+    own = [gain(case) for case in cases if claim_tables._kept(case, "finder") != "–"]
+    assert f"clearly above the base on {sum(each.above_zero for each in own)} of those {len(own)}" in text
+    assert all(each.mean + each.ci95 > 0 for each in map(gain, every)), "nowhere clearly below it"
     far = [case["best"]["rho"] / mean(rhos(case["finder"])) for case in every]
     assert min(far) >= 0.24 and max(far) <= 4, "between a quarter and four times the proposed one"
+
+
+def gain(case):
+    """Of the proposal over the base, seed by seed."""
+    pairs = zip(case["finder"]["tests"], case["base"]["tests"], strict=True)
+    return statistics.estimate([case["base"].get("sign", 1) * (found - base) for found, base in pairs])
 
 
 def rhos(row):
