@@ -10,13 +10,14 @@ CROWD = 10
 """Examples of the same inputs, on the mean, from which on these are a few cases that recur, and no copies."""
 
 
-def shared(pool: Sequence[Hashable], test: Sequence[Hashable], what: str = "examples") -> list[str]:
+def shared(pool: Sequence[Hashable], test: Sequence[Hashable], what: str = "examples", cure: str = "") -> list[str]:
     """A sentence where inputs of the test are among those that train or validate.
 
     Args:
         pool: what the inputs of each example for training and validation are known by.
         test: likewise.
         what: what an example is called.
+        cure: what else may be done, behind a space.
     """
     known = set(pool)
     many = sum(key in known for key in test)
@@ -24,5 +25,5 @@ def shared(pool: Sequence[Hashable], test: Sequence[Hashable], what: str = "exam
         return []
     return [
         f"{many:,} of the {len(test):,} test {what} ({100 * many / len(test):.0f} %) have inputs that are among those "
-        "for training and validation too: in part the test asks for what was shown. Of copies keep one."
+        f"for training and validation too: in part the test asks for what was shown. Of copies keep one.{cure}"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from steppe.text.rows import HUB, column, label_lines, rows
@@ -22,18 +22,21 @@ class Labelled:
         texts: n texts, or n pairs (premise and hypothesis, question and sentence).
         labels: n indices into ``names``.
         names: the classes as the source writes them; numbers in order of size, words in order of the alphabet.
+        groups: what each text belongs to, if that was asked for.
     """
 
     texts: Texts
     labels: list[int]
     names: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Sequence[int]) -> Labelled:
         """The examples at ``index``, with the same names."""
-        return Labelled([self.texts[i] for i in index], [self.labels[i] for i in index], self.names)  # type: ignore[arg-type]
+        texts, labels = [self.texts[i] for i in index], [self.labels[i] for i in index]
+        return Labelled(texts, labels, self.names, tuple(self.groups[i] for i in index if self.groups))  # type: ignore[arg-type]
 
     def under(self, names: Sequence[str], what: str = "the data") -> Labelled:
         """The same examples, their labels counted in ``names`` (those of the training data)."""
@@ -44,7 +47,7 @@ class Labelled:
                 f"there the labels are {', '.join(names)}: every label needs training examples"
             )
         place = {name: i for i, name in enumerate(names)}
-        return Labelled(self.texts, [place[self.names[label]] for label in self.labels], tuple(names))
+        return replace(self, labels=[place[self.names[label]] for label in self.labels], names=tuple(names))
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Dialogues:
         return Dialogues([self.prompts[i] for i in index], [self.responses[i] for i in index])
 
 
-def read(source: str, *, text: Columns = "text", label: str = "label", split: str | None = None) -> Labelled:
+def read(
+    source: str, *, text: Columns = "text", label: str = "label", split: str | None = None, group: str | None = None
+) -> Labelled:
     """Texts and their labels.
 
     Args:
@@ -71,8 +76,9 @@ def read(source: str, *, text: Columns = "text", label: str = "label", split: st
         text: the column of the text; two columns, as a sequence or as "premise,hypothesis", give pairs.
         label: the column of the label, which is a number or a word.
         split: of a hub data set, "train" if None; files have none.
+        group: the column of what each text belongs to.
     """
-    if not source.startswith(HUB) and (lines := label_lines(source, split)) is not None:
+    if group is None and not source.startswith(HUB) and (lines := label_lines(source, split)) is not None:
         return labelled([words for _, words in lines], [name for name, _ in lines])
     found = rows(source, split)
     wanted = tuple(text.split(",")) if isinstance(text, str) else tuple(text)
@@ -82,7 +88,8 @@ def read(source: str, *, text: Columns = "text", label: str = "label", split: st
     given = column(found, label, source, "label", empty="refused")
     names = [_name(value.strip(), number, label, source) for number, value in enumerate(given, 1)]
     texts: Texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    return labelled(texts, names)
+    groups = tuple(column(found, group, source, "group", empty="refused")) if group is not None else ()
+    return replace(labelled(texts, names), groups=groups)
 
 
 def labelled(texts: Texts, names: Sequence[str]) -> Labelled:

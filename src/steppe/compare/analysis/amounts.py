@@ -8,17 +8,18 @@ from typing import Any
 from steppe.compare.analysis.wording import listing
 
 Amounts = Mapping[str, Sequence[int]]
-FEW = 30
-"""A part with fewer examples is told of: one of them moves a share by more than three points."""
+FEW, FEW_GROUPS = 30, 10
+"""A part with fewer examples is told of, as one of them moves a share by more than three points; one with fewer groups,
+as these, and not their examples, are what the figures are of."""
 
 NAMES = {"train": "training", "val": "validation", "test": "the test"}
 LUCK = {"train": "", "val": " (what it chooses is partly chance)", "test": " (its figures are rough)"}
 
 
-def examples(records: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """How many examples each part has, the fewest and the most over the seeds; empty where no run tells."""
-    told = [run["examples"] for run in records if run.get("examples")]
-    sizes = {part: [run[part] for run in told] for part in NAMES}
+def sizes(records: Sequence[Mapping[str, Any]], of: str = "examples") -> dict[str, list[int]]:
+    """How many examples, or groups, each part has, the fewest and the most over the seeds; empty where no run tells."""
+    told = [run[of] for run in records if run.get(of)]
+    sizes = {part: [run[part] for run in told if part in run] for part in NAMES}
     return {part: [min(found), max(found)] for part, found in sizes.items() if found}
 
 
@@ -27,10 +28,18 @@ def said(amounts: Amounts) -> str:
     return listing([f"{_number(sizes)} for {NAMES[part]}" for part, sizes in amounts.items()])
 
 
-def hints(amounts: Amounts) -> list[str]:
+def hints(amounts: Amounts, least: int = FEW, what: str = "examples") -> list[str]:
     """One sentence where a part has few examples."""
-    few = [f"{_number(amounts[part])} for {NAMES[part]}{LUCK[part]}" for part in amounts if amounts[part][0] < FEW]
-    return [f"Few examples: {listing(few)}."] if few else []
+    few = [f"{_number(amounts[part])} for {NAMES[part]}{LUCK[part]}" for part in amounts if amounts[part][0] < least]
+    return [f"Few {what}: {listing(few)}."] if few else []
+
+
+def whole(groups: Amounts, column: str | None) -> list[str]:
+    """How many groups there are in each part, and where they are few."""
+    if not groups:
+        return []
+    of = f" of {column!r}" if column else ""
+    return [f"Groups{of}, none of which is in two parts: {said(groups)}.", *hints(groups, FEW_GROUPS, "groups")]
 
 
 def _number(sizes: Sequence[int]) -> str:

@@ -80,9 +80,9 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     summary |= {"also": found} if (found := also.summarised(groups, judge)) else {}
     of_data = dict.fromkeys(note for run in known for note in run.get("notes") or ())  # each sentence once
     hints = scripted.notes(known, cost) if spec.get("script") else list(of_data)
-    sizes = amounts.examples(known)
-    summary |= {"examples": sizes} if sizes else {}
-    hints += [*amounts.hints(sizes), *unfinished(summary)]
+    sizes, whole = (amounts.sizes(known, of) for of in ("examples", "groups"))
+    summary |= ({"examples": sizes} if sizes else {}) | ({"groups": whole} if whole else {})
+    hints += [*amounts.hints(sizes), *amounts.whole(whole, spec.get("group")), *unfinished(summary)]
     summary |= {"hints": hints} if hints else {}
     return {"verdict": told, "notes": [*hints, *notes(summary)]} | summary
 

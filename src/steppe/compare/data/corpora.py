@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from steppe._command.saved import base_and_adapter
 from steppe.compare.data.examples import Source, Texts, hold_out_test
+from steppe.compare.data.together import numbered
 from steppe.text.models import tokenizer_of
 from steppe.text.readers import Labelled, read
 from steppe.text.rows import HUB
@@ -59,10 +60,11 @@ def _sibling(path: Path, words: tuple[str, ...]) -> Path | None:
     return None
 
 
-def parts(place: str, text: str, label: str) -> dict[str, Labelled]:
+def parts(place: str, text: str, label: str, group: str | None = None) -> dict[str, Labelled]:
     """The labelled texts of each part, their labels counted in the training data's names."""
-    found = _hub_parts(place, text, label) if place.startswith(HUB) else {
-        part: read(str(path), text=text, label=label) for part, path in files(place).items()
+    columns: dict[str, Any] = {"text": text, "label": label, "group": group}
+    found = _hub_parts(place, columns) if place.startswith(HUB) else {
+        part: read(str(path), **columns) for part, path in files(place).items()
     }  # fmt: skip
     names = found["train"].names
     if len(names) < 2:
@@ -70,12 +72,12 @@ def parts(place: str, text: str, label: str) -> dict[str, Labelled]:
     return {part: each.under(names, f"the {part} part of {place}") for part, each in found.items()}
 
 
-def _hub_parts(place: str, text: str, label: str) -> dict[str, Labelled]:
-    found = {"train": read(place, text=text, label=label)}
+def _hub_parts(place: str, columns: Mapping[str, Any]) -> dict[str, Labelled]:
+    found = {"train": read(place, **columns)}
     for part in ("val", "test"):
         for split in WORDS[part]:
             try:
-                each = read(place, text=text, label=label, split=split)
+                each = read(place, split=split, **columns)
             except ValueError as error:
                 if "has no split" in str(error):
                     continue
@@ -86,7 +88,9 @@ def _hub_parts(place: str, text: str, label: str) -> dict[str, Labelled]:
     return found
 
 
-def source(place: str, model: str, max_length: int | None, text: str | None, label: str | None) -> Source:
+def source(
+    place: str, model: str, max_length: int | None, text: str | None, label: str | None, group: str | None = None
+) -> Source:
     """The examples of `place` in the tokens of `model`.
 
     Args:
@@ -95,9 +99,10 @@ def source(place: str, model: str, max_length: int | None, text: str | None, lab
         max_length: tokens, beyond which a text is cut; None is as many as the model takes.
         text: the column of the text, or two with a comma between; None is "text".
         label: the column of the label; None is "label".
+        group: the column of what a text belongs to, whose texts stay in one part.
     """
     _need_packages(place)
-    found = parts(place, text or "text", label or "label")
+    found = parts(place, text or "text", label or "label", group)
     splits, notes = _tokenised(model, found, max_length)
     names = found["train"].names
     classes = len(names)
@@ -126,8 +131,14 @@ def _tokenised(
     made = SimpleNamespace(config=AutoConfig.from_pretrained(model))
     most = limit(made, tokenizer)
     length = check_length(max_length, made, tokenizer) if max_length else most or _LONG
+    known: dict[str, int] = {}
     texts = {
-        part: Texts(encode(tokenizer, each.texts, length), torch.tensor(each.labels)) for part, each in found.items()
+        part: Texts(
+            encode(tokenizer, each.texts, length),
+            torch.tensor(each.labels),
+            numbered(each.groups, known) if each.groups else None,
+        )
+        for part, each in found.items()
     }
     full = any(int(each.lengths.max()) >= length for each in texts.values())
     whole = [n for each in found.values() for n in counted(tokenizer, each.texts)] if full else []

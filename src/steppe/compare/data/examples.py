@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from steppe.compare.data import together
 from steppe.compare.data.losses import Loss, check_loss
 from steppe.compare.data.metrics import Metric, chosen, named
 
@@ -24,10 +25,14 @@ _TEST_SEED, _SPLIT_SEED, _NOISE_SEED = 0x7E57, 0x5711, 0x0153
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs `x` (a tensor, or a tuple or dict of tensors, examples first) and targets `y`, labels or numbers."""
+    """Inputs `x` (a tensor, or a tuple or dict of tensors, examples first) and targets `y`, labels or numbers.
+
+    `group` says by a number which examples belong together, of one patient or user: no other part may have any of them.
+    """
 
     x: Any
     y: Tensor
+    group: Tensor | None = None
     chunk: ClassVar[int] = 1000
     """Examples per forward where a whole split goes through a model."""
 
@@ -36,11 +41,15 @@ class Split:
 
     def take(self, index: Tensor) -> Split:
         """The examples at `index`, in that order."""
-        return type(self)(pytree.tree_map(lambda tensor: tensor[index], self.x), self.y[index])
+        return type(self)(pytree.tree_map(lambda tensor: tensor[index], self.x), self.y[index], self._groups_at(index))
+
+    def _groups_at(self, index: Tensor) -> Tensor | None:
+        return None if self.group is None else self.group[index]
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on `device`."""
-        return type(self)(pytree.tree_map(lambda tensor: tensor.to(device), self.x), self.y.to(device))
+        group = None if self.group is None else self.group.to(device)
+        return type(self)(pytree.tree_map(lambda tensor: tensor.to(device), self.x), self.y.to(device), group)
 
     def keys(self) -> list[int]:
         """A number for each example, the same for the same inputs."""
@@ -71,7 +80,8 @@ class Texts(Split):
     def take(self, index: Tensor) -> Texts:
         """The examples at `index`, in that order, without the padding that all of them have."""
         longest = int(self.lengths[index.cpu()].max())
-        return Texts({name: tensor[:, :longest][index] for name, tensor in self.x.items()}, self.y[index])
+        found = {name: tensor[:, :longest][index] for name, tensor in self.x.items()}
+        return Texts(found, self.y[index], self._groups_at(index))
 
     def keys(self) -> list[int]:
         """Of the tokens alone, as the padding of two parts differs."""
@@ -103,7 +113,8 @@ class Task:
         notes: sentences on the data that a reader must know; they stand under the table and in the report.
 
     Raises:
-        ValueError: an unknown loss or metric, a row with the name of another baseline, or notes that are one string.
+        ValueError: an unknown loss or metric, a row with the name of another baseline, notes that are one string, or a
+            group that is in two parts.
     """
 
     name: str
@@ -126,6 +137,7 @@ class Task:
             raise ValueError(f"notes={self.notes!r} was given; expected a list of sentences")
         if taken is not None:
             raise ValueError(f"row {taken!r} cannot be called so; the baselines are {', '.join(_BASELINES)} already")
+        together.check(self.train.group, self.val.group, self.test.group)
 
     @property
     def outputs(self) -> int:
@@ -190,6 +202,14 @@ def stratified(y: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Ten
     return _shuffled(torch.cat(taken), rng), _shuffled(torch.cat(rest), rng)
 
 
+def _apart(split: Split, count: int, rng: torch.Generator, leave: int = 1) -> tuple[Tensor, Tensor]:
+    """`stratified`; of examples that belong together whole groups of about so many, of which the rest has `leave`."""
+    if split.group is None:
+        return stratified(split.y, count, rng)
+    together.need(split.group, leave + 1)
+    return together.apart(split.y, split.group, count, rng, leave)
+
+
 def _shuffled(index: Tensor, rng: torch.Generator) -> Tensor:
     return index[torch.randperm(len(index), generator=rng)]
 
@@ -205,7 +225,7 @@ def with_noise(y: Tensor, share: float, classes: int, rng: torch.Generator) -> T
 def hold_out_test(everything: Split, classes: int, count: int | None = None, val: Split | None = None) -> Source:
     """A source whose test set is a fixed stratified part of `everything`: the same for every seed and every study."""
     count = count or max(1, round(TEST_SHARE * len(everything)))
-    test, pool = stratified(everything.y, count, generator(_TEST_SEED))
+    test, pool = _apart(everything, count, generator(_TEST_SEED), leave=2 if val is None else 1)
     return Source(everything.take(pool), everything.take(test), classes, val)
 
 
@@ -269,7 +289,7 @@ def _validation(source: Source, amounts: Amounts, rng: torch.Generator) -> tuple
     size = len(source.pool)
     wanted = amounts.validation or min(amounts.labelled or size, max(1, size // 5))
     _check_room(size, amounts.labelled, wanted)
-    chosen, rest = stratified(source.pool.y, wanted, rng)
+    chosen, rest = _apart(source.pool, wanted, rng)
     return source.pool.take(chosen), source.pool.take(rest)
 
 
@@ -297,6 +317,6 @@ def standardised(task: Task) -> Task:
     mean, std = x.mean(axes, keepdim=True), x.std(axes, keepdim=True).clamp_min(1e-6)
 
     def scaled(split: Split) -> Split:
-        return Split((split.x.float() - mean) / std, split.y)
+        return replace(split, x=(split.x.float() - mean) / std)
 
     return replace(task, train=scaled(task.train), val=scaled(task.val), test=scaled(task.test))

@@ -31,6 +31,7 @@ class DataOptions:
 
     target: str | None = None
     kind: str | None = None
+    group: str | None = None
     context: int | None = None
 
     @property

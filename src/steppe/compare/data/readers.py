@@ -7,6 +7,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from steppe._command.files import content
 from steppe._command.lookup import nearest
 from steppe.compare.data.examples import Source, Split, hold_out_test
+from steppe.compare.data.together import numbered
 
 _IDX_UBYTE = 0x08
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -197,8 +199,13 @@ def _bytes_of(image: Any, kind: str | None) -> Any:
     return image
 
 
-def hugging_face(dataset: str, image_column: str | None, label_column: str | None, size: int | None) -> Source:
-    """The data set `dataset` of the Hugging Face hub (needs the extra `hf`), an image and a label column."""
+def hugging_face(
+    dataset: str, image_column: str | None, label_column: str | None, size: int | None, group: str | None = None
+) -> Source:
+    """The data set `dataset` of the Hugging Face hub (needs the extra `hf`), an image and a label column.
+
+    `group` is a column whose examples of the same value stay in one part.
+    """
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -212,10 +219,13 @@ def hugging_face(dataset: str, image_column: str | None, label_column: str | Non
         _column(names, image_column, ("image", "img"), "image"),
         _column(names, label_column, ("label", "labels", "fine_label"), "label"),
     )
-    train = _hf_split(parts["train"], columns, size)
+    if group is not None and group not in names:
+        raise ValueError(f"no column {group!r} for --group; {nearest(group, names)}")
+    read = partial(_hf_split, columns=columns, size=size, group=group, known={})
+    train = read(parts["train"])
     classes = int(train.y.max()) + 1
-    held_out = _labelled(dataset, _hf_split(val, columns, size), classes) if val is not None else None
-    test = _labelled(dataset, _hf_split(parts["test"], columns, size), classes) if "test" in parts else None
+    held_out = _labelled(dataset, read(val), classes) if val is not None else None
+    test = _labelled(dataset, read(parts["test"]), classes) if "test" in parts else None
     return hold_out_test(train, classes, val=held_out) if test is None else Source(train, test, classes, held_out)
 
 
@@ -238,10 +248,19 @@ def _column(names: list[str], given: str | None, usual: tuple[str, ...], kind: s
     return found
 
 
-def _hf_split(part: Any, columns: tuple[str, str], size: int | None) -> Split:
+def _hf_split(part: Any, columns: tuple[str, str], size: int | None, group: str | None, known: dict[str, int]) -> Split:
     image, label = columns
     images = [(Path(f"{image} {i}"), _as_tensor(row, size)) for i, row in enumerate(part[image])]
-    return Split(torch.stack(_same_size(images)), torch.tensor(list(part[label]), dtype=torch.long))
+    together = None if group is None else numbered(_known(part[group], group), known)
+    return Split(torch.stack(_same_size(images)), torch.tensor(list(part[label]), dtype=torch.long), together)
+
+
+def _known(values: Iterable[Any], name: str) -> list[str]:
+    """The values as words, none of them missing."""
+    found = list(values)
+    if None in found:
+        raise ValueError(f"column {name!r} has no value in example {found.index(None)} (from 0); leave such out")
+    return list(map(str, found))
 
 
 def _need_folder(folder: Path) -> None:

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from steppe._command.copies import shared
-from steppe.compare.data.examples import Source, Task
+from steppe.compare.data import together
+from steppe.compare.data.examples import Source, Split, Task
 
 MOST, LEAST = 0.8, 3
 """Share of the test from which on a class is nearly all of it; examples of a class, one for each part."""
 _SHOWN = 5
 
 
-def noted(source: Source) -> Source:
-    """The source with its notes, the same for every seed."""
-    return replace(source, notes=(*source.notes, *shared(source.pool.keys(), source.test.keys()), *rare(source)))
+def noted(source: Source, cure: str = "") -> Source:
+    """The source with its notes, the same for every seed; `cure` is what may be done about copies."""
+    copies = shared(source.pool.keys(), source.test.keys(), cure="" if source.pool.group is not None else cure)
+    return replace(source, notes=(*source.notes, *copies, *rare(source)))
 
 
 def rare(source: Source) -> list[str]:
-    """A sentence on classes with too few examples for all three parts."""
-    parts = [part.y for part in (source.pool, source.val, source.test) if part is not None]
-    counts = torch.bincount(torch.cat(parts), minlength=source.classes).tolist()
+    """A sentence on classes with too few examples, or groups, for all three parts."""
+    parts = [part for part in (source.pool, source.val, source.test) if part is not None]
+    what, counts = _counted(parts, source.classes)
     few = [f"{source.names[i] if source.names else i} ({n})" for i, n in enumerate(counts) if 0 < n < LEAST]
     if not few:
         return []
     more = f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else ""
     return [
-        f"Classes with fewer examples than there are parts, training, validation and test: {', '.join(few[:_SHOWN])}"
+        f"Classes with fewer {what} than there are parts, training, validation and test: {', '.join(few[:_SHOWN])}"
         f"{more}; what is said of them means nothing."
     ]
+
+
+def _counted(parts: Sequence[Split], classes: int) -> tuple[str, list[int]]:
+    """How many examples each class has, or groups where these stay whole."""
+    y, group = torch.cat([part.y for part in parts]), [part.group for part in parts if part.group is not None]
+    if group:
+        return "groups", together.per_class(y, torch.cat(group), classes)
+    return "examples", torch.bincount(y, minlength=classes).tolist()
 
 
 def lopsided(task: Task) -> list[str]:

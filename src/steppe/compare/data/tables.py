@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -13,14 +14,21 @@ from torch import Tensor
 
 from steppe._command.copies import shared
 from steppe._words import count
-from steppe.compare.data import columns
+from steppe.compare.data import columns, together
 from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
 from steppe.compare.data.metrics import in_unit
+from steppe.compare.data.sound import rare
 
 FEW, MANY, LEAST = 10, 100, 10
 """Different whole numbers that are still classes; different words that are none any more; fewest rows."""
 NEARLY_ALL = 0.8
 """Share of the target's variance in a hundredth of the rows from which on it is told of."""
+_OWNER = re.compile(
+    r"(^|[_ ])(patient|subject|participant|person|user|customer|client|speaker|author|document|household|animal|group)"
+    r"s?([_ ]?(id|no|nr|number))?$",
+    re.IGNORECASE,
+)
+"""Names of columns that may say who rows belong to."""
 _PARTS = 3  # rows of a class: to train, to validate, to test
 
 
@@ -33,26 +41,33 @@ class Table:
         target: the column to tell.
         kind: "classes" or "numbers"; None is classes where the target is words or at most `FEW` whole numbers.
         leave_out: columns that are not used.
+        group: a column whose rows of the same value stay in one part; it is no input.
     """
 
     place: str
     target: str
     kind: str | None = None
     leave_out: tuple[str, ...] = ()
+    group: str | None = None
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """A table as it was read: the inputs as numbers (NaN is missing) or words, the target, its classes (or none).
+    """A table as it was read: the inputs as numbers (NaN is missing) or words, the target, its classes' names (if any).
 
-    `keys` are the same for rows of the same inputs.
+    `keys` are the same for rows of the same inputs, `group` for rows that belong together.
     """
 
     inputs: tuple[np.ndarray, ...]
     goal: np.ndarray
-    classes: int
+    names: tuple[str, ...]
     notes: tuple[str, ...] = ()
     keys: tuple[int, ...] = ()
+    group: Tensor | None = None
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
 
     @property
     def strata(self) -> Tensor:
@@ -77,14 +92,14 @@ def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
     x = torch.from_numpy(np.concatenate([_encoded(column, train.x.numpy()) for column in cells.inputs], 1)).float()
     parts = (train, val, source.test)
     if cells.classes:
-        one, two, three = (Split(x[part.x], part.y) for part in parts)
+        one, two, three = (replace(part, x=x[part.x]) for part in parts)
         # Scores whose probabilities are the shares of the classes, each counted once more than it is there.
         usual = _Always((torch.bincount(train.y, minlength=cells.classes) + 1).log().float())
         return Task(name, one, two, three, cells.classes, rows={"commonest class": usual}, notes=source.notes)
     known = cells.goal[train.x.numpy()]
     unit = _unit(known)
     y = torch.from_numpy((cells.goal - known.mean()) / unit).float()
-    one, two, three = (Split(x[part.x], y[part.x]) for part in parts)
+    one, two, three = (replace(part, x=x[part.x], y=y[part.x]) for part in parts)
     metrics = (in_unit("mse", unit**2), in_unit("mae", unit), "r2")
     mean = {"the mean": _Always(torch.zeros(1))}
     return Task(name, one, two, three, loss="mse", metrics=metrics, rows=mean, notes=source.notes)
@@ -122,16 +137,22 @@ def _unit(known: np.ndarray) -> float:
 def _source(wanted: Table) -> Source:
     """Rows by their number, the test apart."""
     cells = read(wanted)
-    source = hold_out_test(Split(torch.arange(len(cells.goal)), cells.strata), cells.classes)
+    source = hold_out_test(Split(torch.arange(len(cells.goal)), cells.strata, cells.group), cells.classes)
     pool, test = ([cells.keys[row] for row in part.x.tolist()] for part in (source.pool, source.test))
-    return replace(source, notes=(*cells.notes, *shared(pool, test, "rows")))
+    cure = together.CURE if cells.group is None else ""
+    few = rare(replace(source, names=cells.names)) if cells.group is not None and cells.classes else ()
+    return replace(source, notes=(*cells.notes, *shared(pool, test, "rows", cure), *few))
 
 
 @lru_cache(maxsize=1)
 def read(wanted: Table) -> _Cells:
     """The columns of the file, checked."""
-    found = columns.without(columns.read(wanted.place), wanted.leave_out)
+    everything = columns.read(wanted.place)
+    found = columns.without(everything, wanted.leave_out)
     goal = found.pop(columns.need(found, wanted.target, "target"))
+    group = _group(everything, wanted)
+    if wanted.group is not None:
+        found.pop(wanted.group, None)
     if not found:
         raise ValueError(f"{wanted.place} has no column beside {wanted.target!r} to tell it from")
     if len(goal) < LEAST:
@@ -142,16 +163,41 @@ def read(wanted: Table) -> _Cells:
     if hole is not None:
         raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
     inputs = _inputs(found)
-    counting = tuple(
-        f"Column {name!r} counts the rows: where their order tells something of the target, so does it "
-        f"(--leave-out {name})."
-        for name, words in found.items() if columns.counts_rows(words)
-    )  # fmt: skip
-    mixed = tuple(note for name, words in found.items() if (note := _mixed(name, words)))
-    values, classes = _goal(goal, wanted)
-    far = () if classes else _outlying(values)
+    values, names = _goal(goal, wanted)
+    far = () if names else _outlying(values)
     keys = tuple(map(hash, zip(*found.values(), strict=True)))
-    return _Cells(inputs, values, classes, (*counting, *mixed, *far), keys)
+    told = [note for name, words in found.items() for note in _told(name, words, grouped=group is not None)]
+    return _Cells(inputs, values, names, (*told, *far), keys, group)
+
+
+def _group(found: columns.Columns, wanted: Table) -> Tensor | None:
+    """The rows that belong together, by number."""
+    name = wanted.group
+    if name is None:
+        return None
+    if name == wanted.target:
+        raise ValueError(f"column {name!r} is the target and cannot be the group, too; name another with --group")
+    words = found[columns.need(found, name, "group")]
+    hole = next((row for row, word in enumerate(words, 1) if columns.missing(word)), None)
+    if hole is not None:
+        raise ValueError(f"column {name!r} has no value in row {hole}, whose group is not known; leave out such rows")
+    return together.numbered(words)
+
+
+def _told(name: str, words: Sequence[str], grouped: bool) -> Iterator[str]:
+    """What a reader must know of a column."""
+    if columns.counts_rows(words):
+        yield (
+            f"Column {name!r} counts the rows: where their order tells something of the target, so does it "
+            f"(--leave-out {name})."
+        )
+    elif mixed := _mixed(name, words):
+        yield mixed
+    if not grouped and _OWNER.search(name) and FEW < len(set(words)) <= len(words) / 2:
+        yield (
+            f"Column {name!r} has {len(set(words))} different values in {len(words):,} rows: where rows of one belong "
+            f"together, they are in all parts, and the test asks for what was shown; --group {name} keeps them in one."
+        )
 
 
 def _outlying(goal: np.ndarray) -> tuple[str, ...]:
@@ -212,7 +258,8 @@ def _why_no_categories(words: Sequence[str], different: int) -> str:
     if among:
         odd = f"{among} of its cells, such as {word!r} in row {row}"
         return f"has numbers but for {odd} (a missing value is an empty cell)"
-    return f"has {different} different words (row {row}: {word!r}), too many to be categories"
+    whose = "; if it says which rows belong together, it is for --group" if different <= len(words) / 2 else ""
+    return f"has {different} different words (row {row}: {word!r}), too many to be categories{whose}"
 
 
 def _mixed(name: str, words: Sequence[str]) -> str | None:
@@ -235,8 +282,8 @@ def _check_finite(values: np.ndarray, name: str) -> None:
         raise ValueError(f"column {name!r} is infinite in row {int(np.isinf(values).argmax()) + 1}; mend it")
 
 
-def _goal(words: Sequence[str], wanted: Table) -> tuple[np.ndarray, int]:
-    """The target as labels and how many classes, or as numbers and 0."""
+def _goal(words: Sequence[str], wanted: Table) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The target as labels and the classes' names, or as numbers without."""
     values = columns.numbers(words)
     name = wanted.target
     if wanted.kind == "numbers" and values is None:
@@ -248,11 +295,11 @@ def _goal(words: Sequence[str], wanted: Table) -> tuple[np.ndarray, int]:
     if values is not None and (wanted.kind == "numbers" or (wanted.kind is None and not whole)):
         if values.min() == values.max():
             raise ValueError(f"column {name!r} has one value throughout; there is nothing to tell")
-        return values, 0
+        return values, ()
     return _labels(words, values, name)
 
 
-def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple[np.ndarray, int]:
+def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     cells = np.array(words) if values is None else values
     names, labels, counts = np.unique(cells, return_inverse=True, return_counts=True)
     if len(names) < 2:
@@ -263,4 +310,6 @@ def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple
             f"class {rare} of column {name!r} has {count(int(counts.min()), 'row')}; expected at least {_PARTS} of each"
             " (or a target of numbers: --kind numbers)"
         )
-    return labels.reshape(-1).astype(np.int64), len(names)
+    return labels.reshape(-1).astype(np.int64), tuple(
+        f"{name:g}" if values is not None else str(name) for name in names
+    )

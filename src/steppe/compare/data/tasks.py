@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from steppe._command.lookup import called, module_text, named_function, near, nearest
-from steppe.compare.data import columns, corpora, readers, transformer
+from steppe.compare.data import columns, corpora, readers, together, transformer
 from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
 from steppe.compare.data.linear import linear
@@ -154,7 +154,7 @@ def check_options(name: str, given: Collection[str]) -> None:
     chosen = not is_function(name) and kind not in FILES
     heard = {
         "image_column": kind == "hf", "label_column": kind in ("hf", "text"), "image_size": kind in ("hf", "images"),
-        "labelled": chosen, "validation": chosen, "noise": chosen,
+        "labelled": chosen, "validation": chosen, "noise": chosen, "group": kind in ("hf", "text"),
     } | dict.fromkeys(TEXT_ONLY, kind == "text")  # fmt: skip
     heard |= {key: False for each in FILES.values() for key in each.hears if key not in heard}
     heard |= dict.fromkeys(FILES[kind].hears, True) if kind in FILES else {}
@@ -204,11 +204,14 @@ def call(name: str, seed: int) -> Task:
 @lru_cache(maxsize=1)
 def _texts(options: DataOptions) -> Source:
     place, model = options.task.partition(":")[2], options.model.removeprefix(transformer.PREFIX)
-    return noted(corpora.source(place, model, options.max_length, options.text_column, options.label_column))
+    columns = options.text_column, options.label_column, options.group
+    return noted(corpora.source(place, model, options.max_length, *columns), together.CURE)
 
 
 @lru_cache(maxsize=1)
-def _source(task: str, size: int | None, image_column: str | None, label_column: str | None) -> Source:
+def _source(
+    task: str, size: int | None, image_column: str | None, label_column: str | None, group: str | None
+) -> Source:
     kind, _, rest = task.partition(":")
     if task in BUILT_IN:
         return BUILT_IN[task].read()
@@ -216,7 +219,7 @@ def _source(task: str, size: int | None, image_column: str | None, label_column:
         return noted(readers.idx_folder(Path(rest)))
     if kind == "images":
         return noted(readers.image_folder(Path(rest), size))
-    return noted(readers.hugging_face(rest, image_column, label_column, size))
+    return noted(readers.hugging_face(rest, image_column, label_column, size, group), together.CURE)
 
 
 @lru_cache(maxsize=2)
@@ -229,7 +232,7 @@ def load(options: DataOptions, seed: int) -> Task:
     if options.task.startswith("text:"):
         source = _texts(options)
     else:
-        source = _source(options.task, options.image_size, options.image_column, options.label_column)
+        source = _source(options.task, options.image_size, options.image_column, options.label_column, options.group)
     amounts = Amounts(options.labelled, options.validation, options.noise, options.per_class)
     task = choose(source, options.task, seed, amounts)
     return replace(task, rows=BUILT_IN[options.task].rows(task)) if options.task in BUILT_IN else task

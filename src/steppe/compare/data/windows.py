@@ -34,6 +34,7 @@ class Windows(Split):
 
     x: Tensor = field(init=False)
     y: Tensor = field(init=False)
+    group: None = field(init=False, default=None)
     series: Tensor
     length: int
     ahead: int

@@ -277,12 +277,19 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
         **run.named(), "metric": curve.judge.as_dict(), **val, **test,
-        "examples": {"train": len(task.train), "val": len(task.val), "test": len(task.test)},
+        **_sizes(task),
         "averaged": _averaged(fit.average, task), "lawa": _averaged(fit.lawa, task),
         "early": curve.early(model, test),
         "sharpness": sharpness, "slice": loss_slice, "curve": curve.as_dict(),
         **more,
     } | ({"balancedness": fit.balance.as_dict()} if fit.balance else {})  # fmt: skip
+
+
+def _sizes(task: Task) -> dict[str, Any]:
+    """How many examples each part has, and how many groups where these stay whole."""
+    parts = {"train": task.train, "val": task.val, "test": task.test}
+    groups = {name: len(part.group.unique()) for name, part in parts.items() if part.group is not None}
+    return {"examples": {name: len(part) for name, part in parts.items()}} | ({"groups": groups} if groups else {})
 
 
 def _same_everywhere(spec: Spec) -> None:

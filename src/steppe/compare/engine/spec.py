@@ -56,7 +56,7 @@ _LATER = {
     "text_column", "per_class", "max_length", "adapt", "lora_r", "lora_alpha", "lora_dropout", "lora_targets",
     "lora_kind", "max_steps", "metric", "warmup", "sharpness_examples", "test_curve",
     "parts", "stride", "lookback", "horizon", "targets", "time_column", "season", "leave_out",
-    "target", "kind", "context", "script", "settings", "also",
+    "target", "kind", "group", "context", "script", "settings", "also",
 }  # fmt: skip
 """Settings that came when there were records already: they count in the hash where they differ from their default."""
 
@@ -177,6 +177,9 @@ class Spec(BaseModel):
     target: Column | None = Field(None, description="Column that a table: task is to tell from the others.")
     kind: Literal["classes", "numbers"] | None = Field(
         None, description="What the target is (classes: words, or at most ten whole numbers)."
+    )
+    group: Column | None = Field(
+        None, description="Column whose rows of one value (a patient, a user) stay in one part (docs/data.md)."
     )
     context: Two | None = Field(None, description="Bytes of an example of an lm: task (64).")
     leave_out: Names | None = Field(None, description="Columns of a file that are not used: a,b.")

@@ -89,6 +89,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "papers": {row["method"]: _paper(row["method"]) for row in summary["rows"]},
         "spec": dict(_flat(_heard(summary["spec"]))),
         "examples": amounts.said(summary.get("examples") or {}),
+        "groups": amounts.said(summary.get("groups") or {}),
         "symbols": wording.symbols(summary["rows"]),
         "selected": wording.selected(summary["rows"]),
         "memory": any(row["memory_ratio"] for row in summary["rows"]),
