@@ -217,6 +217,10 @@ LOOPS = [
         "tests/situations/test_outside.py -k interrupt_while",
     ),
     Mutant(
+        "a distributed checkpoint is loaded without what a schedule remembers",
+        '"schedule": sharp.schedule.blank(),', '"schedule": {},', "tests/loops/test_dcp.py -k go_on",
+    ),
+    Mutant(
         "a search begins at the largest radius",
         "[r for r in radii if r <= start]", "[*radii]", "tests/diagnostics/test_trials.py -k keeps_enough",
     ),

@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,21 @@ def _advance(trainings: dict[str, Built], start: int, stop: int) -> None:
         d.advance(*built, start, stop)
 
 
-def _weights(trainings: dict[str, Built]) -> dict[str, Tensor]:
+def _results(trainings: dict[str, Built]) -> dict[str, Tensor]:
+    """Weights and what the method remembers: in few steps not everything that is forgotten moves a weight."""
     assert all(sharp.step == d.STEPS for _, _, sharp in trainings.values()), "saving counts no steps"
-    return {name: d.weights(model) for name, (model, _, _) in trainings.items()}
+    return {
+        name: torch.cat([d.weights(model), *_numbers(sharp.memory)])
+        for name, (model, _, sharp) in trainings.items()
+    }
+
+
+def _numbers(memory: Any) -> Iterator[Tensor]:
+    if isinstance(memory, dict):
+        for key in sorted(memory):
+            yield from _numbers(memory[key])
+    else:
+        yield d.whole(torch.as_tensor(memory)).flatten()
 
 
 def _begin(kind: str, names: tuple[str, ...], folder: Path) -> dict[str, Tensor]:
@@ -71,7 +84,7 @@ def _begin(kind: str, names: tuple[str, ...], folder: Path) -> dict[str, Tensor]
     _advance(trainings, 0, FIRST)
     _save(trainings, folder)
     _advance(trainings, FIRST, d.STEPS)
-    return _weights(trainings)
+    return _results(trainings)
 
 
 def _go_on(kind: str, names: tuple[str, ...], start: int, folder: Path, to: Path | None = None) -> dict[str, Tensor]:
@@ -83,7 +96,7 @@ def _go_on(kind: str, names: tuple[str, ...], start: int, folder: Path, to: Path
         _advance(trainings, start, SECOND)
         _save(trainings, to)
     _advance(trainings, start if to is None else SECOND, d.STEPS)
-    return _weights(trainings)
+    return _results(trainings)
 
 
 def _two_ranks(folder: Path) -> list[dict[str, Tensor]]:
