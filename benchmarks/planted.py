@@ -217,6 +217,10 @@ LOOPS = [
         "tests/situations/test_outside.py -k interrupt_while",
     ),
     Mutant(
+        "a hook that an interrupt has left on all modules waits for the method's next step",
+        "it is None or not it._goes_on()", "it is None", "tests/situations/test_outside.py -k interrupt_while",
+    ),
+    Mutant(
         "a distributed checkpoint is loaded without what a schedule remembers",
         '"schedule": sharp.schedule.blank(),', '"schedule": {},', "tests/loops/test_dcp.py -k go_on",
     ),

@@ -53,6 +53,7 @@ class Lookout:
 
         ``function``: of the loss, in which others may.
         """
+        self.end()  # what an interrupt left
         self.within = True
         if self._looks > 0:
             self._looks -= 1

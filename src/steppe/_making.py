@@ -250,7 +250,7 @@ class Making:
         replay = None if before else mark or self.passes.replay(False)
         there = self.climb.up(direction, scale, None, clean, replay, self.draft)
         if not before:
-            self.passes.outside.open_phase()
+            self.passes.outside.open_phase(lambda: self.climb.perturbation is not None)
         return Last(True, None, None, there.length, there.displacement)
 
     def restore(self) -> None:

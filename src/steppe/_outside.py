@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steppe._bound import held_by, writes
 from steppe._compiled import in_compiled_step
+from steppe._frames import in_checkpoint, running
 from steppe._gradients import Gradients
 from steppe._inputs import Inputs
 from steppe._parameters import bare, layers
@@ -97,6 +98,7 @@ class Outside:
         self._seen: set[int] = set()
         self._hook: RemovableHandle | None = None
         self._function: Any = None  # whose graph is looked at, within a backward
+        self._goes_on: Callable[[], bool] = bool  # whether passes are under way: an interrupt may leave the hook
         self._thread = 0
 
     def modules(self) -> list[nn.Module]:
@@ -117,7 +119,7 @@ class Outside:
 
         ``inputs``: of what it computes. ``draws``: whether both passes draw the same.
         """
-        self._draws = draws
+        self._draws, self._goes_on = draws, partial(running, sys._getframe(1))
         if self._gradients.parameters.sharded:
             return loss_of
 
@@ -135,7 +137,7 @@ class Outside:
 
     def over(self) -> None:
         """The passes of a backward are over."""
-        self._function = None
+        self._function, self._goes_on = None, bool
 
     def open_first(self) -> None:
         """A pass begins that another may follow."""
@@ -170,9 +172,9 @@ class Outside:
         finally:
             self._close()
 
-    def open_phase(self) -> None:
+    def open_phase(self, goes_on: Callable[[], bool]) -> None:
         """A host runs the second pass: its modules are held, and one warning says what cannot be put right."""
-        self._joined = []
+        self._joined, self._goes_on = [], goes_on
         if self._fresh:
             self._fresh -= 1
             self._arm()
@@ -236,15 +238,22 @@ class Outside:
                     if isinstance(module, nn.Module) and id(module) not in self._seen:
                         self._meet(module)
                 return
-        me = weakref.ref(self)
+        me, handles = weakref.ref(self), list[RemovableHandle]()
 
         def hook(module: nn.Module, args: Any) -> None:
             if torch.compiler.is_compiling() or _transformed():
                 return
-            if (it := me()) is not None and id(module) not in it._seen and threading.get_ident() == it._thread:
+            it = me()
+            if it is not None and threading.get_ident() != it._thread:
+                return
+            if it is None or not it._goes_on():  # an interrupt of the lines that clean up has left it
+                for handle in handles:
+                    handle.remove()
+            elif id(module) not in it._seen:
                 it._meet(module)
 
         self._hook = register_module_forward_pre_hook(hook)
+        handles.append(self._hook)
         self._meet_named()
 
     def _meet_named(self) -> None:
@@ -271,7 +280,7 @@ class Outside:
         if mine or not _is_apart(root):
             return
         self._met[id(root)] = root
-        teacher = self._writes and not torch.is_grad_enabled() and not _in_checkpoint()
+        teacher = self._writes and not torch.is_grad_enabled() and not in_checkpoint()
         if self._first and not teacher:
             self._gradients.meet(self._leaves(root))
         if self._writes or any(m.training for m in inner):  # one that is evaluated moves by the function's hand alone
@@ -306,14 +315,6 @@ def _is_apart(root: nn.Module) -> bool:
     """Whether its tensors are its own, and to be looked at."""
     sharded = any(hasattr(m, "_get_fsdp_state") for m in root.modules())
     return not sharded and not isinstance(root, torch.jit.ScriptModule)
-
-
-def _in_checkpoint() -> bool:
-    """Whether a forward without a graph is one that will be run again with it."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != "torch.utils.checkpoint":
-        frame = frame.f_back
-    return frame is not None
 
 
 def _leaves(root: Any) -> list[Tensor]:

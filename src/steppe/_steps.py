@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from steppe._algebra import norm
 from steppe._compiled import untraced
+from steppe._frames import running
 from steppe._optimizers import Optimizers, Stepper
 
 
@@ -104,11 +105,12 @@ class _Ear:
 
     def __init__(self, steps: Steps, which: int, stepper: Stepper) -> None:
         self.steps, self._which, self._stepper = steps, which, stepper
-        self._depth, self._frame = 0, None  # type: int, FrameType | None
+        self._depth = 0
+        self._frame: FrameType | None = None
 
     @untraced
     def before(self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._depth and not _running(self._frame):
+        if self._depth and not running(self._frame):
             self._depth = 0  # an earlier step raised, and its post-hook never ran
         self._depth += 1
         listener = self.steps.who()
@@ -155,11 +157,3 @@ def _is_zero(rate: Any) -> bool:
     if isinstance(rate, Tensor) and rate.device.type != "cpu":
         return False
     return rate is not None and bool(rate == 0)
-
-
-def _running(frame: FrameType | None) -> bool:
-    """Whether a call is still under way."""
-    at: FrameType | None = sys._getframe()
-    while at is not None and at is not frame:
-        at = at.f_back
-    return frame is not None and at is frame

@@ -65,8 +65,7 @@ def _results(trainings: dict[str, Built]) -> dict[str, Tensor]:
     """Weights and what the method remembers: in few steps not everything that is forgotten moves a weight."""
     assert all(sharp.step == d.STEPS for _, _, sharp in trainings.values()), "saving counts no steps"
     return {
-        name: torch.cat([d.weights(model), *_numbers(sharp.memory)])
-        for name, (model, _, sharp) in trainings.items()
+        name: torch.cat([d.weights(model), *_numbers(sharp.memory)]) for name, (model, _, sharp) in trainings.items()
     }
 
 

@@ -327,22 +327,51 @@ def hooks() -> list[int]:
     return [*module._global_forward_pre_hooks, *module._global_forward_hooks]
 
 
-@pytest.mark.parametrize("at", ["_missed", "_close"])
-def test_an_interrupt_while_a_pass_is_closed_leaves_no_hook(monkeypatch: pytest.MonkeyPatch, at: str) -> None:
-    """None from the first pass, and the one from the second goes with the next step."""
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", ["_missed", "_disarm", "_close", "over"])
+@pytest.mark.parametrize("then", ["another module", "the method is gone", "the next step"])
+def test_an_interrupt_while_a_pass_is_closed_leaves_no_hook(
+    monkeypatch: pytest.MonkeyPatch, at: str, then: str
+) -> None:
+    """One that it could not take away goes with the next module that runs, or with the next step."""
     g, d = generator(), critic()
     _, sharp = built("sam", g)
     (x,) = draws(1)
     before = hooks()
-
-    def interrupted(self: Outside) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Outside, at, interrupted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as kept:
+        if at == "_disarm":  # nothing is there as yet when it is called first
+            patch.setattr(Outside, "_missed", lambda self: patch.setattr(Outside, at, interrupted))
+        else:
+            patch.setattr(Outside, at, interrupted)
         sharp.backward(Watched(g, d), x)
-    assert len(hooks()) == len(before) + (at == "_close")
-    sharp.backward(Watched(g, d), x)
+    assert kept.traceback, "its frames are alive, as those of the latest error in a notebook are"
+    if then == "the next step":
+        sharp.backward(Watched(g, d), x)
+    else:
+        if then == "the method is gone":
+            del sharp, kept
+            gc.collect()
+        nn.Linear(4, 4)(torch.ones(1, 4))
+    assert hooks() == before
+
+
+def test_an_interrupt_while_a_phase_is_closed_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, d = generator(), critic()
+    _, sharp = built("sam", g)
+    (x,) = draws(1)
+    before = hooks()
+    sharp.mark()
+    d(g(x)).mean().backward()
+    assert sharp.ascend()
+    d(g(x)).mean().backward()
+    assert len(hooks()) == len(before) + 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Outside, "close_phase", interrupted)
+        sharp.restore()
+    nn.Linear(4, 4)(torch.ones(1, 4))
     assert hooks() == before
 
 

@@ -11,6 +11,7 @@ from tests.situations.standins import gap
 from torch import Tensor, nn
 
 import steppe
+from steppe._lookout import Lookout
 
 SENTENCE = r"inside a backward.*register_post_accumulate_grad_hook.*expected"
 
@@ -119,5 +120,23 @@ def test_it_never_says_that_it_ascended_with_nothing_perturbed(make: Callable[..
     sharp.backward(loss)
     assert not sharp.last.ascended and len(calls) == 1
     assert all(torch.equal(p.grad, e) for p, e in zip(model["b"].parameters(), expected, strict=True))  # type: ignore[arg-type]
+    optimizer.step()
+    assert sharp.step == 1
+
+
+def test_an_interrupt_of_the_lines_that_clean_up_refuses_no_later_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = reference.MLP().module()
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sharp = steppe.SAM(model, optimizer)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Lookout, "end", lambda self: self.within and interrupted())
+        sharp.backward(lambda b: reference.MLP.torch_loss(model, b), reference.MLP().torch_batch(0))
+    sharp.backward(lambda b: reference.MLP.torch_loss(model, b), reference.MLP().torch_batch(0))
     optimizer.step()
     assert sharp.step == 1
