@@ -20,8 +20,15 @@ from torch.nn import functional as F  # noqa: N812
 
 import steppe
 from steppe import _recorded, views
+from steppe._command.choices import parse_all
 from steppe._randomness import Randomness
 from steppe._recorded import EAGER, KINDS, PATIENCE
+from steppe.bench import measure
+from steppe.bench.subject import Subject
+from steppe.compare.engine import run as engine
+from steppe.compare.engine.runs import Run
+from steppe.compare.engine.spec import resolve
+from steppe.compare.script.sharpen import Sharpen
 
 
 class Tape:
@@ -39,9 +46,11 @@ class Tape:
 
         def again():
             self.replayed += 1
+            _recorded._present.recording = True  # no Python runs in a real one, and so nobody counts
             for mine, new in zip((loss, *grads), self._of(run), strict=True):
                 if mine is not None:
                     mine.copy_(new)
+            _recorded._present.recording = False
 
         with torch.no_grad():
             for mine in (loss, *grads):
@@ -265,7 +274,7 @@ def test_what_python_reads_is_never_that_of_an_earlier_recording(change, form, t
 def test_what_a_replay_leaves_is_not_written_over_by_the_next(tape):
     model = nn.Linear(5, 3).double()
     sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=2, cuda_graph=True)
-    recorder = sharp._making.passes._recorder
+    recorder = sharp._making.passes.recorder
     work = _recorded.Work.of(lambda batch: F.cross_entropy(model(batch[0]), batch[1]), data()[0], None, None)
     found = []
     for batch in data(EAGER + 2):
@@ -281,7 +290,7 @@ def test_what_a_replay_leaves_is_not_written_over_by_the_next(tape):
 def test_no_more_than_a_few_are_kept(tape):
     batches = [tuple(part[:size] for part in batch) for size in range(2, 8) for batch in data(EAGER + 1)]
     sharp = trained(True, batches, samples=8)[2]
-    assert tape.recorded == 6 and len(sharp._making.passes._recorder._looks) == KINDS
+    assert tape.recorded == 6 and len(sharp._making.passes.recorder._looks) == KINDS
 
 
 def test_a_function_that_reads_something_new_each_time_is_told_of_once(tape):
@@ -371,8 +380,8 @@ def test_a_closure_without_a_batch_is_refused(tape):
 def test_copies_record_anew(tape):
     _, _, sharp = trained(True, model=nn.Linear(5, 3).double())
     for twin in (copy.deepcopy(sharp), pickle.loads(pickle.dumps(sharp))):
-        assert not twin._making.passes._recorder._looks
-    assert sharp._making.passes._recorder._looks
+        assert not twin._making.passes.recorder._looks
+    assert sharp._making.passes.recorder._looks
 
 
 def test_the_recommended_look_is_recorded(tape):
@@ -386,3 +395,67 @@ def test_the_recommended_look_is_recorded(tape):
             optimizer.step()
             optimizer.zero_grad()
     assert sharp.look.cuda_graph and tape.replayed == 6 - EAGER
+
+
+@pytest.mark.parametrize("row", [1, 4])
+def test_a_benchmark_counts_the_passes_of_replays(row, tape):
+    """Its times and its memory are of recorded looks: the few steps before are taken beforehand."""
+    contenders = measure.makers(parse_all(["sam:samples=2,cuda_graph=true"]), "sgd")
+    found = measure.measure(Subject("tests.bench.tiny:problem", 8), contenders, measure.Request(steps=row, row=row))
+    assert [each["passes"] for each in found["methods"].values()] == [1.25]
+    timed, watched = 1 + row * (2 + 1), 1 + measure.MEMORY_STEPS
+    assert (tape.recorded, tape.replayed) == (2, timed + watched)
+
+
+def test_a_comparison_counts_the_passes_of_replays(tape):
+    """None of the recording's own."""
+    spec = resolve({"task": "tests.compare.tiny:task"})
+    found = [engine.train(spec, Run(f"sam:samples=3{more}", 0.1, 0)) for more in ("", ",cuda_graph=true")]
+    assert tape.replayed == 16 - EAGER
+    assert [each["passes_per_step"] for each in found] == [pytest.approx(1.3)] * 2
+    assert found[0]["curve"] == found[1]["curve"]
+
+
+@pytest.mark.parametrize("sizes", [(8,), (8, 4)])
+def test_a_script_counts_the_passes_of_replays(sizes, tape):
+    """By what each was given: a view of half the samples is half a pass, whichever piece it is of."""
+    sharpen = Sharpen(lambda model, optimizer, steps: steppe.SAM(model, optimizer, look=steppe.Look(
+        view=lambda batch: tuple(part[: len(part) // 2] for part in batch), cuda_graph=True
+    )))  # fmt: skip
+    model = net(dropout=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sharp = sharpen(model, optimizer)
+    for x, y in data(6):
+        sharp.backward(
+            lambda batch: F.cross_entropy(model(batch[0]), batch[1]),
+            micro_batches=[(x[:size], y[:size]) for size in sizes],
+        )
+        optimizer.step()
+        optimizer.zero_grad()
+    assert tape.recorded == len(sizes) and tape.replayed == len(sizes) * (6 - EAGER)
+    assert sharpen.passes_per_step == pytest.approx(1.5)
+
+
+def test_a_function_with_lines_of_steppe_s_around_it_is_told_apart_by_what_it_reads(tape):
+    """A script's losses are counted, those of a compiled step run compiled: a recording sees the user's own."""
+    from steppe._reach import Around
+
+    class Counted(Around):
+        def __call__(self, *arguments):
+            return self.users(*arguments)
+
+    model = net(dropout=0)
+    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=3, cuda_graph=True)
+    for step, batch in enumerate(data(10)):
+        scale = 1.0 if step < 5 else 2.0
+        sharp.backward(Counted(lambda b, scale=scale: scale * F.cross_entropy(model(b[0]), b[1])), batch)
+        sharp.backward(functools.partial(Counted(lambda s, b: s * F.cross_entropy(model(b[0]), b[1])), scale), batch)
+        sharp.optimizer.step()
+        sharp.optimizer.zero_grad()
+    assert tape.recorded == 4 and tape.replayed == 20 - 4 * EAGER
+
+
+def test_copies_tell_nobody_of_replays(tape):
+    sharp = trained(True, model=nn.Linear(5, 3).double())[2]
+    sharp.replays.append(print)
+    assert copy.deepcopy(sharp).replays == pickle.loads(pickle.dumps(sharp)).replays == []

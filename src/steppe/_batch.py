@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steppe._graphs import Trace, raise_in_our_words
 from steppe._nested import KEEP, cut, mapped, packed_starts, tensors_of
+from steppe._reach import users
 from steppe._samples import Take, read
 from steppe._words import an
 
@@ -62,13 +63,13 @@ class Work:
                 "such as sharp.backward(lambda: criterion(model(x), y))"
             )
         if micro_batches is None:
-            return cls(loss_of, ((),) if batch is NOTHING else ((batch,),), backward, pause, asked=loss_of)
+            return cls(loss_of, ((),) if batch is NOTHING else ((batch,),), backward, pause, asked=users(loss_of))
         if batch is not NOTHING:
             raise TypeError("both batch and micro_batches were given; expected one of them")
         batches = tuple((b,) for b in micro_batches)
         if not batches:
             raise ValueError("micro_batches is empty; expected at least one micro-batch")
-        return cls(loss_of, batches, backward, pause, asked=loss_of)
+        return cls(loss_of, batches, backward, pause, asked=users(loss_of))
 
     def run(self) -> Tensor:
         """One pass over everything: gradients are accumulated, the detached sum of the losses is returned."""

@@ -15,6 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch._C._dynamo import eval_frame
 
+from steppe._reach import Around
+
 P = ParamSpec("P")
 R = TypeVar("R")
 _REASON = "steppe runs the passes of a step by itself; the functions that it is given are compiled by themselves"
@@ -54,18 +56,22 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
 
 def compiled_again(function: Callable[P, R]) -> Callable[P, R]:
     """A function of the user's, compiled as the step is that gave it to steppe; as it is where none is compiled."""
-    compiler = _present.compiler
-    if compiler is None:
-        return function
+    return function if _present.compiler is None else _Again(function, _present.compiler)
 
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        _switch(compiler)
+
+class _Again(Around):
+    """A function that runs compiled where all around it does not."""
+
+    def __init__(self, users: Any, compiler: Any) -> None:
+        super().__init__(users)
+        self._compiler = compiler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _switch(self._compiler)
         try:
-            return function(*args, **kwargs)
+            return self.users(*args, **kwargs)
         finally:
             _switch(None)
-
-    return call
 
 
 def in_compiled_step() -> bool:

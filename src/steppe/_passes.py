@@ -68,7 +68,7 @@ class Passes:
         self._losses: list[Tensor] = []  # of every sample at w, where a look has chosen by them
         self._drawn: tuple[Randomness, Any] | None = None  # some reading, and what generators it is of
         self.outside, self.inputs = Outside(model, gradients, self.moved), Inputs()
-        self._recorder = Recorder(model, gradients, self.watch, self.draws)
+        self.recorder = Recorder(model, gradients, self.watch, self.draws)
 
     def first(self, work: Work, ascends: bool | None) -> Pass:
         """The whole batch at w; only a direction, which ranks may keep to themselves, where it is known to ascend."""
@@ -106,7 +106,7 @@ class Passes:
 
     def _glance(self, work: Work) -> Pass:
         look = self._present.now.look
-        run = self._recorder.run if look is not None and look.cuda_graph else Work.run
+        run = self.recorder.run if look is not None and look.cuda_graph else Work.run
         enough = enough_samples(f"a look at samples={getattr(look, 'samples', None)!r}")
         try:
             self.outside.open_first()

@@ -17,7 +17,33 @@ _ALWAYS_INSTALLED = ("steppe", "torch")  # wherever they lie: torch may be built
 DEEP, MANY = 5, 64
 """So many steps away, and so many things within one that holds things."""
 
+
+class Around:
+    """Steppe's own lines around a function of the user's, whose attributes it shows: who looks at it sees the user's.
+
+    Attributes:
+        users: that function.
+    """
+
+    def __init__(self, users: Any) -> None:
+        self.users = users
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The lines, and the function among them."""
+        raise NotImplementedError
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.users, name)
+
+
 _PLAIN = (str, bytes, int, float, complex, type(None), type, ModuleType, Tensor)
+
+
+def users(function: Any) -> Any:
+    """The user's own function, without steppe's lines around it."""
+    if isinstance(function, functools.partial) and isinstance(function.func, Around):
+        return functools.partial(users(function.func), *function.args, **function.keywords)
+    return users(function.users) if isinstance(function, Around) else function
 
 
 def reached(function: Any) -> list[Any]:

@@ -8,6 +8,7 @@ that Python may have read, as far as it can be seen, and one of a new kind runs 
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,20 @@ KINDS = 4
 
 PATIENCE = 50
 """So many looks in a row that were none of a recorded kind are told of."""
+
+
+class _Present(threading.local):
+    """What runs at present."""
+
+    recording = False
+
+
+_present = _Present()
+
+
+def in_recording() -> bool:
+    """Whether what runs is only being recorded: no pass of a step, for those who count them."""
+    return _present.recording
 
 
 class _Look:
@@ -78,10 +93,14 @@ class Recorder:
     Args:
         model: as it was given, with its wrappers.
         gradients: whose parameters. watch: knows the model's state. draws: where the generators stand.
+
+    Attributes:
+        told: functions that are given the batch of every look that is replayed.
     """
 
     def __init__(self, model: nn.Module, gradients: Gradients, watch: Watch, draws: Callable[[], Randomness]) -> None:
         self._model, self._gradients, self._watch, self._draws = model, gradients, watch, draws
+        self.told: list[Callable[[Any], Any]] = []
         self._looks: list[_Look] = []
         self._modules = Modules()
         self._eager, self._warned, self._differs = 0, False, ""
@@ -96,6 +115,9 @@ class Recorder:
                 look.recording = self._record(work, batch)
         self._eager = 0
         losses = [look.recording.replay(b) for look, (b,) in zip(looks, work.batches, strict=True) if look.recording]
+        for tell in self.told:
+            for (batch,) in work.batches:
+                tell(batch)
         return functools.reduce(torch.add, losses)
 
     def _of(self, work: Work) -> list[_Look]:
@@ -172,6 +194,7 @@ class Recorder:
             state.back()
             generators.set()
 
+        _present.recording = True
         try:
             (loss, grads), again = captured(run, back)
         except RuntimeError as error:
@@ -181,13 +204,14 @@ class Recorder:
                 "look without cuda_graph=True"
             ) from error
         finally:
+            _present.recording = False
             back()
         kept = [(p, grad) for p, grad in zip(params, grads, strict=True) if grad is not None]
         return Recording(again, [part for part in leaves(own) if isinstance(part, Tensor)], loss, kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies record anew."""
-        return vars(self) | {"_looks": [], "_modules": Modules()}
+        """Copies record anew, and tell nobody."""
+        return vars(self) | {"_looks": [], "_modules": Modules(), "told": []}
 
 
 def recordable(tensor: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -156,8 +156,6 @@ class SharpnessAware:
     ) -> Tensor:
         """Add the sharpness-aware gradient to ``.grad`` and return the loss at the unperturbed weights.
 
-        (At w + eps where that is the only pass: :class:`steppe.Momentum`, :class:`steppe.Previous`.)
-
         Args:
             closure: computes the scalar loss; called once per pass, with the batch if one is given. Where
                 samples are chosen by it: one loss per sample, a tensor of the batch's length, whose mean is the loss.
@@ -169,7 +167,7 @@ class SharpnessAware:
             backward: the host's own backward, such as ``lambda loss: scaler.scale(loss).backward()``.
 
         Returns:
-            The detached loss (sum over micro-batches), 0-dim.
+            The detached loss (sum over micro-batches), 0-dim; at w + eps where that pass is the only one (Momentum).
 
         Raises:
             TypeError, ValueError: no scalar loss with a graph comes back, or the arguments contradict each other.
@@ -276,8 +274,6 @@ class SharpnessAware:
         unpack(self, state)
         self._making.draft = Draft()
 
-    # The present step
-
     def _now(self) -> Now:
         """All of the user's that a step reads."""
         return Now(
@@ -331,7 +327,10 @@ class SharpnessAware:
         """A pass runs whose only use is the direction: not one to log."""
         return self._making.passes.looking
 
-    # Copies
+    @property
+    def replays(self) -> list[Callable[[Any], Any]]:
+        """Functions that are told the batch of each look that is replayed: a counter's, which no call or hook tells."""
+        return self._making.passes.recorder.told
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of it together with its model and optimizer."""

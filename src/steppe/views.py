@@ -37,7 +37,7 @@ class Look(Part):
             recording; a warning tells where that never ends. A recorded look runs kernels alone: no Python of the loss
             or of hooks, and no backward of the host's. Needs ``backward(loss_of, batch)``, everything on one CUDA
             device, one process, and no loss scale. Memory between steps: one buffer of the trained weights' size, and
-            the look's activations.
+            the look's activations. Who counts what goes through is told by ``sharp.replays.append(function_of_batch)``.
 
     A combination that needs g costs one pass more. With one that does not, the loss that ``backward`` returns is the
     look's, and running statistics move in the pass at w + eps. A look whose gradient is NaN or inf (a mean over no

@@ -172,7 +172,7 @@ def test_a_recorded_look_does_not_wait_for_the_device() -> None:
             torch.cuda.set_sync_debug_mode("default")
         optimizer.step()
         optimizer.zero_grad()
-    assert sharp._making.passes._recorder._looks[0].recording is not None
+    assert sharp._making.passes.recorder._looks[0].recording is not None
 
 
 def test_a_loss_that_waits_is_told_and_the_device_goes_on() -> None:

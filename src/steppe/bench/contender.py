@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from steppe._batch import batch_size
 from steppe._command.choices import Choice
+from steppe._recorded import EAGER, in_recording
 from steppe.bench.subject import Problem
 from steppe.protocol import needs_of
 
@@ -34,8 +35,13 @@ class Loss:
 
     def __call__(self, batch: Any) -> Tensor:
         """The loss of a batch, whole or in part."""
-        self._seen += batch_size(batch)
+        if not in_recording():
+            self.replayed(batch)
         return self._problem.loss_of(self._problem.model, batch)
+
+    def replayed(self, batch: Any) -> None:
+        """Count a batch that goes through, also one that a recorded look goes through without a call."""
+        self._seen += batch_size(batch)
 
     def passes(self) -> float:
         """Passes over the whole batch since the last call."""
@@ -55,6 +61,7 @@ class Contender:
         place: go to the next step that ascends (True) or does not, without a pass.
         share: of the steps that ascend; None where only the steps themselves tell.
         stated: parameter-sized buffers beside the base's, in words; "" where nobody states any.
+        early: so many steps that ascend are unlike those after them.
     """
 
     label: str
@@ -64,12 +71,19 @@ class Contender:
     place: Callable[[bool], None] = lambda wanted: None
     share: float | None = 0.0
     stated: str = ""
+    early: int = 0
     passes: dict[bool, float] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[bool, ...]:
         """The kinds of step there are, those that ascend first: the others may live on what they left."""
         return {0.0: (False,), 1.0: (True,)}.get(-1.0 if self.share is None else self.share, (True, False))
+
+    def settle(self, batch: Any) -> None:
+        """Take the steps that are unlike the later ones."""
+        for _ in range(self.early):
+            self.place(True)
+            self.step(batch)
 
     def take(self, batch: Any, row: int = 1) -> None:
         """Steps in a row, all of the first's kind where a schedule is known, and the passes of the last counted."""
@@ -100,6 +114,7 @@ def ours(problem: Problem, choice: Choice, optimizer: str) -> Contender:
     bare = choice.own_optimizer(weights) or OPTIMIZERS[optimizer](weights)
     sharp = choice.build(problem.model, bare, value=None, seed=0, total_steps=STEPS)
     choice.with_the_mean("the benchmark", sharp)
+    getattr(sharp, "replays", []).append(loss.replayed)
 
     def step(batch: Any) -> None:
         sharp.backward(loss, batch)
@@ -114,6 +129,7 @@ def ours(problem: Problem, choice: Choice, optimizer: str) -> Contender:
         lambda wanted: _place(sharp, wanted),
         _share(sharp),
         method.buffers,
+        EAGER + 1 if getattr(getattr(sharp, "look", None), "cuda_graph", False) else 0,
     )
 
 

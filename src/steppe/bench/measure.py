@@ -107,6 +107,8 @@ def _timed(
     """Turns of all contenders, in groups behind a base step of their own; both kinds of step come round alternately."""
     clocks = [Clock(partial(one.take, row=settings.row), one.ascended) for one in contenders]
     took, turn = 0.0, 0
+    for one in contenders:
+        one.settle(batch)
     while turn < 2 and took < BRIEF:  # warm-up: of slow models one round is enough
         start = time.perf_counter()
         _round(device, contenders, clocks, batch, turn, len(contenders), keep=False)
@@ -169,6 +171,7 @@ def _add_memory(rows: dict[str, Any], subject: Subject | Tasked, every: Mapping[
 
 def _few_steps(maker: Maker, problem: Problem) -> None:
     contender = maker(problem)
+    contender.settle(problem.batch)
     for turn in range(MEMORY_STEPS):
         contender.place(contender.kinds[turn % len(contender.kinds)])
         contender.step(problem.batch)

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from steppe._algebra import add_scaled_
 from steppe._backup import SavedWeights
+from steppe._recorded import in_recording
 from steppe.compare.data.examples import Split
 from steppe.compare.data.losses import Loss, each_of
 from steppe.compare.data.metrics import METRICS, Metric
@@ -33,8 +34,16 @@ class PassCounter:
         model.register_forward_pre_hook(self._count)
 
     def _count(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if model.training:
-            self.examples += len(pytree.tree_leaves(inputs)[0]) * (1 if torch.is_grad_enabled() else 1 / 3)
+        if model.training and not in_recording():
+            self.examples += _examples(inputs) * (1 if torch.is_grad_enabled() else 1 / 3)
+
+    def replayed(self, batch: tuple[Any, Tensor]) -> None:
+        """Count a batch that a recorded look goes through, of which the model hears nothing."""
+        self.examples += _examples(batch)
+
+
+def _examples(inputs: Any) -> int:
+    return len(pytree.tree_leaves(inputs)[0])
 
 
 @contextmanager

@@ -188,6 +188,7 @@ def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, An
     steps = run.steps(spec, per_epoch)
     trainer = make_trainer(spec, task, run, steps)
     counter = measure.PassCounter(trainer.model)
+    getattr(trainer.sharp, "replays", []).append(counter.replayed)
     fit = _fit(spec, task, run, trainer, steps, tell)
     record = _figures(spec, task, run, trainer, fit)
     if task.rows and (run.method, run.variant) == (BASE, "plain"):

@@ -15,6 +15,8 @@ from torch import Tensor
 from steppe._batch import NOTHING, batch_size
 from steppe._command.averages import Averages
 from steppe._nested import tensors_of
+from steppe._reach import Around
+from steppe._recorded import in_recording
 from steppe.compare.script.source import ScriptError
 from steppe.gradient import SharpnessAware
 from steppe.protocol import needs_of
@@ -48,6 +50,7 @@ class Sharpen:
         self.calls, self.ascents, self.passes = 0, 0, 0.0
         self.losses: list[Tensor] = []
         self.clock = Stopwatch()
+        self._shares = _Shares([], self._add)  # of the present backward
         self.averages: Averages | None = None
         self.measure: Callable[[], Any] | None = None
         self._averaging = averaging
@@ -79,6 +82,7 @@ class Sharpen:
         if self._averaging and measure is not None and total_steps:
             self.averages = Averages(model, optimizer, total_steps)
         sharp.__dict__["backward"] = self._counting(sharp, sharp.backward)
+        getattr(sharp, "replays", []).append(lambda batch: self._shares.note(batch))
         if needs_of(sharp).passes and hasattr(sharp, "ascend"):
             sharp.__dict__["ascend"] = self._climbing(sharp, sharp.ascend)
         return sharp
@@ -93,8 +97,8 @@ class Sharpen:
         def backward(closure: Any, batch: Any = NOTHING, *, micro_batches: Any = None, backward: Any = None) -> Tensor:
             self._begin()
             pieces = None if micro_batches is None else list(micro_batches)
-            whole = pieces if pieces is not None else [batch]
-            loss = plain(_counted(closure, whole, self._add), batch, micro_batches=pieces, backward=backward)
+            self._shares = _Shares([batch] if pieces is None else pieces, self._add)
+            loss = plain(_counted(closure, self._shares), batch, micro_batches=pieces, backward=backward)
             self.losses.append(loss.detach())
             self._end(sharp)
             return loss
@@ -191,34 +195,40 @@ class Stopwatch:
         return {name: median(self._times[kind]) if self._times[kind] else None for kind, name in names.items()}
 
 
-class _Counted:
-    """A function of the loss that says how much of the step's data each call was given.
+class _Shares:
+    """Counts how much of the step's data each pass over one of its pieces is given."""
 
-    It shows the attributes of the function: the look at what a loss hangs on sees the user's own.
-    """
+    def __init__(self, whole: Sequence[Any], add: Callable[[float], None]) -> None:
+        self._whole, self._add, self._number = whole, add, 0
 
-    def __init__(self, closure: Any, whole: Sequence[Any], add: Callable[[float], None]) -> None:
-        self._closure, self._whole, self._add = closure, whole, add
-        self._number = 0
-
-    def __call__(self, *arguments: Any, **more: Any) -> Any:
+    def note(self, given: Any) -> None:
+        """A pass over the next piece, or over a part of it."""
         piece = self._whole[self._number % len(self._whole)]
         self._number += 1
-        share = 1.0 if piece is NOTHING or not arguments or arguments[-1] is piece else _share(arguments[-1], piece)
+        share = 1.0 if piece is NOTHING or given is NOTHING or given is piece else _share(given, piece)
         self._add(share / len(self._whole) * (1 if torch.is_grad_enabled() else 1 / 3))
-        return self._closure(*arguments, **more)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._closure, name)
 
 
-def _counted(closure: Any, whole: Sequence[Any], add: Callable[[float], None]) -> Any:
+class _Counted(Around):
+    """A function of the loss whose calls are counted."""
+
+    def __init__(self, users: Any, shares: _Shares) -> None:
+        super().__init__(users)
+        self._shares = shares
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        if not in_recording():
+            self._shares.note(arguments[-1] if arguments else NOTHING)
+        return self.users(*arguments, **more)
+
+
+def _counted(closure: Any, shares: _Shares) -> Any:
     """The function, counted; what is no function stays for the method to refuse."""
-    if not callable(closure) or not whole:
+    if not callable(closure):
         return closure
     if isinstance(closure, functools.partial):
-        return functools.partial(_Counted(closure.func, whole, add), *closure.args, **closure.keywords)
-    return _Counted(closure, whole, add)
+        return functools.partial(_Counted(closure.func, shares), *closure.args, **closure.keywords)
+    return _Counted(closure, shares)
 
 
 def _share(part: Any, whole: Any) -> float:
