@@ -2,50 +2,52 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
+import torch
 from rich.console import Console
 from tests.compare import records as made_up
 from tests.compare import tiny
 from tests.compare.engine.test_plan import finish, plan
 
+from steppe.compare import Split, Task
 from steppe.compare.analysis import lost
 from steppe.compare.analysis.summary import summarise
+from steppe.compare.data import chance
 from steppe.compare.engine import run, study
+from steppe.compare.engine.measure import metrics
 from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table
 
 LABELS = [(1, "base, 2× epochs"), (2, "SAM")]
-TEN = {"guessing": math.log(10), "chance": 0.1, "of": 800}
+TEN = {"guessing": math.log(10), "most": 40.0, "others": 720}
+NO_MORE = "it tells no more of the validation labels than guessing does (accuracy"
 
 
 @pytest.mark.parametrize(
-    ("losses", "accuracy", "more", "why"),
+    ("losses", "beyond", "more", "why"),
     [
-        ([2.3, 0.1], 0.9, TEN, None),
-        ([2.3, 2.3], 0.1, TEN,
-         "its validation accuracy of 10.0 % is not clearly above guessing (10.0 %, with 800 examples)"),
-        ([2.3, 0.1], 0.12, TEN, "its validation accuracy of 12.0 %"),
-        ([2.3, 0.1], 0.13, TEN, None),
-        ([2.3, math.nan], 0.9, TEN, "its training loss is not finite"),
-        ([2.3, 9.0], 0.9, TEN, "its training loss rose from 2.3 to 9"),
-        ([0.01, 3.0], 0.9, TEN, None),
-        ([0.7, 0.1], 0.6, {"guessing": math.log(2), "chance": 0.5, "of": 30}, None),
-        ([0.7, 0.69], 0.6, {"guessing": math.log(2), "chance": 0.5, "of": 30}, "its validation accuracy of 60.0 %"),
-        ([0.2, 0.02], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400}, "its validation accuracy of 96.0 %"),
-        ([0.2, 0.02], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400, "judges": False}, None),
-        ([0.2, 0.2], 0.96, {"guessing": 0.2, "chance": 0.95, "of": 400, "judges": False}, "its validation accuracy"),
-        ([0.7, 0.69], 1.0, {"guessing": math.log(2), "chance": 0.5, "of": 2}, None),
-        ([0.7, 0.69], 0.5, {"guessing": math.log(2), "chance": 0.5, "of": 2}, None),
-        ([0.7, 0.69], 0.5, {"guessing": math.log(2), "chance": 0.5, "of": 5}, "its validation accuracy of 50.0 %"),
+        ([2.3, 0.1], 30.0, TEN, None),
+        ([2.3, 2.3], 0.0, TEN | {"accuracy": 0.1}, f"{NO_MORE} 10.0 %)"),
+        ([2.3, 0.1], 1.9, TEN, NO_MORE),
+        ([2.3, 0.1], 2.1, TEN, None),
+        ([2.3, math.nan], 30.0, TEN, "its training loss is not finite"),
+        ([2.3, 9.0], 30.0, TEN, "its training loss rose from 2.3 to 9"),
+        ([0.01, 3.0], 30.0, TEN, None),
+        ([0.7, 0.1], 1.0, {"guessing": math.log(2), "most": 5.0, "others": 15}, None),
+        ([0.7, 0.69], 1.0, {"guessing": math.log(2), "most": 5.0, "others": 15}, NO_MORE),
+        ([0.1, 0.05], 1.0, {"guessing": 0.1, "most": 14.0, "others": 4}, None),
+        ([0.1, 0.1], 0.0, {"guessing": 0.1, "most": 14.0, "others": 4}, NO_MORE),
+        ([0.7, 0.69], 0.0, {"guessing": math.log(2), "most": 1.0, "others": 1}, None),
         ([0.5, 0.4], 0.0, {}, None),
         ([0.5, 1.4], 0.0, {}, "its training loss rose from 0.5 to 1.4"),
     ],
 )  # fmt: skip
-def test_what_counts_as_lost(losses, accuracy, more, why):
-    found = lost.why(losses, accuracy=accuracy, **more)
+def test_what_counts_as_lost(losses, beyond, more, why):
+    found = lost.why(losses, beyond=beyond, **more)
     assert found is None if why is None else found.startswith(why)
 
 
@@ -76,10 +78,71 @@ def test_it_is_in_the_record_of_a_run():
     assert "its training loss" in run.train(spec(lr=1e4), Run("base", None, 0))["diverged"]
 
 
-def test_an_accuracy_at_chance_is_lost_by_itself_where_it_judges(monkeypatch):
-    monkeypatch.setattr(lost, "MANY", 30)
-    task, learned = tiny.task(0), ([0.7, 0.02], {"val_accuracy": 0.5})
-    assert run._lost(task, *learned) and run._lost(task.judged_by("f1"), *learned) is None
+RARE = torch.arange(200) < 4
+"""Two in a hundred."""
+
+
+def rare(right: int, wrong: int, sure: float = 5.0, judge: str = "accuracy", rest: float = 0.0):
+    """What is said of who finds `right` of four rare examples and takes `wrong` others for such."""
+    part = Split(torch.zeros(200, 1), RARE.long())
+    task = Task("rare", part, part, part, 2, metrics=(judge, *{"accuracy", "nll"} - {judge}))
+    scores = torch.tensor([sure, 0.0]).repeat(200, 1)
+    scores[[*range(right), *range(4, 4 + wrong)]] = torch.tensor([0.0, sure])
+    scores[:4, 1] += rest
+    model = Said(scores)
+    record = run._beyond(model, task) | {"val_accuracy": metrics(model, part, task.measured, 2)["accuracy"]}
+    return run._lost(task, [0.1, 0.05], record), record
+
+
+class Said(torch.nn.Module):
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = scores
+
+    def forward(self, x):
+        return self.scores
+
+
+def test_who_finds_half_of_a_rare_class_is_better_than_guessing():
+    """Right 99 times in a hundred, where who always says no is 98 times: twice the errors, and was no difference."""
+    why, record = rare(2, 0)
+    assert record["val_accuracy"] == 0.99 and why is None and record["beyond_chance"] > 5
+    assert rare(2, 4)[0] is None, "right less often than who says no, and better"
+
+
+def test_four_rare_examples_confirm_nothing_by_themselves_and_many_do(monkeypatch):
+    assert rare(0, 0)[0] is None and rare(0, 3)[0] is None
+    monkeypatch.setattr(lost, "MANY", 4)
+    for judge in ("accuracy", "balanced_accuracy", "f1"):
+        assert rare(0, 0, judge=judge)[0] == f"{NO_MORE} 98.0 %)"
+        assert rare(0, 0, judge=judge, rest=4.0)[0] == f"{NO_MORE} 98.0 %)", "it answers as before"
+    for judge in ("auroc", "nll"):
+        assert rare(0, 0, judge=judge)[0] and rare(0, 0, judge=judge, rest=4.0)[0] is None, "it ranks them first"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_beyond_chance_is_by_all_orders_of_the_labels(answers):
+    rng = torch.Generator().manual_seed(0)
+    for classes in (2, 4):
+        labels, scores = torch.randint(0, classes, (30,), generator=rng), torch.randn(30, classes, generator=rng)
+        given = (
+            torch.nn.functional.one_hot(scores.argmax(1), classes).double() if answers else scores.double().softmax(1)
+        )
+        orders = torch.stack([labels[torch.randperm(30, generator=rng)] for _ in range(20_000)])
+        fits = given.T[orders, torch.arange(30)].sum(1)
+        wanted = (given[torch.arange(30), labels].sum() - fits.mean()) / fits.std()
+        metric = chance.beyond(labels, "accuracy" if answers else "nll")
+        meter = metric.start(classes)
+        for piece in torch.arange(30).split(7):
+            meter.update(scores[piece], labels[piece])
+        assert meter.compute() == pytest.approx(float(wanted), abs=0.05)
+
+
+def test_labels_of_a_loss_of_ones_own_and_numbers():
+    task, model = tiny.task(0), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    assert "beyond_chance" in run._beyond(model, task) and run._beyond(model, replace(task, classes=0)) == {}
+    own = replace(task, loss=torch.nn.functional.multi_margin_loss, metrics=("nll",))
+    assert run._beyond(model, own) == {} and run._lost(own, [0.5, 0.6], {}) is None
 
 
 def test_it_is_told_in_verdict_table_report_and_json(tmp_path):

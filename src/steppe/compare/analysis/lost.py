@@ -6,43 +6,42 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from steppe.compare.analysis.wording import count as count_of
 from steppe.compare.analysis.wording import series
 
 Record = Mapping[str, Any]
 
 EXPLODED, IDLE = 2.0, 0.9
 """A loss that ends at so many times its start and guessing's ran away; at so much of guessing's, it stayed there."""
-MANY = 200
-"""Validation examples on which an accuracy at chance needs no loss to confirm it."""
+SURE, MANY = 2.0, 100
+"""Standard deviations beyond chance from which on outputs tell something of the labels. Validation examples of other
+classes than the commonest that need no loss to confirm that they tell nothing."""
 
 
 def why(
-    losses: Sequence[float], *, guessing: float | None = None, accuracy: float = 1.0, chance: float = 0.0, of: int = 1,
-    judges: bool = True,
+    losses: Sequence[float], *, guessing: float | None = None, beyond: float = math.inf, most: float = math.inf,
+    others: int = 0, accuracy: float = 1.0,
 ) -> str | None:  # fmt: skip
     """In what a run diverged, in words, or None.
 
     Args:
         losses: the training loss at every look.
         guessing: the loss of the best constant answer (the entropy of the labels); None where it is not known.
-        accuracy: on the validation set, never the test set: what is found here keeps a run from being chosen.
-        chance: that of its commonest class.
-        of: how many validation examples there are.
-        judges: whether the accuracy judges. Where classes are rare, what is good by F1 or likelihood may answer as
-            often rightly as who always names the commonest.
+        beyond: by how many deviations the outputs fit the validation labels better than these shuffled; never the test
+            labels: what is found here keeps a run from being chosen. Accuracy would not do: where a class is rare, who
+            finds half of it is hardly more often right than who always names the other.
+        most: what the right answers would have.
+        others: how many validation examples are not of the commonest class.
+        accuracy: on these examples, to be said.
     """
     first, last = losses[0], losses[-1]
     if not math.isfinite(last):
         return "its training loss is not finite"
     if last > EXPLODED * max(first, guessing or 0.0, 1e-12):
         return f"its training loss rose from {first:.4g} to {last:.4g}"
-    clear = chance + 2 * math.sqrt(chance * (1 - chance) / of)
-    if guessing is None or accuracy > clear or clear >= 1:  # so few examples that a perfect answer would not tell
+    if guessing is None or beyond >= SURE or most < SURE:  # so few examples that the right answers would not tell
         return None
-    if last >= IDLE * guessing or (judges and of >= MANY):
-        beside = f"{100 * chance:.1f} %, with {count_of(of, 'example')}"
-        return f"its validation accuracy of {100 * accuracy:.1f} % is not clearly above guessing ({beside})"
+    if last >= IDLE * guessing or others >= MANY:
+        return f"it tells no more of the validation labels than guessing does (accuracy {100 * accuracy:.1f} %)"
     return None
 
 

@@ -26,7 +26,7 @@ from steppe._command.devices import take_gpu
 from steppe._command.pool import Tell
 from steppe._command.provenance import ended, made_with
 from steppe.compare.analysis import lost
-from steppe.compare.data import models, tasks
+from steppe.compare.data import chance, models, tasks
 from steppe.compare.data.examples import Split, Task, generator
 from steppe.compare.data.losses import Loss, each_of, mean_of
 from steppe.compare.data.sound import lopsided
@@ -169,14 +169,21 @@ def _check_finite(parts: dict[str, Split], name: str) -> None:
 
 def _lost(task: Task, losses: list[float], record: dict[str, Any]) -> str | None:
     """In what the run diverged; of classes, whether it learned anything."""
-    labels, held = task.train.y, task.val.y
-    if labels.is_floating_point() or labels.dim() > 1:
+    if "beyond_chance" not in record:
         return lost.why(losses)
+    labels, held = task.train.y, task.val.y.cpu()
     guessing = float(torch.special.entr(torch.bincount(labels).double() / len(labels)).sum())
-    chance = int(torch.bincount(held).max()) / len(held)
-    accuracy = record.get("val_accuracy", 1.0)
-    judges = task.measured[0].name == "accuracy"
-    return lost.why(losses, guessing=guessing, accuracy=accuracy, chance=chance, of=len(held), judges=judges)
+    others = len(held) - int(torch.bincount(held).max())
+    told = {"beyond": record["beyond_chance"], "most": chance.most(held), "accuracy": record.get("val_accuracy", 0.0)}
+    return lost.why(losses, guessing=guessing, others=others, **told)
+
+
+def _beyond(model: nn.Module, task: Task) -> dict[str, float]:
+    """What the outputs tell of the validation labels, where these are classes and the outputs their scores."""
+    y, names = task.val.y, {metric.name for metric in task.measured}
+    if not task.classes or y.dim() > 1 or (task.loss != "cross_entropy" and "accuracy" not in names):
+        return {}
+    return measure.metrics(model, task.val, [chance.beyond(y, task.measured[0].name)], task.classes)
 
 
 def train(spec: Spec, run: Run, tell: Tell = lambda share: None) -> dict[str, Any]:
@@ -273,7 +280,7 @@ def _figures(spec: Spec, task: Task, run: Run, trainer: Trainer, fit: _Fit) -> d
     seen = spread(task.train, spec.sharpness_examples or len(task.train))
     sharpness, loss_slice = measure.sharpness_and_slice(model, seen, spec.sharpness_rho, task.loss)
     val, test = figures(model, task, "val"), figures(model, task, "test")
-    more = forecasts.kept(model, task)  # before early stopping takes other weights
+    more = _beyond(model, task) | forecasts.kept(model, task)  # before early stopping takes other weights
     more |= {"notes": list(task.notes)} if task.notes else {}
     more |= {"also": also.figures(model, task, spec.also, run.seed)} if spec.also else {}
     return {
