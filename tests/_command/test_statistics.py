@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from steppe._command.statistics import difference, estimate, holm, paired, share
+from steppe._command.statistics import difference, estimate, holm, paired, share, values_to_tell
 
 values = st.lists(st.floats(0, 1), min_size=3, max_size=12)
 
@@ -85,3 +85,22 @@ def test_share_covers_what_it_says() -> None:
         found = share(part.tolist(), whole.tolist())
         hits += found is not None and found[1] <= 0.8 <= found[2]
     assert 0.93 < hits / tries < 0.97
+
+
+@pytest.mark.parametrize("tests", [1, 5])
+def test_how_many_values_tell_a_mean_from_zero(tests: int) -> None:
+    """Of that many values with this deviation the interval just leaves out zero; the range covers four of five."""
+    rng = np.random.default_rng(0)
+    found = estimate(list(rng.normal(0.5, 1, 6)))
+    assert found is not None and found.ci95 is not None
+    deviation = found.ci95 * math.sqrt(6) / stats.t.ppf(0.975, 5)
+    about, low, high = values_to_tell(found, tests, most=10_000)
+
+    def half(m: int) -> float:
+        return float(stats.t.ppf(1 - 0.025 / tests, m - 1) * deviation / math.sqrt(m))
+
+    assert half(about) <= found.mean < half(about - 1) and low < about < high
+    draws = rng.normal(0, deviation, (2000, 6)).std(1, ddof=1) / deviation
+    bounds = [math.sqrt(5 / stats.chi2.ppf(share, 5)) for share in (0.9, 0.1)]
+    assert np.mean((1 / draws > bounds[0]) & (1 / draws < bounds[1])) == pytest.approx(0.8, abs=0.03)
+    assert values_to_tell(found, tests, most=5)[2] == 6

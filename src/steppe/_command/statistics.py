@@ -113,10 +113,32 @@ def share(part: Sequence[float], whole: Sequence[float]) -> tuple[float, float, 
     return a / b, float((half - root) / lead), float((half + root) / lead)
 
 
-def _t_quantile(n: int) -> float:
+def values_to_tell(found: Estimate, tests: int = 1, most: int = 100) -> tuple[int, int, int]:
+    """How many values would tell a mean of this size from 0: about, at least and at most.
+
+    Args:
+        found: the estimate; the range is that of its deviation, which few values say little of (80 % of the time).
+        tests: how many are tested together; the largest is clear if it is so at the `tests`-th part of the level.
+        most: beyond which the answer is one more.
+    """
+    from scipy import stats
+
+    free, size = found.n - 1, abs(found.mean)
+    deviation = (found.ci95 or 0.0) * math.sqrt(found.n) / _t_quantile(found.n)
+    spread = (1.0, *(math.sqrt(free / stats.chi2.ppf(share, free)) for share in (0.9, 0.1)))
+
+    def takes(deviation: float) -> int:
+        counts = range(LEAST, most + 1)
+        return next((m for m in counts if _t_quantile(m, tests) * deviation / math.sqrt(m) <= size), most + 1)
+
+    about, low, high = (takes(deviation * each) for each in spread)
+    return about, low, high
+
+
+def _t_quantile(n: int, tests: int = 1) -> float:
     from scipy import stats  # here: it takes most of a second, and a command's first words need none
 
-    return float(stats.t.ppf(0.5 + LEVEL / 2, n - 1))
+    return float(stats.t.ppf(1 - (1 - LEVEL) / 2 / tests, n - 1))
 
 
 def _p_value(mean: float, error: float, n: int) -> float:

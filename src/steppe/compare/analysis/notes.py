@@ -96,10 +96,10 @@ def _sam(summary: Summary) -> list[str]:
     row = _sam_of(summary["rows"])
     if row is None or not row["gain"]:
         return ["SAM is not in this comparison: no share of its gain can be shown."]
-    if row["gain"]["ci95"] is None or _above(row["gain"]):
+    if row["gain"]["ci95"] is None or row["gain"]["clear"] == 1:
         return []
     against, gain = baseline(summary["best_baseline"]), Words(summary).amount(row["gain"])
-    what = "loses to" if _below(row["gain"]) else "does not clearly gain on"
+    what = "loses to" if row["gain"]["clear"] == -1 else "does not clearly gain on"
     return [f"SAM {what} {against} ({gain}): a share of that would mean nothing and is not shown."]
 
 
@@ -199,11 +199,20 @@ def _selection(summary: Summary) -> list[str]:
         f"Gains are against {against}, the best of the baselines by its mean on the test set. That choice "
         f"favours the baseline, so gains err on the low side{_chosen(summary['rows'])}.{_longer(summary)}"
     ]
+    tested = sum(row["gain"]["ci95"] is not None for row in rows)
+    found.append(
+        f"“Pays”, “loses” and “clear” mean that {_clear(tested)}; what is said of the base is by its own interval."
+    )
     if len(rows) > 1:
-        found.append(f"“Clear” means: the paired gain survives Holm's correction for {len(rows)} methods at 5 %.")
         best, lucky = best_row(rows), f" The best of {len(rows)} is partly lucky: expect a little less of"
         found[-1] += f"{lucky} {best['label']} on new seeds." if best["gain"]["clear"] == 1 else ""
     return [*found, "Intervals (95 %, t) are over seeds, with the same test set throughout."]
+
+
+def _clear(tested: int) -> str:
+    if tested == 1:
+        return "the 95 % interval of the paired gain leaves out zero"
+    return f"the paired gain is not zero at 5 % after Holm's correction for {tested} methods"
 
 
 def _chosen(rows: Sequence[Row]) -> str:

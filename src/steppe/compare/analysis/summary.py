@@ -54,8 +54,8 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     for row in rows:
         tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
         row |= _tuning(row, tries, judge, own_rates=own_rates and any(r.get("lr") for r in tries))
-    _mark_kept(rows, groups, against)
     _mark_clear(rows)
+    _mark_kept(rows, groups, against)
     lost.count(rows, known)
     axis = frontier.price(rows)
     equal.mark(rows, groups, against.form, judge)
@@ -198,9 +198,10 @@ def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] 
 
 
 def _mark_kept(rows: Sequence[Row], groups: Sequence[Group], against: _Against) -> None:
-    """Write the share of SAM's gain that each method keeps; None where SAM's gain is not clear of zero."""
+    """Write the share of SAM's gain that each method keeps; None where SAM's gain is not clear."""
     sam = next((each for each in groups if each.method == REFERENCE), None)
-    if sam is None or against.name is None:
+    clear = any(row["method"] == REFERENCE and row["gain"] and row["gain"]["clear"] == 1 for row in rows)
+    if sam is None or against.name is None or not clear:
         return
     yardstick = against.all[against.name]
     for each in groups:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steppe._command.statistics import Estimate, values_to_tell
 from steppe.compare.analysis.wording import Words, baseline, chosen, how_many
 
 Row = Mapping[str, Any]
@@ -59,12 +59,14 @@ def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
             "one such interval may come by chance; more seeds would tell."
         )
     which = f"the best, {top['label']}, gains" if count > 1 else f"{top['label']} gains"
-    wanted = math.ceil(gain["n"] * (gain["ci95"] / gain["mean"]) ** 2)  # an interval shrinks with the root of the seeds
-    if wanted > MOST_SEEDS:
+    found = Estimate(gain["mean"], gain["ci95"], gain["n"], None)
+    about, low, high = values_to_tell(found, sum(row["gain"]["ci95"] is not None for row in rows), MOST_SEEDS)
+    if about > MOST_SEEDS:
         return f"No method pays here: {which} {shown} {words.over} {against}, which is not clear of zero."
+    wanted = f"{max(low, gain['n'] + 1)} to {high if high <= MOST_SEEDS else f'more than {MOST_SEEDS}'}"
     return (
         f"Not settled with {gain['n']} seeds: {which} {shown} {words.over} {against}; to tell a gain of that size "
-        f"from none takes about {wanted} seeds."
+        f"from none takes {wanted} seeds, as far as {gain['n']} can tell how much they differ."
     )
 
 
