@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
@@ -20,7 +20,7 @@ from steppe._shards import is_sharded
 LONG = 1024
 """Lists and dicts of more items are left as they are."""
 
-_KEYED, _LISTED = (dict, OrderedDict, defaultdict), (list, tuple, set, deque)
+_KEYED, _LISTED = (dict, OrderedDict, defaultdict, Counter), (list, tuple, set, deque)
 _OWN = frozenset(vars(nn.Module()))  # what every module has; `training` is among them
 _ATOMS = frozenset((int, float, bool, str, type(None), bytes, type, torch.dtype, torch.device, torch.Size))
 WRITABLE = (Tensor, nn.Parameter)

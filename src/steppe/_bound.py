@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import OrderedDict, UserDict, defaultdict, deque
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
@@ -31,17 +31,35 @@ ARRAY = 2**20
 """The same of an array, which is copied at every step, as nothing tells of that it was written."""
 
 FEW = 32
-"""Items of a dict or a list that are looked at."""
+"""Parts of a batch that is a dict or a list."""
 
 CHANGEABLE = (dict, list, UserDict)
 """Batches that a function may take parts out of."""
 
 LONG = 4096
-"""Items of a list that is looked at."""
+"""Items of a list, a dict or a set that is looked at."""
 
 _LISTS, _POPS = (list, deque), frozenset(("pop", "popleft"))
 _GROWS = frozenset(("append", "appendleft", "extend", "extendleft", "insert"))
-_KEYED = (dict, defaultdict, OrderedDict)
+_KEYED = (dict, defaultdict, OrderedDict, Counter)
+_CHANGES = frozenset(
+    (
+        "add",
+        "at",
+        "batch_norm",
+        "copyto",
+        "discard",
+        "fill",
+        "heappop",
+        "heappush",
+        "remove",
+        "reverse",
+        "rotate",
+        "shuffle",
+        "sort",
+    )
+)
+"""Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
 _OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
@@ -94,7 +112,7 @@ def _names_of(function: Any, seen: set[int]) -> Iterator[Place]:
 def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Place]:
     """Attributes and items of all that these functions read, whichever of them binds it: one hands it to another."""
     stores = [stores_of(each.__code__) for each in every]
-    if not (any(map(any, stores)) or any(map(_appends, every))):
+    if not any(map(_may_bind, every)) and not any(map(_appends, every)):
         return
     counts, keys = _counting(every, stores), any(s.keys for s in stores)
     attributes = frozenset[str]().union(*(s.attributes for s in stores))
@@ -108,7 +126,7 @@ def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Pl
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if keys and _is_few(thing, _KEYED):
+        if (keys and _is_few(thing, _KEYED, LONG)) or _is_few(thing, (set,), LONG):
             yield Items(thing, counts(thing))
         elif type(thing) in _LISTS and len(thing) <= LONG:
             yield Listed(thing, counts(thing), pops)
@@ -130,7 +148,13 @@ def binds(function: Any) -> bool:
     """Whether a function, or one that it reads, binds anything."""
     every = functions_of(function)
     queues = any(map(_appends, every)) and any(map(_is_queue, held_by(function)))
-    return queues or any(any(stores_of(each.__code__)) for each in every)
+    return queues or any(map(_may_bind, every))
+
+
+def _may_bind(function: Any) -> bool:
+    """Whether its code binds anything, or has a name by which it changes what it is handed."""
+    names = names_in(function.__code__)
+    return any(stores_of(function.__code__)) or not _CHANGES.isdisjoint(names) or any(map(_is_in_place, names))
 
 
 def writes(function: Any) -> bool:
@@ -181,7 +205,8 @@ def _called(function: Any) -> Iterator[Any]:
         if type(each) is FunctionType and not _foreign(each):
             yield each
         elif _space(each) is not None:
-            methods = (getattr(type(each), name, None) for name in names)
+            there = (getattr(type(each), name, None) for name in names)
+            methods = chain.from_iterable((m.fget, m.fset) if type(m) is property else (m,) for m in there)
             yield from (MethodType(m, each) for m in methods if type(m) is FunctionType and not _foreign(m))
 
 
@@ -206,15 +231,23 @@ def _read(function: Any) -> list[Any]:
 
 
 def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
-    """These, and what lies at attributes of these names in the user's objects and modules among them."""
+    """These, what lies at attributes of these names in the user's objects and modules among them, and in containers."""
     seen = {id(thing) for thing in read}
     for thing in read:  # which grows
         space = (vars(thing) if _is_own(thing) else _space(thing)) or {}
-        for name in names if space else ():
-            if name in space and id(space[name]) not in seen:
-                seen.add(id(space[name]))
-                read.append(space[name])
+        for each in (space[name] for name in names if name in space) if space else _objects_in(thing):
+            if id(each) not in seen:
+                seen.add(id(each))
+                read.append(each)
     return read
+
+
+def _objects_in(thing: Any) -> list[Any]:
+    """The functions, and objects of the user's classes, in a container of few things."""
+    if not _is_few(thing, (*_KEYED, *_LISTS, tuple)):
+        return []
+    items = thing.values() if isinstance(thing, dict) else thing
+    return [each for each in items if type(each) is FunctionType or _space(each) is not None]
 
 
 def _is_own(thing: Any) -> bool:
@@ -245,5 +278,5 @@ def _inner(batch: Any) -> Any:
     return batch.data if isinstance(batch, UserDict) else batch
 
 
-def _is_few(thing: Any, kinds: tuple[type, ...]) -> bool:
-    return type(thing) in kinds and len(thing) <= FEW
+def _is_few(thing: Any, kinds: tuple[type, ...], most: int = FEW) -> bool:
+    return type(thing) in kinds and len(thing) <= most

@@ -36,7 +36,8 @@ class Inputs:
 
     def __init__(self) -> None:
         self.fresh, self.writes = FIRST, False
-        self.silent = False  # whether it writes what no count of versions tells of: kernels (batch norm's), ``.data``
+        # Bytes of the largest that it writes where no count of versions tells of it: kernels (batch norm's), ``.data``.
+        self.silent = 0
         self._binding: dict[Any, bool] = {}  # whether functions of some code bind anything: most do not
         self._there: tuple[Any, tuple[Any, ...]] | None = None
         self._read: list[Any] | None = None
@@ -93,7 +94,11 @@ class Written:
     def _is_kept(self, tensor: Tensor) -> bool:
         inputs = self._inputs
         tried = inputs.fresh > 0 and tensor.nbytes <= LARGE
-        return inputs.writes or tried or (inputs.silent and _is_small(tensor))
+        return inputs.writes or tried or self._may_be_written(tensor)
+
+    def _may_be_written(self, tensor: Tensor) -> bool:
+        """Whether one like it was seen to be written where no count of versions tells of it."""
+        return tensor.nbytes <= self._inputs.silent and _is_plain(tensor)
 
     def again(self) -> None:
         """Begin the second pass where the first began."""
@@ -108,16 +113,16 @@ class Written:
             _put((tensor, copy) for tensor, copy in there if copy is not None)
 
     def _changed(self) -> list[tuple[Tensor, Tensor | None]]:
-        now = _versions(self._tensors)
-        if self._inputs.fresh > 0 and not self._inputs.silent:
-            self._inputs.silent = any(map(_differs_silently, self._tensors, self._copies, self._versions, now))
-        self._inputs.fresh -= 1
-        if now == self._versions and not self._inputs.silent:
+        now, inputs = _versions(self._tensors), self._inputs
+        if inputs.fresh <= 0 and not inputs.silent and now == self._versions:
             return []
-        every = zip(self._tensors, self._copies, self._versions, now, strict=True)
-        silent = self._inputs.silent
-        changed = [(t, copy) for t, copy, before, after in every if before != after or (silent and _is_small(t))]
-        self._inputs.writes = self._inputs.writes or now != self._versions
+        every = list(zip(self._tensors, self._copies, self._versions, now, strict=True))
+        if inputs.fresh > 0:
+            silently = [each[0].nbytes for each in every if _differs_silently(*each)]
+            inputs.silent = max(inputs.silent, SMALL, *silently) if silently else inputs.silent
+        inputs.fresh -= 1
+        changed = [(t, copy) for t, copy, before, after in every if before != after or self._may_be_written(t)]
+        inputs.writes = inputs.writes or now != self._versions
         if any(copy is None for _, copy in changed):
             warnings.warn(
                 "the function of the loss wrote its input in place for the first time: the other pass of this step did "
@@ -144,15 +149,15 @@ def _found(batches: tuple[Any, ...], read: list[Any], further: Iterable[Any]) ->
 
 
 def _differs_silently(tensor: Tensor, copy: Tensor | None, before: int, after: int) -> bool:
-    """Whether a small tensor is another than its copy, though its version is the same."""
-    if copy is None or before != after or not _is_small(tensor) or torch.equal(tensor, copy):
+    """Whether a tensor is another than its copy, though its version is the same."""
+    if copy is None or before != after or not _is_plain(tensor) or torch.equal(tensor, copy):
         return False
     return not (tensor.is_floating_point() and torch.equal(tensor.nan_to_num(), copy.nan_to_num()))
 
 
-def _is_small(tensor: Tensor) -> bool:
-    """Whether it is small, and may be written at all."""
-    if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.nbytes > SMALL:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it may be written, and compared."""
+    if type(tensor) is not Tensor or tensor.layout is not torch.strided:
         return False
     expanded = not tensor.is_contiguous() and 0 in tensor.stride()
     return not (expanded or tensor.is_meta or tensor.is_inference() or tensor.is_quantized)

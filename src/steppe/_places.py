@@ -58,7 +58,7 @@ class Keys:
 
 
 class Items:
-    """All of a dict or a list, or all but its counts."""
+    """All of a dict, a set or a list; of a dict perhaps all but its counts."""
 
     def __init__(self, container: Any, counts: bool = False) -> None:
         self._container, self._counts = container, counts
@@ -67,8 +67,8 @@ class Items:
         return self._container.copy()
 
     def write(self, found: Any) -> None:
-        if self._counts:
-            found = found | {key: value for key, value in self._container.items() if type(value) is int}
+        if self._counts and isinstance(found, dict):
+            found = {**found, **{key: value for key, value in self._container.items() if type(value) is int}}
         refill(self._container, found)
 
 
