@@ -148,3 +148,7 @@ def test_defaults():
     assert resolve({"task": "digits-few"}).seeds == [0, 1, 2, 3, 4]
     assert spec.workers == usable_cores() or spec.device != "cpu"
     assert resolve({"jobs": 3}).workers == 3
+    assert resolve({"task": "tests.compare.tiny:task"}).methods == ["recommended", "sam", "grst", "look_sam"]
+    script = {"script": "tests/compare/script/loops.py:epochs"}  # whose methods may have a closure alone
+    assert resolve(script).methods == ["sam", "grst", "look_sam"]
+    assert resolve(script | {"methods": "recommended"}).methods == ["recommended"]

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the task proposes, once it is known that there can be one; of a script its name."""
+    """What the task proposes, once it is known that there can be one; of a script its name, and methods."""
     if first.script is not None:
-        return {"task": f"script:{first.script}"}
+        return {"task": f"script:{first.script}", "methods": ["sam", "grst", "look_sam"]}  # which need no batch
     tasks.check_name(first.task)
     tasks.check_options(first.task, given)
     tasks.check_model(first.task, str(given.get("model", "")))

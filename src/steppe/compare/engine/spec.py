@@ -44,8 +44,8 @@ from steppe.text.models import Lora
 SCHEMA = 1
 """Version of the run records: a record of another version is another study's."""
 
-DEFAULT_METHODS = ("sam", "asam", "layer_sam", "rst", "grst", "look_sam", "gsam", "fsam")
-"""What is compared when nothing is named."""
+DEFAULT_METHODS = ("recommended", "sam", "grst", "look_sam")
+"""What is compared when nothing is named: the one to begin with, SAM, and SAM on some steps in two ways."""
 
 _NOT_IN_RESULT = {
     "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "jobs", "out",
