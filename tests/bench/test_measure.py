@@ -66,6 +66,15 @@ def test_the_base_holds_weights_gradients_momentum_and_what_lies_between(record)
     assert 3 * unit < record["base"]["memory_bytes"] < 4.5 * unit
 
 
+def test_what_a_model_holds_is_counted_once_and_whether_checkpoints_have_it_or_not():
+    """A weight that is twice in the network, and a buffer half its size, beside what the steps bring."""
+    subject = Subject("tests.bench.tiny:tied", 1)
+    held, found = 4 * (64 + 32) * 64, measure.measure(subject, {}, Request(steps=1))
+    problem = subject.make()
+    above = measure.peak(lambda: measure._few_steps(lambda p: measure.base(p, "sgd"), problem), "cpu")
+    assert found["base"]["memory_bytes"] == held + above
+
+
 def test_the_record_says_what_it_was_made_with(record):
     assert record["subject"]["trained"] == 256 * 512 + 512 + 512 * 256 + 256
     assert record["provenance"]["threads"] == 1 and record["provenance"]["torch"] == torch.__version__
@@ -125,4 +134,6 @@ def test_the_table_has_a_line_for_the_base_and_each_method(record):
     assert cells(record["base"])[:3] == ("base", "1", "1")
     sam = cells(record["methods"]["sam"])
     assert sam[:2] == ("SAM", "2.00") and sam[-1].endswith("MiB")
+    small = cells({**record["base"], "memory_bytes": 12_345})
+    assert small[-1] == "0.012 MiB" and float(sam[-1].split()[0]) > 1
     assert "batch 64" in title(record) and "1 thread(s)" in title(record) and "12 turns" in title(record)

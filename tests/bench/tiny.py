@@ -33,3 +33,26 @@ def wrong(batch_size: int) -> tuple[int, int]:
 
 def no_model(shape: tuple[int, ...], classes: int) -> Tensor:
     return torch.zeros(1)
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, a buffer that is in no checkpoint, and a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("table", torch.zeros(32, 64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)) + self.table[0]
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def tied(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    return Tied(), (torch.randn(batch_size, 64),), lambda model, b: model(b[0]).square().mean()

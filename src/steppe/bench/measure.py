@@ -13,6 +13,7 @@ from statistics import median
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import nn
 
 from steppe._command.choices import Choice
 from steppe._command.devices import threads
@@ -161,12 +162,16 @@ def _add_memory(rows: dict[str, Any], subject: Subject | Tasked, every: Mapping[
         gc.collect()  # what lies about now must not be released while a peak is measured
         problem = subject.make()
         above = peak(partial(_few_steps, maker, problem), subject.device)
-        there = problem.model.state_dict().values()
-        rows[name]["memory_bytes"] = above + sum(t.numel() * t.element_size() for t in there)
-        del problem, there
+        rows[name]["memory_bytes"] = above + _held(problem.model)
+        del problem
     for row in rows.values():
         row["memory_ratio"] = row["memory_bytes"] / rows["base"]["memory_bytes"]
         row["buffers"] = (row["memory_bytes"] - rows["base"]["memory_bytes"]) / unit
+
+
+def _held(model: nn.Module) -> int:
+    """Bytes of its weights and buffers; weights that are tied lie there once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def _few_steps(maker: Maker, problem: Problem) -> None:

@@ -46,10 +46,16 @@ def title(record: dict[str, Any]) -> str:
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One line."""
     time, measured = row["time_ratio"], "memory_bytes" in row
-    memory = f"{row['memory_bytes'] / 2**20:.1f} MiB" if measured else ""
+    memory = _mib(row["memory_bytes"]) if measured else ""
     if row["label"] == "base":
         return ("base", "1", "1", "", "1", "", memory)
     return (
         row["label"], f"{row['passes']:.2f}", f"{time['median']:.3f}", f"{time['low']:.2f}-{time['high']:.2f}",
         f"{row['busy_ratio']['median']:.3f}", f"{row['buffers']:.2f}" if measured else "", memory,
     )  # fmt: skip
+
+
+def _mib(size: int) -> str:
+    """Small ones by their first digits, that no two read 0.0."""
+    shown = size / 2**20
+    return f"{shown:.1f} MiB" if shown >= 1 else f"{shown:.2g} MiB"
