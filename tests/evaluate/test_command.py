@@ -3,10 +3,11 @@ import json
 import os
 
 import pytest
+from rich.console import Console
 from tests.evaluate import tiny
 
 from steppe.cli import main
-from steppe.evaluate.commands import _percent
+from steppe.evaluate.commands import _is_share, _shown, table
 from steppe.evaluate.run import _metrics
 
 
@@ -79,7 +80,7 @@ def test_the_record_is_one_file_and_the_table_says_the_same(folder, capsys):
     asked = [json.loads(line)["choices"] for line in (folder / "q.jsonl").read_text().splitlines()][:20]
     assert task["source"] == "q.jsonl" and task["chance"] == pytest.approx(sum(1 / len(row) for row in asked) / 20)
     for name, figure in task["metrics"].items():
-        assert name in shown and _percent(figure["value"]) in shown and _percent(figure["stderr"]) in shown
+        assert name in shown and all(f"{100 * figure[key]:.2f} %" in shown for key in ("value", "stderr"))
     assert record["settings"]["limit"] == 20 and record["measured"]["dtype"] == "float32"
     assert {"lm_eval", "torch", "steppe"} <= set(record["provenance"]) and record["provenance"]["device"] == "cpu"
 
@@ -121,8 +122,25 @@ def test_a_full_disk_leaves_nothing_and_the_figures_are_on_the_screen(folder, ca
 
 
 def test_figures_that_are_no_shares_are_shown_as_they_are():
-    assert _percent(0.25) == "25.00 %" and _percent(12.3456) == "12.35"
-    assert _percent(None) == "" and _percent("bypass") == "bypass"
+    assert _shown(0.25, True) == "25.00 %" and _shown(12.3456, False) == "12.35" and _shown(0.71, False) == "0.71"
+    assert _shown(None, True) == "" and _shown("bypass", False) == "bypass" and _shown(-0.05, True) == "-5.00 %"
+    shares = ("acc", "acc_norm", "exact_match", "exact_match,strict-match", "f1", "mcc")
+    assert all(map(_is_share, shares))
+    assert not any(map(_is_share, ("word_perplexity", "bits_per_byte", "bleu", "brier_score", "rouge1_max")))
+
+
+def test_no_figure_is_cut_where_a_name_is_long_or_the_terminal_narrow(capsys):
+    figures = {
+        "metrics": {"acc_norm": {"value": 0.2512, "stderr": 0.0312}},
+        "examples": 1000,
+        "of": 14042,
+        "chance": 0.25,
+    }
+    shown = table({"tasks": {"mmlu_high_school_computer_science": figures}, "groups": {}})
+    for width in (60, 80):
+        Console(width=width).print(shown)
+        said = capsys.readouterr().out
+        assert all(part in said for part in ("25.12 %", "3.12 %", "25.00 %", "1000 of 14042")) and "…" not in said
 
 
 def test_a_figure_of_a_filter_keeps_its_name_and_its_own_error():

@@ -45,6 +45,8 @@ def evaluate(
         print_json(record)
     else:
         Console().print(table(record))
+        if record["cut"]["note"]:
+            Console().print(record["cut"]["note"], highlight=False, markup=False)
     with refusing():
         keep_figures(target, record)
     if not as_json:
@@ -54,16 +56,23 @@ def evaluate(
 def table(record: dict[str, Any]) -> Table:
     """One line per metric of each task and group, as value and standard error in percent where it is a share."""
     shown = tables.table(("task", "metric", "value", "std. error", "chance", "examples"), left=2, no_wrap=True)
+    for names in shown.columns[:2]:
+        names.no_wrap, names.overflow = False, "fold"  # where space is short: a figure is never cut
     for name, row in [*record["tasks"].items(), *record["groups"].items()]:
         for metric, figure in row["metrics"].items():
             counted = f"{row['examples']} of {row['of']}" if "of" in row else ""
-            cells = (_percent(x) for x in (figure["value"], figure["stderr"], row.get("chance")))
-            shown.add_row(name, metric, *cells, counted)
+            cells = [_shown(figure[key], _is_share(metric)) for key in ("value", "stderr")]
+            shown.add_row(name, metric, *cells, _shown(row.get("chance"), True), counted)
     return shown
 
 
-def _percent(value: Any) -> str:
-    """Shares in percent; other figures (perplexity, texts) as they are."""
+def _is_share(metric: str) -> bool:
+    """Of metrics that are known for one: bits per byte may be below 1, too, and BLEU is in percent already."""
+    return "acc" in metric or metric.partition(",")[0] in ("exact_match", "em", "f1", "mcc")
+
+
+def _shown(value: Any, share: bool) -> str:
+    """A share in percent, any other figure as it is."""
     if not isinstance(value, (int, float)):
         return "" if value is None else str(value)
-    return f"{100 * value:.2f} %" if 0 <= value <= 1 else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if share else f"{value:.4g}"

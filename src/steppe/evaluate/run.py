@@ -11,6 +11,7 @@ import lm_eval
 from steppe._command.provenance import ended, made_with
 from steppe.evaluate import catalog, model
 from steppe.evaluate.catalog import Catalog
+from steppe.evaluate.lengths import Lengths
 from steppe.evaluate.request import Request
 
 SCHEMA = 1
@@ -26,7 +27,8 @@ def evaluate(request: Request) -> dict[str, Any]:
         A record of plain JSON values. ``tasks`` has, for each task, its ``metrics`` (name -> value and standard error,
         of lm-eval: the standard error of a mean over examples), the number of ``examples`` measured and there,
         ``num_fewshot``, and for a file its path, SHA-256 and ``chance``, the accuracy of guessing at the questions
-        asked; ``groups`` the same for groups such as mmlu_stem.
+        asked; ``groups`` the same for groups such as mmlu_stem. ``cut`` tells of questions that the model cannot take
+        whole.
 
     Raises:
         ValueError: something given cannot be used; nothing was written.
@@ -35,11 +37,13 @@ def evaluate(request: Request) -> dict[str, Any]:
     tasks = catalog.load(request)
     lm = model.load(request)
     base, adapter = model.sources(request)
+    lengths = Lengths(lm)
     results = lm_eval.evaluate(lm=lm, task_dict=tasks.loaded, limit=request.limit, log_samples=False)
     packages = {name: version(name) for name in ("lm_eval", "transformers", "peft", "datasets")}
     return {
         "schema": SCHEMA, "model": base, "adapter": adapter, **_figures(results, tasks),
-        "settings": request.settings(), "measured": model.described(lm), **ended(start),
+        "settings": request.settings(), "measured": model.described(lm),
+        "cut": {"sequences": lengths.cut, "of": lengths.seen, "note": lengths.said()}, **ended(start),
         "provenance": made_with(str(lm.device)) | packages,
     }  # fmt: skip
 
