@@ -98,7 +98,7 @@ With `cuda_graph=True` a look is recorded as a CUDA graph and replayed: one laun
 |---|---|---|---|---|
 {rows}
 
-`{command}`, {device}, torch {torch}. {note}
+`{command}`, {device}, torch {torch}.
 
 The kernels of a pass over one image take {kernels} of the time of those of 128, by
 torch's profiler: that remains. A loop that does not wait for every step hides a part of the launches behind the GPU's
@@ -149,7 +149,7 @@ def recorded(on_it: dict[str, Any]) -> list[str]:
     return [
         RECORDED.format(
             kernels=" and ".join(shares).replace("%", " %"),
-            rows="\n".join(rows), device=about["device"], torch=about["torch"], note=record.get("note", ""),
+            rows="\n".join(rows), device=about["device"], torch=about["torch"],
             **{key: record[key] for key in ("command", "samples", "batch_size", "steps")}, **shown,
         )
     ]  # fmt: skip
@@ -214,7 +214,7 @@ def case(record: dict[str, Any]) -> str:
     for row in record["methods"].values():
         memory = f"{row['buffers']:.2f} | {row['memory_bytes'] / 2**20:.1f}" if "buffers" in row else " | "
         rows.append(f"| {row['label']} | {row['passes']:.2f} | {ratio(row, record)} | {memory} |")
-    return "\n".join([*rows, "", *phases(record)])
+    return "\n".join([*rows, "", *([record["note"], ""] if "note" in record else ()), *phases(record)])
 
 
 def setting(record: dict[str, Any]) -> str:

@@ -324,20 +324,3 @@ def test_a_real_overflow_on_cuda(name: str, one_kernel: bool, record_property: R
         optimizer.zero_grad()
         tries += 1
     assert tries > 2 and sharp.step == 1 and all(p.isfinite().all() for p in model.parameters())
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", LOOP_METHODS)
-def test_backward_does_not_synchronise(name: str) -> None:
-    model, optimizer, sharp = build(name, F32, "cuda")
-    batches = [batch_of(t, F32, "cuda") for t in range(STEPS)]
-    try:
-        for t, batch in enumerate(batches):
-            torch.cuda.set_sync_debug_mode("error" if t >= 5 else "default")  # once every branch is warm
-            sharp.backward(loss_of(model), batch)
-            torch.cuda.set_sync_debug_mode("default")
-            optimizer.step()
-            optimizer.zero_grad()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert isinstance(sharp, steppe.SharpnessAware) and sharp.step == STEPS
