@@ -1,5 +1,6 @@
 """What a user of `steppe look module:function` writes."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -17,6 +18,22 @@ def subject() -> tuple[Any, ...]:
 def beside_another() -> tuple[Any, ...]:
     *found, base = subject()
     return *found, base | {"0.weight": torch.zeros(2, 5)}
+
+
+def of_each() -> tuple[Any, ...]:
+    model, _, batches, _ = subject()
+    return model, lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none"), batches
+
+
+def loss_and_batches_changed() -> tuple[Any, ...]:
+    model, loss_of, batches, _ = subject()
+    return model, batches, loss_of
+
+
+def adapters_of_its_own() -> tuple[Any, ...]:
+    """Its names have "lora_" in them, and it holds no pair that is known for LoRA's."""
+    model = nn.Sequential(OrderedDict(lora_A=nn.Linear(5, 2), lora_B=nn.Linear(2, 3)))
+    return model, lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), subject()[2]
 
 
 def only_a_model() -> nn.Module:

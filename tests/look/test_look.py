@@ -116,6 +116,8 @@ def test_a_function_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture) -
     [
         (["nowhere"], "nowhere is neither the folder of a comparison (spec.json) nor of a fine-tuning (result.json)"),
         (["tests.look.mine:only_a_model"], "returned Sequential; expected (model, loss_of, batches)"),
+        (["tests.look.mine:loss_and_batches_changed"], "returned tuple; expected (model, loss_of, batches)"),
+        (["tests.look.mine:adapters_of_its_own", "--parts", "balance"], "the model holds no LoRA layer"),
         (["tests.look.mine:subjekt"], "has no function 'subjekt'; did you mean 'subject'?"),
         (["tests.look.mine:subject", "--seed", "1"], "--method and --seed choose a run of a comparison"),
         (["tests.look.mine:subject", "--parts", "curve"], "parts='curve' was given; expected one of 'curvature'"),
@@ -128,6 +130,24 @@ def test_what_cannot_be_looked_at_is_refused(words: list[str], sentence: str, ca
     code, out, err = look(capsys, *words)
     assert code == 2 and not out and len(err.splitlines()) == 1
     assert sentence in err
+
+
+def test_a_loss_for_each_example_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    code, _, err = look(capsys, "tests.look.mine:of_each", "--out", str(tmp_path), *QUICK)
+    assert code == 2 and err.splitlines()[-1].startswith("steppe: loss_of returned a tensor of shape (8,); expected")
+
+
+def test_the_table_says_how_many_samples_a_group_has_and_how_sure_the_average_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Batches of 8, of which no groups of the 64 of the default can be cut."""
+    words = ("tests.look.mine:adapters_of_its_own", "--out", str(tmp_path), "--parts", "sharpness,balance")
+    code, out, err = look(capsys, *words, "--radii", "0.1")
+    assert code == 0, err
+    found = record(tmp_path)["models"]["model"]
+    (rise,) = found["sharpness"]["rises"]
+    assert found.keys() == {"sharpness"} and found["sharpness"]["m"] == 8 and "worst of 8 " in out
+    assert f"{rise['average']:.3g} ± {rise['error']:.1g}" in out
 
 
 def test_a_base_of_another_shape_is_refused_at_once(capsys: pytest.CaptureFixture) -> None:

@@ -29,6 +29,10 @@ class NotFinite(ValueError):  # noqa: N818 - what is told to a user is its sente
     """The loss, or what is made of it, is NaN or inf at the weights that are looked at."""
 
 
+class NoLoss(TypeError, ValueError):  # noqa: N818 - what is told to a user is its sentence
+    """What the function of the loss returns is none: a TypeError, and in a command bad input as any other."""
+
+
 class Surface:
     """The loss that a model is looked at by: the mean over ``batches``, each counting the same.
 
@@ -152,7 +156,7 @@ class Surface:
             loss = self._loss_of(fresh(batch))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-            raise TypeError(f"loss_of returned {given}; expected the batch's loss, a tensor of one number")
+            raise NoLoss(f"loss_of returned {given}; expected the batch's loss, a tensor of one number")
         return loss.reshape(())
 
 

@@ -47,7 +47,7 @@ class Sharpness:
     """What :func:`m_sharpness` found.
 
     Attributes:
-        m: samples of a group; None: all of them are one.
+        m: samples of the largest group, which may be fewer than were asked for; None: all of them are one.
         groups: how many there were.
         loss: the mean loss at the weights themselves.
         rises: by growing radius.
@@ -126,7 +126,7 @@ def m_sharpness(
     samples = sum(size for _, size in groups)
     columns = zip(radii, zip(*worst, strict=True), zip(*drawn, strict=True), strict=True)
     rises = tuple(_rise(rho, sum(rows) / samples, list(seen)) for rho, rows, seen in columns)
-    return Sharpness(m, len(groups), loss, rises)
+    return Sharpness(None if m is None else max(size for _, size in groups), len(groups), loss, rises)
 
 
 class _Ways:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from steppe import diagnostics
 from steppe._command.app import app, print_json, refusing
@@ -77,9 +78,19 @@ def _measured(subject: Subject, request: Request, shown: Counted) -> dict[str, A
         found["sharpness"] = diagnostics.m_sharpness(
             *about, request.radii, m=request.m, climbs=request.climbs, draws=request.draws, seed=request.draw_seed
         )
-    if "balance" in request.parts and any("lora_" in name for name, _ in subject.model.named_parameters()):
-        found["balance"] = diagnostics.balance(subject.model)
+    if "balance" in request.parts and (balance := _balance(subject.model, request)) is not None:
+        found["balance"] = balance
     return found
+
+
+def _balance(model: nn.Module, request: Request) -> diagnostics.Balance | None:
+    """That of the pairs, where there are any: refused where nothing else was asked for."""
+    try:
+        return diagnostics.balance(model)
+    except ValueError:
+        if set(request.parts) == {"balance"}:
+            raise
+        return None
 
 
 def _plane(subjects: Subjects, request: Request, shown: Counted) -> diagnostics.Plane:
@@ -118,7 +129,8 @@ def _rows(parts: dict[str, Any]) -> dict[str, str]:
     if (found := parts.get("sharpness")) is not None:
         for rise in found.rises:
             rows[f"rise at rho {rise.rho:g}, worst of {found.m}"] = f"{rise.worst:.3g}"
-            rows[f"rise at rho {rise.rho:g}, on average"] = f"{rise.average:.3g}"
+            error = "" if rise.error is None else f" ± {rise.error:.1g}"
+            rows[f"rise at rho {rise.rho:g}, on average"] = f"{rise.average:.3g}{error}"
     if (found := parts.get("balance")) is not None:
         spread = [abs(pair.relative) for pair in found.pairs]
         rows["imbalance of the pairs, 0 to 1, mean"] = f"{sum(spread) / len(spread):.3g}"

@@ -41,7 +41,8 @@ def _refuse_choice(request: Request, what: str) -> None:
 
 def _of_function(reference: str) -> Subjects:
     made = named_function(reference, "look")()
-    if not isinstance(made, tuple) or len(made) not in (3, 4) or not isinstance(made[0], nn.Module):
+    three = isinstance(made, tuple) and len(made) in (3, 4)
+    if not (three and isinstance(made[0], nn.Module) and callable(made[1])):
         raise ValueError(
             f"{reference} returned {type(made).__name__}; expected (model, loss_of, batches), and perhaps the base's "
             "state_dict() behind them"
