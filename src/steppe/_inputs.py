@@ -43,8 +43,8 @@ class Inputs:
         self._read: list[Any] | None = None
 
     def of(self, function: Callable[..., Any], batches: tuple[Any, ...]) -> None:
-        """The passes to come are of this function on these batches."""
-        self._there, self._read = (function, batches), None
+        """The passes to come are of this function on these batches; a host's names the user's that runs in it."""
+        self._there, self._read = (getattr(function, "of_user", function), batches), None
 
     @property
     def function(self) -> Callable[..., Any] | None:

@@ -29,6 +29,7 @@ class TrainerLoss:
 
     def __init__(self, trainer: Any, model: nn.Module, whole: list[Any], step: Callable[[Any], Tensor]) -> None:
         self._trainer, self._model, self._whole, self._step = trainer, model, whole, step
+        self.of_user = trainer.compute_loss  # whose state, in the Trainer's attributes, moves once
         self._calls = 0
         self._losses: list[Tensor] = []
         self._shares = 0.0
@@ -37,11 +38,11 @@ class TrainerLoss:
     def __call__(self, inputs: Any) -> Tensor:
         """Run one micro-batch, or what a look takes of it; processes average their gradients with a pass's last one."""
         number = self._calls % len(self._whole)  # every pass is over all of them, in order
-        if self._calls == len(self._whole):
-            self.counters = {k: deepcopy(v) for k, v in vars(self._trainer).items() if k in self._trainer.counters}
         self._calls += 1
         with nullcontext() if number == len(self._whole) - 1 else self._trainer.accelerator.no_sync(self._model):
             loss = self._step(inputs).detach()
+        if self._calls == len(self._whole):
+            self.counters = {k: deepcopy(v) for k, v in vars(self._trainer).items() if k in self._trainer.counters}
         self._note(loss, inputs, self._whole[number])
         return loss.detach().requires_grad_()
 
