@@ -55,7 +55,7 @@ def recommended(
 
     Cost: 1 + p samples/batch passes, 1.04 by default; one parameter-sized buffer while perturbed. Time: 1.1 times the
     base's on steps of 40 ms on a CPU, more on smaller ones (docs/suite.md has each); on a fast GPU 1.6 to 2.1 times, as
-    one sample launches as many kernels as the batch, and with ``cuda_graph`` 1.1 to 1.3 times (docs/cost.md).
+    one sample launches as many kernels as the batch, and with ``cuda_graph`` 1.1 to 1.2 times (docs/cost.md).
     The rule was chosen on tasks of the suite (docs/suite.md), which says where it gains, clearly with an MLP on
     MNIST-1D, and where not.
 
