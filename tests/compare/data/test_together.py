@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_it_is_part_of_what_a_study_is(tmp_path):
     assert one.hash() != other.hash() != resolve(given | {"group": "colour"}).hash()
     tables.read.cache_clear()
     assert tasks.load(other.data_options(), 0).train.group is not None
-    for task in (f"forecast:{place}", f"lm:{place}", f"images:{tmp_path}", "digits-few", "tests.compare.tiny:task"):
+    for task in (f"forecast:{place}", f"lm:{place}", f"idx:{tmp_path}", "digits-few", "tests.compare.tiny:task"):
         with pytest.raises(ValueError, match="does not take 'group'; leave it out"):
             resolve({"task": task, "group": "patient"})
 
@@ -194,6 +195,37 @@ def test_images_of_the_hub_stay_together(monkeypatch):
         readers.hugging_face("a/b", None, None, None, "who")
     with pytest.raises(ValueError, match="no column 'whom' for --group; did you mean 'who'"):
         readers.hugging_face("a/b", None, None, None, "whom")
+
+
+def nested(folder: Path, patients: int = 6) -> Path:
+    """Images of a class in folders of patients, two of whom have both."""
+    for label, first in (("ill", 0), ("well", patients - 2)):
+        for patient in range(first, first + patients):
+            place = folder / label / f"p{patient}" / "visit"
+            place.mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (8, 8), 20 * patient + i).save(place / f"{i}.png")
+    return folder
+
+
+def test_images_in_folders_of_patients(tmp_path):
+    """Those below the folder of a class were not read, and nothing told so."""
+    assert len(readers.image_folder(nested(tmp_path / "a"), None).pool) == 29
+    source = readers.image_folder(tmp_path / "a", None, "folder")
+    made = choose(source, "t", 0, Amounts())
+    parts = [set(getattr(made, part).group.tolist()) for part in ("train", "val", "test")]
+    assert sum(map(len, parts)) == 10 == len(set.union(*parts)) and min(map(len, parts)) > 0
+    (tmp_path / "a" / "ill" / ".thumbs").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "ill" / ".thumbs" / "1.png")
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "loose.png")
+    source = readers.image_folder(tmp_path / "a", None, "folder")
+    assert len(source.pool) + len(source.test) == 36
+    assert source.notes == (f"Images in {tmp_path / 'a'} itself, which is no class, were not read: 1.",)
+    (tmp_path / "a" / "loose.png").rename(tmp_path / "a" / "ill" / "1.png")
+    with pytest.raises(ValueError, match="1.png is in no folder below its class, which would be its group"):
+        readers.image_folder(tmp_path / "a", None, "folder")
+    with pytest.raises(ValueError, match="group is 'patient'; of images it is 'folder'"):
+        tasks.load(resolve({"task": f"images:{tmp_path / 'a'}", "group": "patient"}).data_options(), 0)
 
 
 def test_a_task_of_ones_own_may_say_so_too():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files
@@ -22,6 +22,8 @@ from steppe.compare.data.examples import Source, Split, hold_out_test
 from steppe.compare.data.together import numbered
 
 _IDX_UBYTE = 0x08
+FOLDER = "folder"
+"""What images may be kept together by."""
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
@@ -95,29 +97,33 @@ def _idx_file(folder: Path, prefixes: tuple[str, ...], kind: str) -> Path:
     return found[0]
 
 
-def image_folder(folder: Path, size: int | None) -> Source:
+def image_folder(folder: Path, size: int | None, group: str | None = None) -> Source:
     """A folder of images, one subfolder per class; or `train`, `test` and perhaps `val` folders of that kind.
 
-    Without a `test` folder a fixed fifth of the images, stratified, becomes the test set.
+    Without a `test` folder a fixed fifth of the images, stratified, becomes the test set. With `group` "folder" the
+    images of each folder below a class, which may be below several, stay in one part.
     """
     _need_folder(folder)
+    if group not in (None, FOLDER):
+        raise ValueError(f"group is {group!r}; of images it is {FOLDER!r}, the one below its class that an image is in")
+    read = partial(_read_classes, size=size, known=None if group is None else {})
     parts = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
-    source, classes = _parted_folder(parts, size) if "train" in parts else _whole_folder(folder, size)
-    return replace(source, names=tuple(classes), notes=tuple(_unread(parts.values())))
+    source, classes = _parted_folder(parts, read) if "train" in parts else _whole_folder(folder, read)
+    return replace(source, names=tuple(classes), notes=(*_unread(parts.values()), *_loose(folder)))
 
 
-def _whole_folder(folder: Path, size: int | None) -> tuple[Source, list[str]]:
-    everything, classes = _read_classes(folder, None, size)
+def _whole_folder(folder: Path, read: Callable[..., tuple[Split, list[str]]]) -> tuple[Source, list[str]]:
+    everything, classes = read(folder, None)
     return hold_out_test(everything, len(classes)), classes
 
 
-def _parted_folder(parts: Mapping[str, Path], size: int | None) -> tuple[Source, list[str]]:
-    train, classes = _read_classes(parts["train"], None, size)
+def _parted_folder(parts: Mapping[str, Path], read: Callable[..., tuple[Split, list[str]]]) -> tuple[Source, list[str]]:
+    train, classes = read(parts["train"], None)
     val_folder = next((parts[name] for name in ("val", "valid", "validation") if name in parts), None)
-    val = _read_classes(val_folder, classes, size)[0] if val_folder else None
+    val = read(val_folder, classes)[0] if val_folder else None
     if "test" not in parts:
         return hold_out_test(train, len(classes), val=val), classes
-    test, _ = _read_classes(parts["test"], classes, size)
+    test, _ = read(parts["test"], classes)
     return Source(train, test, len(classes), val), classes
 
 
@@ -129,7 +135,15 @@ def _unread(folders: Iterable[Path]) -> list[str]:
     return [f"Files that were not read, as their endings are none of images: {', '.join(left)}."] if left else []
 
 
-def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> tuple[Split, list[str]]:
+def _loose(folder: Path) -> list[str]:
+    """A sentence on images that are in no folder of a class."""
+    many = sum(path.suffix.lower() in _IMAGE_ENDINGS and not _hidden(path) for path in folder.iterdir())
+    return [f"Images in {folder} itself, which is no class, were not read: {many}."] if many else []
+
+
+def _read_classes(
+    folder: Path, classes: list[str] | None, size: int | None, known: dict[str, int] | None
+) -> tuple[Split, list[str]]:
     found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _hidden(path))
     if classes is not None and (strange := set(found) - set(classes)):
         raise ValueError(f"{folder} has classes that {folder.parent / 'train'} lacks: {', '.join(sorted(strange))}")
@@ -137,17 +151,28 @@ def _read_classes(folder: Path, classes: list[str] | None, size: int | None) -> 
     if len(classes) < 2:
         raise ValueError(f"{folder} has {len(classes)} class folders; expected at least 2, one subfolder per class")
     files = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
-    empty = sorted(set(found) - {path.parent.name for path, _ in files})
+    empty = sorted(set(found) - {classes[label] for _, label in files})
     if files and empty:
         raise ValueError(f"{folder / empty[0]} has no images; put some there, or remove the folder")
     if not files:
         raise ValueError(f"{folder} has no images; known endings: {' '.join(sorted(_IMAGE_ENDINGS))}")
     x = torch.stack(_same_size([(path, _read_image(path, size)) for path, _ in files]))
-    return Split(x, torch.tensor([label for _, label in files])), classes
+    together = None if known is None else numbered([_below(path, folder) for path, _ in files], known)
+    return Split(x, torch.tensor([label for _, label in files]), together), classes
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if p.suffix.lower() in _IMAGE_ENDINGS and not _hidden(p))
+    """Those in a folder and in the folders below."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_ENDINGS)
+    return sorted(path for path in found if not any(map(_hidden, [path, *path.relative_to(folder).parents])))
+
+
+def _below(path: Path, folder: Path) -> str:
+    """The folder below its class that an image is in."""
+    inside = path.relative_to(folder).parts[1:-1]
+    if not inside:
+        raise ValueError(f"{path} is in no folder below its class, which would be its group; put it into one")
+    return inside[0]
 
 
 def _hidden(path: Path) -> bool:

@@ -154,7 +154,7 @@ def check_options(name: str, given: Collection[str]) -> None:
     chosen = not is_function(name) and kind not in FILES
     heard = {
         "image_column": kind == "hf", "label_column": kind in ("hf", "text"), "image_size": kind in ("hf", "images"),
-        "labelled": chosen, "validation": chosen, "noise": chosen, "group": kind in ("hf", "text"),
+        "labelled": chosen, "validation": chosen, "noise": chosen, "group": kind in ("hf", "text", "images"),
     } | dict.fromkeys(TEXT_ONLY, kind == "text")  # fmt: skip
     heard |= {key: False for each in FILES.values() for key in each.hears if key not in heard}
     heard |= dict.fromkeys(FILES[kind].hears, True) if kind in FILES else {}
@@ -218,7 +218,7 @@ def _source(
     if kind == "idx":
         return noted(readers.idx_folder(Path(rest)))
     if kind == "images":
-        return noted(readers.image_folder(Path(rest), size))
+        return noted(readers.image_folder(Path(rest), size, group), together.CURE_OF_IMAGES)
     return noted(readers.hugging_face(rest, image_column, label_column, size, group), together.CURE)
 
 

@@ -14,6 +14,7 @@ DRAWS, WORK = 100, 10_000_000
 """Draws of which the best is taken, fewer where they would touch more than so many examples."""
 
 CURE = " Where they belong together, to one patient, user or document, --group COLUMN keeps these in one part."
+CURE_OF_IMAGES = " Where images belong together, a folder for each below its class and --group folder keep them so."
 """What a reader may do whose examples recur."""
 
 

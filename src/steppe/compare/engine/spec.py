@@ -179,7 +179,7 @@ class Spec(BaseModel):
         None, description="What the target is (classes: words, or at most ten whole numbers)."
     )
     group: Column | None = Field(
-        None, description="Column whose rows of one value (a patient, a user) stay in one part (docs/data.md)."
+        None, description="Column whose rows of one value (a patient, a user) stay in one part; of images: folder."
     )
     context: Two | None = Field(None, description="Bytes of an example of an lm: task (64).")
     leave_out: Names | None = Field(None, description="Columns of a file that are not used: a,b.")
