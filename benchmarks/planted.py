@@ -262,7 +262,7 @@ LOOKS = [
     ),
     Mutant(
         "the masks of a look that finds a radius are others than the passes'",
-        "            generators.set()\n            look.run()", "            look.run()",
+        "            again()\n            look.run()", "            look.run()",
         "tests/diagnostics/test_curve.py -k draws_the_masks",
     ),
 ]  # fmt: skip

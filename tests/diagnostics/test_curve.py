@@ -56,6 +56,34 @@ def test_noise_is_the_noise_and_not_the_gradient():
     assert look.predicted == pytest.approx(0.3 * float(noise @ G), rel=1e-12)
 
 
+class Carrying(torch.nn.Module):
+    """Adds what the forward before has left: in a buffer, and in an attribute of the loss's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(5, 3).double()
+        self.register_buffer("mean", torch.ones(5, dtype=torch.float64))
+
+    def forward(self, x):
+        self.mean.mul_(0.5).add_(x.detach().mean(0))
+        return self.body(x - self.mean)
+
+
+def test_what_a_pass_leaves_is_no_rise_of_the_next():
+    torch.manual_seed(0)
+    model, batches = Carrying(), [next(iter(problems.batches(1)))]
+    kept = {"h": torch.zeros(3, dtype=torch.float64)}
+
+    def loss_of(batch):
+        output = model(batch[0]) + kept["h"]
+        kept["h"] = output.detach().mean(0)
+        return torch.nn.functional.cross_entropy(output, batch[1])
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for look in curve(model, optimizer, loss_of, batches, lambda rho: steppe.Ascent(rho), (1e-5, 1e-4)):
+        assert look.rise == pytest.approx(look.predicted, rel=1e-3) and look.cosine > 1 - 1e-6
+
+
 def test_a_linear_loss_stays_linear():
     model, optimizer = bowl()
     looks = curve(model, optimizer, lambda _: model.w @ G, [None], lambda rho: steppe.Ascent(rho), (0.1, 0.5))

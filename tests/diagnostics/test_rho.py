@@ -256,6 +256,24 @@ def test_the_sentence_says_why(trials, rho, words):
     assert found.rho == rho and words in found.why and found.why.count("\n") == 0
 
 
+def test_where_the_smallest_radius_is_too_large_it_is_not_said_to_be_below_anything():
+    said = [
+        _verdict(0.1, 0.1, looks(0.5, 0.4), trials, steps, 0.5).why
+        for trials, steps in (((), 0), (trials_at(r0_1=0.9), 50))
+    ]
+    bend = "the ascent is beyond the linear regime at rho = 0.1, the smallest looked at: cos(g, g~) = 0.5"
+    assert said[0] == f"{bend}."
+    assert said[1].startswith(f"{bend}; rho = 0.1 is the smallest, and learns: of what the base learns in 50 steps")
+
+
+def test_radii_that_few_bits_cannot_hold_are_no_warning_of_the_search(recwarn):
+    model = torch.nn.Linear(3, 2).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    steppe.find_rho(model, optimizer, lambda x: model(x).float().square().mean(), [batch], trial=0, looks=1)
+    assert not [each for each in recwarn if "rounding" in str(each.message)]
+
+
 @pytest.mark.parametrize(("steps", "told"), [(3, True), (19, True), (20, False)])
 def test_few_steps_come_with_a_caution(steps, told):
     for trials, *_ in VERDICTS[1:]:

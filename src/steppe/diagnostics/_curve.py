@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from steppe._algebra import add_scaled_, inner, norm, ratio
 from steppe._batch import Work
+from steppe._bound import Bound, places
 from steppe._randomness import Randomness
+from steppe._state import Watch
 from steppe.ascent import Gradient
 from steppe.diagnostics._trials import Bench
-from steppe.diagnostics._untouched import untouched
+from steppe.diagnostics._untouched import modules_of, untouched
 from steppe.gradient import SharpnessAware
 
 FAR, WHOLE = 0.3, 1.0
@@ -53,7 +56,9 @@ def measure(
 ) -> tuple[AtRadius, ...]:
     """The curve, by growing radius, up to where g~ has little to do with g or eps outgrows w."""
     measured = radii[::SPARSE] if len(radii) > MANY else radii
-    each = [list(_along(bench, build, measured, batch)) for batch in islice(bench.stream(), looks)]
+    with warnings.catch_warnings():  # the smallest of these radii are lost in weights of few bits, as is to be seen
+        warnings.filterwarnings("ignore", "rounding ate the perturbation")
+        each = [list(_along(bench, build, measured, batch)) for batch in islice(bench.stream(), looks)]
     together = zip(measured, zip(*each, strict=False), strict=False)  # as far as every batch went
     return tuple(AtRadius(rho, *(sum(v) / len(v) for v in zip(*seen, strict=True))) for rho, seen in together)
 
@@ -62,16 +67,16 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
     """What a row of the curve holds, for one radius after the other, on one batch."""
     parameters = [p for p in bench.model.parameters() if p.requires_grad]
     with untouched(bench.model, bench.optimizer, bench.loss_of):
-        generators, work = Randomness({p.device for p in parameters}), Work.of(bench.loss_of, batch, None, None)
+        again, work = _beginning(bench, parameters), Work.of(bench.loss_of, batch, None, None)
         loss, clean = work.run(), _taken(parameters)
         look = build(radii[0])._making.passes.looked_at(work)
         if look is not None:
-            generators.set()
+            again()
             look.run()
         direction = clean if look is None else _taken(parameters)
         for number, rho in enumerate(radii):
             with _at(build(rho), parameters, direction) as eps:
-                generators.set()
+                again()
                 rise = work.run() - loss
             moved = float(ratio(norm(eps), norm([p.detach() for p in parameters])))
             row = (*_compare(rise, eps, clean, _taken(parameters)), moved)
@@ -80,6 +85,20 @@ def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequen
             yield row
             if row[2] < FAR:
                 return
+
+
+def _beginning(bench: Bench, parameters: list[nn.Parameter]) -> Callable[[], None]:
+    """A function that leads back to where the passes begin: what one of them leaves would be a rise of the next."""
+    modules, generators = modules_of(bench.model, bench.loss_of), Randomness({p.device for p in parameters})
+    state = Watch(lambda: modules, lambda: list(bench.model.parameters())).start()
+    bound = Bound(places(bench.loss_of, ()))
+
+    def again() -> None:
+        state.back()
+        bound.done()
+        generators.set()
+
+    return again
 
 
 @contextmanager

@@ -51,7 +51,8 @@ class RhoSearch:
     Attributes:
         rho: the proposed radius, in the method's own units.
         why: one sentence that says why.
-        linear: the radius at which the ascent leaves the linear regime, cos(g, g~) = 0.8.
+        linear: the radius at which the ascent leaves the linear regime, cos(g, g~) = 0.8; the smallest or the largest
+            that was looked at where it had left before, or had not yet.
         curve: what was measured on a few batches, by growing radius.
         trials: the short trainings of the check, by growing radius; empty where there were none.
     """
@@ -178,9 +179,7 @@ def _verdict(
     keep: float,
     idle: str = "",
 ) -> RhoSearch:
-    bend = f"the ascent leaves the linear regime at rho = {linear:.3g}, where cos(g, g~) falls to {COSINE:g}"
-    if curve[-1].cosine >= COSINE:
-        bend = f"the ascent is linear up to rho = {linear:.3g}, the last looked at: cos(g, g~) = {curve[-1].cosine:.3g}"
+    bend, below = _bend(linear, curve), curve[0].cosine >= COSINE
     if not trials:
         nothing = f"the base learned nothing in {count(steps, 'step')} to measure trials by"
         reason = f"; {idle or nothing}" if steps else ""
@@ -191,12 +190,25 @@ def _verdict(
         return RhoSearch(best.rho, why + _caution(steps), linear, curve, trials)
     shares = ", ".join(f"{max(t.kept, 0):.0%} at {t.rho:g}" for t in trials[:2])
     learns = f"of what the base learns in {count(steps, 'step')}, {shares}"
-    return RhoSearch(best.rho, f"{bend}; {_chosen(best.rho, start)}: {learns}.{_caution(steps)}", linear, curve, trials)
+    return RhoSearch(
+        best.rho, f"{bend}; {_chosen(best.rho, start, below)}: {learns}.{_caution(steps)}", linear, curve, trials
+    )
 
 
-def _chosen(best: float, start: float) -> str:
+def _bend(linear: float, curve: tuple[AtRadius, ...]) -> str:
+    """Where the ascent leaves the linear regime, as far as that was seen."""
+    first, last = curve[0], curve[-1]
+    if first.cosine < COSINE:
+        there = f"cos(g, g~) = {first.cosine:.3g}"
+        return f"the ascent is beyond the linear regime at rho = {first.rho:g}, the smallest looked at: {there}"
+    if last.cosine >= COSINE:
+        return f"the ascent is linear up to rho = {linear:.3g}, the last looked at: cos(g, g~) = {last.cosine:.3g}"
+    return f"the ascent leaves the linear regime at rho = {linear:.3g}, where cos(g, g~) falls to {COSINE:g}"
+
+
+def _chosen(best: float, start: float, below: bool) -> str:
     if best == start:
-        return f"rho = {best:g} is the largest below, and learns"
+        return f"rho = {best:g} is the {'largest below' if below else 'smallest'}, and learns"
     return f"rho = {best:g} is the largest that learns, below the {start:g} that would follow from it"
 
 
