@@ -281,3 +281,60 @@ def test_a_packed_table(tmp_path):
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(ValueError, match="cannot be unpacked .* is the download complete"):
         fresh(str(packed))
+
+
+WRITTEN = {
+    "per cent": "{} %", "thousands": '"1,0{}"', "prices": "€{}.50", "dates": "2024-05-{}", "clock": "{}:30",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_numbers_and_dates_that_are_no_plain_numbers_are_told(tmp_path, kind):
+    """Fourteen prices were fourteen categories, of which the order was lost without a word."""
+    size = [WRITTEN[kind].format(10 + i % 14) for i in range(120)]
+    made = fresh(write(tmp_path, {"size": size, "y": ["a", "b"] * 60}), target="y")
+    told = [note for note in made.notes if note.startswith("Column 'size' reads as numbers or dates (")]
+    assert len(told) == 1 and "written as plain numbers, it would be such" in told[0]
+
+
+@pytest.mark.parametrize("word", ["18-25", "12a", "B4", "3+", "route {}", "1-{}"])
+def test_categories_with_digits_are_none(tmp_path, word):
+    size = [word.format(i % 30) for i in range(120)]
+    size[0] = "other"
+    assert not any(
+        "reads as" in note for note in fresh(write(tmp_path, {"size": size, "y": ["a", "b"] * 60}), "y").notes
+    )
+
+
+def test_too_many_numbers_with_thousands_say_what_they_are(tmp_path):
+    data = {"size": [f'"{i},000"' for i in range(150)], "y": ["a", "b"] * 75}
+    with pytest.raises(
+        ValueError, match="150 different words that read as numbers or dates .row 1: '0,000'., and no pla"
+    ):
+        fresh(write(tmp_path, data), target="y")
+
+
+def test_a_comma_at_the_end_of_every_line_is_no_column(tmp_path):
+    data = cells()
+    alone = fresh(write(tmp_path, data))
+    path = tmp_path / "last.csv"
+    for end in (",", ",,"):
+        path.write_text("".join(f"{line}{end}\n" for line in (tmp_path / "table.csv").read_text().splitlines()))
+        made = fresh(str(path))
+        assert torch.equal(made.train.x, alone.train.x) and made.notes == alone.notes
+
+
+def test_whole_numbers_that_recur_may_be_classes(tmp_path):
+    """Twenty-six letters as numbers were told by their mean square, and nothing said so but the metric."""
+    data = {"size": [i * 0.5 for i in range(600)], "y": [i % 26 for i in range(600)]}
+    (note,) = fresh(write(tmp_path, data), target="y").notes
+    assert note.startswith("The target 'y' has 26 different whole numbers, and is taken as numbers; were they names")
+    assert not fresh(write(tmp_path, data), target="y", kind="numbers").notes
+    assert not fresh(write(tmp_path, data | {"y": [i / 2 for i in data["y"]]}), target="y").notes
+
+
+def test_classes_that_differ_in_case_are_told(tmp_path):
+    made = fresh(write(tmp_path, cells(sort=["yes", "no", "Yes"] * 20)), leave_out=("price",))
+    assert made.classes == 3 and made.notes == (
+        "'Yes' and 'yes' are different classes, and differ in the case of letters alone.",
+    )

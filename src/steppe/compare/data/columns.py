@@ -38,17 +38,20 @@ def read(place: str) -> Columns:
     """The columns of a CSV or Parquet file by name, in its order, every cell as it is written.
 
     Where semicolons stand between the cells, a comma in a column of numbers is a decimal point. A first column without
-    a name that counts the rows is none of the data.
+    a name that counts the rows is none of the data, nor is a nameless one without a value.
     """
     check(place)
     path = Path(place).expanduser()
     names, rows = _parquet(path) if ending(path) in PARQUET else _csv(path)
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{place} has two columns {twice!r}; give each a name of its own")
     if not rows:
         raise ValueError(f"{place} has a header and no rows below it; give a file with data")
-    found = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    there = [
+        i for i, name in enumerate(names) if name or any(row[i] for row in rows)
+    ]  # what a last comma makes is none
+    twice = next((names[i] for i in there if names.count(names[i]) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{place} has two columns {twice!r}; give each a name of its own")
+    found = {names[i]: [row[i] for row in rows] for i in there}
     if len(names) > 1 and names[0] in _UNNAMED and counts_rows(found[names[0]]):
         del found[names[0]]
     return found
@@ -168,6 +171,21 @@ def intruder(words: Sequence[str]) -> tuple[int, str, int]:
     plain = {word for word in known if number(word) is not None}
     mostly = len(strange) <= (1 - MOSTLY) * len(known) and len(plain) > SEVERAL
     return *strange[0], len(strange) if mostly else 0
+
+
+_WRITTEN = re.compile(
+    r"[€$£¥]?\s*[+-]?\d[\d.,'\s]*[%‰€$£¥]?|\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T]\S*)?|\d{1,2}:\d\d(:\d\d)?"
+)
+"""Numbers with thousands, a decimal comma, per cent or a currency; dates; times of the day."""
+
+
+def written(words: Sequence[str]) -> tuple[int, str] | None:
+    """Row and first word of a column of words that read as numbers or dates: `1,000`, `57 %`, `2024-05-31`."""
+    known = [(row, word) for row, word in enumerate(words, 1) if not missing(word)]
+    strange = [(row, word) for row, word in known if number(word) is None]
+    telling = sum(_WRITTEN.fullmatch(word) is not None for _, word in strange)
+    several = len({word for _, word in strange}) > SEVERAL
+    return strange[0] if several and telling + len(known) - len(strange) >= MOSTLY * len(known) else None
 
 
 def first_word(words: Sequence[str]) -> tuple[int, str]:

@@ -19,7 +19,18 @@ _SHOWN = 5
 def noted(source: Source, cure: str = "") -> Source:
     """The source with its notes, the same for every seed; `cure` is what may be done about copies."""
     copies = shared(source.pool.keys(), source.test.keys(), cure="" if source.pool.group is not None else cure)
-    return replace(source, notes=(*source.notes, *copies, *rare(source)))
+    return replace(source, notes=(*source.notes, *copies, *rare(source), *alike(source.names)))
+
+
+def alike(names: Sequence[str]) -> list[str]:
+    """A sentence on classes whose names are the same but for the case of letters."""
+    known: dict[str, list[str]] = {}
+    for name in names:
+        known.setdefault(name.strip().casefold(), []).append(name)
+    twins = next((each for each in known.values() if len(each) > 1), None)
+    if twins is None:
+        return []
+    return [f"{' and '.join(map(repr, twins))} are different classes, and differ in the case of letters alone."]
 
 
 def rare(source: Source) -> list[str]:

@@ -17,7 +17,7 @@ from steppe._words import count
 from steppe.compare.data import columns, together
 from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
 from steppe.compare.data.metrics import in_unit
-from steppe.compare.data.sound import rare
+from steppe.compare.data.sound import alike, rare
 
 FEW, MANY, LEAST = 10, 100, 10
 """Different whole numbers that are still classes; different words that are none any more; fewest rows."""
@@ -29,6 +29,8 @@ _OWNER = re.compile(
     re.IGNORECASE,
 )
 """Names of columns that may say who rows belong to."""
+_RECUR = 20
+"""Rows of each whole number, on the mean, from which on it may be the name of a class."""
 _PARTS = 3  # rows of a class: to train, to validate, to test
 
 
@@ -164,10 +166,10 @@ def read(wanted: Table) -> _Cells:
         raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
     inputs = _inputs(found)
     values, names = _goal(goal, wanted)
-    far = () if names else _outlying(values)
+    far = (*alike(names), _written(wanted.target, goal)) if names else (*_outlying(values), _many(goal, values, wanted))
     keys = tuple(map(hash, zip(*found.values(), strict=True)))
     told = [note for name, words in found.items() for note in _told(name, words, grouped=group is not None)]
-    return _Cells(inputs, values, names, (*told, *far), keys, group)
+    return _Cells(inputs, values, names, (*told, *filter(None, far)), keys, group)
 
 
 def _group(found: columns.Columns, wanted: Table) -> Tensor | None:
@@ -258,6 +260,10 @@ def _why_no_categories(words: Sequence[str], different: int) -> str:
     if among:
         odd = f"{among} of its cells, such as {word!r} in row {row}"
         return f"has numbers but for {odd} (a missing value is an empty cell)"
+    if columns.written(words):
+        return (
+            f"has {different} different words that read as numbers or dates (row {row}: {word!r}), and no plain numbers"
+        )
     whose = "; if it says which rows belong together, it is for --group" if different <= len(words) / 2 else ""
     return f"has {different} different words (row {row}: {word!r}), too many to be categories{whose}"
 
@@ -266,10 +272,18 @@ def _mixed(name: str, words: Sequence[str]) -> str | None:
     """A sentence on a column of categories that may have been meant for numbers."""
     row, word, among = columns.intruder(words)
     if not among:
-        return None
+        return _written(name, words)
     return (
         f"Column {name!r} has numbers but for {word!r} in row {row}{_and_more(among)}, and is taken as words, of which "
         "each is a category; were a missing value an empty cell, it would be numbers."
+    )
+
+
+def _written(name: str, words: Sequence[str]) -> str | None:
+    found = columns.written(words)
+    return found and (
+        f"Column {name!r} reads as numbers or dates ({found[1]!r} in row {found[0]}), and is taken as words, of which "
+        "each is a category; written as plain numbers, it would be such."
     )
 
 
@@ -297,6 +311,17 @@ def _goal(words: Sequence[str], wanted: Table) -> tuple[np.ndarray, tuple[str, .
             raise ValueError(f"column {name!r} has one value throughout; there is nothing to tell")
         return values, ()
     return _labels(words, values, name)
+
+
+def _many(words: Sequence[str], values: np.ndarray, wanted: Table) -> str | None:
+    """A sentence on whole numbers that recur so often that they may be classes."""
+    different = len(set(words))
+    if wanted.kind is not None or not (values == values.round()).all() or different > len(words) / _RECUR:
+        return None
+    return (
+        f"The target {wanted.target!r} has {different} different whole numbers, and is taken as numbers; were they "
+        "names of classes, --kind classes takes them so."
+    )
 
 
 def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
