@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import steppe
 
 L = pytest.importorskip("lightning")
 transformers = pytest.importorskip("transformers")
-from lightning.pytorch.callbacks import Callback  # noqa: E402
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging  # noqa: E402
 from tests.integrations import tiny_models as tiny  # noqa: E402
 from torchmetrics import MeanMetric  # noqa: E402
 
@@ -111,7 +112,8 @@ class Lit(L.LightningModule):
 def fit(lit: Any, way: str, batches: list[Batch], *others: Callback, **settings: Any) -> tuple[Any, SharpCallback]:
     sharp = SharpCallback(functools.partial(sharpen, way))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    host = L.Trainer(callbacks=[sharp, *others], enable_checkpointing=False, max_epochs=1, **(quiet | settings))
+    usual = quiet | {"enable_checkpointing": False, "max_epochs": 1}
+    host = L.Trainer(callbacks=[sharp, *others], **(usual | settings))
     host.fit(lit, torch.utils.data.DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
     return host, sharp
 
@@ -199,6 +201,25 @@ def test_lightning_calls_hooks_once_and_a_backward_of_ones_own_in_every_pass() -
     lit = Own()
     fit(lit, "samples", micro_batches(3))
     assert lit.backwards.n == 6 and lit.after == 3
+
+
+@pytest.mark.parametrize("way", ["samples", "momentum"])
+def test_averaged_weights_get_their_own_batch_norms(way: str) -> None:
+    """The last epoch of Lightning's SWA has passes without a backward, which are at the weights and at no others."""
+
+    class Averaged(Lit):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            super().on_train_batch_start(batch, batch_idx)
+            if self.current_epoch == 3:
+                again.append(copy.deepcopy(self.net))
+
+    again: list[nn.Module] = []
+    lit, batches = Averaged(), micro_batches(3)
+    fit(lit, way, batches, StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1), max_epochs=3)
+    for x, _ in batches:
+        again[0](x)
+    found, expected = (everything(net) for net in (lit.net, again[0]))
+    assert len(again) == 3 and all(same({k: found[k]}, {k: expected[k]}) for k in found if k.startswith("norm.running"))
 
 
 # The Trainer

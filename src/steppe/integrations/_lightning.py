@@ -34,11 +34,14 @@ class Whole:
     ) -> None:
         self.sharp, self._module, self._step, self._backward, self._scaled = sharp, module, step, backward, scaled
         self.begins = True  # whether this micro-batch is the first of its optimizer step
+        self.trains = True  # whether a backward follows: none does where averaged weights get their batch norms
         self.waiting: list[tuple[nn.Parameter, Tensor | None]] | None = None  # gradients, until Lightning wants them
         self._output: Any = None
 
     def training_step(self, batch: Any, *others: Any) -> Any:
         """All passes; the output of the first over the whole batch comes back, its loss without a graph."""
+        if not self.trains:
+            return self._step(batch, *others)
         self._output = None
         if self.begins:
             self._take()  # those of the step before: Lightning zeroes gradients after its forward pass

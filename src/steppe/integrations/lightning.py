@@ -95,6 +95,7 @@ class SharpCallback(Callback):
         """Note whether an optimizer step begins."""
         if self._whole is not None:
             self._whole.begins = batch_idx % trainer.accumulate_grad_batches == 0
+            self._whole.trains = not trainer.fit_loop._skip_backward
 
     def _watched(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``training_step`` that leaves behind what two passes need."""
