@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.compare import tiny
 
+from steppe.compare.data import sound, tasks
 from steppe.compare.data.examples import Source, Split, Task, Texts
-from steppe.compare.data.sound import lopsided, noted
+from steppe.compare.data.options import DataOptions
+from steppe.compare.data.sound import copied, lopsided, noted
+from steppe.compare.data.windows import Windows
 
 
 def images(start: int, many: int, classes: int = 2) -> Split:
@@ -62,3 +66,17 @@ def test_accuracy_where_one_class_is_nearly_all():
     assert lopsided(labelled(("f1",))) == [] == lopsided(labelled(ones=9))
     numbers = Split(torch.zeros(4, 2), torch.zeros(4))
     assert lopsided(Task("t", numbers, numbers, numbers, loss="mse")) == []
+
+
+def test_copies_in_a_task_of_ones_own_are_told(monkeypatch):
+    monkeypatch.setattr(
+        tiny, "leaking", lambda seed: replace(tiny.task(seed), test=tiny.split(40, seed)), raising=False
+    )
+    tasks.load.cache_clear()
+    (note,) = tasks.load(DataOptions("tests.compare.tiny:leaking"), 0).notes
+    assert note.startswith("40 of the 40 test examples (100 %) have inputs that are among those for training")
+    assert tasks.load(DataOptions("tests.compare.tiny:task"), 0).notes == ()
+    monkeypatch.setattr(sound, "HUGE", 100)
+    assert copied(replace(tiny.task(0), test=tiny.split(40, 0))) == []
+    series = Windows(torch.arange(40.0)[:, None], 4, 4, 2)
+    assert copied(Task("t", series, series, series, loss="mse")) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ LABELS = {
     "one-hot": (nn.functional.one_hot(TINY.y, 2), "are one-hot, of shape (40, 2); give y.argmax(1)"),
     "one-hot fractions": (nn.functional.one_hot(TINY.y, 2).float(), "are one-hot"),
     "from -1": (TINY.y - 1, "go from -1 to 0; expected 0 to 1, as it has 2 classes"),
+    "a column": (TINY.y[:, None], "are a column, of shape (40, 1); give y.squeeze(1)"),
     "from 1": (TINY.y + 1, "go from 1 to 2; expected 0 to 1"),
 }
 
@@ -37,6 +39,29 @@ def test_labels_that_are_none(kind: str) -> None:
     labels, said = LABELS[kind]
     with pytest.raises(ValueError) as error:
         check_targets(with_labels(labels))
+    assert said in str(error.value)
+
+
+def test_labels_without_classes() -> None:
+    with pytest.raises(ValueError, match=r"made up has whole numbers as labels and no classes; say how many: Task"):
+        check_targets(replace(with_labels(TINY.y), classes=0))
+
+
+PARTS = {
+    "arrays": (Split(TINY.x.numpy(), TINY.y), "the val part of t holds a ndarray where tensors are expected"),
+    "a list": (Split(TINY.x, TINY.y.tolist()), "holds a list where tensors are expected; give torch.as_tensor"),
+    "nothing": (TINY.take(torch.arange(0)), "the val part of t has no examples"),
+    "other lengths": (Split(TINY.x, TINY.y[:30]), "the val part of t has 40 inputs and 30 targets"),
+    "one of two": (Split({"a": TINY.x, "b": TINY.x[:9]}, TINY.y), "the val part of t has 9 inputs and 40 targets"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_that_are_none(kind: str) -> None:
+    """They ended in a traceback."""
+    part, said = PARTS[kind]
+    with pytest.raises(ValueError) as error:
+        Task("t", TINY, part, TINY, 2)
     assert said in str(error.value)
 
 

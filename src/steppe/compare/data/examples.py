@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from steppe._words import an
 from steppe.compare.data import together
 from steppe.compare.data.losses import Loss, check_loss
 from steppe.compare.data.metrics import Metric, chosen, named
@@ -113,8 +114,8 @@ class Task:
         notes: sentences on the data that a reader must know; they stand under the table and in the report.
 
     Raises:
-        ValueError: an unknown loss or metric, a row with the name of another baseline, notes that are one string, or a
-            group that is in two parts.
+        ValueError: an unknown loss or metric, a row with the name of another baseline, notes that are one string, parts
+            that are no tensors of as many inputs as targets, or a group that is in two parts.
     """
 
     name: str
@@ -137,6 +138,8 @@ class Task:
             raise ValueError(f"notes={self.notes!r} was given; expected a list of sentences")
         if taken is not None:
             raise ValueError(f"row {taken!r} cannot be called so; the baselines are {', '.join(_BASELINES)} already")
+        for name in ("train", "val", "test"):
+            _check_part(getattr(self, name), f"the {name} part of {self.name}")
         together.check(self.train.group, self.val.group, self.test.group)
 
     @property
@@ -156,6 +159,21 @@ class Task:
         known = {metric.name: metric for metric in self.measured}
         first = known.pop(name, None) or named(name)
         return replace(self, metrics=(first, *known.values()))
+
+
+def _check_part(split: Split, where: str) -> None:
+    """Refuse what is no tensors of as many examples, of which there are some."""
+    leaves = [*pytree.tree_leaves(split.x), split.y]
+    odd = next((leaf for leaf in leaves if not isinstance(leaf, Tensor) or not leaf.dim()), None)
+    if odd is not None:
+        raise ValueError(
+            f"{where} holds {an(type(odd).__name__)} where tensors are expected; give torch.as_tensor(...)"
+        )
+    if not len(split.y):
+        raise ValueError(f"{where} has no examples; it needs some")
+    other = next((len(leaf) for leaf in leaves if len(leaf) != len(split.y)), None)
+    if other is not None:
+        raise ValueError(f"{where} has {other} inputs and {len(split.y)} targets; expected as many")
 
 
 @dataclass(frozen=True)

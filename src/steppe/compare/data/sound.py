@@ -6,20 +6,33 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch.utils import _pytree as pytree
 
 from steppe._command.copies import shared
 from steppe.compare.data import together
-from steppe.compare.data.examples import Source, Split, Task
+from steppe.compare.data.examples import Source, Split, Task, Texts
 
 MOST, LEAST = 0.8, 3
 """Share of the test from which on a class is nearly all of it; examples of a class, one for each part."""
 _SHOWN = 5
+HUGE = 2**28
+"""Numbers beyond which the inputs of a user's own task, made anew for every seed, are not compared."""
 
 
 def noted(source: Source, cure: str = "") -> Source:
     """The source with its notes, the same for every seed; `cure` is what may be done about copies."""
     copies = shared(source.pool.keys(), source.test.keys(), cure="" if source.pool.group is not None else cure)
     return replace(source, notes=(*source.notes, *copies, *rare(source), *alike(source.names)))
+
+
+def copied(task: Task) -> list[str]:
+    """A sentence where the test of a user's own task was trained on; windows and huge inputs are not looked at."""
+    parts = (task.train, task.val, task.test)
+    if any(type(part) not in (Split, Texts) for part in parts):
+        return []
+    if sum(leaf.numel() for part in parts for leaf in pytree.tree_leaves(part.x)) > HUGE:
+        return []
+    return shared([*task.train.keys(), *task.val.keys()], task.test.keys())
 
 
 def alike(names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from steppe.compare.data.examples import Amounts, Source, Task, choose
 from steppe.compare.data.files import FILES
 from steppe.compare.data.linear import linear
 from steppe.compare.data.options import DataOptions
-from steppe.compare.data.sound import noted
+from steppe.compare.data.sound import copied, noted
 
 GENERIC: dict[str, Any] = {
     "labelled": None, "validation": None, "noise": 0.0, "model": "cnn", "epochs": 30, "batch_size": 64,
@@ -226,7 +226,8 @@ def _source(
 def load(options: DataOptions, seed: int) -> Task:
     """The task of `seed`. Kept for the next run of the same process with the same seed: nobody writes to it."""
     if is_function(options.task):
-        return call(options.task, seed)
+        task = call(options.task, seed)
+        return replace(task, notes=(*task.notes, *copied(task)))
     if (kind := options.task.partition(":")[0]) in FILES:
         return FILES[kind].task(options, seed)
     if options.task.startswith("text:"):

@@ -14,8 +14,15 @@ from steppe.compare.engine.measure import evaluating
 
 def check_targets(task: Task) -> None:
     """Refuse labels that are none."""
-    if not task.classes or task.loss != "cross_entropy":
+    if task.loss != "cross_entropy":
         return
+    y = task.train.y
+    if y.is_floating_point() and not task.classes:
+        return
+    if not task.classes:
+        raise ValueError(f"{task.name} has whole numbers as labels and no classes; say how many: Task(..., classes=2)")
+    if y.dim() == 2 and y.shape[1] == 1:
+        raise ValueError(f"the train labels of {task.name} are a column, of shape {tuple(y.shape)}; give y.squeeze(1)")
     for part in ("train", "val", "test"):
         labels: Tensor = getattr(task, part).y
         where = f"the {part} labels of {task.name}"
