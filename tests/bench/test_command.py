@@ -73,6 +73,11 @@ def test_a_task_s_own_network_batch_and_loss_are_measured(tmp_path, capsys):
         ("--device tpu", "device must be"),
         ("--optimizer adam", "optimizer must be one of sgd, adamw, got 'adam'"),
         ("--lora 4", "--lora is for hf: models"),
+        ("--model tests.bench.tiny:whole_output", 'returned dict; expected a tensor with one element: its ["loss"]'),
+        (
+            "--model tests.bench.tiny:normed --methods sam:samples=1",
+            "method 'sam:samples=1': a look at samples=1 leaves",
+        ),
         ("--model tests.bench.tiny:wrong", "expected (model, batch, loss_of)"),
         ("--methods sam:rho=-1", "method 'sam:rho=-1.0': rho=-1.0 was given"),
         ("--methods nbar", "method 'nbar': "),

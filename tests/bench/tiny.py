@@ -27,6 +27,14 @@ def wide(batch_size: int) -> tuple[nn.Module, Any, Any]:
     return model, (torch.randn(batch_size, 256),), lambda model, b: model(b[0]).square().mean()
 
 
+def whole_output(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    return nn.Linear(6, 1), torch.randn(batch_size, 6), lambda model, b: {"loss": model(b).square().mean()}
+
+
+def normed(batch_size: int) -> tuple[nn.Module, Any, Any]:
+    return nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), torch.randn(batch_size, 6), lambda m, b: m(b).sum()
+
+
 def wrong(batch_size: int) -> tuple[int, int]:
     return 1, 2
 

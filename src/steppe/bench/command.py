@@ -16,7 +16,7 @@ from steppe._command.choices import parse_all
 from steppe._command.files import free_target, keep_figures
 from steppe._command.flags import given, taking
 from steppe.bench import measure
-from steppe.bench.subject import Subject
+from steppe.bench.subject import Subject, check_loss
 from steppe.bench.table import table
 from steppe.bench.tasked import DATA, chosen
 from steppe.compare.engine.spec import SPELLED, Spec
@@ -42,6 +42,7 @@ def bench(
         choices = [choice.with_the_mean("the benchmark") for choice in parse_all([methods])]
         settings = measure.Request(**given(flags, measure.Request))
         makers = measure.makers(choices, settings.optimizer)
+        check_loss(subject.make(), subject.name)
         for choice in choices:  # refused now, before anything is measured
             _try(choice, makers[choice.text], subject)
         slug = re.sub(r"[^0-9A-Za-z]+", "-", subject.name).strip("-")
@@ -61,9 +62,14 @@ def bench(
 
 
 def _try(choice: Any, maker: Any, subject: Any) -> None:
-    """Refuse a method that cannot be built on the subject."""
+    """Refuse a method that cannot be built on the subject, or take a step on it."""
     problem = subject.make()
     try:
-        maker(problem)
+        made = maker(problem)
     except (TypeError, ValueError) as error:
+        raise ValueError(f"method {choice.text!r}: {error}") from error
+    made.place(True)
+    try:
+        made.step(problem.batch)
+    except ValueError as error:
         raise ValueError(f"method {choice.text!r}: {error}") from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils import _pytree as pytree
 
+from steppe._batch import checked
 from steppe._command.devices import usable_device
 from steppe._command.lookup import called, named_function
 from steppe._command.networks import find
@@ -119,6 +120,15 @@ def _whole_problem(name: str, given: Any) -> Problem:
         f"model {name!r}: function(batch_size) gave {an(type(given).__name__)}; expected (model, batch, loss_of), "
         "where loss_of(model, batch) is the loss"
     )
+
+
+def check_loss(problem: Problem, name: str) -> None:
+    """Refuse what is no loss to begin with."""
+    loss = problem.loss_of(problem.model, problem.batch)
+    try:
+        checked(loss)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {name!r}: {error}") from error
 
 
 def _cross_entropy(model: nn.Module, batch: Any) -> Tensor:
