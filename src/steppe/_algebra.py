@@ -7,17 +7,39 @@ first tensor. Elementwise functions work on what lies in this process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from steppe._shards import all_here, local, summed
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Tensors = Sequence[Tensor]
 _HALF = (torch.float16, torch.bfloat16)
 _DTYPE, _DEVICE = attrgetter("dtype"), attrgetter("device")
+
+
+def without_graph(function: Callable[P, R]) -> Callable[P, R]:
+    """``torch.no_grad()`` of a function that every step calls, in a tenth of the calls."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        before = torch.is_grad_enabled()
+        try:
+            try:
+                torch._C._set_grad_enabled(False)
+                return function(*args, **kwargs)
+            finally:
+                torch._C._set_grad_enabled(before)
+        finally:  # again, when Ctrl-C falls into it
+            torch._C._set_grad_enabled(before)
+
+    return call
 
 
 def as_real(tensor: Tensor) -> Tensor:

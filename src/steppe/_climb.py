@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from steppe._algebra import as_real, cloned
+from steppe._algebra import as_real, cloned, without_graph
 from steppe._backup import MANY, Rows, SavedWeights
 from steppe._doors import Doors
 from steppe._draft import Draft
@@ -40,7 +39,7 @@ class Climb:
         self._rows: Rows | None = None
         self.perturbation: Perturbation | None = None
 
-    @torch.no_grad()
+    @without_graph
     def up(
         self, direction: Grads, scale: Scale, norms: list[Tensor] | None, clean: Grads, replay: Replay | None,
         draft: Draft,

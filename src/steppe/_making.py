@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
-from steppe._algebra import as_real, norm
+from steppe._algebra import as_real, norm, without_graph
 from steppe._batch import Work
 from steppe._climb import Climb
 from steppe._draft import Draft, Last
@@ -203,7 +202,7 @@ class Making:
         self._finish(kept)
         return Last(True, self.passes.shown(first, loss), loss, length, displacement)
 
-    @torch.no_grad()
+    @without_graph
     def _skip(self, grads: Grads) -> None:
         """Hand on what ``combine`` makes of the gradient at w alone."""
         now = self._present.now
@@ -215,7 +214,7 @@ class Making:
         if clean or not self._alone or type(self._present.now.combine) is not Replace:  # else it lies there already
             self._combine(clean)
 
-    @torch.no_grad()
+    @without_graph
     def _combine(self, clean: Grads) -> None:
         now = self._present.now
         perturbed = self._gradients.take(self._present.reads_all)

@@ -7,10 +7,9 @@ from itertools import compress
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from steppe._algebra import norm
+from steppe._algebra import norm, without_graph
 from steppe._draft import Draft
 from steppe._gradients import Gradients
 from steppe._parameters import Moved, Parameters
@@ -137,7 +136,7 @@ class Present:
         """Whether the combination reads the gradient at the weights."""
         return self.now.combine.needs_clean(self.now.step)
 
-    @torch.no_grad()
+    @without_graph
     def known_ahead(self) -> Grads:
         """The direction that needs no gradient of this step; empty where nothing is known yet."""
         direction, parameters, now = self.now.ascent.direction, self.parameters, self.now
@@ -146,7 +145,7 @@ class Present:
             moved = {n: p for n, p in moved.items() if p.requires_grad}
         return direction.vector(moved, parameters.optimizers, now.known("ascent"), now.step, now.seed)
 
-    @torch.no_grad()
+    @without_graph
     def after(self, gradients: Gradients, which: int, scale: Scale) -> dict[str, Any]:
         """What such a direction will remember of the gradient that optimizer number ``which`` is about to take."""
         direction, parameters, memory = self.now.ascent.direction, self.parameters, self.now.known("ascent")
