@@ -62,6 +62,7 @@ _CHANGES = frozenset(
 """Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
+_CODED = (FunctionType, MethodType)
 _OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
 
 
@@ -202,7 +203,7 @@ def functions_of(function: Any) -> list[Any]:
 def _called(function: Any) -> Iterator[Any]:
     names = (*names_in(function.__code__), "__call__")
     for each in _read(function):
-        if type(each) is FunctionType and not _foreign(each):
+        if type(each) in _CODED and not _foreign(each):
             yield each
         elif _space(each) is not None:
             there = (getattr(type(each), name, None) for name in names)
@@ -243,11 +244,13 @@ def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
 
 
 def _objects_in(thing: Any) -> list[Any]:
-    """The functions, and objects of the user's classes, in a container of few things."""
-    if not _is_few(thing, (*_KEYED, *_LISTS, tuple)):
-        return []
-    items = thing.values() if isinstance(thing, dict) else thing
-    return [each for each in items if type(each) is FunctionType or _space(each) is not None]
+    """The functions, and objects of the user's classes, in a partial or a container of few things."""
+    items: Collection[Any] = ()
+    if isinstance(thing, functools.partial):
+        items = (thing.func, *thing.args, *thing.keywords.values())
+    elif _is_few(thing, (*_KEYED, *_LISTS, tuple)):
+        items = thing.values() if isinstance(thing, dict) else thing
+    return [each for each in items if type(each) in _CODED or _space(each) is not None]
 
 
 def _is_own(thing: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import islice
 from operator import is_
 from typing import Any, Protocol
@@ -58,7 +59,10 @@ class Keys:
 
 
 class Items:
-    """All of a dict, a set or a list; of a dict perhaps all but its counts."""
+    """All of a dict, a set or a list; where nothing but counts of a dict has changed, these stay.
+
+    ``counts``: whether the function counts in some.
+    """
 
     def __init__(self, container: Any, counts: bool = False) -> None:
         self._container, self._counts = container, counts
@@ -67,9 +71,10 @@ class Items:
         return self._container.copy()
 
     def write(self, found: Any) -> None:
-        if self._counts and isinstance(found, dict):
-            found = {**found, **{key: value for key, value in self._container.items() if type(value) is int}}
-        refill(self._container, found)
+        here = self._container
+        if self._counts and isinstance(found, dict) and _only_counts(here.items(), found.items()):
+            return
+        refill(here, found)
 
 
 class Listed:
@@ -89,9 +94,8 @@ class Listed:
         here = self._container
         if len(here) >= len(found) and all(map(is_, here, found)) and not self._is_state(here, len(found)):
             return
-        if self._counts:
-            both = zip(found, [*here, *[None] * len(found)], strict=False)
-            found = [now if type(now) is type(then) is int else then for then, now in both]
+        if self._counts and _only_counts(enumerate(here), enumerate(found)):
+            return
         refill(here, found)
 
     def _is_state(self, here: Any, grown_from: int) -> bool:
@@ -111,6 +115,13 @@ class Array:
     def write(self, found: Any) -> None:
         if self._array.flags.writeable:
             self._array[...] = found
+
+
+def _only_counts(here: Iterable[tuple[Any, Any]], found: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether nothing but whole numbers is another than it was."""
+    now, then = dict(here), dict(found)
+    changed = [key for key in {**now, **then} if now.get(key, _MISSING) is not then.get(key, _MISSING)]
+    return all(type(there.get(key, 0)) is int for key in changed for there in (now, then))
 
 
 def _is_tensor(thing: Any) -> bool:

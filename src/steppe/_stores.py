@@ -29,18 +29,25 @@ class Stores(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def stores_of(code: CodeType) -> Stores:
-    """What code binds, and the functions within it, but for what it counts up (``calls += 1``): that counts passes."""
+    """What code binds, and the functions within it.
+
+    A name that is only counted up (``calls += 1``) counts passes, unless the code binds others beside it: then it may
+    be what a sum is divided by. An attribute is state like any.
+    """
     inner = [stores_of(each) for each in code.co_consts if isinstance(each, CodeType)]
     steps = _steps(code)
     counts = [False] * 3 + [_counts(*steps[i - 3 : i + 1]) for i in range(3, len(steps))]
     bound: dict[str, set[str]] = {"free": set(), "known": set(), "attributes": set()}
+    counted: dict[str, set[str]] = {kind: set() for kind in bound}
     items: list[bool] = []
     for step, counting in zip(steps, counts, strict=False):
         kind = _binds(step)
         if kind == "items":
             items.append(counting)
-        elif kind is not None and not counting:
-            bound[kind] |= _names(step)
+        elif kind is not None:
+            (counted if counting and kind != "attributes" else bound)[kind] |= _names(step)
+    if bound["free"] or bound["known"]:
+        bound = {kind: names | counted[kind] for kind, names in bound.items()}
     keys = not all(items) or not _CHANGES.isdisjoint(code.co_names)
     return Stores(
         frozenset(bound["free"].union(*(s.free for s in inner)) & set(code.co_freevars)),

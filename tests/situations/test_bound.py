@@ -494,19 +494,66 @@ def test_counts_of_passes_count_passes() -> None:
     model, sharp, x, y = classified()
     calls, number, passes = 0, SimpleNamespace(calls=0, loss=None), list[int]()
     by_key: dict[str, Any] = {"calls": 0, "loss": None}
+    by_name = {"calls": 0}
 
     def loss() -> Tensor:
         nonlocal calls
         calls += 1
         number.calls += 1
         by_key["calls"] += 1
+        by_name["calls"] += 1
         passes.append(calls)
         number.loss = by_key["loss"] = found = nn.functional.cross_entropy(model(x), y)
         return found
 
     found = sharp.backward(loss)
-    assert calls == number.calls == by_key["calls"] == 2 and passes == [1, 2]
+    assert calls == by_name["calls"] == 2 and passes == [1, 2]
+    assert number.calls == by_key["calls"] == 1, "they may be what a sum that stands beside them is divided by"
     assert torch.equal(number.loss, found) and torch.equal(by_key["loss"], found)
+
+
+class Mean:
+    """As every training script has one."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def update(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+
+@pytest.mark.parametrize("where", ["object", "partial", "names", "dict", "list"])
+def test_a_mean_of_losses_divides_by_what_it_has_summed(where: str) -> None:
+    model, sharp, x, y = classified()
+    total, count, mean = 0.0, 0, Mean()
+    by_key: dict[str, Any] = {"total": 0.0, "count": 0}
+    listed: list[Any] = [0.0, 0]
+
+    def in_names(value: float) -> None:
+        nonlocal total, count
+        total += value
+        count += 1
+
+    def in_dict(value: float) -> None:
+        by_key["total"] += value
+        by_key["count"] += 1
+
+    def in_list(value: float) -> None:
+        listed[0] += value
+        listed[1] += 1
+
+    beside = partial(Mean.update, mean)
+    update = {"object": mean.update, "partial": beside, "names": in_names, "dict": in_dict, "list": in_list}[where]
+
+    def loss() -> Tensor:
+        found = nn.functional.cross_entropy(model(x), y)
+        update(found.item())
+        return found
+
+    losses = [sharp.backward(loss).item() for _ in range(3)]
+    found = {"names": (total, count), "dict": tuple(by_key.values()), "list": tuple(listed)}
+    assert found.get(where, (mean.total, mean.count)) == (sum(losses), 3)
 
 
 def test_a_function_that_binds_nothing_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,9 @@ BODIES = {
     "s.h = x": ATTRIBUTE,
     "found, s.h = f(x, s.h)": ATTRIBUTE,
     "s.h += x": ATTRIBUTE,
-    "s.h += 1": NOTHING,
+    "s.h += 1": ATTRIBUTE,
+    "nonlocal h, a; h = x; a += 1": FREE._replace(free=frozenset("ha")),
+    "nonlocal h; global z; h += 1; z = x": FREE._replace(known=frozenset("z")),
     "del s.h": ATTRIBUTE,
     "for s.h in x: pass": ATTRIBUTE,
     "class A: h = x": NOTHING,
@@ -61,7 +63,7 @@ BODIES = {
     "del d[a:b]": KEYS,
     "i, j = j, i": NOTHING,
     "i = j = x; i = i; j = i": NOTHING,
-    "; ".join(f"i = s.n{i}" for i in range(300)) + "; s.z += 1; d['z'] += 1": COUNTS,
+    "; ".join(f"i = s.n{i}" for i in range(300)) + "; s.h += 1; d['z'] += 1": ATTRIBUTE._replace(counts=True),
 }
 """Of every kind of code what it binds; the last has names enough that opcodes get arguments of two bytes."""
 
