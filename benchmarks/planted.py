@@ -5,7 +5,9 @@ from __future__ import annotations
 from mutant import Mutant
 from planted_commands import COMPARE, FIGURES, FINETUNE, RESUME
 
-COMBINE, RECOMMENDED, SPECTRAL = (f"tests/test_{name}.py" for name in ("combine", "recommended", "spectral"))
+COMBINE, RECOMMENDED, REUSE, SPECTRAL = (
+    f"tests/test_{name}.py" for name in ("combine", "recommended", "reuse", "spectral")
+)
 SKIPPING = "tests/situations/test_skipping.py"
 LEFT = """            yield
         finally:
@@ -136,15 +138,15 @@ PARTS = [
     ),
     Mutant(
         "LookSAM's guard lets through what the gradient objects to",
-        "inner(g_v, g).to(pull.device) < 0", "inner(g_v, g).to(pull.device) > 0", f"{COMBINE} -k guard_stops",
+        "inner(g_v, g).to(pull.device) < 0", "inner(g_v, g).to(pull.device) > 0", f"{REUSE} -k guard_stops",
     ),
     Mutant(
         "LookSAM's guard takes the longer push",
-        "torch.minimum(natural, paper)", "torch.maximum(natural, paper)", f"{COMBINE} -k reuse_over_two_steps",
+        "torch.minimum(natural, paper)", "torch.maximum(natural, paper)", f"{REUSE} -k reuse_over_two_steps",
     ),
     Mutant(
         "LookSAM's natural push wants an alpha", 'not names or (self.push != "natural" and alpha == 0)',
-        "not names or alpha == 0", f"{COMBINE} -k alpha_0_leaves",
+        "not names or alpha == 0", f"{REUSE} -k alpha_0_leaves",
     ),
     Mutant(
         "MuonSAM divides a small gradient in 16 bits",
@@ -165,7 +167,7 @@ PARTS = [
     ),
     Mutant(
         "a budget of loss makes a step longer, too", "(budget / rise).clamp(max=1.0)", "budget / rise",
-        "tests/test_ascent.py -k budget",
+        "tests/test_loss_budget.py",
     ),
     Mutant(
         "MSAM's kept average has no sign", 'memory.get("average", {}), params, self.sign)',
