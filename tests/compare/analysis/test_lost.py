@@ -163,6 +163,23 @@ def test_it_is_told_in_verdict_table_report_and_json(tmp_path):
     assert "G-RST †" in html and "2 of 5 runs of G-RST" in html
 
 
+def test_nothing_follows_from_a_base_that_learned_nothing():
+    """That it was trained long enough, say, or that a radius broke trainings that break without."""
+    records = made_up.records(made_up.NOISY)
+    cliff = {"tunes": "rho", "best": 0.2, "beside": 0.2, "broke": 2, "of": 2, "taken": 0.2}
+    for record in records:
+        record |= {"cliff": cliff} if (record["method"], record["phase"]) == ("grst", "tune") else {}
+
+    def said() -> str:
+        return " ".join(summarise(records, None, made_up.spec(made_up.NOISY))["notes"])
+
+    before = said()
+    for record in records:
+        record |= {"diverged": "why"} if record["method"] == "base" else {}
+    for sentence in ("Early stopping alone", "Twice the epochs", "broke 2 of 2 tuning runs"):
+        assert sentence in before and sentence not in said()
+
+
 def test_labels_with_commas_stand_between_semicolons():
     rows = [{"diverged": gone, "seeds": 2, "failed": 0, "label": label} for gone, label in LABELS]
     assert "guessing: 1 of 2 runs of base, 2× epochs; 2 of 2 runs of SAM; what" in lost.sentence(rows)

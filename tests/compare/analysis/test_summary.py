@@ -406,6 +406,7 @@ def test_numbers_in_words() -> None:
     assert words.gain(None) == "–"
     assert words.figure({"mean": -1e-6, "ci95": 1e-7}) == "0.0 ± 0.0" and plainly_fixed(-0.001) == "0.00"
     assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
+    assert typeset("'a b' ('c') of SAM's 'd'.") == "‘a b’ (‘c’) of SAM’s ‘d’."
 
 
 def test_huge_numbers_have_a_power_of_ten() -> None:

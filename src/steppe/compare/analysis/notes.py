@@ -38,7 +38,7 @@ def notes(summary: Summary) -> list[str]:
 def _early(summary: Summary) -> list[str]:
     """Which case is this: does early stopping alone bring what the method seems to bring?"""
     alone, row = summary["early_alone"], _champion(summary)
-    if alone is None or alone["ci95"] is None or row is None or row["delta"]["ci95"] is None:
+    if alone is None or alone["ci95"] is None or row is None or row["delta"]["ci95"] is None or _base_lost(summary):
         return []
     words, name = Words(summary), row["label"]
     amount = words.amount(alone, to="base")
@@ -58,7 +58,7 @@ def _early(summary: Summary) -> list[str]:
 
 def _double(summary: Summary) -> list[str]:
     alone = summary["double_alone"]
-    if alone is None or alone["ci95"] is None:
+    if alone is None or alone["ci95"] is None or _base_lost(summary):
         return []
     shown = f"({Words(summary).amount(alone, to='base')})"
     if _above(alone):
@@ -110,7 +110,11 @@ def _worse(summary: Summary) -> list[str]:
 
 
 def _cliffs(summary: Summary) -> list[str]:
-    return [_cliff(row["label"], **row["cliff"]) for row in summary["rows"] if row.get("cliff")]
+    """What broke trainings; where the base's break, too, it is no radius that does."""
+    broken = [
+        row for row in summary["rows"] if row.get("cliff") and (row["method"] == "base" or not _base_lost(summary))
+    ]
+    return [_cliff(row["label"], **row["cliff"]) for row in broken]
 
 
 def _cliff(label: str, tunes: str, best: float, beside: float, broke: int, of: int, taken: float) -> str:
@@ -240,6 +244,11 @@ def _tries(rows: Sequence[Row]) -> str:
         return ""
     base = max(len(row["tuning"]) for row in rows if row["method"] == "base")
     return f" (up to {max(len(row['tuning']) for row in rows)} settings for a method, {base} for the base)"
+
+
+def _base_lost(summary: Summary) -> bool:
+    """Whether runs of the base diverged or learned nothing, so that nothing follows from what becomes of it."""
+    return any(row["diverged"] for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "plain"))
 
 
 def _champion(summary: Summary) -> Row | None:

@@ -259,8 +259,8 @@ def broken(label: str) -> str:
 
 
 def typeset(sentence: str) -> str:
-    """A sentence for a page: curly apostrophes, and no line break within `1.5 ± 0.4 points`, `40 %` or `G-RST`."""
-    sentence = sentence.replace("'", "’")
+    """A sentence for a page: curly quotes, and no line break within `1.5 ± 0.4 points`, `40 %` or `G-RST`."""
+    sentence = re.sub(r"(?<![^\s(])'(?=\S)", "‘", sentence).replace("'", "’")
     for apart in (" ± ", " points", "ρ = ", " %"):
         sentence = sentence.replace(apart, apart.replace(" ", "\u00a0"))
     return re.sub(r"(?<=\w)-(?=\w)", "\u2011", sentence)
