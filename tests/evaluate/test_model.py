@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from tests.evaluate import tiny
+from transformers import GPT2LMHeadModel
 
 from steppe.evaluate import model
 from steppe.evaluate.request import Request
@@ -34,6 +36,26 @@ def test_an_adapter_of_a_deeper_model_is_refused_though_peft_would_load_it(lora,
     other = tiny.adapter(tmp_path / "lora", deeper)
     with pytest.raises(ValueError, match="2 tensors do not match"):
         load(base, adapter=other)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"modules_to_save": ["wte"]}, {"modules_to_save": ["lm_head"]}, {"modules_to_save": ["wte", "lm_head"]},
+        {"target_modules": ["c_attn", "lm_head"]}, {"target_modules": ["wte"]}, {"trainable_token_indices": [65, 66]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_embedding_or_a_head_that_an_adapter_brings_is_as_peft_has_it(kind, base, tmp_path):
+    """GPT-2's head is its embedding: lm-eval ties them once more behind the adapter, where one of them is another."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = tiny.adapter(tmp_path / "lora", base, kind)
+        mine = model.load(Request(base, ("x.jsonl",), adapter=folder)).model
+        theirs = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(base), folder).eval()
+    tokens = torch.arange(60, 80)[None]
+    assert torch.equal(mine(tokens).logits, theirs(tokens).logits)
+    assert not torch.equal(mine(tokens).logits, GPT2LMHeadModel.from_pretrained(base)(tokens).logits)
 
 
 def test_an_adapter_of_other_layers_is_refused(base, tmp_path):

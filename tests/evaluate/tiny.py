@@ -45,15 +45,16 @@ def classifier(folder: Path) -> str:
     return str(folder)
 
 
-def adapter(folder: Path, base: str, **changes: Any) -> str:
+def adapter(folder: Path, base: str, kind: dict[str, Any] | None = None, **changes: Any) -> str:
     """A LoRA adapter of `base` that is away from zero; `changes` are written into its adapter_config.json."""
+    kind = {"target_modules": ["c_attn"]} | (kind or {})
     model = peft.get_peft_model(
         GPT2LMHeadModel.from_pretrained(base),
-        peft.LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True),
+        peft.LoraConfig(r=2, task_type="CAUSAL_LM", fan_in_fan_out=True, **kind),
     )
     torch.manual_seed(1)
     for name, param in model.named_parameters():
-        if "lora_B" in name:
+        if any(part in name for part in ("lora_B", "lora_embedding_A", "modules_to_save", "token_adapter")):
             nn.init.normal_(param, std=1.0)
     model.save_pretrained(folder)
     notes = folder / "adapter_config.json"

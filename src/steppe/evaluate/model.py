@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
-from peft import PeftConfig, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import (
@@ -38,7 +40,7 @@ def sources(request: Request) -> tuple[str, str | None]:
 
 
 def load(request: Request) -> HFLM:
-    """Load model and adapter as lm-eval does by itself."""
+    """Load model and adapter as lm-eval does by itself, but for weights that it would tie anew behind the adapter."""
     base, adapter = sources(request)
     _check_causal(base)
     lm = translated(
@@ -56,9 +58,24 @@ def load(request: Request) -> HFLM:
 
 def _quietly(**arguments: Any) -> HFLM:
     """Without PEFT's warnings of tensors that are missing: :func:`_check_complete` refuses those."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _adapted_as_it_is():
         warnings.simplefilter("ignore")
         return HFLM(**arguments)
+
+
+@contextmanager
+def _adapted_as_it_is() -> Iterator[None]:
+    """In the block nothing is tied behind an adapter.
+
+    lm-eval ties the weights of the model once more when the adapter is on it: an embedding that the adapter brings
+    would be the head too, which PEFT leaves as the base has it, and one that is a layer of its own cannot be tied.
+    """
+    kind: Any = PeftModel  # which hands the call on to the model within
+    kind.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del kind.tie_weights
 
 
 def _notes(adapter: str) -> PeftConfig:
@@ -105,14 +122,19 @@ def _check_causal(base: str) -> None:
 
 def _check_complete(model: Any, base: str, adapter: str) -> None:
     """PEFT only warns of tensors that do not fit; a half-loaded adapter would be measured as if it were whole."""
-    here = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if "embed" not in key}
-    there = {key for key in load_peft_weights(adapter, device="cpu") if "embed" not in key}
+    here = {key for key in get_peft_model_state_dict(model, save_embedding_layers=False) if not _of_the_base(key)}
+    there = {key for key in load_peft_weights(adapter, device="cpu") if not _of_the_base(key)}
     if here != there:
         odd = sorted(here ^ there)[0]
         raise ValueError(
             f"adapter {adapter} belongs to another model than {base}: {len(here ^ there)} tensors do not match, "
             f"the first is {odd}"
         )
+
+
+def _of_the_base(key: str) -> bool:
+    """Embeddings and heads of the base's, which PEFT saves along where it sees fit."""
+    return "embed" in key or ".base_layer." in key
 
 
 def described(lm: HFLM) -> dict[str, Any]:
