@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.situations.stateful import batches
+from tests.situations.by_hand import batches
 from torch import nn
 
 import steppe

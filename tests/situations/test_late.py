@@ -6,7 +6,8 @@ import warnings
 
 import pytest
 import torch
-from tests.situations.stateful import KINDS, LARGE, LR, RHO, Attribute, ByHand, Reading, batches, far, loss, trained
+from tests.situations.by_hand import LR, RHO, ByHand, batches, far, loss, trained
+from tests.situations.stateful import KINDS, LARGE, Attribute, Reading
 from torch import nn
 
 import steppe

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from tests.situations.stateful import KINDS, LR, RHO, ByHand, batches, far, loss, state, trained
+from tests.situations.by_hand import LR, RHO, ByHand, batches, far, loss, state, trained
+from tests.situations.stateful import KINDS
 
 import steppe
 from steppe.integrations.closure import SharpOptimizer

@@ -7,7 +7,8 @@ import functools
 import numpy as np
 import pytest
 import torch
-from tests.situations.stateful import LR, RHO, ByHand, Reading, batches, far, loss, state, trained
+from tests.situations.by_hand import LR, RHO, ByHand, batches, far, loss, state, trained
+from tests.situations.stateful import Reading
 from torch import nn
 
 import steppe

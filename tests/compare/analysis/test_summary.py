@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ from scipy import stats
 from tests.compare.records import CLEAN, NOISY, Fake, cost, records, run, spec
 
 from steppe.compare.analysis.summary import summarise
-from steppe.compare.analysis.wording import Words, signed, typeset
-from steppe.compare.analysis.wording import plain as plainly_fixed
 from steppe.compare.report.table import legend, table
 
 values = st.lists(st.floats(0, 1), min_size=3, max_size=12)
@@ -334,38 +331,6 @@ def test_no_point_of_the_front_is_beaten(points_: list[tuple[float, float]]) -> 
     assert all(any(c <= d and a <= b for c, a in front) for d, b, _ in rows)
 
 
-# the terminal
-
-
-@pytest.mark.parametrize("methods", [CLEAN, NOISY], ids=["clean", "noisy"])
-@pytest.mark.parametrize("width", [100, 80, 60])
-def test_table_fits(methods: dict[str, Fake], width: int) -> None:
-    summary = summarise(records(methods), cost(methods), spec(methods))
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    console.print(table(summary, width))
-    text = console.export_text()
-    assert max(len(line) for line in text.splitlines()) <= width
-    assert "…" not in text and {"method", "gain", "time"} <= set(text.split())
-    best = max((r["gain"] for r in summary["rows"] if r["gain"]), key=lambda gain: gain["mean"])
-    assert Words(summary).gain(best) in text
-    assert table(summary, width).row_count == len(summary["rows"])
-    said, headers = legend(summary, width), {"kept": "kept", "memory": "memory", "sharpness": "sharp-"}
-    assert all((word in said) is (header in text) for word, header in headers.items())
-
-
-def test_table_shows_the_difference_to_the_base_where_it_says_more() -> None:
-    headers = [str(c.header) for c in table(summarise(records(NOISY), cost(NOISY), spec(NOISY)), 120).columns]
-    assert "− base\npoints" in headers
-    headers = [str(c.header) for c in table(summarise(records(), cost(), spec()), 120).columns]
-    assert "− base\npoints" not in headers
-
-
-def test_table_has_no_column_in_which_nothing_stands() -> None:
-    found = [{**run, "sharpness": None} for run in records()]
-    headers = [str(c.header) for c in table(summarise(found, None, spec()), 150).columns]
-    assert not {"sharp-\nness", "\nmemory"} & set(headers) and "stopped\nearly %" in headers
-
-
 @pytest.mark.parametrize(("seeds", "said"), [(1, "One seed"), (2, "Two seeds")])
 def test_too_few_seeds_have_no_interval(seeds: int, said: str) -> None:
     summary = summarise(records(seeds=range(seeds)), cost(), spec(seeds=seeds))
@@ -374,53 +339,3 @@ def test_too_few_seeds_have_no_interval(seeds: int, said: str) -> None:
     assert summary["verdict"].startswith(f"{said} cannot tell: ")
     assert f"{said}: no interval can be given; use five or more." in summary["notes"]
     assert "95 %" not in legend(summary)
-
-
-# wording and labels
-
-
-def test_sentences_say_what_is_there() -> None:
-    noisy = summarise(records(NOISY), cost(NOISY), spec(NOISY))
-    assert "points over the base with twice the epochs, stopped early, for 2.03× the base's" in noisy["verdict"]
-    two = summarise(records(seeds=range(2)), cost(), spec(seeds=2))["verdict"]
-    assert two.endswith(", and two seeds give no interval.")
-    same = {name: replace(fake, grid=()) for name, fake in CLEAN.items()}
-    alone = summarise(records(same), cost(), spec())
-    assert any("choice favours the baseline, so gains err on the low side." in note for note in alone["notes"])
-    assert not any("validation data alone" in note for note in alone["notes"])
-    assert any("change nothing clear for the base (" in n and n.endswith("can tell.") for n in alone["notes"])
-
-
-@pytest.mark.parametrize(("averaged", "told"), [(0.95, True), (0.2, False)])
-def test_averages_of_the_longer_base_are_said_to_be_no_baseline(averaged: float, told: bool) -> None:
-    runs = plain("base", [0.9, 0.91, 0.92]) + plain("sam", [0.93, 0.95, 0.95])
-    runs += [run | {"averaged": {"test_accuracy": averaged}} for run in double([0.91, 0.92, 0.93])]
-    said = "With averaged weights the base with twice the epochs has 95.0, which is shown but is no baseline."
-    assert any(said in note for note in summarise(runs, None, {})["notes"]) == told
-
-
-def test_numbers_in_words() -> None:
-    assert signed(-0.04, 1) == "0.0" and signed(-1.25, 2) == "−1.25" and signed(3, 1) == "+3.0"
-    words = Words({"rows": []})
-    assert words.gain({"mean": 0.0152, "ci95": 0.004}) == "+1.5 ± 0.4"
-    assert words.gain(None) == "–"
-    assert words.figure({"mean": -1e-6, "ci95": 1e-7}) == "0.0 ± 0.0" and plainly_fixed(-0.001) == "0.00"
-    assert typeset("G-RST's 1.0 ± 0.1") == "G\u2011RST’s 1.0\u00a0±\u00a00.1"
-    assert typeset("'a b' ('c') of SAM's 'd'.") == "‘a b’ (‘c’) of SAM’s ‘d’."
-
-
-def test_huge_numbers_have_a_power_of_ten() -> None:
-    mse = {"name": "mse", "title": "MSE", "higher": False, "percent": False}
-    figures = [{"final": {"mean": 0.512, "ci95": 0.02}}, {"final": {"mean": 1.2334e52, "ci95": 4e51}}]
-    words = Words({"rows": figures, "metric": mse, "baselines": {"base": {"mean": 0.5}}, "best_baseline": "base"})
-    assert words.figure(figures[1]["final"]) == "1.233e+52 ± 4.000e+51"
-    assert words.figure(figures[0]["final"]) == "0.512 ± 0.020" and words.value(123456789.0) == "123456789.000"
-    assert words.gain({"mean": -1e52, "ci95": None}) == "−2.000e+54" and plainly_fixed(-1.2e10) == "−1.200e+10"
-    assert words.amount({"mean": -1e52, "ci95": None}) == "2.000e+54 % higher MSE"
-
-
-def test_what_tasks_say_of_their_data_stands_once_under_the_table() -> None:
-    runs = [run | {"notes": ["Some are cut."]} for run in records()]
-    summary = summarise(runs, cost(), spec())
-    assert summary["hints"] == ["Some are cut."] and summary["notes"].count("Some are cut.") == 1
-    assert "hints" not in summarise(records(), cost(), spec())
