@@ -272,11 +272,11 @@ LOOKS = [
 RECORDED = [
     Mutant(
         "a recorded look is that of a module's earlier attributes",
-        "if not _identical(self.held, other.held)", "if False", "tests/test_recorded.py -k earlier_recording",
+        "if not _identical(self.held, other.held)", "if False", "tests/test_recorded_anew.py -k earlier_recording",
     ),
     Mutant(
         "a recorded look is that of numbers that the loss function read earlier",
-        "if not _alike(self.read, other.read)", "if False", "tests/test_recorded.py -k earlier_recording",
+        "if not _alike(self.read, other.read)", "if False", "tests/test_recorded_anew.py -k earlier_recording",
     ),
     Mutant(
         "a recorded look begins from what its warm-up has written",

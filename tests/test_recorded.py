@@ -8,13 +8,13 @@ import copy
 import functools
 import pickle
 import random
-import types
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from tests.problems import net
+from tests.recording import data, taped
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -31,53 +31,9 @@ from steppe.compare.engine.spec import resolve
 from steppe.compare.script.sharpen import Sharpen
 
 
-class Tape:
-    """Stands for CUDA graphs: what was recorded, and how often it was replayed."""
-
-    def __init__(self):
-        self.recorded = self.replayed = 0
-
-    def captured(self, run, back):
-        self.recorded += 1
-        back()
-        run()  # as libraries set themselves up
-        back()
-        loss, grads = run()
-
-        def again():
-            self.replayed += 1
-            _recorded._present.recording = True  # no Python runs in a real one, and so nobody counts
-            for mine, new in zip((loss, *grads), self._of(run), strict=True):
-                if mine is not None:
-                    mine.copy_(new)
-            _recorded._present.recording = False
-
-        with torch.no_grad():
-            for mine in (loss, *grads):
-                if mine is not None:
-                    mine.fill_(float("nan"))  # nothing is computed while it is recorded
-        return (loss, grads), again
-
-    @staticmethod
-    def _of(run):
-        with torch.enable_grad():
-            loss, grads = run()
-        return loss, *grads
-
-
 @pytest.fixture
 def tape(monkeypatch):
-    tape = Tape()
-    monkeypatch.setattr(_recorded, "captured", tape.captured)
-    monkeypatch.setattr(views, "available", lambda: True)
-    monkeypatch.setattr(_recorded, "recordable", lambda tensor: True)
-    monkeypatch.setattr(_recorded, "of_the_host", lambda: Randomness((), (), False))  # dropout draws from the CPU's
-    return tape
-
-
-def data(count=12, size=8, dtype=torch.float64):
-    torch.manual_seed(3)
-    return [(torch.randn(size, 5, dtype=dtype), torch.randint(3, (size,))) for _ in range(count)]
+    return taped(monkeypatch)
 
 
 def trained(cuda_graph, batches=None, model=None, function=None, recipe=steppe.SAM, samples=3, **settings):
@@ -150,125 +106,6 @@ def test_micro_batches_are_looked_at_one_by_one(tape):
 
     torch.testing.assert_close(run(True), run(False), rtol=1e-12, atol=1e-14)
     assert tape.recorded == 1 and tape.replayed == 2 * (6 - 2)
-
-
-EXTRA = 0.0
-
-
-class Scaled(nn.Module):
-    """A network with plain attributes that a loop may change."""
-
-    def __init__(self):
-        super().__init__()
-        self.body, self.drop, self.times = nn.Linear(5, 3), nn.Dropout(0.25), 1.0
-        self.config = types.SimpleNamespace(power=1)
-        self.double()
-
-    def forward(self, x):
-        return EXTRA + self.times * self.body(self.drop(x)) ** self.config.power
-
-
-class Task:
-    """A loss function's own object, with settings of its own."""
-
-    factor = 1.0
-
-    def __init__(self, model):
-        self.model, self.settings, self.seen = model, {"alpha": 0.0}, 0
-
-    def smoothed(self, output, target, alpha):
-        return self.factor * F.cross_entropy(output, target, label_smoothing=alpha)
-
-    def loss(self, batch):
-        return self.smoothed(self.model(batch[0]), batch[1], self.settings["alpha"])
-
-
-def change_attribute(task):
-    task.model.times = 3.0
-
-
-def change_dropout(task):
-    task.model.drop.p = 0.75
-
-
-def change_mode(task):
-    task.model.drop.eval()
-
-
-def change_submodule(task):
-    task.model.drop = nn.Dropout(0.75)
-
-
-def change_config(task):
-    task.model.config.power = 2
-
-
-def change_global(task, monkeypatch):
-    monkeypatch.setitem(Scaled.forward.__globals__, "EXTRA", torch.arange(3.0, dtype=torch.float64))
-
-
-def change_number(task):
-    task.settings["alpha"] = 0.5
-
-
-def change_setting_of_the_loss(task):
-    task.factor = 2.0
-
-
-def change_place(task):
-    task.model.body.weight.data = 2 * task.model.body.weight.data
-
-
-def freeze(task):
-    task.model.body.bias.requires_grad_(False)
-
-
-CHANGES = (
-    change_attribute, change_dropout, change_mode, change_submodule, change_config, change_number,
-    change_setting_of_the_loss, change_place, freeze, change_global,
-)  # fmt: skip
-
-
-def as_a_method(task):
-    return task.loss
-
-
-def as_a_lambda(task):
-    alpha, factor = task.settings["alpha"], task.factor
-
-    def smoothed(output, target):
-        return factor * F.cross_entropy(output, target, label_smoothing=alpha)
-
-    return lambda batch: smoothed(task.model(batch[0]), batch[1])
-
-
-def as_a_partial(task):
-    def loss(model, alpha, factor, batch):
-        return factor * F.cross_entropy(model(batch[0]), batch[1], label_smoothing=alpha)
-
-    return functools.partial(loss, task.model, task.settings["alpha"], task.factor)
-
-
-@pytest.mark.parametrize("form", [as_a_method, as_a_lambda, as_a_partial])
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_python_reads_is_never_that_of_an_earlier_recording(change, form, tape, monkeypatch):
-    def run(cuda_graph):
-        monkeypatch.setitem(Scaled.forward.__globals__, "EXTRA", 0.0)
-        torch.manual_seed(0)
-        task = Task(Scaled())
-        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.05)
-        sharp = steppe.SAM(task.model, optimizer, samples=3, rho=0.5, cuda_graph=cuda_graph)
-        for step, batch in enumerate(data(14)):
-            if step == 7:
-                change(task, *([monkeypatch] if change is change_global else []))
-            task.seen += 1  # which the loss does not read
-            sharp.backward(form(task), batch)
-            optimizer.step()
-            optimizer.zero_grad()
-        return torch.cat([p.flatten() for p in task.model.parameters()])
-
-    assert torch.equal(run(True), run(False))
-    assert tape.recorded == 2 and tape.replayed == 14 - 2 * EAGER
 
 
 def test_what_a_replay_leaves_is_not_written_over_by_the_next(tape):
@@ -434,25 +271,6 @@ def test_a_script_counts_the_passes_of_replays(sizes, tape):
         optimizer.zero_grad()
     assert tape.recorded == len(sizes) and tape.replayed == len(sizes) * (6 - EAGER)
     assert sharpen.passes_per_step == pytest.approx(1.5)
-
-
-def test_a_function_with_lines_of_steppe_s_around_it_is_told_apart_by_what_it_reads(tape):
-    """A script's losses are counted, those of a compiled step run compiled: a recording sees the user's own."""
-    from steppe._reach import Around
-
-    class Counted(Around):
-        def __call__(self, *arguments):
-            return self.users(*arguments)
-
-    model = net(dropout=0)
-    sharp = steppe.SAM(model, torch.optim.SGD(model.parameters(), lr=0.1), samples=3, cuda_graph=True)
-    for step, batch in enumerate(data(10)):
-        scale = 1.0 if step < 5 else 2.0
-        sharp.backward(Counted(lambda b, scale=scale: scale * F.cross_entropy(model(b[0]), b[1])), batch)
-        sharp.backward(functools.partial(Counted(lambda s, b: s * F.cross_entropy(model(b[0]), b[1])), scale), batch)
-        sharp.optimizer.step()
-        sharp.optimizer.zero_grad()
-    assert tape.recorded == 4 and tape.replayed == 20 - 4 * EAGER
 
 
 def test_copies_tell_nobody_of_replays(tape):
