@@ -45,10 +45,12 @@ def parallel(model: nn.Module) -> DistributedDataParallel | None:
     return next((m for m in layers(model) if isinstance(m, DistributedDataParallel)), None)
 
 
-def without_sync(model: nn.Module) -> Callable[[], AbstractContextManager[Any]]:
-    """Makes the context in which a backward leaves the ranks' gradients unaveraged; an empty one without ranks."""
-    wrapper = parallel(model)
-    return wrapper.no_sync if wrapper else nullcontext
+def without_sync(wrapper: DistributedDataParallel | None) -> Callable[[], AbstractContextManager[Any]]:
+    """Makes the context in which a backward leaves the ranks' gradients unaveraged; an empty one without ranks.
+
+    And under ``static_graph``, where torch cannot leave them so: averages of sums are the same, at an all-reduce each.
+    """
+    return nullcontext if wrapper is None or wrapper.static_graph else wrapper.no_sync
 
 
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from steppe._elsewhere import settings_in_parts
 from steppe._hardest import PerSample, per_sample
 from steppe._making import Making
 from steppe._optimizers import Given
-from steppe._parameters import Parameters, parallel
+from steppe._parameters import Parameters, parallel, without_sync
 from steppe._parts import check_choice
 from steppe._present import Now
 from steppe._randomness import check_generators
@@ -174,8 +174,8 @@ class SharpnessAware:
             RuntimeError: called between ``ascend`` and ``restore``.
         """
         self._refuse("start another backward")
-        kind, wrapper = PerSample if per_sample(self.look, self.hardest) else Work, self._wrapper
-        pause, loss_of = nullcontext if wrapper is None else wrapper.no_sync, compiled_again(closure)
+        kind = PerSample if per_sample(self.look, self.hardest) else Work
+        pause, loss_of = without_sync(self._wrapper), compiled_again(closure)
         work = kind.of(loss_of, batch, micro_batches, backward, pause)
         making, begun, now = self._making, self._steps.begin(), self._now()
         if making.skips(now, closure, begun):

@@ -33,7 +33,7 @@ def two() -> Ranks:
         "sent": (_every_sent,),
         "statistics": (every_statistics,),
         "sync": (_sync_batch_norm,),
-        "pieces": (_both_in_pieces,),
+        "pieces": (_every_in_pieces,),
         "refused": (_refusals,),
     }
     return d.run(2, d.every, works)
@@ -256,9 +256,9 @@ def test_sync_batch_norm_needs_a_gpu_by_torch_s_own_word(two: Ranks) -> None:
 # Accumulation
 
 
-def _in_pieces(exact: bool) -> Tensor:
+def _in_pieces(exact: bool, **options: Any) -> Tensor:
     """LookSAM on micro-batches: exactly, or with DDP's own no_sync recipe (m-sharpness)."""
-    model = d.wrap("DDP", d.network())
+    model = d.wrap("DDP", d.network(), **options)
     assert isinstance(model, DistributedDataParallel)
     optimizer = d.base("look_sam", model)
     sharp = d.sharpen("look_sam", model, optimizer)
@@ -275,8 +275,8 @@ def _in_pieces(exact: bool) -> Tensor:
     return d.weights(model)
 
 
-def _both_in_pieces() -> list[Tensor]:
-    return [_in_pieces(True), _in_pieces(False)]
+def _every_in_pieces() -> list[Tensor]:
+    return [_in_pieces(True), _in_pieces(False), _in_pieces(True, static_graph=True)]
 
 
 def _each_share_alone() -> Tensor:
@@ -295,8 +295,9 @@ def _each_share_alone() -> Tensor:
 
 
 def test_accumulation(two: Ranks) -> None:
-    (exact, own), (exact_too, own_too) = (rank["pieces"] for rank in two)
-    assert torch.equal(exact, exact_too) and torch.equal(own, own_too)
+    (exact, own, static), others = (rank["pieces"] for rank in two)
+    assert all(map(torch.equal, (exact, own, static), others))
+    assert (static - exact).abs().max() <= 1e-6, "torch's no_sync knows no static graph"
     assert (exact - d.trajectory("single", "look_sam")["weights"]).abs().max() <= 1e-6
     averaged = _each_share_alone()
     assert (own - averaged).abs().max() <= 1e-6, "gradients of micro-batches without sync are averaged with the last"

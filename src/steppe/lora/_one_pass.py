@@ -12,7 +12,7 @@ from steppe._changes import another_method, plain_changes, tell
 from steppe._compiled import compiled_again, untraced
 from steppe._draft import Last
 from steppe._optimizers import Given
-from steppe._parameters import without_sync
+from steppe._parameters import parallel, without_sync
 from steppe._parts import check_count
 from steppe._steps import Steps
 from steppe._sync import refuse_uneven
@@ -95,7 +95,7 @@ class OnePass:
             The detached loss, 0-dim (at the perturbed weights, where the method perturbs the model).
         """
         refuse_uneven(self.model)
-        work = Work.of(compiled_again(closure), batch, micro_batches, backward, without_sync(self.model))
+        work = Work.of(compiled_again(closure), batch, micro_batches, backward, without_sync(parallel(self.model)))
         self._refresh()
         try:
             loss = self._pass(work)

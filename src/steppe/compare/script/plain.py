@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from steppe._batch import NOTHING, Backward, LossOf, Work
 from steppe._draft import Last
 from steppe._optimizers import Given
-from steppe._parameters import without_sync
+from steppe._parameters import parallel, without_sync
 from steppe.gradient import SharpnessAware
 from steppe.schedule import Bernoulli
 
@@ -42,7 +42,7 @@ class Plain(SharpnessAware):
         backward: Backward | None = None,
     ) -> Tensor:
         """One plain pass; the arguments are those of :meth:`steppe.SharpnessAware.backward`."""
-        loss = Work.of(closure, batch, micro_batches, backward, without_sync(self.model)).run()
+        loss = Work.of(closure, batch, micro_batches, backward, without_sync(parallel(self.model))).run()
         self.last = Last(False, loss)
         return loss
 
