@@ -216,11 +216,12 @@ LOOPS = [
     Mutant(
         "an interrupt while a pass is closed leaves a hook on all modules",
         "self._disarm()  # what an interrupted pass left", "pass",
-        "tests/situations/test_outside.py -k interrupt_while",
+        "tests/situations/test_outside_broken_off.py -k interrupt_while",
     ),
     Mutant(
         "a hook that an interrupt has left on all modules waits for the method's next step",
-        "it is None or not it._goes_on()", "it is None", "tests/situations/test_outside.py -k interrupt_while",
+        "it is None or not it._goes_on()", "it is None",
+        "tests/situations/test_outside_broken_off.py -k interrupt_while",
     ),
     Mutant(
         "a distributed checkpoint is loaded without what a schedule remembers",

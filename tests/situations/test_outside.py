@@ -7,20 +7,15 @@ buffers back: the last pass's gradient alone, and one move of their state.
 from __future__ import annotations
 
 import copy
-import gc
 import warnings
-import weakref
 from typing import Any
 
 import pytest
 import torch
 from tests.situations.standins import MECHANISMS
 from torch import Tensor, nn
-from torch.nn.modules import module
-from torch.utils.checkpoint import checkpoint
 
 import steppe
-from steppe._outside import Outside
 from steppe.methods import METHODS
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
@@ -264,149 +259,6 @@ def test_an_input_that_requires_a_gradient_gets_the_last_pass_s() -> None:
     sharp.backward(loss)
     g.load_state_dict(weights[-1], strict=False)
     torch.testing.assert_close(x.grad, torch.autograd.grad(g(x).square().mean(), x)[0], **TIGHT)
-
-
-@pytest.mark.parametrize("writes", [False, True])
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointing_goes_on_working(reentrant: bool, writes: bool) -> None:
-    """Without reentrance a checkpointed discriminator is found as well; with it, by the modules that run."""
-    g, d = generator(), critic()
-    _, sharp = built("sam", g)
-    loss = Watched(g, d)
-    x = draws(1)[0]
-
-    def checkpointed() -> Tensor:
-        loss.passes.append(({k: p.detach().clone() for k, p in g.named_parameters()}, buffers(d), x))
-        return nn.functional.softplus(-checkpoint(d, g(x), use_reentrant=reentrant)).mean() * loss.noise.exp()
-
-    def writing() -> Tensor:  # as a loss does that moves a teacher by hand
-        return checkpointed().mul_(1)
-
-    sharp.backward(writing if writes else checkpointed)
-    for param, wanted in zip(outside(loss), loss.by_hand(-1)[0], strict=True):
-        torch.testing.assert_close(param.grad, wanted, **TIGHT)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("what", ["function", "model", "step"])
-def test_beside_what_is_compiled_it_is_found_without_running(what: str) -> None:
-    g, d = generator(), critic()
-    model = torch.compile(g, backend="eager") if what == "model" else g
-    _, sharp = built("sam", model)
-    loss = Watched(g, d)
-
-    def run(x: Tensor) -> Tensor:
-        return loss.value(model, d, x)
-
-    value = torch.compile(run, backend="eager") if what == "function" else run
-
-    @torch.compiler.disable
-    def note(x: Tensor) -> None:
-        loss.passes.append(({k: p.detach().clone() for k, p in g.named_parameters()}, buffers(d), x))
-
-    def noted(x: Tensor) -> Tensor:
-        note(x)
-        return value(x)
-
-    def step(x: Tensor) -> Tensor:
-        return sharp.backward(noted, x)
-
-    run_step = torch.compile(step, backend="eager") if what == "step" else step
-    for x in draws(2):
-        loss.passes.clear()
-        run_step(x)
-        for param, wanted in zip(outside(loss), loss.by_hand(-1)[0], strict=True):
-            torch.testing.assert_close(param.grad, wanted, **TIGHT)
-            param.grad = None
-        torch.testing.assert_close(buffers(d), loss.by_hand(0)[1], **TIGHT)
-        assert len(loss.passes) == 2
-        g.zero_grad()
-
-
-def hooks() -> list[int]:
-    return [*module._global_forward_pre_hooks, *module._global_forward_hooks]
-
-
-def interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("at", ["_missed", "_disarm", "_close", "over"])
-@pytest.mark.parametrize("then", ["another module", "the method is gone", "the next step"])
-def test_an_interrupt_while_a_pass_is_closed_leaves_no_hook(
-    monkeypatch: pytest.MonkeyPatch, at: str, then: str
-) -> None:
-    """One that it could not take away goes with the next module that runs, or with the next step."""
-    g, d = generator(), critic()
-    _, sharp = built("sam", g)
-    (x,) = draws(1)
-    before = hooks()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as kept:
-        if at == "_disarm":  # nothing is there as yet when it is called first
-            patch.setattr(Outside, "_missed", lambda self: patch.setattr(Outside, at, interrupted))
-        else:
-            patch.setattr(Outside, at, interrupted)
-        sharp.backward(Watched(g, d), x)
-    assert kept.traceback, "its frames are alive, as those of the latest error in a notebook are"
-    if then == "the next step":
-        sharp.backward(Watched(g, d), x)
-    else:
-        if then == "the method is gone":
-            del sharp, kept
-            gc.collect()
-        nn.Linear(4, 4)(torch.ones(1, 4))
-    assert hooks() == before
-
-
-def test_an_interrupt_while_a_phase_is_closed_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
-    g, d = generator(), critic()
-    _, sharp = built("sam", g)
-    (x,) = draws(1)
-    before = hooks()
-    sharp.mark()
-    d(g(x)).mean().backward()
-    assert sharp.ascend()
-    d(g(x)).mean().backward()
-    assert len(hooks()) == len(before) + 1
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Outside, "close_phase", interrupted)
-        sharp.restore()
-    nn.Linear(4, 4)(torch.ones(1, 4))
-    assert hooks() == before
-
-
-def test_nothing_is_kept_alive_and_no_hook_stays() -> None:
-    g, d = generator(), critic()
-    _, sharp = built("sam", g)
-    before = hooks()  # of methods that other tests left
-    for x in draws(3):
-        sharp.backward(Watched(g, d), x)
-    assert hooks() == before
-    gone = [weakref.ref(d), weakref.ref(d[0].weight)]
-    del d
-    gc.collect()
-    assert [ref() for ref in gone] == [None, None]
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_after_an_error_its_gradient_and_state_are_as_they_were(number: int) -> None:
-    g, d = generator(), critic()
-    _, sharp = built("sam", g)
-    d(torch.ones(8, 4, dtype=torch.float64)).mean().backward()
-    before, calls = [p.grad.clone() for p in d.parameters()], 0
-
-    def loss() -> Tensor:
-        nonlocal calls
-        calls += 1
-        value = d(g(draws(1)[0])).mean()
-        if calls == number:
-            raise RuntimeError("out of memory")
-        return value
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        sharp.backward(loss)
-    for param, grad in zip(d.parameters(), before, strict=True):
-        torch.testing.assert_close(param.grad, grad, **TIGHT)
 
 
 def test_in_phases_one_warning_says_what_to_pass() -> None:
