@@ -22,6 +22,7 @@ from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table
 
+TRAINED = {"method": "sam", "passes": 2.0}
 LABELS = [(1, "base, 2× epochs"), (2, "SAM")]
 TEN = {"guessing": math.log(10), "most": 40.0, "others": 720}
 NO_MORE = "it tells no more of the validation labels than guessing does (accuracy"
@@ -181,10 +182,23 @@ def test_nothing_follows_from_a_base_that_learned_nothing():
 
 
 def test_labels_with_commas_stand_between_semicolons():
-    rows = [{"diverged": gone, "seeds": 2, "failed": 0, "label": label} for gone, label in LABELS]
+    rows = [{"diverged": gone, "seeds": 2, "failed": 0, "label": label} | TRAINED for gone, label in LABELS]
     assert "guessing: 1 of 2 runs of base, 2× epochs; 2 of 2 runs of SAM; what" in lost.sentence(rows)
     plain = [rows[1], rows[0] | {"label": "GSAM"}]
     assert "guessing: 2 of 2 runs of SAM, 1 of 2 runs of GSAM; what" in lost.sentence(plain)
+
+
+def test_where_all_are_lost_one_sentence_says_so():
+    records = made_up.records(made_up.NOISY)
+    for record in records:
+        record["diverged"] = "why"
+        if record["method"] == "base" and record["variant"] == "plain":
+            record["rows"] = {"commonest class": {"val_accuracy": 0.5, "test_accuracy": 0.5}}
+    summary = summarise(records, None, made_up.spec(made_up.NOISY))
+    assert any(row["label"] == "commonest class" for row in summary["rows"])
+    assert summary["verdict"].endswith(
+        "† All runs diverged or ended no better than guessing: nothing follows from these figures."
+    )
 
 
 def test_nothing_is_said_where_nothing_is_lost():

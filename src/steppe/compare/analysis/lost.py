@@ -60,10 +60,13 @@ def count(rows: Sequence[dict[str, Any]], records: Iterable[Record]) -> None:
         row["diverged"] = gone.count((row["method"], row["variant"]))
 
 
-def sentence(rows: Iterable[Mapping[str, Any]]) -> str | None:
+def sentence(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """What stands behind the verdict where runs of a row diverged."""
     counted = ((row["diverged"], row["seeds"] + row["failed"], row["label"]) for row in rows if row["diverged"])
     named = [f"{gone} of {whole} runs of {label}" for gone, whole, label in counted]
     if not named:
         return None
+    trained = [row for row in rows if row["seeds"] + row["failed"] and (row["method"], row["passes"]) != ("base", 0)]
+    if len(trained) > 1 and all(row["diverged"] == row["seeds"] + row["failed"] for row in trained):
+        return "† All runs diverged or ended no better than guessing: nothing follows from these figures."
     return f"† Diverged or no better than guessing: {series(named)}; what is said of these means nothing."
