@@ -118,3 +118,11 @@ def test_the_pointer_finds_the_value_of_each_curve() -> None:
 def test_ticks_are_round(low: float, high: float, texts: str) -> None:
     ticks = Axis(low, high, 0, 100).ticks
     assert [text for _, text in ticks] == texts.split() and [at for at, _ in ticks] == sorted(at for at, _ in ticks)
+
+
+@pytest.mark.parametrize("values", [[33.333] * 3, [0.25, 0.25 + 1e-12, 0.25], [0.0] * 3])
+def test_the_scale_of_curves_that_are_flat_has_ticks_that_differ(values):
+    """Four ticks of one picture were all 33.33."""
+    band = Band([1.0, 2.0, 3.0], values, values, values)
+    texts = [text for _, text in lines([("base", band, "base")], "", "", WIDE)["y"].ticks]
+    assert len(texts) == len(set(texts)) > 1

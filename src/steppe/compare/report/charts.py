@@ -285,7 +285,7 @@ def _colours(named: Sequence[Named]) -> dict[str, str]:
 def _span(found: Sequence[Band], late: bool) -> tuple[float, float]:
     """What the means span, after the first third where the beginning is left out."""
     values = [value for band in found for value in band.mean[len(band.mean) // 3 if late else 0 :]]
-    room = 0.06 * (max(values) - min(values)) or 1e-9
+    room = max(0.06 * (max(values) - min(values)), 1e-3 * max(map(abs, values)), 1e-9)  # ticks have four digits
     return min(values) - room, max(values) + room
 
 
