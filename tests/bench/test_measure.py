@@ -125,6 +125,24 @@ def test_the_share_of_a_method_that_tells_none_is_what_was_seen():
     assert measure._share(one, clock) == 0.25
 
 
+def test_of_each_kind_of_step_there_is_one_also_of_a_slow_model(monkeypatch):
+    """One round of warm-up, and one step asked for."""
+    monkeypatch.setattr(measure, "BRIEF", 0.0)
+    contenders = makers(parse_all(["look_sam:k=5"]), "sgd")
+    found = measure.measure(Subject("tests.bench.tiny:problem", 4), contenders, Request(steps=1, memory=False))
+    (row,) = found["methods"].values()
+    assert row["passes"] == pytest.approx(1.2) and {name: k["steps"] for name, k in row["kinds"].items()} == {
+        "ascends": 1, "does_not": 1
+    }  # fmt: skip
+
+
+def test_a_method_whose_radius_is_zero_takes_the_one_pass_of_the_base():
+    """Its schedule says that it ascends at every step, and it does at none."""
+    contenders = makers(parse_all(["tail_sam"]), "sgd")
+    found = measure.measure(Subject("tests.bench.tiny:problem", 4), contenders, Request(steps=2, memory=False))
+    assert [(row["passes"], row["ascended_share"]) for row in found["methods"].values()] == [(1.0, 0.0)]
+
+
 def test_the_table_has_a_line_for_the_base_and_each_method(record):
     shown = table(record)
     assert shown.row_count == 4 and len(shown.columns) == len(COLUMNS)

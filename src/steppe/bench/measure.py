@@ -116,6 +116,7 @@ def _timed(
         took, turn = time.perf_counter() - start, turn + 1
     size = 2 if took / sum(1 + bool(c.share) for c in contenders) > SLOW else len(contenders)
     turns = math.ceil((settings.steps or 0) / settings.row) or round(min(max(settings.budget / took, LEAST), MOST))
+    turns = max(turns, *(len(one.kinds) for one in contenders))  # of each kind of step one
     for turn in range(turns):
         _round(device, contenders, clocks, batch, turn, size)
         tell((turn + 1) / turns)
@@ -133,7 +134,12 @@ def _round(
 
 
 def _share(contender: Contender, clock: Clock) -> float:
-    """The share of steps that ascend: the schedule's, or what was seen where only the steps tell."""
+    """The share of steps that ascend: the schedule's, or what was seen where only the steps tell.
+
+    Where all were of one kind it is that, whatever the schedule says: Tail SAM's radius is zero at a constant rate.
+    """
+    if len(contender.passes) == 1:
+        return float(next(iter(contender.passes)))
     if contender.share is not None:
         return contender.share
     seen = {kind: len(values) for kind, values in clock.ratios.items()}
