@@ -212,7 +212,7 @@ FIGURES = [
         f"{SUMMARY} -k paired_by_seed",
     ),
     Mutant(
-        "Holm's correction begins with the mildest level", "level / (len(ordered) - place)", "level / (place + 1)",
+        "Holm's correction begins with the mildest level", "/ (len(ordered) - place)", "/ (place + 1)",
         f"{STATISTICS} -k holm",
     ),
     Mutant(

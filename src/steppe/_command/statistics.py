@@ -79,15 +79,15 @@ def paired(left: Mapping[int, float], right: Mapping[int, float]) -> list[float]
     return [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
 
 
-def holm(p_values: Mapping[str, float], level: float = 1 - LEVEL) -> set[str]:
+def holm(p_values: Mapping[str, float]) -> set[str]:
     """Names that stay clear of zero when all are tested together (Holm's step-down procedure).
 
-    The chance that any name is returned by luck alone is at most `level`, however many are tested.
+    The chance that any name is returned by luck alone is at most 1 - LEVEL, however many are tested.
     """
     clear: set[str] = set()
     ordered = sorted(p_values.items(), key=lambda item: (item[1], item[0]))
     for place, (name, p) in enumerate(ordered):
-        if p > level / (len(ordered) - place):
+        if p > (1 - LEVEL) / (len(ordered) - place):
             break
         clear.add(name)
     return clear
