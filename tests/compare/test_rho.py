@@ -50,6 +50,14 @@ def test_the_words_are_those_of_the_library(capsys):
     assert "learned, beside the base" not in out
 
 
+@pytest.mark.parametrize("width", [44, 64])
+def test_no_figure_is_cut_on_a_narrow_terminal(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["rho", *TASK, "--trial", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out and ("moved" in out) is (width == 64) and "cos(g, g~)" in out
+
+
 def test_what_few_steps_ask_for_can_be_typed(capsys):
     assert "or give --trial 20 or more" in asked(capsys, "--trial", "8")["why"]
     assert main(["rho", *TASK, "--trial", "8"]) == 0

@@ -163,7 +163,8 @@ def test_a_recorded_look_under_the_loop_s_own_autocast() -> None:
 def test_a_recorded_look_does_not_wait_for_the_device() -> None:
     model = net(F32, dropout=0.25).to("cuda")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    sharp = steppe.SAM(model, optimizer, samples=3, cuda_graph=True)
+    sharp, samples = steppe.SAM(model, optimizer, samples=3, cuda_graph=True), []
+    sharp.replays.append(lambda batch: samples.append(len(batch[0])))
     for step, batch in enumerate(on("cuda") * 2):
         torch.cuda.set_sync_debug_mode("error" if step > 4 else "default")
         try:
@@ -173,6 +174,7 @@ def test_a_recorded_look_does_not_wait_for_the_device() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert sharp._making.passes.recorder._looks[0].recording is not None
+    assert samples and set(samples) == {3}, "who counts passes is told of the replays"
 
 
 def test_a_loss_that_waits_is_told_and_the_device_goes_on() -> None:

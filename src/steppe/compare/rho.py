@@ -42,6 +42,12 @@ _SAID = {
 }
 """Settings that are something else to the search than to a comparison."""
 
+_CURVE = (
+    ("rise", "rise"), ("predicted", "predicted"), ("cosine", "cos(g, g~)"), ("change", "change"), ("moved", "moved"),
+)  # fmt: skip
+_ROOM = 64
+"""Columns of a terminal below which the curve's last two are left out, before a figure is cut."""
+
 
 @app.command(short_help="Propose a radius for a method.")
 @taking(Spec, without=_NOT_HERE, spelled=SPELLED, shown=SHOWN, said=_SAID)
@@ -78,12 +84,10 @@ def _say(found: RhoSearch, choice: Choice, as_json: bool) -> None:
         print_json(found.as_dict())
         return
     console = Console()
-    curve = (
-        (f"{at.rho:g}", *(f"{v:.3g}" for v in (at.rise, at.predicted, at.cosine, at.change, at.moved)))
-        for at in found.curve
-    )
+    shown = _CURVE if console.width >= _ROOM else _CURVE[:-2]
+    curve = ((f"{at.rho:g}", *(f"{getattr(at, name):.3g}" for name, _ in shown)) for at in found.curve)
     trials = ((f"{trial.rho:g}", f"{trial.loss:.3g}", f"{trial.kept:.0%}") for trial in found.trials)
-    console.print(_table(("rho", "rise", "predicted", "cos(g, g~)", "change", "moved"), curve))
+    console.print(_table(("rho", *(header for _, header in shown)), curve))
     console.print(_table(("rho", "loss after", "learned, beside the base"), trials) if found.trials else "")
     console.print(f"{choice.label}: rho = {found.rho:g}\n{found.why}", highlight=False, markup=False)
 
