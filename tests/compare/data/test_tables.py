@@ -309,7 +309,7 @@ def test_categories_with_digits_are_none(tmp_path, word):
 def test_too_many_numbers_with_thousands_say_what_they_are(tmp_path):
     data = {"size": [f'"{i},000"' for i in range(150)], "y": ["a", "b"] * 75}
     with pytest.raises(
-        ValueError, match="150 different words that read as numbers or dates .row 1: '0,000'., and no pla"
+        ValueError, match="150 different words that read as numbers or dates .row 1: '0,000'. and are no pla"
     ):
         fresh(write(tmp_path, data), target="y")
 

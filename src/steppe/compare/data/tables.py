@@ -262,7 +262,7 @@ def _why_no_categories(words: Sequence[str], different: int) -> str:
         return f"has numbers but for {odd} (a missing value is an empty cell)"
     if columns.written(words):
         return (
-            f"has {different} different words that read as numbers or dates (row {row}: {word!r}), and no plain numbers"
+            f"has {different} different words that read as numbers or dates (row {row}: {word!r}) and are no plain ones"
         )
     whose = "; if it says which rows belong together, it is for --group" if different <= len(words) / 2 else ""
     return f"has {different} different words (row {row}: {word!r}), too many to be categories{whose}"
