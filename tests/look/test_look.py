@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.compare import studies
 
 from steppe.cli import main
@@ -103,6 +104,27 @@ def test_a_fine_tuning_with_its_pairs(tmp_path: Path, capsys: pytest.CaptureFixt
     assert parts.keys() == {"curvature", "sharpness", "balance"}
     assert all(pair["x"] > 0 for pair in parts["balance"]["pairs"])
     assert pictures(tmp_path / "look") == {"curvature.png", "sharpness.png", "plane.png", "balance.png"}
+
+
+@pytest.mark.parametrize("body", ["bert", "llama"])
+def test_a_fine_tuning_by_smoothed_labels_is_looked_at_by_their_loss(body: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from tests.finetune import cases
+
+    from steppe.look.finetuned import of_run
+    from steppe.look.request import Request
+
+    cases.run(tmp_path, body, {"label_smoothing_factor": 0.3})
+    (subject,) = of_run(tmp_path / "out", Request("", examples=8, batch=4)).each
+    for weight in subject.model.parameters():
+        weight.data.mul_(5)  # of outputs near zero both losses are one
+    for batch in subject.batches:
+        logits, labels = subject.model(**batch).logits, batch["labels"]
+        if body == "llama":
+            logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        true = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.3)
+        torch.testing.assert_close(subject.loss_of(batch), true)
+        assert not torch.isclose(true, subject.model(**batch).loss, rtol=1e-4)
 
 
 def test_a_function_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -30,7 +30,8 @@ def of_run(folder: Path, request: Request) -> Subjects:
     batches = _batches(examples, tokenizer, settings, request)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.float().to(device).eval()
-    subject = Subject(str(result["method"]["label"]), model, _loss_of(model, device), batches)
+    loss_of = _loss_of(model, device, float(settings.training.get("label_smoothing_factor", 0.0)), settings.language)
+    subject = Subject(str(result["method"]["label"]), model, loss_of, batches)
     return Subjects((subject,), None)
 
 
@@ -44,8 +45,17 @@ def _batches(examples: list[Any], tokenizer: Any, settings: Spec, request: Reque
     return [collate(examples[i : i + size]) for i in range(0, count - count % size, size)]
 
 
-def _loss_of(model: Any, device: str) -> Any:
+def _loss_of(model: Any, device: str, smoothing: float, shifted: bool) -> Any:
+    """The loss that the Trainer trained by: the model's own, or that of smoothed labels."""
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    smoother: Any = LabelSmoother(epsilon=smoothing)
+
     def loss_of(batch: Any) -> Tensor:
-        return model(**{name: part.to(device) for name, part in batch.items()}).loss
+        inputs = {name: part.to(device) for name, part in batch.items()}
+        if not smoothing:
+            return model(**inputs).loss
+        labels = inputs.pop("labels")
+        return smoother(model(**inputs), labels, shift_labels=shifted)
 
     return loss_of
