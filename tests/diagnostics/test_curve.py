@@ -84,6 +84,21 @@ def test_what_a_pass_leaves_is_no_rise_of_the_next():
         assert look.rise == pytest.approx(look.predicted, rel=1e-3) and look.cosine > 1 - 1e-6
 
 
+def test_weights_that_the_optimizer_does_not_step_are_as_good_as_frozen():
+    """Training the head alone, whether the body was told so or not."""
+    found = []
+    for frozen in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 9), torch.nn.Tanh(), torch.nn.Linear(9, 3)).double()
+        model[0].requires_grad_(not frozen)
+        optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+        batches = list(problems.batches(2))
+        found.append(
+            curve(model, optimizer, problems.loss_of(model), batches, lambda rho: steppe.Ascent(rho), (0.1, 0.5), 2)
+        )
+    assert len(found[0]) == 2 and found[0] == found[1]
+
+
 def test_a_linear_loss_stays_linear():
     model, optimizer = bowl()
     looks = curve(model, optimizer, lambda _: model.w @ G, [None], lambda rho: steppe.Ascent(rho), (0.1, 0.5))

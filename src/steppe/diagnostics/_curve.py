@@ -40,7 +40,7 @@ class AtRadius:
         rho: the radius.
         rise: L(w + eps) - L(w). predicted: <g, eps>, the rise of a linear loss.
         cosine: cos(g, g~). change: ||g~ - g|| / ||g||.
-        moved: ||eps|| / ||w||, over all trained weights.
+        moved: ||eps|| / ||w||. All of it is over the weights that the optimizer steps.
     """
 
     rho: float
@@ -65,7 +65,8 @@ def measure(
 
 def _along(bench: Bench, build: Callable[[float], SharpnessAware], radii: Sequence[float], batch: Any) -> Iterator[Row]:
     """What a row of the curve holds, for one radius after the other, on one batch."""
-    parameters = [p for p in bench.model.parameters() if p.requires_grad]
+    # Not those that no optimizer steps: they move along no gradient, and the method leaves them where they are.
+    parameters = [p for group in bench.optimizer.param_groups for p in group["params"] if p.requires_grad]
     with untouched(bench.model, bench.optimizer, bench.loss_of):
         again, work = _beginning(bench, parameters), Work.of(bench.loss_of, batch, None, None)
         loss, clean = work.run(), _taken(parameters)
