@@ -36,5 +36,13 @@ def adapters_of_its_own() -> tuple[Any, ...]:
     return model, lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1]), subject()[2]
 
 
+def of_biases() -> tuple[Any, ...]:
+    """BitFit: vectors alone are trained."""
+    model, loss_of, batches, _ = subject()
+    for weight in model.parameters():
+        weight.requires_grad_(weight.ndim < 2)
+    return model, loss_of, batches
+
+
 def only_a_model() -> nn.Module:
     return subject()[0]

@@ -172,6 +172,15 @@ def test_the_table_says_how_many_samples_a_group_has_and_how_sure_the_average_is
     assert f"{rise['average']:.3g} ± {rise['error']:.1g}" in out
 
 
+def test_where_biases_alone_are_trained_there_is_no_plane(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ("tests.look.mine:of_biases", "--out", str(tmp_path), *QUICK)
+    code, _, err = look(capsys, *words)
+    assert code == 0 and "no plane: the trained weights are vectors only, or zero" in err
+    assert record(tmp_path)["plane"] is None and pictures(tmp_path) == {"curvature.png", "sharpness.png"}
+    code, _, err = look(capsys, *words, "--parts", "plane")
+    assert code == 2 and "steppe: the trained weights are vectors only" in err
+
+
 def test_a_base_of_another_shape_is_refused_at_once(capsys: pytest.CaptureFixture) -> None:
     code, _, err = look(capsys, "tests.look.mine:beside_another", *QUICK)
     assert code == 2 and "curvature" not in err and "has the shape (2, 5) there" in err

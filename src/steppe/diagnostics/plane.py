@@ -24,6 +24,10 @@ BEYOND = 1.6
 """The plane reaches so far, in units of the way from the middle to either model."""
 
 
+class NoScale(ValueError):  # noqa: N818 - what is told to a user is its sentence
+    """There is no filter on whose scale a plane could be drawn."""
+
+
 @dataclass(frozen=True)
 class Point:
     """A model in the plane: where it is, and its loss."""
@@ -181,7 +185,7 @@ def _filterwise(centre: Sequence[Tensor], generator: torch.Generator) -> list[Te
             drawn.mul_(longer.view(-1, *[1] * (weight.ndim - 1)))
         found.append(drawn)
     if not float(norm(found)) > 0:
-        raise ValueError(
+        raise NoScale(
             "the trained weights are vectors only, or zero; expected matrices or filters, on whose scale to look around"
         )
     return found

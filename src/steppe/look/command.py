@@ -19,6 +19,7 @@ from steppe._command.flags import given, help_of, taking
 from steppe._command.progress import Counted
 from steppe._command.provenance import made_with
 from steppe._command.tables import table
+from steppe.diagnostics.plane import NoScale
 from steppe.look.find import find
 from steppe.look.pictures import draw
 from steppe.look.request import Request
@@ -93,11 +94,18 @@ def _balance(model: nn.Module, request: Request) -> diagnostics.Balance | None:
         return None
 
 
-def _plane(subjects: Subjects, request: Request, shown: Counted) -> diagnostics.Plane:
+def _plane(subjects: Subjects, request: Request, shown: Counted) -> diagnostics.Plane | None:
+    """The plane; where there is none to draw (biases alone are trained), the other parts are measured."""
     shown.begin(f"a plane of {request.points} x {request.points} points")
     last = subjects.each[-1]
     about = last.model, shown.counting(last.loss_of), last.batches
-    return diagnostics.loss_plane(*about, subjects.base, points=request.points, seed=request.draw_seed)
+    try:
+        return diagnostics.loss_plane(*about, subjects.base, points=request.points, seed=request.draw_seed)
+    except NoScale as error:
+        if set(request.parts) == {"plane"}:
+            raise
+        shown.begin(f"no plane: {error}")
+        return None
 
 
 def _record(request: Request, subjects: Subjects, found: dict[str, dict[str, Any]], plane: Any) -> dict[str, Any]:
