@@ -119,7 +119,7 @@ def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Pl
     attributes = frozenset[str]().union(*(s.attributes for s in stores))
     names = {name for each in every for name in names_in(each.__code__)}
     things = _followed([*chain.from_iterable(map(_read, every)), *given], names)
-    spaces = {id(space): space for space in map(_space, things) if space is not None}.values()
+    spaces = {id(space): space for space in map(space_of, things) if space is not None}.values()
     yield from (Keys(vars(thing), attributes) for thing in things if attributes and _is_own(thing))
     yield from (Keys(space, attributes) for space in spaces if attributes)
     pops = not _POPS.isdisjoint(names)
@@ -185,7 +185,7 @@ def named_by(function: Any) -> list[Any]:
 def held_by(function: Any) -> list[Any]:
     """What the function, and those that it reads, read, with the attributes of objects: buffers, metrics, teachers."""
     read = [thing for each in functions_of(function) for thing in _read(each)]
-    spaces = (_space(thing) for thing in read)
+    spaces = (space_of(thing) for thing in read)
     return read + [value for space in spaces if space is not None for value in space.values()]
 
 
@@ -205,7 +205,7 @@ def _called(function: Any) -> Iterator[Any]:
     for each in _read(function):
         if type(each) in _CODED and not _foreign(each):
             yield each
-        elif _space(each) is not None:
+        elif space_of(each) is not None:
             there = (getattr(type(each), name, None) for name in names)
             methods = chain.from_iterable((m.fget, m.fset) if type(m) is property else (m,) for m in there)
             yield from (MethodType(m, each) for m in methods if type(m) is FunctionType and not _foreign(m))
@@ -221,7 +221,7 @@ def _bare(function: Any) -> tuple[Any, list[Any]]:
     while isinstance(function, functools.partial):
         given += [*function.args, *function.keywords.values()]
         function = function.func
-    call = vars(type(function)).get("__call__") if _space(function) is not None else None
+    call = vars(type(function)).get("__call__") if space_of(function) is not None else None
     return MethodType(call, function) if type(call) is FunctionType else function, given
 
 
@@ -235,7 +235,7 @@ def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
     """These, what lies at attributes of these names in the user's objects and modules among them, and in containers."""
     seen = {id(thing) for thing in read}
     for thing in read:  # which grows
-        space = (vars(thing) if _is_own(thing) else _space(thing)) or {}
+        space = (vars(thing) if _is_own(thing) else space_of(thing)) or {}
         for each in (space[name] for name in names if name in space) if space else _objects_in(thing):
             if id(each) not in seen:
                 seen.add(id(each))
@@ -250,7 +250,7 @@ def _objects_in(thing: Any) -> list[Any]:
         items = (thing.func, *thing.args, *thing.keywords.values())
     elif _is_few(thing, (*_KEYED, *_LISTS, tuple)):
         items = thing.values() if isinstance(thing, dict) else thing
-    return [each for each in items if type(each) in _CODED or _space(each) is not None]
+    return [each for each in items if type(each) in _CODED or space_of(each) is not None]
 
 
 def _is_own(thing: Any) -> bool:
@@ -265,7 +265,7 @@ def _is_queue(thing: Any) -> bool:
     return type(thing) is deque and thing.maxlen is not None
 
 
-def _space(thing: Any) -> dict[str, Any] | None:
+def space_of(thing: Any) -> dict[str, Any] | None:
     """The attributes of an object of the user's own class; a model's modules are looked at elsewhere."""
     if isinstance(thing, _OTHERS) or _foreign(type(thing)):
         return None

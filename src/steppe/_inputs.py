@@ -10,15 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from operator import attrgetter
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steppe._bound import CHANGEABLE, LARGE, Bound, binds, held_by, places
+from steppe._bound import CHANGEABLE, LARGE, Bound, binds, functions_of, held_by, places, space_of
 from steppe._graphs import code_of
 from steppe._nested import tensors_of
-from steppe._reach import read_by
+from steppe._reach import names_in, read_by
 from steppe._state import SMALL
 
 FIRST = 3
@@ -29,6 +30,7 @@ FEW, MOST = 32, 256
 
 _VERSION = attrgetter("_version")
 _FLAT = frozenset((list, tuple, dict))
+_WITHOUT = frozenset((Tensor, FunctionType, ModuleType, type(None), int, float, *_FLAT))  # attributes of the user's
 
 
 class Inputs:
@@ -38,7 +40,8 @@ class Inputs:
         self.fresh, self.writes = FIRST, False
         # Bytes of the largest that it writes where no count of versions tells of it: kernels (batch norm's), ``.data``.
         self.silent = 0
-        self._binding: dict[Any, bool] = {}  # whether functions of some code bind anything: most do not
+        self._binding: dict[Any, bool] = {}  # whether functions about some kinds of things bind anything: most do not
+        self._names: dict[Any, frozenset[str]] = {}  # in the code of such functions
         self._there: tuple[Any, tuple[Any, ...]] | None = None
         self._read: list[Any] | None = None
 
@@ -66,18 +69,30 @@ class Inputs:
         if self._there is None:
             return []
         function, batches = self._there
-        code = getattr(function, "__code__", None) or code_of(function)
-        if (binding := self._binding.get(code)) is None:
-            binding = self._binding[code] = binds(function)
+        about = self._about(function)
+        if (binding := self._binding.get(about)) is None:
+            binding = self._binding[about] = binds(function)
         found = _found(batches, self.read(), held_by(function) if binding else ())
         held: list[Written | Bound] = [Written(self, found)] if found else []
         if binding or (batches[0] and isinstance(batches[0][0], CHANGEABLE)):
             held.append(Bound(places(function if binding else None, batches)))
         return held
 
+    def _about(self, function: Any) -> tuple[Any, ...]:
+        """Its code and the kinds of things that it reads: a criterion may be exchanged for one that has a state."""
+        code = getattr(function, "__code__", None) or code_of(function)
+        if (names := self._names.get(code)) is None:
+            names = self._names[code] = frozenset(n for f in functions_of(function) for n in names_in(f.__code__))
+        about = [code]
+        for thing in (*self.read(), getattr(function, "__self__", None)):
+            about.append(_kind(thing))
+            if type(thing) not in _WITHOUT and (space := space_of(thing)) is not None:
+                about += [_kind(space[name]) for name in space if name in names]
+        return tuple(about)
+
     def __getstate__(self) -> dict[str, Any]:
         """Code cannot be pickled."""
-        return vars(self) | {"_binding": {}}
+        return vars(self) | {"_binding": {}, "_names": {}}
 
 
 class Written:
@@ -130,6 +145,10 @@ class Written:
                 stacklevel=2,
             )
         return changed
+
+
+def _kind(thing: Any) -> Any:
+    return getattr(thing, "__code__", None) or type(thing)
 
 
 def _found(batches: tuple[Any, ...], read: list[Any], further: Iterable[Any]) -> list[Tensor]:

@@ -228,3 +228,51 @@ def test_it_is_what_the_pass_at_the_weights_left(kind: type[Centred]) -> None:
             world.optimizer.zero_grad()
     for p, q in zip(ours.model.parameters(), hand.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+class Exchanged(Centred):
+    """The centre comes with a criterion that takes another's place, also one that was the loop's own to choose."""
+
+    later = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.criterion: Any = nn.functional.cross_entropy
+
+    def loss_of(self, criterion: Any) -> Any:
+        return lambda batch: criterion(self.model(batch[0]), batch[1])
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self.loss_of(self.criterion)(batch)
+
+    def begin(self) -> None:
+        if self.steps == self.later:
+            self.criterion = Moving()
+        self.steps += 1
+
+
+class Moving:
+    def __init__(self) -> None:
+        self.centre = torch.zeros(3, dtype=torch.float64)
+
+    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
+        here, self.centre = self.centre, out.detach().mean(0)
+        return nn.functional.cross_entropy(out - here, y)
+
+
+@pytest.mark.parametrize("how", ["closed over", "an attribute"])
+def test_a_criterion_that_takes_another_s_place(how: str) -> None:
+    ours, hand = Exchanged(), Exchanged()
+    sharp = steppe.SAM(ours.model, ours.optimizer, rho=RHO)
+    through = lambda batch: ours.criterion(ours.model(batch[0]), batch[1])  # noqa: E731
+    for batch in batches():
+        for world in (ours, hand):
+            world.begin()
+        sharp.backward(through if how == "an attribute" else ours.loss_of(ours.criterion), batch)
+        by_hand(hand, batch)
+        for world in (ours, hand):
+            world.optimizer.step()
+            world.optimizer.zero_grad()
+    for p, q in zip(ours.model.parameters(), hand.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
