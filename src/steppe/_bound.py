@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from steppe._nested import is_array
 from steppe._places import Array, Cell, Items, Keys, Listed, Place
-from steppe._reach import is_written_by_users, names_in, read_by
+from steppe._reach import is_written_by_users, names_in, read_by, words_in
 from steppe._stores import Stores, stores_of
 
 DEEP = 4
@@ -43,21 +43,7 @@ _LISTS, _POPS = (list, deque), frozenset(("pop", "popleft"))
 _GROWS = frozenset(("append", "appendleft", "extend", "extendleft", "insert"))
 _KEYED = (dict, defaultdict, OrderedDict, Counter)
 _CHANGES = frozenset(
-    (
-        "add",
-        "at",
-        "batch_norm",
-        "copyto",
-        "discard",
-        "fill",
-        "heappop",
-        "heappush",
-        "remove",
-        "reverse",
-        "rotate",
-        "shuffle",
-        "sort",
-    )
+    "add at batch_norm copyto discard fill heappop heappush remove reverse rotate setattr shuffle sort".split()
 )
 """Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
@@ -118,11 +104,14 @@ def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Pl
     counts, keys = _counting(every, stores), any(s.keys for s in stores)
     attributes = frozenset[str]().union(*(s.attributes for s in stores))
     names = {name for each in every for name in names_in(each.__code__)}
+    if "setattr" in names:
+        attributes = attributes.union(*(words_in(each.__code__) for each in every))
     things = _followed([*chain.from_iterable(map(_read, every)), *given], names)
     spaces = {id(space): space for space in map(space_of, things) if space is not None}.values()
     yield from (Keys(vars(thing), attributes) for thing in things if attributes and _is_own(thing))
     yield from (Keys(space, attributes) for space in spaces if attributes)
     pops = not _POPS.isdisjoint(names)
+    filled = {id(thing) for each, s in zip(every, stores, strict=True) if s.keys for thing in _read(each)}
     for thing in (*things, *(value for space in spaces for value in space.values())):
         if id(thing) in seen:
             continue
@@ -130,7 +119,7 @@ def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Pl
         if (keys and _is_few(thing, _KEYED, LONG)) or _is_few(thing, (set,), LONG):
             yield Items(thing, counts(thing))
         elif type(thing) in _LISTS and len(thing) <= LONG:
-            yield Listed(thing, counts(thing), pops)
+            yield Listed(thing, counts(thing), pops or id(thing) in filled)
         elif is_array(thing) and thing.shape and thing.nbytes <= ARRAY:
             yield Array(thing)
 
@@ -192,23 +181,35 @@ def held_by(function: Any) -> list[Any]:
 def functions_of(function: Any) -> list[Any]:
     """The function, and those of the user's that run in it: what it names or closes over, and methods that it calls."""
     found: dict[Any, Any] = {}
-    here = [_bare(function)[0]]
+    here, words = [_bare(function)[0]], set[str]()
     for _ in range(DEEP):
         here = [each for each in here if hasattr(each, "__code__") and _key(each) not in found]
         found |= {_key(each): each for each in here}
-        here = [beneath for each in here for beneath in _called(each)]
+        words.update(*(words_in(each.__code__) for each in here))
+        here = [beneath for each in here for beneath in _called(each, words)]
     return [each for each in found.values() if not _foreign(each)]
 
 
-def _called(function: Any) -> Iterator[Any]:
+def _called(function: Any, words: Collection[str]) -> Iterator[Any]:
+    """``words``: of which one may be a method's name, where it is called by ``getattr``."""
     names = (*names_in(function.__code__), "__call__")
+    names += tuple(words) if "getattr" in names else ()
     for each in _read(function):
         if type(each) in _CODED and not _foreign(each):
-            yield each
+            yield _unwrapped(each)
         elif space_of(each) is not None:
             there = (getattr(type(each), name, None) for name in names)
             methods = chain.from_iterable((m.fget, m.fset) if type(m) is property else (m,) for m in there)
-            yield from (MethodType(m, each) for m in methods if type(m) is FunctionType and not _foreign(m))
+            mine = (m for m in methods if type(m) is FunctionType and not _foreign(m))
+            yield from (MethodType(_unwrapped(m), each) for m in mine)
+
+
+def _unwrapped(function: Any) -> Any:
+    """What torch has decorated (``no_grad``), of which the wrapper says nothing."""
+    if not str(function.__globals__.get("__name__")).startswith("torch.") or not hasattr(function, "__wrapped__"):
+        return function
+    beneath, bound = function.__wrapped__, getattr(function, "__self__", None)
+    return beneath if bound is None else MethodType(beneath, bound)
 
 
 def _key(function: Any) -> Any:

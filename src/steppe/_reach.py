@@ -134,6 +134,14 @@ def names_in(code: CodeType) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
+def words_in(code: CodeType) -> tuple[str, ...]:
+    """The texts in it that may be names: of what ``getattr`` and ``setattr`` are handed."""
+    inner = (words_in(each) for each in code.co_consts if isinstance(each, CodeType))
+    mine = (each for each in code.co_consts if isinstance(each, str) and each.isidentifier())
+    return tuple(dict.fromkeys(chain(mine, *inner)))
+
+
+@functools.lru_cache(maxsize=4096)
 def is_of_users(kind: Any) -> bool:
     """Whether a class is the user's own: the insides of those of Python and of what is installed are left alone."""
     if kind is SimpleNamespace:

@@ -11,7 +11,7 @@ _Step = dis.Instruction
 _BINDS = ("STORE_", "DELETE_")
 _BETWEEN = ("SWAP", "ROT_", "NOP", "EXTENDED_ARG")
 """Steps that may come between those that count: they order the stack, or belong to the step after them."""
-_CHANGES = frozenset(("pop", "popitem", "setdefault", "update", "clear"))
+_CHANGES = frozenset(("pop", "popitem", "setdefault", "update", "clear", "__setitem__"))
 
 
 class Stores(NamedTuple):
