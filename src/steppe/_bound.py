@@ -33,6 +33,9 @@ ARRAY = 2**20
 FEW = 32
 """Parts of a batch that is a dict or a list."""
 
+MOST = 256
+"""Things, up to which containers are looked into."""
+
 CHANGEABLE = (dict, list, UserDict)
 """Batches that a function may take parts out of."""
 
@@ -42,6 +45,7 @@ LONG = 4096
 _LISTS, _POPS = (list, deque), frozenset(("pop", "popleft"))
 _GROWS = frozenset(("append", "appendleft", "extend", "extendleft", "insert"))
 _KEYED = (dict, defaultdict, OrderedDict, Counter)
+_HOLD = (*_KEYED, *_LISTS, tuple)
 _CHANGES = frozenset(
     "add at batch_norm copyto discard fill heappop heappush remove reverse rotate setattr shuffle sort".split()
 )
@@ -49,6 +53,7 @@ _CHANGES = frozenset(
 _WRITES = frozenset(("data", "load_state_dict"))
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
 _CODED = (FunctionType, MethodType)
+_UNSAID = ("__call__", "__enter__", "__exit__", "__iadd__", "__setitem__")  # methods that code calls without a name
 _OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
 
 
@@ -192,16 +197,24 @@ def functions_of(function: Any) -> list[Any]:
 
 def _called(function: Any, words: Collection[str]) -> Iterator[Any]:
     """``words``: of which one may be a method's name, where it is called by ``getattr``."""
-    names = (*names_in(function.__code__), "__call__")
-    names += tuple(words) if "getattr" in names else ()
+    names = {*names_in(function.__code__), *_UNSAID}
+    names |= set(words) if "getattr" in names else set()
     for each in _read(function):
         if type(each) in _CODED and not _foreign(each):
             yield _unwrapped(each)
         elif space_of(each) is not None:
-            there = (getattr(type(each), name, None) for name in names)
-            methods = chain.from_iterable((m.fget, m.fset) if type(m) is property else (m,) for m in there)
-            mine = (m for m in methods if type(m) is FunctionType and not _foreign(m))
-            yield from (MethodType(_unwrapped(m), each) for m in mine)
+            for kind in type(each).__mro__[:-1]:  # `super()` runs those beneath
+                found = chain.from_iterable(_functions_in(vars(kind)[name]) for name in names if name in vars(kind))
+                yield from (MethodType(_unwrapped(m), each) for m in found if not _foreign(m))
+
+
+def _functions_in(member: Any) -> tuple[Any, ...]:
+    """What runs of a class's member."""
+    if type(member) is property:
+        member = (member.fget, member.fset)
+    elif type(member) in (staticmethod, classmethod):
+        member = (member.__func__,)
+    return tuple(m for m in (member if type(member) is tuple else (member,)) if type(m) is FunctionType)
 
 
 def _unwrapped(function: Any) -> Any:
@@ -237,7 +250,8 @@ def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
     seen = {id(thing) for thing in read}
     for thing in read:  # which grows
         space = (vars(thing) if _is_own(thing) else space_of(thing)) or {}
-        for each in (space[name] for name in names if name in space) if space else _objects_in(thing):
+        beneath = _objects_in(thing) if not space and len(read) < MOST else ()
+        for each in (space[name] for name in names if name in space) if space else beneath:
             if id(each) not in seen:
                 seen.add(id(each))
                 read.append(each)
@@ -245,13 +259,13 @@ def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
 
 
 def _objects_in(thing: Any) -> list[Any]:
-    """The functions, and objects of the user's classes, in a partial or a container of few things."""
+    """The functions, objects of the user's classes and containers in a partial or a container of few things."""
     items: Collection[Any] = ()
     if isinstance(thing, functools.partial):
         items = (thing.func, *thing.args, *thing.keywords.values())
-    elif _is_few(thing, (*_KEYED, *_LISTS, tuple)):
+    elif _is_few(thing, _HOLD):
         items = thing.values() if isinstance(thing, dict) else thing
-    return [each for each in items if type(each) in _CODED or space_of(each) is not None]
+    return [each for each in items if type(each) in _CODED or type(each) in _HOLD or space_of(each) is not None]
 
 
 def _is_own(thing: Any) -> bool:

@@ -85,7 +85,7 @@ class Inputs:
             names = self._names[code] = frozenset(n for f in functions_of(function) for n in names_in(f.__code__))
         about = [code]
         for thing in (*self.read(), getattr(function, "__self__", None)):
-            about.append(_kind(thing))
+            about.append(getattr(thing, "__code__", None) or type(thing))
             if type(thing) not in _WITHOUT and (space := space_of(thing)) is not None:
                 about += [_kind(space[name]) for name in space if name in names]
         return tuple(about)

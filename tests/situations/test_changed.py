@@ -1,8 +1,7 @@
-"""What a loss changes by a method, a kernel or a setter, and binds nowhere, moves once a step too."""
+"""What a loss changes by a method or a kernel, and binds nowhere, moves once a step too."""
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter, defaultdict, deque
 from typing import Any
@@ -10,32 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.situations.centred import Centred, compare
 from torch import Tensor, nn
-
-import steppe
-
-STEPS, RHO = 5, 0.3
-Batch = tuple[Tensor, Tensor]
-
-
-class Centred:
-    """A loss of outputs less a centre, which moves with what it has seen."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.state: Any = self.begun()
-
-    def begun(self) -> Any:
-        return torch.zeros(3, dtype=torch.float64)
-
-    def loss(self, batch: Batch) -> Tensor:
-        out = self.model(batch[0])
-        return nn.functional.cross_entropy(out - self.centre(out.detach()), batch[1])
-
-    def centre(self, out: Tensor) -> Any:
-        raise NotImplementedError
 
 
 class InPlace(Centred):
@@ -150,50 +125,6 @@ class OfManyClasses(Centred):
         return here
 
 
-class BySetter(Centred):
-    @property
-    def mean(self) -> Tensor:
-        return self._mean if hasattr(self, "_mean") else self.begun()
-
-    @mean.setter
-    def mean(self, value: Tensor) -> None:
-        self._mean = value
-
-    def centre(self, out: Tensor) -> Any:
-        here = self.mean
-        self.mean = here / 2 + out.mean(0)
-        return here
-
-
-class BySetattr(Centred):
-    def centre(self, out: Tensor) -> Any:
-        here = self.state
-        setattr(self, "state", here / 2 + out.mean(0))  # noqa: B010
-        return here
-
-
-class Hook:
-    def __init__(self) -> None:
-        self.mean = torch.zeros(3, dtype=torch.float64)
-
-    def moved(self, out: Tensor) -> Tensor:
-        here, self.mean = self.mean, out.mean(0)
-        return here
-
-
-class ByName(Centred):
-    """As libraries of semi-supervised learning call their hooks."""
-
-    def begun(self) -> Any:
-        return {"centre": Hook()}
-
-    def call(self, name: str, hook: str, *arguments: Any) -> Any:
-        return getattr(self.state[hook], name)(*arguments)
-
-    def centre(self, out: Tensor) -> Any:
-        return self.call("moved", "centre", out)
-
-
 class Reservoir(Centred):
     """Experience replay: a list that grows until it is full."""
 
@@ -241,99 +172,11 @@ KINDS = (
     Turning,
     Shuffled,
     OfManyClasses,
-    BySetter,
-    BySetattr,
-    ByName,
     Reservoir,
     Meters,
 )
 
 
-def batches() -> list[Batch]:
-    draws = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(8, 5, dtype=torch.float64, generator=draws), torch.randint(3, (8,), generator=draws))
-        for _ in range(STEPS)
-    ]
-
-
-def by_hand(world: Centred, batch: Batch) -> Tensor:
-    """A step of SAM whose second pass runs in a copy of the world as it was before the first."""
-    drawn, there = random.getstate(), copy.deepcopy(world)
-    loss, params = world.loss(batch), list(world.model.parameters())
-    grads = torch.autograd.grad(loss, params)
-    length = torch.cat([g.flatten() for g in grads]).norm()
-    with torch.no_grad():
-        for p, g in zip(there.model.parameters(), grads, strict=True):
-            p += RHO * g / length
-    after = random.getstate()
-    random.setstate(drawn)
-    there.loss(batch).backward()
-    random.setstate(after)
-    for p, q in zip(params, there.model.parameters(), strict=True):
-        p.grad = q.grad
-    return loss.detach()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_what_the_pass_at_the_weights_left(kind: type[Centred]) -> None:
-    ours, hand = kind(), kind()
-    sharp = steppe.SAM(ours.model, ours.optimizer, rho=RHO)
-    for batch in batches():
-        random.seed(0)
-        found = sharp.backward(ours.loss, batch)
-        random.seed(0)
-        torch.testing.assert_close(found, by_hand(hand, batch), rtol=0, atol=1e-12)
-        for world in (ours, hand):
-            world.optimizer.step()
-            world.optimizer.zero_grad()
-    for p, q in zip(ours.model.parameters(), hand.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
-
-
-class Exchanged(Centred):
-    """The centre comes with a criterion that takes another's place, also one that was the loop's own to choose."""
-
-    later = 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = 0
-        self.criterion: Any = nn.functional.cross_entropy
-
-    def loss_of(self, criterion: Any) -> Any:
-        return lambda batch: criterion(self.model(batch[0]), batch[1])
-
-    def loss(self, batch: Batch) -> Tensor:
-        return self.loss_of(self.criterion)(batch)
-
-    def begin(self) -> None:
-        if self.steps == self.later:
-            self.criterion = Moving()
-        self.steps += 1
-
-
-class Moving:
-    def __init__(self) -> None:
-        self.centre = torch.zeros(3, dtype=torch.float64)
-
-    def __call__(self, out: Tensor, y: Tensor) -> Tensor:
-        here, self.centre = self.centre, out.detach().mean(0)
-        return nn.functional.cross_entropy(out - here, y)
-
-
-@pytest.mark.parametrize("how", ["closed over", "an attribute"])
-def test_a_criterion_that_takes_another_s_place(how: str) -> None:
-    ours, hand = Exchanged(), Exchanged()
-    sharp = steppe.SAM(ours.model, ours.optimizer, rho=RHO)
-    through = lambda batch: ours.criterion(ours.model(batch[0]), batch[1])  # noqa: E731
-    for batch in batches():
-        for world in (ours, hand):
-            world.begin()
-        sharp.backward(through if how == "an attribute" else ours.loss_of(ours.criterion), batch)
-        by_hand(hand, batch)
-        for world in (ours, hand):
-            world.optimizer.step()
-            world.optimizer.zero_grad()
-    for p, q in zip(ours.model.parameters(), hand.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+    compare(kind)
