@@ -98,9 +98,21 @@ SUITE = {
     ),
     "fashion_mixer": Task(
         "Fashion-MNIST 2,000, MLP-Mixer",
-        "--task idx:{data}/fashion_mnist --labelled 2000 --model suite_models:mixer --optimizer adamw "
-        "--lr-grid 0.001,0.003 --epochs 40 --rho 0.1,0.2 --seeds 3 --tune-seeds 1",
-        THREE, needs="fashion_mnist",
+        "--task idx:{data}/fashion_mnist --labelled 2000 --validation 5000 --model suite_models:mixer "
+        "--optimizer adamw --lr-grid 0.001,0.003 --epochs 40 --rho 0.1,0.2,0.4 --grow 1 --tune-seeds 2 --seeds 6",
+        SHORT, needs="fashion_mnist",
+    ),
+    "fashion_resnet_noisy": Task(
+        "Fashion-MNIST 10,000, 20 % wrong labels, ResNet-8",
+        "--task idx:{data}/fashion_mnist --labelled 10000 --validation 5000 --noise 0.2 --model small_resnet:resnet8 "
+        "--batch-size 128 --lr-grid 0.05,0.1,0.2 --epochs 15 --rho 0.1,0.2,0.4 --grow 1 --tune-seeds 2 --seeds 5",
+        SHORT, 8, "fashion_mnist",
+    ),
+    "fashion_resnet_short": Task(
+        "the same ResNet, a third as long",
+        "--task idx:{data}/fashion_mnist --labelled 10000 --validation 5000 --noise 0.2 --model small_resnet:resnet8 "
+        "--batch-size 128 --lr-grid 0.05,0.1,0.2 --epochs 5 --rho 0.1,0.2,0.4 --grow 0 --tune-seeds 2 --seeds 5",
+        "sam,recommended:ramp=0.1,samples={few}", 8, "fashion_mnist",
     ),
     "diabetes": Task(
         "diabetes, MLP", f"--task table:{{made}}/diabetes.csv --target target {TABLES}", FOUR, linear="--model linear"
@@ -186,14 +198,14 @@ def _table(path: Path, head: list[str], rows: list[list[object]]) -> None:
         csv.writer(file).writerows([head, *rows])
 
 
-def run(name: str, data: Path, folder: Path) -> None:
-    """One task, and the same with the plainer network, each summary beside the command that makes it."""
+def run(name: str, data: Path, folder: Path, more: str = "") -> None:
+    """One task, and the same with the plainer network, each summary beside the command; with more words."""
     task = (SUITE | CLAIMS)[name]
     methods = task.methods.format(few=task.few, more=4 * task.few)
-    _compare(name, f"{task.command} --methods {methods}", data, folder)
+    _compare(name, f"{task.command} --methods {methods} {more}".strip(), data, folder)
     if task.linear:
         # Only the base is wanted; a comparison needs a method, and SAM at one radius is the shortest.
-        words = f"{re.sub('--rho [^ ]+', '', task.command)} {task.linear} --methods sam --rho 0.1"
+        words = f"{re.sub('--rho [^ ]+', '', task.command)} {task.linear} --methods sam --rho 0.1 {more}".strip()
         _compare(f"{name}_linear", words, data, folder)
 
 
@@ -220,13 +232,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *SUITE, *CLAIMS], help="which; all by default")
     parser.add_argument("--data", type=Path, default=Path(), help="folder with ett, fashion_mnist and sst2")
     parser.add_argument("--folder", type=Path, default=Path("results/suite"), help="where the runs are kept")
+    parser.add_argument("--more", default="", help="further words for steppe compare: '--device cuda --jobs 12'")
     given = parser.parse_args()
     make_files(given.data, given.folder / "made")
     for name in given.names or [*SUITE, *CLAIMS]:
         if (needs := (SUITE | CLAIMS)[name].needs) and not (given.data / needs).exists() and not find_spec(needs):
             print(f"{name}: left out, as {needs} is neither in --data nor installed")
         else:
-            run(name, given.data, given.folder)
+            run(name, given.data, given.folder, given.more)
 
 
 if __name__ == "__main__":
