@@ -139,6 +139,15 @@ def test_beyond_chance_is_by_all_orders_of_the_labels(answers):
         assert meter.compute() == pytest.approx(float(wanted), abs=0.05)
 
 
+def test_what_right_answers_have_is_counted_in_pieces(monkeypatch):
+    """Of 60,000 labels in 1,000 classes, all at once were nearly two gigabytes, for every run."""
+    labels, whole = torch.arange(2_500) % 7, chance._Beyond(torch.arange(2_500) % 7, 7, answers=True)
+    whole.update(torch.nn.functional.one_hot(labels), labels)
+    sizes, update = list[int](), chance._Beyond.update
+    monkeypatch.setattr(chance._Beyond, "update", lambda self, x, y: (sizes.append(len(y)), update(self, x, y))[1])
+    assert chance.most(labels) == pytest.approx(whole.compute()) and sizes == [1000, 1000, 500]
+
+
 def test_labels_of_a_loss_of_ones_own_and_numbers():
     task, model = tiny.task(0), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
     assert "beyond_chance" in run._beyond(model, task) and run._beyond(model, replace(task, classes=0)) == {}

@@ -104,6 +104,34 @@ def test_hidden_files_and_folders_are_no_data(tmp_path):
     assert source.classes == 2 and len(source.pool) + len(source.test) == 10
 
 
+def test_what_an_archive_of_macos_brings_is_no_class(tmp_path):
+    write_images(tmp_path, ["a", "b", "__MACOSX"])
+    write_images(tmp_path / "a", ["__MACOSX"])
+    source = readers.image_folder(tmp_path, None)
+    assert source.names == ("a", "b") and len(source.pool) + len(source.test) == 10
+
+
+def test_parts_below_classes_are_not_thrown_together(tmp_path):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, ["Train", "val"])
+    with pytest.raises(ValueError, match="cat has a train folder below it"):
+        readers.image_folder(tmp_path, None)
+    for name in ("cat", "dog"):
+        (tmp_path / name / "val").rename(tmp_path / name / "sitting")  # these may be anything
+    assert len(readers.image_folder(tmp_path, None).pool) == 16
+
+
+def test_links_below_a_class_are_told_and_not_followed(tmp_path):
+    write_images(tmp_path / "data", ["cat", "dog"])
+    write_images(tmp_path / "elsewhere", ["patient"])
+    assert readers.image_folder(tmp_path / "data", None).notes == ()
+    (tmp_path / "data" / "cat" / "p1").symlink_to(tmp_path / "elsewhere" / "patient")
+    (tmp_path / "data" / "dog" / "up").symlink_to(tmp_path / "data")
+    source = readers.image_folder(tmp_path / "data", None)
+    assert len(source.pool) + len(source.test) == 10
+    assert "Folders that are links, below that of a class, were not read: 2 (" in source.notes[0]
+
+
 def test_an_empty_class_folder_is_named(tmp_path):
     write_images(tmp_path, ["cat", "dog"])
     (tmp_path / "emu").mkdir()

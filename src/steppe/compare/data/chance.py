@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from steppe.compare.data.examples import Split
 from steppe.compare.data.metrics import Metric
 
 ANSWERED = ("accuracy", "balanced_accuracy", "f1", "matthews")
@@ -50,6 +51,8 @@ def beyond(labels: Tensor, judge: str) -> Metric:
 
 def most(labels: Tensor) -> float:
     """What the right answer to everything has."""
-    meter = _Beyond(labels, int(labels.max()) + 1, answers=True)
-    meter.update(torch.nn.functional.one_hot(labels).float(), labels)
+    classes = int(labels.max()) + 1
+    meter = _Beyond(labels, classes, answers=True)
+    for part in labels.split(Split.chunk):  # of many classes, all at once would be gigabytes
+        meter.update(torch.nn.functional.one_hot(part, classes), part)
     return meter.compute()

@@ -24,6 +24,7 @@ from steppe.compare.data.together import numbered
 _IDX_UBYTE = 0x08
 FOLDER = "folder"
 """What images may be kept together by."""
+_VAL = ("val", "valid", "validation")
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
@@ -109,17 +110,18 @@ def image_folder(folder: Path, size: int | None, group: str | None = None) -> So
     read = partial(_read_classes, size=size, known=None if group is None else {})
     parts = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
     source, classes = _parted_folder(parts, read) if "train" in parts else _whole_folder(folder, read)
-    return replace(source, names=tuple(classes), notes=(*_unread(parts.values()), *_loose(folder)))
+    return replace(source, names=tuple(classes), notes=(*_unread(parts.values()), *_loose(folder), *_linked(folder)))
 
 
 def _whole_folder(folder: Path, read: Callable[..., tuple[Split, list[str]]]) -> tuple[Source, list[str]]:
+    _need_no_parts(sorted(path for path in folder.iterdir() if path.is_dir() and not _hidden(path)))
     everything, classes = read(folder, None)
     return hold_out_test(everything, len(classes)), classes
 
 
 def _parted_folder(parts: Mapping[str, Path], read: Callable[..., tuple[Split, list[str]]]) -> tuple[Source, list[str]]:
     train, classes = read(parts["train"], None)
-    val_folder = next((parts[name] for name in ("val", "valid", "validation") if name in parts), None)
+    val_folder = next((parts[name] for name in _VAL if name in parts), None)
     val = read(val_folder, classes)[0] if val_folder else None
     if "test" not in parts:
         return hold_out_test(train, len(classes), val=val), classes
@@ -139,6 +141,25 @@ def _loose(folder: Path) -> list[str]:
     """A sentence on images that are in no folder of a class."""
     many = sum(path.suffix.lower() in _IMAGE_ENDINGS and not _hidden(path) for path in folder.iterdir())
     return [f"Images in {folder} itself, which is no class, were not read: {many}."] if many else []
+
+
+def _linked(folder: Path) -> list[str]:
+    """A sentence on links below a class: they may lead anywhere, and in a circle."""
+    found = (path for path in folder.glob("*/**/*") if path.is_symlink() and path.is_dir() and not _hidden(path))
+    there = [path for path in found if _images(path)]
+    return (
+        [f"Folders that are links, below that of a class, were not read: {len(there)} ({there[0]})."] if there else []
+    )
+
+
+def _need_no_parts(classes: Iterable[Path]) -> None:
+    """Refuse classes, or whole data sets, each with parts of its own, which would be thrown together."""
+    for path in classes:
+        below = {each.name.lower() for each in path.iterdir() if each.is_dir()}
+        if "train" in below and not below.isdisjoint(("test", *_VAL)):
+            raise ValueError(
+                f"{path} has a train folder below it; expected one train folder, with the classes below it"
+            )
 
 
 def _read_classes(
@@ -176,8 +197,8 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def _hidden(path: Path) -> bool:
-    """What a system or a notebook left beside the data: `.ipynb_checkpoints`, `._cat.png`."""
-    return path.name.startswith(".")
+    """What a system or a notebook left beside the data: `.ipynb_checkpoints`, `._cat.png`, `__MACOSX`."""
+    return path.name.startswith((".", "__MACOSX"))
 
 
 def _same_size(images: list[tuple[Path, Tensor]]) -> list[Tensor]:
