@@ -82,7 +82,7 @@ class Bindings:
             self._seen.add(id(module))
             self._waiting.extend(module._modules.values())
             kind: Any = type(module)
-            free = _has_attributes(kind) or bool(module._forward_hooks or module._forward_pre_hooks)
+            free = has_attributes(kind) or bool(module._forward_hooks or module._forward_pre_hooks)
             self._note(module, module._buffers, set(), free)
             if not sharded:
                 self._note(module, module._parameters, trained, free)
@@ -134,7 +134,7 @@ class Bindings:
 
 
 @functools.lru_cache(maxsize=4096)
-def _has_attributes(kind: Any) -> bool:
+def has_attributes(kind: Any) -> bool:
     """Whether forward is anybody's but torch's own, whose layers keep what they move in buffers."""
     return not all(c is object or c.__module__.startswith("torch.nn.") for c in kind.__mro__)
 

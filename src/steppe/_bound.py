@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from steppe._bindings import has_attributes
 from steppe._nested import is_array
 from steppe._places import Array, Cell, Items, Keys, Listed, Place
 from steppe._reach import is_written_by_users, names_in, read_by, words_in
@@ -51,7 +52,7 @@ _CHANGES = frozenset(
 )
 """Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
-_FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins"))
+_FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins", "logging"))
 _CODED = (FunctionType, MethodType)
 _UNSAID = ("__call__", "__enter__", "__exit__", "__iadd__", "__setitem__")  # methods that code calls without a name
 _OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
@@ -113,7 +114,9 @@ def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Pl
         attributes = attributes.union(*(words_in(each.__code__) for each in every))
     things = _followed([*chain.from_iterable(map(_read, every)), *given], names)
     spaces = {id(space): space for space in map(space_of, things) if space is not None}.values()
-    yield from (Keys(vars(thing), attributes) for thing in things if attributes and _is_own(thing))
+    yield from (
+        Keys(vars(thing), attributes) for thing in things if attributes and (_is_own(thing) or _is_layer(thing))
+    )
     yield from (Keys(space, attributes) for space in spaces if attributes)
     pops = not _POPS.isdisjoint(names)
     filled = {id(thing) for each, s in zip(every, stores, strict=True) if s.keys for thing in _read(each)}
@@ -266,6 +269,12 @@ def _objects_in(thing: Any) -> list[Any]:
     elif _is_few(thing, _HOLD):
         items = thing.values() if isinstance(thing, dict) else thing
     return [each for each in items if type(each) in _CODED or type(each) in _HOLD or space_of(each) is not None]
+
+
+def _is_layer(thing: Any) -> bool:
+    """Whether it is a module of a class of torch's own, at whose attributes nobody else looks."""
+    kind: Any = type(thing)
+    return isinstance(thing, nn.Module) and not has_attributes(kind)
 
 
 def _is_own(thing: Any) -> bool:

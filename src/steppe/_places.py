@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from io import IOBase
 from itertools import islice
 from operator import is_
 from typing import Any, Protocol
@@ -52,6 +53,8 @@ class Keys:
 
     def write(self, found: list[Any]) -> None:
         for name, each in zip(self._names, found, strict=True):
+            if isinstance(each, IOBase) and each.closed:
+                continue  # another file has taken its place, and is written to
             if each is not _MISSING:
                 self._space[name] = each
             else:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging.handlers
 import random
 from collections import Counter, defaultdict, deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.situations.centred import Centred, compare
+from tests.situations.centred import Centred, batches, compare
 from torch import Tensor, nn
+
+import steppe
 
 
 class InPlace(Centred):
@@ -161,8 +165,21 @@ class Meters(Centred):
         return torch.tensor([here, 0.0, 0.0])
 
 
+class OnALayer(Centred):
+    """At an attribute of a module whose class is torch's, which keeps what it moves by itself in buffers."""
+
+    def begun(self) -> Any:
+        self.model.mean = torch.zeros(3, dtype=torch.float64)
+
+    def centre(self, out: Tensor) -> Any:
+        here = self.model.mean
+        self.model.mean = here / 2 + out.mean(0)
+        return here
+
+
 KINDS = (
     InPlace,
+    OnALayer,
     ByKernel,
     ByData,
     Labels,
@@ -180,3 +197,54 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_what_the_pass_at_the_weights_left(kind: type[Centred]) -> None:
     compare(kind)
+
+
+class Shards(Centred):
+    """Writes what it has seen, two lines a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.lines, self.number = folder, 0, 0
+        self.file = (folder / "0").open("w")
+        super().__init__()
+
+    def centre(self, out: Tensor) -> Any:
+        self.file.write("seen\n")
+        self.lines += 1
+        if self.lines == 2:
+            self.file.close()
+            self.lines, self.number = 0, self.number + 1
+            self.file = (self.folder / str(self.number)).open("w")
+        return 0.0
+
+
+def test_a_file_that_was_closed_is_not_put_back(tmp_path: Path) -> None:
+    """It ended with "I/O operation on closed file"."""
+    world = Shards(tmp_path)
+    sharp = steppe.SAM(world.model, world.optimizer, rho=0.1)
+    for batch in batches():
+        sharp.backward(world.loss, batch)
+        world.optimizer.step()
+    assert (world.lines, world.number) == (1, 2) and not world.file.closed
+    world.file.close()
+
+
+class Log(logging.handlers.RotatingFileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+
+
+def test_a_log_that_begins_another_file_goes_on(tmp_path: Path) -> None:
+    """Of what logs hold nothing is the loss's: the place in the file was put back and the file was not."""
+    log = Log(tmp_path / "log", maxBytes=60, backupCount=9)
+
+    class Told(Centred):
+        def centre(self, out: Tensor) -> Any:
+            log.emit(logging.LogRecord("a", logging.INFO, "", 0, "twenty letters long", (), None))
+            return 0.0
+
+    world = Told()
+    sharp = steppe.SAM(world.model, world.optimizer, rho=0.1)
+    for batch in batches():
+        sharp.backward(world.loss, batch)
+    log.close()
+    assert "".join(path.read_text() for path in tmp_path.iterdir()).count("twenty") == 2 * len(batches())
