@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 SST2, TREC = "--task text:{data}/sst2/stsa.binary.train", "--task text:{data}/trec/TREC.train.all"
 COMMON = (
     "--model hf:{model} --per-class 128 --validation 256 --max-length 32 --batch-size 16 --max-steps {steps} "
-    "--eval-every {every} --test-curve 16 --sharpness-examples 8 --seeds {seeds} --tune-seeds {tune_seeds}"
+    "--eval-every {every} --test-curve 16 --sharpness-examples 8 --seeds {seeds} --tune-seeds {tune_seeds} --no-half"
 )
 LORA = "--adapt lora --weight-decay 0 --lora-r 8 --lora-alpha 16 --lora-targets query,value --methods sam,obar,nbar"
 LORA_GRIDS = "--lr-grid 0.001,0.002,0.004 --rho 0.05,0.1,0.2 --mu 0.5,2,8"

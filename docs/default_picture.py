@@ -13,7 +13,7 @@ RESULT, FIGURE = ROOT / "benchmarks" / "results" / "default.json", ROOT / "docs"
 
 NAMES = {
     "base": "the base, its rate tuned", "early": "stopped early", "averaged": "averaged weights",
-    "lawa": "the latest weights averaged",
+    "lawa": "the latest weights averaged", "half": "half the epochs", "half_early": "half the epochs, stopped early",
     "double": "twice the epochs", "double_early": "twice the epochs, stopped early",
 }  # fmt: skip
 WIDTH, LEFT, RIGHT, TOP, LINE = 720, 236, 560, 34, 26
@@ -32,7 +32,7 @@ def lines_of(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any], str, st
     rows = summary["rows"]
     time = {row["variant"]: row["time_ratio"]["median"] for row in rows if row["method"] == "base"}
     bases = [
-        (NAMES[name], figure, f"{time['double' if 'double' in name else 'plain']:.2f}×", "base")
+        (NAMES[name], figure, f"{time.get(name.partition('_')[0], time['plain']):.2f}×", "base")
         for name, figure in summary["baselines"].items()
         if name in NAMES  # a linear model is far off the scale, which the text says
     ]

@@ -132,9 +132,10 @@ def _share(row: Record) -> str:
 
 
 def command(record: Record) -> str:
-    """What gives the record today: before there was a step back, there was nothing to leave."""
-    before = "step_back" not in record.get("spec", {"step_back": True})
-    return str(record["command"]) + " --no-step-back" * before
+    """What gives the record today: before there was a step back, or a shorter base, there was nothing to leave."""
+    later = ("step_back", "half")
+    spec = record.get("spec", later)
+    return str(record["command"]) + "".join(f" --no-{name.replace('_', '-')}" for name in later if name not in spec)
 
 
 def section(name: str, record: Record) -> str:

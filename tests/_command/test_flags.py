@@ -122,7 +122,9 @@ def test_every_setting_is_a_flag_that_says_what_it_is(command, names):
             assert f"--{name.replace('_', '-')}" in flags[name].opts and flags[name].help.strip(), name
 
 
-@pytest.mark.parametrize(("command", "idle"), [("rho", ("step_back", "season")), ("bench", ("step_back", "season"))])
+@pytest.mark.parametrize(
+    ("command", "idle"), [("rho", ("step_back", "half", "season")), ("bench", ("step_back", "half", "season"))]
+)
 def test_a_command_has_no_flag_that_it_does_not_read(command, idle):
     assert not {each.name for each in ROOT.commands[command].params} & set(idle)
 

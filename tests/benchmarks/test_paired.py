@@ -98,7 +98,7 @@ def test_a_comparison_is_read_back_as_its_summary_says(tmp_path, monkeypatch):
     assert main([*words.split(), "--lr-grid", "0.01,0.1", "--out", str(out)]) == 0
     rows = paired.against_baselines(paired.figures(paired.finished(out)))
     said = {(r["method"], r["variant"]): r for r in json.loads((out / "summary.json").read_text())["rows"]}
-    assert set(rows) == {"base", "base double", "sam"}
+    assert set(rows) == {"base", "base double", "base half", "sam"}
     for name, row in rows.items():
         method, _, variant = name.partition(" ")
         accuracy = said[method, variant or "plain"]["final"]

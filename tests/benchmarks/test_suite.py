@@ -53,9 +53,10 @@ def test_the_page_is_that_of_the_files() -> None:
     assert page.TARGET.read_text() == page.page(found)
 
 
-def test_a_study_from_before_the_step_back_is_made_again_without_it() -> None:
-    assert page.command({"command": "c", "spec": {"rho": [0.1]}}) == "c --no-step-back"
-    assert page.command({"command": "c", "spec": {"step_back": True}}) == "c"
+def test_a_study_from_before_the_step_back_or_the_shorter_base_is_made_again_without_it() -> None:
+    assert page.command({"command": "c", "spec": {"rho": [0.1]}}) == "c --no-step-back --no-half"
+    assert page.command({"command": "c", "spec": {"step_back": True}}) == "c --no-half"
+    assert page.command({"command": "c", "spec": {"step_back": True, "half": True}}) == "c"
 
 
 def test_readmes_table_is_that_of_the_files() -> None:

@@ -24,7 +24,7 @@ EQUAL = "method variant label rho final early delta gain kept passes sharpness t
 
 
 def words(out: Path, *more: str) -> list[str]:
-    """A comparison of 16 runs of a fraction of a second each."""
+    """A comparison of 19 runs of a fraction of a second each."""
     fixed = "compare --task tests.compare.tiny:task --methods sam,rst --seeds 3 --rho 0.1,0.2 --tune-seeds 2 --jobs 2"
     return [*fixed.split(), "--grow", "0", "--epochs", "2", "--out", str(out), *more]
 

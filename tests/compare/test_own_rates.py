@@ -55,7 +55,7 @@ def test_base_and_method_may_choose_differently() -> None:
     assert plan.best_base(found).lr == 0.2
     best = plan.best(plan.choices[0], found)
     assert (best.value, best.lr) == (0.05, 0.1)
-    assert len(found) == plan.total() == (2 * 2 + 1) + 3 + (4 * 2 + 1)
+    assert len(found) == plan.total() == (2 * 2 + 1) + 3 + 3 + (4 * 2 + 1)
     finals = [run for run in plan.needed(found).values() if run.method == "sam" and run.seed == 2]
     assert [(run.value, run.lr) for run in finals] == [(0.05, 0.1)]
 

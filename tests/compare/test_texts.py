@@ -197,11 +197,12 @@ def test_first_the_base_chooses_its_rate_then_the_methods_train_at_it():
     new = [each for id_, each in plan.needed(records).items() if id_ not in records]
     assert {each.lr for each in new} == {0.2}
     assert sorted((each.method, each.variant, each.seed) for each in new if each.method == "base") == [
-        ("base", "double", 0), ("base", "double", 1), ("base", "double", 2), ("base", "plain", 2),
+        ("base", "double", 0), ("base", "double", 1), ("base", "double", 2),
+        ("base", "half", 0), ("base", "half", 1), ("base", "half", 2), ("base", "plain", 2),
     ]  # fmt: skip
     for _ in range(2):
         records = done(plan, records, lambda each: each.lr)
-    assert len(records) == plan.total() == (4 + 1) + 3 + (6 + 1)
+    assert len(records) == plan.total() == (4 + 1) + 3 + 3 + (6 + 1)
     assert plan.best(plan.choices[0], records).lr == 0.2
 
 

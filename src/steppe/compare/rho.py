@@ -32,7 +32,7 @@ ONE_IN = 5
 _NOT_HERE = (
     "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
     "sharpness_examples", "jobs", "parallel", "out", "script", "settings", "tune", "grow", "metric", "also", "on",
-    "shard", "log", "warmup", "lr_schedule", "step_back", "season",
+    "shard", "log", "warmup", "lr_schedule", "step_back", "half", "season",
 )  # fmt: skip
 """Settings of a comparison that the search for a radius has no use for."""
 

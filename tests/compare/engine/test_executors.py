@@ -18,7 +18,7 @@ from steppe.cli import main
 from steppe.compare.engine import executors, luggage, remote, study
 from steppe.compare.engine.spec import resolve
 
-TINY = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 2, "rho": 0.1}
+TINY = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 2, "rho": 0.1, "half": False}
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ KEPT = Path(__file__).parents[1] / "kept"
 WORDS = (
     "compare --task digits-few --grow 0 --methods sam,rst:schedule=linear1 --seeds 2 --tune-seeds 1 --rho 0.1,0.2 "
     "--labelled 20 --validation 20 --epochs 1 --batch-size 10 --model mlp --jobs 1 --device cpu "
-    "--test-curve 20 --json --out"
+    "--test-curve 20 --no-half --json --out"
 )
 """The command that wrote it, with what was the default then."""
 

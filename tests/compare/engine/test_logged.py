@@ -13,6 +13,7 @@ from steppe.compare.engine.curve import Curve
 from steppe.compare.engine.logged import logged
 
 TINY = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 1, "rho": 0.1, "epochs": 2, "eval_every": 1}
+TINY |= {"half": False}
 
 
 @pytest.fixture(autouse=True)

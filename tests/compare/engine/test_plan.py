@@ -24,7 +24,7 @@ def finish(made: Plan, records: dict, accuracy) -> dict:
 def test_first_the_tune_runs_and_the_baselines():
     made = plan()
     needed = list(made.needed({}).values())
-    assert sum(run.method == "base" for run in needed) == 6
+    assert sum(run.method == "base" for run in needed) == 9
     assert {run.seed for run in needed if run.method == "sam"} == {0, 1}
     assert {run.value for run in needed if run.method == "sam"} == {0.05, 0.1, 0.2}
 
@@ -38,7 +38,7 @@ def test_then_the_best_radius_on_all_seeds_without_running_anything_twice():
     new = [run for id_, run in made.needed(records).items() if id_ not in records]
     assert [(run.method, run.seed) for run in new] == [("sam", 2), ("asam", 2)]
     everything = finish(made, records, lambda run: 0.9)
-    assert len(everything) == made.total() == 2 * 6 + 2 + 6
+    assert len(everything) == made.total() == 2 * 6 + 2 + 9
 
 
 def test_ties_go_to_the_smaller_radius():
@@ -74,7 +74,7 @@ def test_a_radius_with_a_failed_run_is_out_and_a_method_without_any_has_no_final
 
 def test_one_radius_needs_no_tuning():
     made = plan(methods=["sam:rho=0.3", "asam"], rho=[0.1])
-    assert made.total() == 3 + 3 + 6 == len(made.needed({}))
+    assert made.total() == 3 + 3 + 9 == len(made.needed({}))
     assert made.best(made.choices[0], {}).value == 0.3
 
 
@@ -84,7 +84,7 @@ def test_records_appear_once_per_role():
     records = finish(made, records, lambda run: 0.9)
     roles = made.records(records)
     assert sum(record["phase"] == "tune" for record in roles) == 6
-    assert sum(record["phase"] == "final" for record in roles) == 3 + 6
+    assert sum(record["phase"] == "final" for record in roles) == 3 + 9
 
 
 def test_ids_are_file_names_and_depend_on_all_that_decides_the_result():
@@ -106,8 +106,8 @@ def test_ids_are_file_names_and_depend_on_all_that_decides_the_result():
 
 
 BESIDE = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "jobs", "out",
-    "shard", "on", "log",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "half", "jobs",
+    "out", "shard", "on", "log",
 }  # fmt: skip
 READ = {"task": "digits-few", "model": "linear", "script": "tests/compare/script/loops.py:epochs"}
 

@@ -58,7 +58,7 @@ def test_a_whole_study_judges_against_the_best_of_them(tmp_path):
     assert "“first input”" in summary["verdict"]
     assert any("The base is no better than “first input”" in note for note in summary["notes"])
     text = page.html(summary, made, None)
-    assert "eight baselines" in text and "<dt>“nothing”</dt>" in text
+    assert "ten baselines" in text and "<dt>“nothing”</dt>" in text
 
 
 def with_rows(**rows: float) -> list[dict]:

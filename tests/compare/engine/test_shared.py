@@ -16,7 +16,15 @@ from steppe.compare.engine.spec import resolve
 
 
 def settled(out: Path, **flags):
-    flags = {"task": "tests.compare.tiny:task", "methods": ["sam"], "seeds": 1, "rho": 0.1, "jobs": 1, **flags}
+    flags = {
+        "task": "tests.compare.tiny:task",
+        "methods": ["sam"],
+        "seeds": 1,
+        "rho": 0.1,
+        "jobs": 1,
+        "half": False,
+        **flags,
+    }
     plan = study.check(resolve({**flags, "out": str(out)}))
     with progress.PlainProgress(Console(stderr=True)) as shown:
         return study.compare(plan, shown)

@@ -16,8 +16,8 @@ TIE = 1.05
 def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | None) -> Row:
     """Passes (counted), step time and memory (measured) of one row, all relative to the base's.
 
-    `length` is the number of steps relative to the base: 2 for the base with twice the epochs, 0 for what needs no
-    training. `time_ratio` is for the whole training, so it holds the length already.
+    `length` is the number of steps relative to the base: 2 for the base with twice the epochs, 1/2 for that with
+    half of them, 0 for what needs no training. `time_ratio` is for the whole training, so it holds the length already.
     """
     length = _length(group, groups)
     memory = ((cost or {}).get("base") or {}).get("memory_bytes", 1)  # of scripts it is not measured
@@ -87,4 +87,4 @@ def _length(group: Group, groups: Sequence[Group]) -> float:
     steps, reference = (g and g.mean(lambda run: run.get("steps")) for g in (group, base))
     if steps and reference:
         return steps / reference
-    return 2.0 if group.variant == "double" else 1.0
+    return {"double": 2.0, "half": 0.5}.get(group.variant, 1.0)

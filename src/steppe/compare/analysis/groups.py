@@ -14,12 +14,13 @@ BySeed = dict[int, float]
 BASE = "base"
 BASELINES = {
     "base": ("plain", "final"), "early": ("plain", "early"), "averaged": ("plain", "averaged"),
-    "lawa": ("plain", "lawa"),    "double": ("double", "final"), "double_early": ("double", "early"),
+    "lawa": ("plain", "lawa"), "half": ("half", "final"), "half_early": ("half", "early"),
+    "double": ("double", "final"), "double_early": ("double", "early"),
 }  # fmt: skip
 """Baseline, the simplest first -> the variant of the base, and the form its figures are taken in."""
 
-TRAINED = ("plain", "double")
-"""Variants of the base that are trained; any other is the name of a baseline that needs no training."""
+TRAINED = {"plain": "", "half": ", ½× epochs", "double": ", 2× epochs"}
+"""Variants of the base that are trained -> what its name ends in; any other names a baseline that needs no training."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def label(run: Record) -> str:
     if run["variant"] not in TRAINED:
         return str(run["variant"])
     name = str(run.get("label") or run["method"])
-    return f"{name.partition(',')[0]}, 2× epochs" if run["variant"] == "double" else name
+    return name if run["variant"] == "plain" else name.partition(",")[0] + TRAINED[run["variant"]]
 
 
 def tuned(run: Record) -> tuple[str, float | None]:

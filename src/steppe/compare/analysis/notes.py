@@ -30,7 +30,8 @@ def notes(summary: Summary) -> list[str]:
     if summary["best_baseline"] is None:
         return _missing(summary)
     parts: Sequence[Callable[[Summary], list[str]]] = (
-        _early, _double, _equal, _untrained, _sam, _worse, _cliffs, _edges, _few_seeds, _missing, _cost, _selection,
+        _early, _half, _double, _equal, _untrained, _sam, _worse, _cliffs, _edges, _few_seeds, _missing, _cost,
+        _selection,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(summary)]
 
@@ -56,6 +57,14 @@ def _early(summary: Summary) -> list[str]:
     return [f"Early stopping alone recovers {much} here {shown}: the gain is not early stopping in disguise."]
 
 
+def _half(summary: Summary) -> list[str]:
+    alone = summary["half_alone"]
+    if alone is None or not _above(alone) or _base_lost(summary):
+        return []
+    shown = f"({Words(summary).amount(alone, to='base')})"
+    return [f"Half the epochs help the base {shown}: it overfits; try shorter trainings first."]
+
+
 def _double(summary: Summary) -> list[str]:
     alone = summary["double_alone"]
     if alone is None or alone["ci95"] is None or _base_lost(summary):
@@ -77,7 +86,7 @@ def _equal(summary: Summary) -> list[str]:
     row, words = best_row(rows), Words(summary)
     found = row["equal_cost"]
     there = words.value(found["base"]) + (" %" if words.judge.percent else "")
-    how = "between its two lengths, by interpolation" if found["cost"] <= 2 else "with twice the epochs, its longest"
+    how = "by interpolation to twice its length" if found["cost"] <= 2 else "with twice the epochs, its longest"
     return [
         f"Given what {row['label']} costs ({found['cost']:.2f}×), the base would have {there} ({how}); "
         f"{row['label']} has {words.amount(found, to=found['base'])} {words.over} that."
@@ -180,8 +189,9 @@ def _so_far(row: Row, expected: int) -> str:
 
 
 def _missing(summary: Summary) -> list[str]:
-    absent = [name for name in BASELINES if name not in summary["baselines"]]
-    if not absent or len(absent) == len(BASELINES):
+    asked = [name for name in BASELINES if summary["spec"].get("half") or not name.startswith("half")]
+    absent = [name for name in asked if name not in summary["baselines"]]
+    if not absent or len(absent) == len(asked):
         return []
     names = listing([BASELINES[name] for name in absent])
     return [f"Not in this comparison: {names}; gains are against the rest."]
@@ -227,15 +237,19 @@ def _chosen(rows: Sequence[Row]) -> str:
 
 
 def _longer(summary: Summary) -> str:
-    """Averaged weights of the longer base are no baseline; a reader who sees them ahead of the best wants to know."""
-    row: Row = next((row for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "double")), {})
+    """Averaged weights of the base at other lengths are no baseline; who sees them ahead of the best wants to know."""
+    rows = {row["variant"]: row for row in summary["rows"] if row["method"] == "base"}
+    return "".join(_averaged(rows[each], BASELINES[each], summary) for each in ("half", "double") if each in rows)
+
+
+def _averaged(row: Row, name: str, summary: Summary) -> str:
     words, best = Words(summary), summary["baselines"][summary["best_baseline"]]["mean"]
     figures = [row[form]["mean"] for form in ("averaged", "lawa") if row.get(form)]
     ahead = [figure for figure in figures if words.judge.better(figure, best)]
     if not ahead:
         return ""
     shown = listing([words.value(figure) for figure in ahead])
-    return f" With averaged weights the base with twice the epochs has {shown}, which is shown but is no baseline."
+    return f" With averaged weights {name} has {shown}, which is shown but is no baseline."
 
 
 def _tries(rows: Sequence[Row]) -> str:

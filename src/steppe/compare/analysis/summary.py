@@ -3,9 +3,9 @@
 `summarise` is a pure function of records, measured costs and spec; the order of the records does not matter.
 Differences are paired: a method and what it is compared with share their seeds. The rules:
 
-* Six baselines stand against every method: the base, the base stopped early on validation, with averaged weights
-  (exponentially, and the latest few), trained for twice the epochs, and that stopped early; beside them what the task
-  can do without training. A gain is measured against the best of them by mean.
+* Eight baselines stand against every method: the base, the base stopped early on validation, with averaged weights
+  (exponentially, and the latest few), trained for half and for twice the epochs, and these stopped early; beside them
+  what the task can do without training. A gain is measured against the best of them by mean.
 * Like is compared with like: when that best baseline is one stopped early, methods are judged by their own
   early-stopped figures, when it is the averaged one by their averaged weights, else by those at the end of training.
   The rule looks at the baselines only.
@@ -68,6 +68,7 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
         "judged": against.form,
         "baselines": {name: as_json(estimate(list(v.values()))) for name, v in against.all.items()},
         "early_alone": as_json(against.gain_of(against.all.get("early", {}), against.all.get("base", {}))),
+        "half_alone": as_json(against.gain_of(against.all.get("half", {}), against.all.get("base", {}))),
         "double_alone": as_json(against.gain_of(against.all.get("double", {}), against.all.get("base", {}))),
         "double_early": _double_early(groups, against),
         "cost_axis": axis,
@@ -226,5 +227,5 @@ def _rank(row: Row, form: str, judge: Judge) -> tuple[bool, bool, float, str]:
     figure = row[form]
     is_method = row["method"] != BASE
     rank = judge.rank(figure["mean"]) if figure and is_method else 0.0
-    order = {"plain": "", "double": " 2"}.get(row["variant"], f" 3 {row['variant']}")
+    order = {"plain": "", "half": " 1", "double": " 2"}.get(row["variant"], f" 3 {row['variant']}")
     return is_method, figure is None, -rank, row["method"] + order

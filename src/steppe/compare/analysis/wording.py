@@ -28,6 +28,8 @@ BASELINES = {
     "early": "the base stopped early",
     "averaged": "the base with averaged weights",
     "lawa": "the base with its latest weights averaged (LAWA)",
+    "half": "the base with half the epochs",
+    "half_early": "the base with half the epochs, stopped early",
     "double": "the base with twice the epochs",
     "double_early": "the base with twice the epochs, stopped early",
 }

@@ -18,7 +18,7 @@ from steppe.compare.data.metrics import Metric, chosen, named
 TEST_SHARE = 0.2
 """Share of the examples kept for the test where a source has no test set of its own."""
 
-_BASELINES = ("base", "plain", "early", "averaged", "lawa", "double", "double_early")
+_BASELINES = ("base", "plain", "early", "averaged", "lawa", "half", "half_early", "double", "double_early")
 """Names of baselines and their variants, which no row may bear."""
 
 _TEST_SEED, _SPLIT_SEED, _NOISE_SEED = 0x7E57, 0x5711, 0x0153

@@ -132,7 +132,7 @@ class Plan:
         return [run.seen(records[self.id(run)]) for run in runs] if done else []
 
     def base_runs(self, best: Run) -> list[Run]:
-        """The base, and where it can be had the base given twice the epochs before it, on every seed."""
+        """The base, and where they can be had the base given twice the epochs, and half, on every seed."""
         return [replace(best, seed=seed, variant=each) for each in self.spec.variants for seed in self.spec.seeds]
 
     def final_runs(self, best: Run) -> list[Run]:
@@ -199,7 +199,7 @@ class Plan:
         return sum(self.trainings(records, failed).values())
 
     def trainings(self, records: Records = NONE, failed: Collection[str] = ()) -> dict[Run, int]:
-        """The same of the base, of each method, and of the base given twice the epochs, by the first run of each."""
+        """The same of the base, of each method, and of the base at its other lengths, by the first run of each."""
         base = self.best_base(records, failed) or self._bases()[0]
         there = {choice.text for choice in self.choices}
         alone = [choice for choice in self.choices if not (choice.averaged and choice.trained in there)]
@@ -208,7 +208,7 @@ class Plan:
         seeds, each = len(self.spec.seeds), len(self.spec.tune_seeds)
         again = len(set(self.spec.seeds) & set(self.spec.tune_seeds))
         found = {start: count * each + seeds - (again if count else 0) for start, count in tried.items()}
-        return found | {replace(starts[0][0], variant=longer): seeds for longer in self.spec.variants[:-1]}
+        return found | {replace(starts[0][0], variant=name): seeds for name in self.spec.variants if name != "plain"}
 
     def records(self, records: Records, failed: Collection[str] = ()) -> list[dict[str, Any]]:
         """The records of this study in a fixed order, once per role: as tune run, as final run."""

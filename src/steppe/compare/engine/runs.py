@@ -9,6 +9,7 @@ from typing import Any
 
 from steppe._command.choices import BASE, Choice, parse
 from steppe._command.rows import divided, fingerprint
+from steppe.compare.analysis.groups import TRAINED
 from steppe.compare.analysis.wording import plainly
 from steppe.compare.engine.spec import Spec, short_hash
 
@@ -24,7 +25,7 @@ class Run:
         method: as typed; "base" without any.
         value: of the setting that is tuned: rho, or mu; None for the base.
         seed: of everything that is random.
-        variant: "double" has twice the steps.
+        variant: "double" has twice the steps, "half" half of them.
         lr: learning rate, where the study chose it; None is the one in its settings.
         more: further settings that are tuned, by name.
     """
@@ -45,7 +46,7 @@ class Run:
     def label(self) -> str:
         """What tables and progress lines call it."""
         if self.choice is None:
-            return BASE if self.variant == "plain" else f"{BASE}, 2× epochs"
+            return BASE + TRAINED[self.variant]
         return self.choice.label
 
     @property
@@ -79,7 +80,8 @@ class Run:
 
     def steps(self, spec: Spec, per_epoch: int) -> int:
         """How many optimizer steps it trains, where `per_epoch` make an epoch."""
-        return spec.steps(per_epoch) * (2 if self.variant == "double" else 1)
+        steps = spec.steps(per_epoch)
+        return {"double": 2 * steps, "half": max(1, steps // 2)}.get(self.variant, steps)
 
     def named(self) -> dict[str, Any]:
         """What the record begins with: which run it is of."""
@@ -110,8 +112,8 @@ class Run:
         value = "" if self.value is None else f"-{self.tunes}{self.value:g}"
         lr = "" if self.lr is None else f"-lr{self.lr:g}"
         lr += "".join(f"-{name}{plainly(each)}" for name, each in self.more)
-        double = "-double" if self.variant == "double" else ""
-        return f"{method}{double}{value}{lr}-seed{self.seed}-{decisive}"
+        variant = "" if self.variant == "plain" else f"-{self.variant}"
+        return f"{method}{variant}{value}{lr}-seed{self.seed}-{decisive}"
 
 
 def describe(run: Run) -> str:

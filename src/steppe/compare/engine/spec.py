@@ -48,8 +48,8 @@ DEFAULT_METHODS = ("recommended", "sam", "grst", "look_sam")
 """What is compared when nothing is named: the one to begin with, SAM, and SAM on some steps in two ways."""
 
 _NOT_IN_RESULT = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "jobs", "out",
-    "parallel", "shard", "on", "log",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "half", "jobs",
+    "out", "parallel", "shard", "on", "log",
 }  # fmt: skip
 
 _LATER = {
@@ -125,6 +125,7 @@ class Spec(BaseModel):
     step_back: bool = Field(
         True, description="Take the next smaller value where the one above the best broke trainings and it is as good."
     )
+    half: bool = Field(True, description="Train the base with half the epochs, too.")
     tune_seeds: Seeds = Field([0, 1], description="Seeds that choose rho on the validation split: how many, or which.")
     labelled: Two | None = Field(None, description="Labelled training examples.")
     per_class: Whole | None = Field(None, description="Training texts of each class, at most.")
@@ -142,7 +143,7 @@ class Spec(BaseModel):
     lora_dropout: Share = Field(0.0, description="Dropout before LoRA's factors.")
     lora_targets: Modules | None = Field(None, description="Modules that get LoRA: query,value (PEFT's choice).")
     lora_kind: Literal["lora", "rslora", "dora"] = Field("lora", description="Kind of adapters.")
-    epochs: Whole = Field(30, description="Epochs of every run (the base also runs with twice as many).")
+    epochs: Whole = Field(30, description="Epochs of every run (the base also runs with half and twice as many).")
     max_steps: Whole | None = Field(None, description="Steps of every run, instead of epochs.")
     batch_size: Whole = Field(64, description="Examples per step.")
     optimizer: Literal["sgd", "adamw", "amsgrad"] = Field("sgd", description="Base optimizer (amsgrad: AdaSAM's).")
@@ -244,9 +245,13 @@ class Spec(BaseModel):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Those of the base, the longest first: a script says by its argument `length` whether it can train longer."""
-        longer = self.script is None or load(self.script).takes("length")
-        return ("double", "plain") if longer else ("plain",)
+        """Those of the base, the longest first: a script says by its argument `length` whether it can train longer.
+
+        Its epochs times that are to be a whole number, so no script trains half as long.
+        """
+        if self.script is not None:
+            return ("double", "plain") if load(self.script).takes("length") else ("plain",)
+        return ("double", "plain", "half") if self.half else ("double", "plain")
 
     def lora(self) -> Lora | None:
         """The adapters of a pretrained model, None where all of it is trained."""
@@ -329,9 +334,9 @@ def _validated(values: Mapping[str, Any]) -> Spec:
 
 
 def kept_spec(found: Mapping[str, Any], folder: Path) -> Spec:
-    """The settings of a study as its `spec.json` has them; those that do not say so never stepped back."""
+    """The settings of a study as its `spec.json` has them; what they do not speak of was not there yet."""
     settings = {name: value for name, value in found.items() if name in Spec.model_fields}
-    return Spec.model_validate({"step_back": False} | settings | {"out": str(folder)})
+    return Spec.model_validate({"step_back": False, "half": False} | settings | {"out": str(folder)})
 
 
 def _slug(task: str) -> str:

@@ -136,9 +136,9 @@ def _scales(summary: Mapping[str, Any], points: Sequence[Point], width: int, hei
 def _span_of(summary: Mapping[str, Any], points: Sequence[Point]) -> tuple[float, float, float]:
     """The lowest and the highest figure that the picture holds, and what is the least difference to speak of.
 
-    It holds the base in the form that counts, at every length, the methods, and all that is not below the best trained
-    baseline by several intervals or gains. A method that lies further below than `FAR` such pictures are high is left
-    out, as is a baseline without training that is so much better that all that was trained would be one spot.
+    It holds the base in the form that counts, at its length and above, the methods, and all that is not below the best
+    trained baseline by several intervals or gains. A method that lies further below than `FAR` such pictures are high
+    is left out, as is a baseline without training that is so much better that all that was trained would be one spot.
     """
     words = Words(summary)
     trained = [point for point in points if point["row"]["variant"] in TRAINED] or points
@@ -148,7 +148,8 @@ def _span_of(summary: Mapping[str, Any], points: Sequence[Point]) -> tuple[float
     least = 0.5 if words.judge.percent else abs(top) / 100 or 1e-9
     halves = sorted(words.judge.scale * (point["figure"]["ci95"] or 0.0) for point in trained)
     reach = max(2 * max(top - needed, least), 3 * halves[len(halves) // 2])
-    counts = [_height(point, words) for point in trained if point["base"] and point["form"] == summary["judged"]]
+    own = [point for point in trained if point["base"] and point["row"]["length"] >= 1]
+    counts = [_height(point, words) for point in own if point["form"] == summary["judged"]]
     floor = min([needed - reach, *counts])
     methods = [_height(point, words) for point in trained if not point["base"]]
     low = min(value for value in heights if value >= floor)
