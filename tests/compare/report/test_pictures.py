@@ -111,6 +111,14 @@ def test_the_pointer_finds_the_value_of_each_curve() -> None:
     assert all(round(x + width, 1) == after for (x, width), (after, _) in zip(edges, edges[1:], strict=False))
 
 
+@pytest.mark.parametrize("name", ["SAM", "Recommended (ramp=0.1, samples=16)"])
+def test_the_legend_has_room_for_the_longest_name_and_its_value(name: str) -> None:
+    band = Band([1.0, 2.0], [0.5, 0.6], [0.5, 0.6], [0.5, 0.6])
+    picture = lines([(name, band, "method")], "", "", WIDE)
+    assert picture["width"] - picture["legend"] >= max(232, 30 + 7 * len(name) + 60)
+    assert picture["x"].end < picture["legend"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "texts"),
     [(93.7, 96.4, "94 95 96"), (0.0384, 0.0612, "0.04 0.045 0.05 0.055 0.06"), (-3, 2, "−3 −2 −1 0 1 2")],

@@ -243,10 +243,11 @@ def lines(
     """
     wide = width == WIDE
     plot = 340 if wide else 300
-    legend = (width - 232, TOP + 8) if wide else (LEFT, plot + 22)
+    beside = _legend_width([name for name, _, _ in named])
+    legend = (width - beside, TOP + 8) if wide else (LEFT, plot + 22)
     low, high = _span([band for _, band, _ in named], late)
     places = sorted({x for _, band, _ in named for x in band.x})
-    x = Axis(places[0], places[-1], LEFT, width - (258 if wide else 14))
+    x = Axis(places[0], places[-1], LEFT, width - (beside + 26 if wide else 14))
     y = Axis(low, high, plot - BOTTOM, TOP)
     ranked = sorted(named, key=lambda each: each[1].mean[-1], reverse=up)
     colours = _colours(named)
@@ -263,6 +264,11 @@ def lines(
         "lines": drawn, "strips": list(_strips(ranked, places, x, legend[1])),
         "words": f"{title} by {x_label}: {ends}.",
     }  # fmt: skip
+
+
+def _legend_width(names: Sequence[str]) -> int:
+    """Room for a line, the longest name and a value, in pixels; a very long name takes at most half of the picture."""
+    return min(max(232, 108 + 7 * max(map(len, names))), WIDE // 2)
 
 
 def _path(band: Band, x: Axis, y: Axis) -> str:
