@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ class Work:
             return loss
         except RuntimeError as error:
             raise_in_our_words(error)
+            raise
 
     def loss(self, arguments: tuple[Any, ...]) -> Tensor:
         """The loss of one call, with its graph."""
@@ -108,6 +109,7 @@ class Work:
             return self.loss_of(*arguments)
         except TypeError as error:
             _raise_of_arguments(error, self.asked, arguments)
+            raise
 
     def _backward(self, loss: Tensor, backward: Backward) -> None:
         handle = loss.register_hook(self._note)
@@ -140,13 +142,13 @@ class Work:
         return replace(self, loss_of=loss_of)
 
 
-def _raise_of_arguments(error: TypeError, function: Any, arguments: tuple[Any, ...]) -> NoReturn:
-    """Raise what an error means that came of the call itself, with too few or too many arguments, or the error."""
+def _raise_of_arguments(error: TypeError, function: Any, arguments: tuple[Any, ...]) -> None:
+    """Raise what an error means that came of the call itself, with too few or too many arguments."""
     *_, (last, _) = traceback.walk_tb(error.__traceback__)  # ours, where the call did not get into the function
     ours = last.f_globals.get("__name__", "").startswith("steppe.")
     taken = _not_taking(function, arguments) if ours else None
     if taken is None:
-        raise error
+        return
     given, wanted = (_WITH_BATCH, _OF_BATCH) if arguments else (_WITHOUT, _OF_NOTHING)
     raise TypeError(f"the loss function takes {taken}, and is called {given}; expected {wanted}") from error
 

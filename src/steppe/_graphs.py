@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from types import FunctionType
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
@@ -41,8 +41,11 @@ _MOVED = "modified by an inplace operation"
 _FEW = 64  # items of a container that is looked into
 
 
-def raise_in_our_words(error: RuntimeError, perturbed: bool = False) -> NoReturn:
-    """Raise what torch's error means where a loss was made elsewhere, or the error itself.
+def raise_in_our_words(error: RuntimeError, perturbed: bool = False) -> None:
+    """Raise what torch's error means where a loss was made elsewhere.
+
+    Any other is the caller's to raise: raised here, its traceback would hold it by this frame, and with it the batch
+    until the next collection, where memory may be what was missing.
 
     ``perturbed``: it was raised in the pass at w + eps.
     """
@@ -50,7 +53,6 @@ def raise_in_our_words(error: RuntimeError, perturbed: bool = False) -> NoReturn
         raise RuntimeError(USED_UP) from error
     if perturbed and _MOVED in str(error):
         raise RuntimeError(OUTSIDE) from error
-    raise error
 
 
 def refuse_second_order(grads: Iterable[Tensor | None]) -> None:

@@ -192,6 +192,7 @@ class Passes:
                 loss = self._second(work)
         except RuntimeError as error:
             raise_in_our_words(error, perturbed=True)
+            raise
         if not again:
             self._refuse_nothing(self._gradients.anywhere())
         return loss

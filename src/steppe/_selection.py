@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,7 @@ class Selection:
                 loss = loss_of(*arguments)
             except RuntimeError as error:
                 self._explain(error)
+                raise
             has_graph = not isinstance(loss, Tensor) or loss.requires_grad
             if has_graph or not torch.is_grad_enabled() or len(self._active) == len(self._units):
                 return loss
@@ -104,10 +105,10 @@ class Selection:
 
         return rooted
 
-    def _explain(self, error: RuntimeError) -> NoReturn:
-        """Raise what an error means where a loss took a derivative of its own, or the error."""
+    def _explain(self, error: RuntimeError) -> None:
+        """Raise what an error means where a loss took a derivative of its own."""
         if _LEFT_OUT not in str(error):
-            raise error
+            return
         raise RuntimeError(
             "the loss takes a derivative of its own with respect to parameters that this step leaves out "
             f"({self.select!r} chose {len(self._active)} of {len(self._units)}); expected one with respect to those "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.situations.test_outside import TIGHT, Watched, built, critic, draws, 
 from torch import Tensor, nn
 from torch.nn.modules import module
 
+import steppe
 from steppe._outside import Outside
 
 
@@ -98,3 +101,41 @@ def test_after_an_error_its_gradient_and_state_are_as_they_were(number: int) -> 
         sharp.backward(loss)
     for param, grad in zip(d.parameters(), before, strict=True):
         torch.testing.assert_close(param.grad, grad, **TIGHT)
+
+
+class Fails:
+    """A loss that breaks off in one of its calls, and a tensor of its own beside it."""
+
+    def __init__(self, model: nn.Module, error: type[Exception], at: int) -> None:
+        self._model, self._error, self._at = model, error, at
+        self._calls: list[int] = []  # which grows with every pass, where a count would move once
+        self.own = torch.ones(3)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._calls.append(1)
+        if len(self._calls) == self._at:
+            raise self._error("CUDA out of memory")
+        return self._model(x).square().mean() + self.own.sum()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, TypeError])
+@pytest.mark.parametrize("at", [1, 2])
+@pytest.mark.parametrize("kind", [steppe.SAM, steppe.SLSAM, steppe.LookSAM, steppe.recommended])
+def test_what_broke_off_is_free_at_once(kind: Any, at: int, error: type[Exception]) -> None:
+    """Who catches that memory is short, and tries fewer samples, had the first batch in memory until a collection."""
+    model = nn.Linear(4, 2)
+    sharp = kind(model, torch.optim.SGD(model.parameters(), lr=0.1), rho=0.1)
+
+    def tried() -> weakref.ref[Tensor]:
+        loss = Fails(model, error, at)
+        with contextlib.suppress(error):
+            sharp.backward(loss, torch.randn(8, 4))
+            raise AssertionError("it did not break off")
+        return weakref.ref(loss.own)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert tried()() is None
+    finally:
+        gc.enable()
