@@ -23,6 +23,16 @@ def raising(there: str) -> str:
 
 HEART = [
     Mutant(
+        "an error is held by its own traceback, and holds the batch",
+        "raise RuntimeError(OUTSIDE) from error\n",
+        "raise RuntimeError(OUTSIDE) from error\n    raise error\n",
+        "tests/situations/test_outside_broken_off.py -k free_at_once",
+    ),
+    Mutant(
+        "a file that a loss has closed is put back", "isinstance(each, IOBase) and each.closed", "False",
+        "tests/situations/test_changed.py -k closed",
+    ),
+    Mutant(
         "WSAM's correction takes the learning rate of the first group",
         'parameters.group_of(entry)["lr"]', 'parameters.optimizer.param_groups[0]["lr"]',
         f"{COMBINE} -k wsam_by_hand",

@@ -306,4 +306,8 @@ FIGURES = [
         "counts of n-grams are those of the test part", "Counts(train.series)", "Counts(test.series)",
         "tests/compare/data/test_language.py -k test_part_changes_nothing",
     ),
+    Mutant(
+        "parts below classes are thrown together", '"train" in below and', "False and",
+        "tests/compare/data/test_readers.py -k below_classes",
+    ),
 ]  # fmt: skip
