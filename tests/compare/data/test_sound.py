@@ -80,3 +80,15 @@ def test_copies_in_a_task_of_ones_own_are_told(monkeypatch):
     assert copied(replace(tiny.task(0), test=tiny.split(40, 0))) == []
     series = Windows(torch.arange(40.0)[:, None], 4, 4, 2)
     assert copied(Task("t", series, series, series, loss="mse")) == []
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.bool])
+def test_copies_are_seen_in_inputs_of_any_kind(kind):
+    """Of embeddings in bfloat16, or those that require a gradient, the study ended in NumPy's TypeError."""
+    x, y = (torch.arange(30) % 20 + 1.0)[:, None] * torch.tensor([1.0, 2.0]), torch.arange(30) % 2
+    x = x % 3 > 1 if kind is torch.bool else x.to(kind)
+    x = x.conj() if kind.is_complex else x
+    x = x.requires_grad_() if kind is torch.bfloat16 else x
+    task = Task("t", *(Split(x[part], y[part]) for part in (slice(10), slice(10, 20), slice(20, 30))), classes=2)
+    assert len(copied(task)) == 1 and len(set(task.train.keys())) > 1
+    assert task.train.keys()[0] == task.train.take(torch.tensor([0])).keys()[0]

@@ -54,7 +54,7 @@ class Split:
 
     def keys(self) -> list[int]:
         """A number for each example, the same for the same inputs."""
-        leaves = [tensor.reshape(len(self), -1).cpu().contiguous().numpy() for tensor in pytree.tree_leaves(self.x)]
+        leaves = [_bytes_of(tensor).numpy() for tensor in pytree.tree_leaves(self.x)]
         return [hash(tuple(leaf[i].tobytes() for leaf in leaves)) for i in range(len(self))]
 
     def unsound(self) -> Tensor:
@@ -63,6 +63,12 @@ class Split:
         for tensor in pytree.tree_leaves((self.x, self.y)):
             bad |= ~tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else ~tensor.isfinite()
         return bad
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    """What lies in memory of each example, which has no dtype that NumPy lacks, as bfloat16 is."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return plain.reshape(len(plain), -1).contiguous().view(torch.uint8)
 
 
 @dataclass(frozen=True)
