@@ -52,6 +52,8 @@ _CHANGES = frozenset(
 )
 """Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
+_BY_WORDS = frozenset(("__dict__", "attrgetter", "getattr", "setattr", "vars"))
+"""What reaches attributes that code does not name: then any of an object's may be changed."""
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins", "logging"))
 _CODED = (FunctionType, MethodType)
 _UNSAID = ("__call__", "__enter__", "__exit__", "__iadd__", "__setitem__")  # methods that code calls without a name
@@ -120,7 +122,8 @@ def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Pl
     yield from (Keys(space, attributes) for space in spaces if attributes)
     pops = not _POPS.isdisjoint(names)
     filled = {id(thing) for each, s in zip(every, stores, strict=True) if s.keys for thing in _read(each)}
-    for thing in (*things, *(value for space in spaces for value in space.values())):
+    unnamed = () if _BY_WORDS.isdisjoint(names) else (value for space in spaces for value in space.values())
+    for thing in (*things, *unnamed):
         if id(thing) in seen:
             continue
         seen.add(id(thing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.situations.centred import RHO, Batch, Centred, batches, by_hand, comp
 from torch import Tensor, nn
 
 import steppe
+from steppe._bound import places
 
 
 class BySetter(Centred):
@@ -162,3 +164,33 @@ def test_a_criterion_that_takes_another_s_place(how: str) -> None:
             world.optimizer.zero_grad()
     for p, q in zip(ours.model.parameters(), hand.model.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=1e-12)
+
+
+class Books:
+    """A trainer with long lists that its loss does not name, and one that it reaches by a name made at run time."""
+
+    def __init__(self) -> None:
+        self.net, self.steps = nn.Linear(3, 2), 0
+        self.history, self.sums_0 = list(range(2000)), {"loss": torch.zeros(())}
+
+    def loss(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        return self.net(x).square().mean()
+
+    def summed(self, x: Tensor) -> Tensor:
+        out = self.loss(x)
+        getattr(self, f"sums_{0}")["loss"] = getattr(self, f"sums_{0}")["loss"] + out.detach()
+        return out
+
+
+def test_what_no_code_names_is_not_copied_at_every_step_unless_it_may_be_reached() -> None:
+    """Twenty lists of 4,000 made a step of 0.7 ms one of 3.7, and arrays of 1 MB one of 33."""
+    books = Books()
+    kept = [id(getattr(place, "_container", None)) for place in places(books.loss, ())]
+    assert id(books.history) not in kept
+    assert id(books.sums_0) in [id(getattr(place, "_container", None)) for place in places(books.summed, ())]
+
+    sharp = steppe.SAM(books.net, torch.optim.SGD(books.net.parameters(), lr=0.1), rho=0.1)
+    start, x = copy.deepcopy(books.net), torch.randn(4, 3)
+    sharp.backward(books.summed, x)
+    torch.testing.assert_close(books.sums_0["loss"], start(x).square().mean().detach())
