@@ -46,7 +46,11 @@ def test_where_it_wins_gains_are_over_it() -> None:
 def test_it_is_told_where_it_clearly_helps() -> None:
     notes = study(**OVERFITS)["notes"]
     assert "Half the epochs help the base (+2.0 ± 0.2 points): it overfits; try shorter trainings first." in notes
-    assert any(note.startswith("Twice the epochs harm the base") for note in notes)
+    (harm,) = [note for note in notes if note.startswith("Twice the epochs harm the base")]
+    assert harm.endswith("a shorter training may win a part of a method's gain for nothing (--epochs).")
+    both = study(shorter=OVERFITS["shorter"], longer=OVERFITS["shorter"])["notes"]
+    assert any("and so do twice as many: tune its length first" in note for note in both)
+    assert not any("it overfits" in note for note in both)
     for shorter in ([0.89, 0.90, 0.91], [0.89, 0.93, 0.93]):
         told = study(shorter=shorter, longer=[0.91, 0.92, 0.93])["notes"]
         assert not any(note.startswith("Half the epochs") for note in told)

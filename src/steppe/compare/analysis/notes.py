@@ -62,6 +62,8 @@ def _half(summary: Summary) -> list[str]:
     if alone is None or not _above(alone) or _base_lost(summary):
         return []
     shown = f"({Words(summary).amount(alone, to='base')})"
+    if summary["double_alone"] is not None and _above(summary["double_alone"]):
+        return [f"Half the epochs help the base {shown}, and so do twice as many: tune its length first (--epochs)."]
     return [f"Half the epochs help the base {shown}: it overfits; try shorter trainings first."]
 
 
@@ -73,7 +75,8 @@ def _double(summary: Summary) -> list[str]:
     if _above(alone):
         return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
     if _below(alone):
-        return [f"Twice the epochs harm the base {shown}: it overfits when trained longer."]
+        free = "a shorter training may win a part of a method's gain for nothing (--epochs)"
+        return [f"Twice the epochs harm the base {shown}: it overfits when trained longer; {free}."]
     enough = "it was trained long enough, as far as this can tell"
     return [f"Twice the epochs change nothing clear for the base {shown}: {enough}."]
 
