@@ -181,20 +181,10 @@ def finder(record: Record) -> list[str]:
             continue
         rows.append((
             name.replace("_", " "), f"`{case['method']}`", _metric(case["base"]),
-            f"{_metric(case['best'])} at {case['best']['rho']:g}", _found(case["finder"]), _kept(case, "finder"),
-            f"{case['finder']['in_trainings']:.2f}", _found(case["curve_alone"]), _kept(case, "curve_alone"),
+            f"{_metric(case['best'])} at {case['best']['rho']:g}", _found(case["finder"]), _kept(case),
+            f"{case['finder']['in_trainings']:.2f}",
         ))  # fmt: skip
-    head = (
-        "task",
-        "method",
-        "base",
-        "best of the sweep",
-        "search",
-        "of the best gain",
-        "passes of a search / of a training",
-        "the curve alone",
-        "of the best gain",
-    )
+    head = ("task", "method", "base", "best of the sweep", "search", "of the best gain", "passes ÷ a training's")
     return table(head, rows)
 
 
@@ -204,14 +194,14 @@ def _found(row: Record) -> str:
     return f"{_metric(row)} at {_listed(sorted(set(rho)))} ({above})"
 
 
-def _kept(case: Record, way: str) -> str:
+def _kept(case: Record) -> str:
     """The share of the sweep's best gain, where that is clear of zero over the seeds."""
     sign = case["base"].get("sign", 1)
     pairs = zip(case["best"]["tests"], case["base"]["tests"], strict=True)
     won = estimate([sign * (best - base) for best, base in pairs])
     if won is None or not won.above_zero:
         return "–"
-    return f"{sign * (case[way]['test'] - case['base']['test']) / won.mean:.0%}"
+    return f"{sign * (case['finder']['test'] - case['base']['test']) / won.mean:.0%}"
 
 
 def _metric(row: Record) -> str:

@@ -10,7 +10,7 @@ from steppe._command import statistics
 
 def shares(cases):
     """What the proposals keep of the best gains that are clear of zero, in per cent, by growing share."""
-    kept = [claim_tables._kept(case, "finder") for case in cases]
+    kept = [claim_tables._kept(case) for case in cases]
     return sorted(int(each.removesuffix("%")) for each in kept if each != "–")
 
 
@@ -25,7 +25,7 @@ def test_the_page_of_the_search_says_what_its_file_has():
     assert f"With ASAM it keeps {adaptive[0]} % where something is to be won" in text and len(adaptive) == 1
     costs = sorted(case["finder"]["in_trainings"] for case in every)
     assert f"a search costs {costs[0]:.1f} to {costs[-1]:.1f} trainings" in text
-    own = [gain(case) for case in cases if claim_tables._kept(case, "finder") != "–"]
+    own = [gain(case) for case in cases if claim_tables._kept(case) != "–"]
     assert f"clearly above the base on {sum(each.above_zero for each in own)} of those {len(own)}" in text
     assert all(each.mean + each.ci95 > 0 for each in map(gain, every)), "nowhere clearly below it"
     far = [case["best"]["rho"] / mean(rhos(case["finder"])) for case in every]

@@ -96,8 +96,7 @@ class Passes:
     def look(self, work: Work, stays: bool = False) -> Pass:
         """A pass that only looks for the direction, and leaves no trace.
 
-        ``stays``: where its samples are chosen by their losses, the forward pass that finds those is the only one over
-        the whole batch at w, and what it leaves stays.
+        ``stays``: the forward pass that chooses samples by their losses, the only one over all at w, leaves its own.
         """
         if by_loss(self._present.now.look):
             return self._look_at_the_hardest(work, stays)
