@@ -141,6 +141,16 @@ def test_a_language_model_too(tmp_path: Path) -> None:
     assert set(result["validation"]) == {"loss", "perplexity"} and result["best"]["step"] in (2, 4, 6)
 
 
+@pytest.mark.parametrize("body", ["gpt2", "bert"])
+def test_the_best_is_chosen_by_the_figure_that_is_told(tmp_path: Path, body: str) -> None:
+    """Not by a mean over batches, here of one to three examples each, nor by the loss of smoothed labels."""
+    more = {} if body == "bert" else {"validation": dialogues(tmp_path, "v.jsonl")}
+    changing = {"label_smoothing_factor": 0.2, "dataloader_drop_last": True, "per_device_eval_batch_size": 5}
+    result = run(tmp_path, body, training={"load_best_model_at_end": True} | changing, **more)
+    looks = {row["step"]: row["eval_loss"] for row in result["curve"] if "eval_loss" in row}
+    assert result["validation"]["loss"] == result["best"]["value"] == looks[result["best"]["step"]]
+
+
 @pytest.mark.parametrize(
     ("more", "training", "sentence"),
     [

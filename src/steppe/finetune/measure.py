@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
 
 from steppe._command.provenance import made_with
 from steppe.lora.balance import balancedness as of_pairs
@@ -25,14 +26,45 @@ Tell = Callable[[int, int], None]
 """Told how many batches are done, of how many."""
 
 
-def accuracy(predicted: Any) -> dict[str, float]:
-    """The share of right answers, as the Trainer asks for it."""
-    return {"accuracy": float((_logits(predicted).argmax(-1) == predicted.label_ids).mean())}
+def answered(predicted: Any) -> dict[str, float]:
+    """The share of right answers and the mean cross-entropy, as the Trainer asks for them.
+
+    This "loss" stands in the place of its own, which is that of smoothed labels with ``label_smoothing_factor``, counts
+    the examples with which processes fill up the last batch, and leaves out batches that are not finite.
+    """
+    logits, labels = (torch.as_tensor(found) for found in (_logits(predicted), predicted.label_ids))
+    right = float((logits.argmax(-1) == labels).double().mean())
+    return {"accuracy": right, "loss": float(cross_entropy(logits.double(), labels))}
 
 
 def _logits(predicted: Any) -> Any:
     """Of a model that gives more than these, the first of what it gives."""
     return predicted.predictions[0] if isinstance(predicted.predictions, tuple) else predicted.predictions
+
+
+class Looking:
+    """Stands before a Trainer: what it sees in between, by which the best checkpoint is chosen, is the result's figure.
+
+    The Trainer's own loss of a language model is a mean over batches, however few tokens one has.
+    """
+
+    args: Any
+    compute_metrics: Any
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's, of every example."""
+        host: Any = super()
+        with _everything(self.args):
+            found: dict[str, float] = host.evaluate(*args, **kwargs)
+        return found
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The Trainer's, or of a language model the loss per token."""
+        if self.compute_metrics is None:
+            found = {f"{metric_key_prefix}_loss": loss_per_token(self, dataloader.dataset)}
+            return EvalLoopOutput(None, None, found, len(dataloader.dataset))  # type: ignore[arg-type]
+        host: Any = super()
+        return host.evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
 
 
 def metrics(
@@ -53,16 +85,10 @@ def metrics(
 
 
 def of_classes(trainer: Any, test: list[dict[str, Any]]) -> tuple[dict[str, float], list[int]]:
-    """Accuracy and mean cross-entropy over the examples, each counted once, and the answers.
-
-    The Trainer's own mean counts the examples with which processes fill up the last batch, drops that batch with
-    ``dataloader_drop_last``, and is of the smoothed loss with ``label_smoothing_factor``.
-    """
+    """Accuracy and mean cross-entropy over the examples, each counted once, and the answers."""
     with _everything(trainer.args):
         predicted = trainer.predict(test)
-    logits, labels = (torch.as_tensor(found) for found in (_logits(predicted), predicted.label_ids))
-    loss = float(cross_entropy(logits.double(), labels))
-    return accuracy(predicted) | {"loss": loss}, logits.argmax(-1).tolist()
+    return answered(predicted), _logits(predicted).argmax(-1).tolist()
 
 
 def per_class(labels: Sequence[int], answers: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -250,10 +250,10 @@ def make_trainer(ready: Prepared, watch: Watch) -> Any:
         collator = Collator(ready.tokenizer.pad_token_id, mask=not flash, dtype=ready.model.dtype)
     patience = [] if settings.patience is None else [Patience(settings.patience)]
     kind: Any = Trainer if sharp is None else SharpTrainer
-    made: Any = type(kind.__name__, (Noting, kind), {})(
+    made: Any = type(kind.__name__, (Noting, measure.Looking, kind), {})(
         model=ready.model, args=ready.arguments, train_dataset=ready.tokens.train, eval_dataset=ready.tokens.validation,
         data_collator=collator, callbacks=[watch, *patience], optimizers=(own, None),
-        compute_metrics=None if settings.language else measure.accuracy, **({} if sharp is None else {"sharp": sharp}),
+        compute_metrics=None if settings.language else measure.answered, **({} if sharp is None else {"sharp": sharp}),
     )  # fmt: skip
     made.remove_callback(PrinterCallback)
     watch.taken = made.taken
