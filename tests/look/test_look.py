@@ -127,6 +127,21 @@ def test_a_fine_tuning_by_smoothed_labels_is_looked_at_by_their_loss(body: str, 
         assert not torch.isclose(true, subject.model(**batch).loss, rtol=1e-4)
 
 
+def test_a_fine_tuning_on_a_file_with_one_class_after_the_other_is_looked_at_on_both(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from tests.finetune import cases
+
+    from steppe.look.finetuned import of_run
+    from steppe.look.request import Request
+
+    given = cases.flags(tmp_path)
+    lines = sorted(Path(given["data"]).read_text().splitlines())
+    Path(given["data"]).write_text("\n".join(lines))
+    cases.finetune(cases.resolve(given, cases.FEW | {"max_steps": 1}))
+    (subject,) = of_run(tmp_path / "out", Request("", examples=8, batch=8)).each
+    assert len(subject.batches) == 1 and set(subject.batches[0]["labels"].tolist()) == {0, 1}
+
+
 def test_a_function_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     code, _, err = look(capsys, "tests.look.mine:subject", "--out", str(tmp_path), "--parts", "plane", "--points", "3")
     assert code == 0, err

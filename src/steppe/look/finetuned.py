@@ -36,13 +36,14 @@ def of_run(folder: Path, request: Request) -> Subjects:
 
 
 def _batches(examples: list[Any], tokenizer: Any, settings: Spec, request: Request) -> list[Any]:
-    """The first examples in batches of one size, padded as in training."""
+    """Some of the examples, in a random order (a file may have one class after the other), in batches of one size."""
     from transformers import DataCollatorWithPadding
 
     count = min(len(examples), request.examples)
     size = min(request.batch, count)
     collate: Any = Collator(tokenizer.pad_token_id) if settings.language else DataCollatorWithPadding(tokenizer)
-    return [collate(examples[i : i + size]) for i in range(0, count - count % size, size)]
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[: count - count % size]
+    return [collate([examples[i] for i in part.tolist()]) for part in order.split(size)]
 
 
 def _loss_of(model: Any, device: str, smoothing: float, shifted: bool) -> Any:
