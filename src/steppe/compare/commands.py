@@ -66,6 +66,8 @@ def _compare(flags: dict[str, Any], config: Path | None, as_json: bool) -> None:
             plan = study.check(spec)
         errors.quiet = not ranks.first()
         with refusing(FirstFailedError, executors.ExecutorError), screen.on(errors, plan) as shown:
+            for note in study.notes_of_data(plan):
+                shown.say(f"· {note}")
             shown.foretell(foretold.seconds(plan) if engine is None else 0.0)
             outcome = study.compare(plan, shown, engine)
     ranks.agree(None)  # nobody leaves while another still needs it

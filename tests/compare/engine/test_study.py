@@ -8,6 +8,7 @@ from tests.compare import studies
 
 from steppe._command import progress
 from steppe._command.ranks import InStep
+from steppe.cli import main
 from steppe.compare.engine import study
 from steppe.compare.engine.spec import resolve
 
@@ -145,3 +146,19 @@ def test_failed_runs_are_reported_and_the_rest_is_finished(tmp_path):
     assert done.returncode == 1
     assert "the model is broken" in done.stderr.splitlines()[-1]
     assert (tmp_path / "report.html").exists()
+
+
+def test_what_is_odd_about_the_data_is_said_before_the_first_run(tmp_path, monkeypatch, capsys):
+    """It stood under the table alone, when the hours had been spent."""
+    days = [f"2024-{1 + i // 28:02d}-{1 + i % 28:02d}" for i in range(60)]
+    (tmp_path / "log.csv").write_text(
+        "day,x,y\n" + "".join(f"{day},{i * 37 % 60},{i % 2}\n" for i, day in enumerate(days))
+    )
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "compare", interrupted)
+    asked = f"compare --task table:{tmp_path}/log.csv --target y --leave-out day --methods sam --out {tmp_path}/out"
+    assert main([*asked.split(), "--epochs", "1"]) == 130
+    assert "· The rows are in order of time (column 'day')" in capsys.readouterr().err

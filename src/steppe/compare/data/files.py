@@ -38,7 +38,7 @@ def _table(options: DataOptions, seed: int) -> Task:
             + columns.some(found)
             + (f"; the last is {found[-1]}" if len(found) > columns.SHOWN else "")  # often the one that is wanted
         )
-    wanted = Table(options.place, options.target, options.kind, options.leave_out or (), options.group)
+    wanted = Table(options.place, options.target, options.kind, options.leave_out or (), options.group, options.parts)
     return tables.task(options.task, wanted, seed, Amounts(options.labelled, options.validation, options.noise))
 
 
@@ -57,7 +57,7 @@ FILES: dict[str, FileKind] = {
     ),
     "table": FileKind(
         {"model": "mlp", "epochs": 60, "batch_size": 32, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01},
-        ("target", "kind", "leave_out", "group", "labelled", "validation", "noise"),
+        ("target", "kind", "leave_out", "group", "parts", "labelled", "validation", "noise"),
         _table,
     ),
     "lm": FileKind(

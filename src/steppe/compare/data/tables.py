@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -14,23 +14,14 @@ from torch import Tensor
 
 from steppe._command.copies import shared
 from steppe._words import count
-from steppe.compare.data import columns, together
+from steppe.compare.data import answers, columns, doubts, order, together
 from steppe.compare.data.examples import Amounts, Source, Split, Task, drawn, hold_out_test
 from steppe.compare.data.metrics import in_unit
 from steppe.compare.data.sound import alike, rare
+from steppe.compare.data.windows import sizes
 
 FEW, MANY, LEAST = 10, 100, 10
 """Different whole numbers that are still classes; different words that are none any more; fewest rows."""
-NEARLY_ALL = 0.8
-"""Share of the target's variance in a hundredth of the rows from which on it is told of."""
-_OWNER = re.compile(
-    r"(^|[_ ])(patient|subject|participant|person|user|customer|client|speaker|author|document|household|animal|group)"
-    r"s?([_ ]?(id|no|nr|number))?$",
-    re.IGNORECASE,
-)
-"""Names of columns that may say who rows belong to."""
-_RECUR = 20
-"""Rows of each whole number, on the mean, from which on it may be the name of a class."""
 _PARTS = 3  # rows of a class: to train, to validate, to test
 
 
@@ -44,6 +35,7 @@ class Table:
         kind: "classes" or "numbers"; None is classes where the target is words or at most `FEW` whole numbers.
         leave_out: columns that are not used.
         group: a column whose rows of the same value stay in one part; it is no input.
+        parts: shares, or numbers of rows, of training, validation and test, one after the other; None draws them.
     """
 
     place: str
@@ -51,6 +43,7 @@ class Table:
     kind: str | None = None
     leave_out: tuple[str, ...] = ()
     group: str | None = None
+    parts: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class _Cells:
     `keys` are the same for rows of the same inputs, `group` for rows that belong together.
     """
 
-    inputs: tuple[np.ndarray, ...]
+    inputs: dict[str, np.ndarray]
     goal: np.ndarray
     names: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -80,7 +73,7 @@ class _Cells:
 
 
 def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
-    """The task of one seed: a fixed fifth of the rows tests, the seed draws the others.
+    """The task of one seed: a fixed fifth of the rows tests, the seed draws the others; or the parts are in turn.
 
     Numbers get mean 0 and deviation 1, a missing one the median, and a column more where there are such; words become
     a column each: all of it by the training part. A target of numbers is scaled likewise for the loss; MSE and MAE are
@@ -91,7 +84,8 @@ def task(name: str, wanted: Table, seed: int, amounts: Amounts) -> Task:
         raise ValueError("noise changes labels, and the target is numbers; leave it out")
     source = _source(wanted)
     train, val = drawn(source, seed, amounts)
-    x = torch.from_numpy(np.concatenate([_encoded(column, train.x.numpy()) for column in cells.inputs], 1)).float()
+    made = [_encoded(column, train.x.numpy()) for column in cells.inputs.values()]
+    x = torch.from_numpy(np.concatenate(made, 1)).float()
     parts = (train, val, source.test)
     if cells.classes:
         one, two, three = (replace(part, x=x[part.x]) for part in parts)
@@ -139,11 +133,35 @@ def _unit(known: np.ndarray) -> float:
 def _source(wanted: Table) -> Source:
     """Rows by their number, the test apart."""
     cells = read(wanted)
-    source = hold_out_test(Split(torch.arange(len(cells.goal)), cells.strata, cells.group), cells.classes)
-    pool, test = ([cells.keys[row] for row in part.x.tolist()] for part in (source.pool, source.test))
-    cure = together.CURE if cells.group is None else ""
-    few = rare(replace(source, names=cells.names)) if cells.group is not None and cells.classes else ()
-    return replace(source, notes=(*cells.notes, *shared(pool, test, "rows", cure), *few))
+    rows = Split(torch.arange(len(cells.goal)), cells.strata, cells.group)
+    source = hold_out_test(rows, cells.classes) if wanted.parts is None else _in_turn(rows, cells.classes, wanted.parts)
+    return replace(source, notes=(*cells.notes, *_noted(cells, source, wanted)))
+
+
+def _noted(cells: _Cells, source: Source, wanted: Table) -> list[str]:
+    """What a reader must know of the parts, and of what the rows that do not test tell of the target."""
+    known = [*source.pool.x.tolist(), *(source.val.x.tolist() if source.val else ())]
+    keys, asked = [cells.keys[row] for row in known], [cells.keys[row] for row in source.test.x.tolist()]
+    copies = shared(keys, asked, "rows", together.CURE if cells.group is None else "")
+    few = rare(replace(source, names=cells.names)) if cells.group is not None and cells.classes else []
+    first = list(dict(zip(reversed(keys), reversed(known), strict=True)).values())  # one of all copies
+    there = {name: column[first] for name, column in cells.inputs.items()}
+    knowing = answers.knowing(there, cells.goal[first], not cells.classes, wanted.target)
+    return [*knowing, *copies, *few, *_unknown(source, cells.names)]
+
+
+def _in_turn(rows: Split, classes: int, parts: Sequence[float]) -> Source:
+    """Training, validation and test one after the other, as the file has them."""
+    ends = list(accumulate(sizes(parts, len(rows), "rows"), initial=0))
+    train, val, test = (rows.take(torch.arange(start, end)) for start, end in pairwise(ends))
+    return Source(train, test, classes, val)
+
+
+def _unknown(source: Source, names: Sequence[str]) -> list[str]:
+    """A sentence on classes that no row trains."""
+    there = set(source.pool.y.tolist())
+    lacking = ", ".join(repr(name) for label, name in enumerate(names) if label not in there)
+    return [f"No row that trains is of the target's class {lacking}: no network can know it."] if lacking else []
 
 
 @lru_cache(maxsize=1)
@@ -166,10 +184,21 @@ def read(wanted: Table) -> _Cells:
         raise ValueError(f"column {wanted.target!r} has no value in row {hole}; leave out rows without a target")
     inputs = _inputs(found)
     values, names = _goal(goal, wanted)
-    far = (*alike(names), _written(wanted.target, goal)) if names else (*_outlying(values), _many(goal, values, wanted))
+    if names:
+        far = [*alike(names), doubts.written(wanted.target, goal)]
+    else:
+        far = [*doubts.outlying(values), doubts.many(goal, values, wanted.target) if wanted.kind is None else None]
     keys = tuple(map(hash, zip(*found.values(), strict=True)))
-    told = [note for name, words in found.items() for note in _told(name, words, grouped=group is not None)]
+    told = _ordered(everything, inputs, values, wanted)
+    for name, words in found.items():
+        told += doubts.of_column(name, words, inputs[name].dtype.kind == "f", group is not None)
     return _Cells(inputs, values, names, (*told, *filter(None, far)), keys, group)
+
+
+def _ordered(found: columns.Columns, inputs: dict[str, np.ndarray], goal: np.ndarray, wanted: Table) -> list[str]:
+    """What a reader must know of the order of the rows."""
+    told = order.of_time(found, wanted.parts is not None, wanted.group)
+    return told or ([] if wanted.parts or wanted.group else order.of_neighbours(found, inputs, goal))
 
 
 def _group(found: columns.Columns, wanted: Table) -> Tensor | None:
@@ -186,35 +215,6 @@ def _group(found: columns.Columns, wanted: Table) -> Tensor | None:
     return together.numbered(words)
 
 
-def _told(name: str, words: Sequence[str], grouped: bool) -> Iterator[str]:
-    """What a reader must know of a column."""
-    if columns.counts_rows(words):
-        yield (
-            f"Column {name!r} counts the rows: where their order tells something of the target, so does it "
-            f"(--leave-out {name})."
-        )
-    elif mixed := _mixed(name, words):
-        yield mixed
-    if not grouped and _OWNER.search(name) and FEW < len(set(words)) <= len(words) / 2:
-        yield (
-            f"Column {name!r} has {len(set(words))} different values in {len(words):,} rows: where rows of one belong "
-            f"together, they are in all parts, and the test asks for what was shown; --group {name} keeps them in one."
-        )
-
-
-def _outlying(goal: np.ndarray) -> tuple[str, ...]:
-    """A sentence where the variance of the target, which the loss is measured in, is that of a few rows."""
-    squares = np.sort((goal - goal.mean()) ** 2)
-    few = max(1, len(goal) // 100)
-    share = squares[-few:].sum() / squares.sum()
-    if share < NEARLY_ALL:
-        return ()
-    return (
-        f"{100 * min(share, 0.999):.3g} % of the target's variance is that of {few:,} of {len(goal):,} rows, those "
-        "furthest out: the training and MSE are of these. Mend or leave out what is wrong, or take the logarithm.",
-    )
-
-
 class _UnfitError(ValueError):
     """A column that is no input as it is."""
 
@@ -223,12 +223,12 @@ class _UnfitError(ValueError):
         self.name, self.why = name, why
 
 
-def _inputs(found: columns.Columns) -> tuple[np.ndarray, ...]:
+def _inputs(found: columns.Columns) -> dict[str, np.ndarray]:
     """All columns but the target; those that are none are told together, as leaving them out is one flag."""
-    made, unfit = [], []
+    made, unfit = dict[str, np.ndarray](), list[_UnfitError]()
     for name, words in found.items():
         try:
-            made.append(_input(words, name))
+            made[name] = _input(words, name)
         except _UnfitError as error:
             unfit.append(error)
     if len(unfit) == 1:
@@ -237,7 +237,7 @@ def _inputs(found: columns.Columns) -> tuple[np.ndarray, ...]:
         reasons = "; ".join(f"{each.name!r} {each.why}" for each in unfit[: columns.SHOWN])
         names = ",".join(each.name for each in unfit)
         raise ValueError(f"columns that are no inputs: {reasons}; mend them or leave them out with --leave-out {names}")
-    return tuple(made)
+    return made
 
 
 def _input(words: Sequence[str], name: str) -> np.ndarray:
@@ -268,29 +268,6 @@ def _why_no_categories(words: Sequence[str], different: int) -> str:
     return f"has {different} different words (row {row}: {word!r}), too many to be categories{whose}"
 
 
-def _mixed(name: str, words: Sequence[str]) -> str | None:
-    """A sentence on a column of categories that may have been meant for numbers."""
-    row, word, among = columns.intruder(words)
-    if not among:
-        return _written(name, words)
-    return (
-        f"Column {name!r} has numbers but for {word!r} in row {row}{_and_more(among)}, and is taken as words, of which "
-        "each is a category; were a missing value an empty cell, it would be numbers."
-    )
-
-
-def _written(name: str, words: Sequence[str]) -> str | None:
-    found = columns.written(words)
-    return found and (
-        f"Column {name!r} reads as numbers or dates ({found[1]!r} in row {found[0]}), and is taken as words, of which "
-        "each is a category; written as plain numbers, it would be such."
-    )
-
-
-def _and_more(among: int) -> str:
-    return f" and {count(among - 1, 'other cell')}" if among > 1 else ""
-
-
 def _check_finite(values: np.ndarray, name: str) -> None:
     if np.isinf(values).any():
         raise ValueError(f"column {name!r} is infinite in row {int(np.isinf(values).argmax()) + 1}; mend it")
@@ -311,17 +288,6 @@ def _goal(words: Sequence[str], wanted: Table) -> tuple[np.ndarray, tuple[str, .
             raise ValueError(f"column {name!r} has one value throughout; there is nothing to tell")
         return values, ()
     return _labels(words, values, name)
-
-
-def _many(words: Sequence[str], values: np.ndarray, wanted: Table) -> str | None:
-    """A sentence on whole numbers that recur so often that they may be classes."""
-    different = len(set(words))
-    if wanted.kind is not None or not (values == values.round()).all() or different > len(words) / _RECUR:
-        return None
-    return (
-        f"The target {wanted.target!r} has {different} different whole numbers, and is taken as numbers; were they "
-        "names of classes, --kind classes takes them so."
-    )
 
 
 def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple[np.ndarray, tuple[str, ...]]:

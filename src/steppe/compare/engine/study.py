@@ -56,6 +56,12 @@ def check(spec: Spec) -> Plan:
     return plan
 
 
+def notes_of_data(plan: Plan) -> list[str]:
+    """What a reader must know of the data, which stands under the table, too: who hears it now may mend it first."""
+    spec = beforehand.as_here(plan).spec
+    return [] if spec.script is not None else list(run.load_task(spec, spec.seeds[0]).notes)
+
+
 def compare(plan: Plan, progress: PlainProgress, engine: Engine | None = None) -> Outcome:
     """Run the study of `plan` to its end. Every finished run is kept at once, so a study may be cut off anywhere.
 
