@@ -35,6 +35,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "one.csv").write_text("text,label\ngood film,1\n")
     (folder / "same.csv").write_text("text,label\ngood film,1\njoy,1\n")
     (folder / "nolabel.csv").write_text("text,label\ngood film,1\ndull,\n")
+    (folder / "blank.csv").write_text("text,label\n ,1\n ,0\n ,1\n ,0\n")
     (folder / "strange.csv").write_text("text,label\ngood,1\njoy,7\n")
     (folder / "broken.jsonl").write_text('{"prompt": "a", "resp')
     (folder / "file").write_text("x")
@@ -62,6 +63,7 @@ BAD = [
     ("--model bert --data table.csv --label klass", "no column 'klass'"),
     (f"{LM} --prompt question", "no column 'question'"),
     (f"{LM} --response answer", "no column 'answer'"),
+    ("--model gpt2 --data blank.csv", "3 of 3 texts, such as ' ', are no token to the model"),
     ("--model bert --data nolabel.csv", "example 2 has nothing in column 'label'"),
     ("--model bert --data table.csv --test strange.csv", "has the label '7', which the training data has not"),
     ("--model bert --data same.csv", "at least 2 classes, got 1"),

@@ -66,6 +66,13 @@ def test_refused(trained: Path, tmp_path: Path) -> None:
         trained_in(str(tmp_path / "begun"))
 
 
+def test_a_text_without_a_token_has_no_answer(tmp_path: Path) -> None:
+    run(tmp_path, "gpt2", task="classify", data=sentences(tmp_path), training={"max_steps": 1})
+    (tmp_path / "new.jsonl").write_text('{"text": "a film"}\n{"text": ""}\n')
+    with pytest.raises(ValueError, match="1 of 2 texts, such as '', are no token to the model"):
+        predict(str(tmp_path / "out"), str(tmp_path / "new.jsonl"))
+
+
 def test_a_model_may_be_a_fine_tuning_and_its_adapter_becomes_part_of_it(trained: Path) -> None:
     """As `compare --model hf:RUN`, `bench` and `finetune --model RUN` load it."""
     model, tokenizer = classifier(str(trained / "out"), ["0", "1"], None, 0)

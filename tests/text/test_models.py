@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from tests.text import tiny
 
 from steppe.text.models import Lora, causal, classifier, tokenizer_of
+from steppe.text.tokens import encode
 
 pytest.importorskip("peft")
 
@@ -49,6 +51,17 @@ def test_the_seed_alone_draws_head_and_adapters(bert: str) -> None:
 def test_kinds_of_adapters(bert: str, kind: str, part: str) -> None:
     model, _ = classifier(bert, 2, Lora(kind=kind), seed=0)
     assert getattr(model.peft_config["default"], part)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_classifier_says_of_a_text_the_same_whatever_is_beside_it(kind: str, tmp_path: Path) -> None:
+    """Also where the tokenizer was saved with padding on the left, as for generation."""
+    path = Path(tiny.save(tmp_path, kind), "tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    model, tokenizer = classifier(str(tmp_path), 2, None, seed=0)
+    short, long = "a good film", "what is the plot of a dull film ?"
+    alone, beside = (model.eval()(**encode(tokenizer, texts, 24)).logits[0] for texts in ([short], [short, long]))
+    torch.testing.assert_close(alone, beside)
 
 
 def test_targets_by_name(bert: str) -> None:

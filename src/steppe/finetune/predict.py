@@ -15,7 +15,7 @@ from steppe.finetune.spec import LANGUAGE
 from steppe.text.models import trained
 from steppe.text.readers import labelled, read
 from steppe.text.rows import column, label_lines, rows
-from steppe.text.tokens import encode
+from steppe.text.tokens import counted, encode
 
 BATCH = 64
 
@@ -43,6 +43,7 @@ def predict(
     settings, names = result["settings"], result["data"]["classes"]
     texts, labels = _examples(data, text or settings["text"], label, settings["label"], split, names)
     model, tokenizer = trained(run, names)
+    counted(tokenizer, texts)  # which refuses what cannot be answered
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     scores = torch.cat(list(_scores(model, tokenizer, texts, result["data"]["max_length"], tell)))
     chances, answers = scores.softmax(1).max(1)

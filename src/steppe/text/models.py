@@ -82,7 +82,10 @@ def classifier(path: str, classes: int | Sequence[str], lora: Lora | None, seed:
         made.accepts_loss_kwargs = False
         return made, new
 
-    return _made(base, seed, lora, "SEQ_CLS", load)
+    made, tokenizer = _made(base, seed, lora, "SEQ_CLS", load)
+    if getattr(made.config, "summary_type", None) != "last":  # as XLNet, which reads the last token, padding or not
+        tokenizer.padding_side = "right"  # on the left, padding moves a text to other positions
+    return made, tokenizer
 
 
 def causal(path: str, lora: Lora | None, seed: int, *, frozen: bool = False) -> tuple[nn.Module, Any]:

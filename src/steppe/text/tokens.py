@@ -58,8 +58,14 @@ def check_length(max_length: int, model: Any, tokenizer: Any) -> int:
 
 
 def counted(tokenizer: Any, texts: Texts) -> list[int]:
-    """Tokens of each text, or pair, as a whole."""
-    return [len(ids) for ids in tokenizer(*sides(texts), verbose=False)["input_ids"]]
+    """Tokens of each text, or pair, as a whole; texts of none are refused, from which no class follows."""
+    found = [len(ids) for ids in tokenizer(*sides(texts), verbose=False)["input_ids"]]
+    if not all(found):
+        raise ValueError(
+            f"{found.count(0)} of {len(found)} texts, such as {texts[found.index(0)]!r}, are no token to the model, so "
+            "that it has nothing to classify; fill them or leave them out"
+        )
+    return found
 
 
 def note_on_cut(whole: Sequence[int], length: int, most: int | None) -> str:
