@@ -10,20 +10,21 @@ import functools
 import inspect
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator
-from itertools import chain
+from itertools import chain, compress
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from steppe._bindings import has_attributes
-from steppe._nested import is_array
+from steppe._nested import container_of, is_array
 from steppe._places import Array, Cell, Items, Keys, Listed, Place
-from steppe._reach import is_written_by_users, names_in, read_by, words_in
+from steppe._reach import is_of_users_module, is_written_by_users, names_in, read_by, words_in
+from steppe._spaces import OfClass, is_foreign, is_whole, members_of, space_of
 from steppe._stores import Stores, stores_of
 
-DEEP = 4
-"""So many calls, one within the other, are looked into."""
+DEEP, DEEPER = 4, 8
+"""So many calls, one within the other, are looked into, and of the user's own code."""
 
 LARGE = 2**26
 """Bytes of a tensor that is not copied on suspicion, in the first steps: it may be all of the data."""
@@ -47,17 +48,18 @@ _LISTS, _POPS = (list, deque), frozenset(("pop", "popleft"))
 _GROWS = frozenset(("append", "appendleft", "extend", "extendleft", "insert"))
 _KEYED = (dict, defaultdict, OrderedDict, Counter)
 _HOLD = (*_KEYED, *_LISTS, tuple)
-_CHANGES = frozenset(
-    "add at batch_norm copyto discard fill heappop heappush remove reverse rotate setattr shuffle sort".split()
+_SORTS = frozenset(
+    "heappop heappush heappushpop heapreplace insort insort_left insort_right reverse shuffle sort".split()
 )
+_CHANGES = _SORTS.union("__setattr__ add at batch_norm copyto discard fill remove rotate setattr".split())
 """Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
 _BY_WORDS = frozenset(("__dict__", "attrgetter", "getattr", "setattr", "vars"))
 """What reaches attributes that code does not name: then any of an object's may be changed."""
-_FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins", "logging"))
 _CODED = (FunctionType, MethodType)
-_UNSAID = ("__call__", "__enter__", "__exit__", "__iadd__", "__setitem__")  # methods that code calls without a name
-_OTHERS = (nn.Module, Tensor, type, ModuleType, FunctionType)
+_LOOKED_INTO = (*_CODED, *_HOLD, nn.Module)
+_UNSAID = ("__call__", "__enter__", "__exit__", "__getattr__", "__iadd__", "__setattr__", "__setitem__")
+"""Methods that code calls without a name."""
 
 
 class Bound:
@@ -81,16 +83,23 @@ class Bound:
             place.write(each)
 
 
-def places(function: Any, batches: tuple[Any, ...]) -> list[Place]:
-    """Everywhere that a function, and those that it reads, bind; a batch is changed by anybody."""
+Reads = list[tuple[Any, list[Any]]]
+"""Functions, and what each reads."""
+
+
+def places(function: Any, batches: tuple[Any, ...], reads: Reads | None = None) -> list[Place]:
+    """Everywhere that a function, and those that it reads, bind; a batch is changed by anybody.
+
+    ``reads``: as :func:`reads_of` has just found them.
+    """
     given = [batch for arguments in batches for batch in arguments]
     found: list[Place] = [Items(_inner(batch)) for batch in given if _is_few(_inner(batch), (*_KEYED, list))]
     seen = {id(_inner(batch)) for batch in given}
     given += _bare(function)[1]
-    every = functions_of(function)
-    for each in every:
+    reads = reads_of(function) if reads is None else reads
+    for each, _ in reads:
         found += _names_of(each, seen)
-    return [*found, *_items_of(every, given, seen)]
+    return [*found, *_items_of(reads, given, seen)]
 
 
 def _names_of(function: Any, seen: set[int]) -> Iterator[Place]:
@@ -104,43 +113,53 @@ def _names_of(function: Any, seen: set[int]) -> Iterator[Place]:
         yield Keys(function.__globals__, stores.known)
 
 
-def _items_of(every: list[Any], given: list[Any], seen: set[int]) -> Iterator[Place]:
+def _items_of(found: Reads, given: list[Any], seen: set[int]) -> Iterator[Place]:
     """Attributes and items of all that these functions read, whichever of them binds it: one hands it to another."""
+    every, reads = [each for each, _ in found], [read for _, read in found]
     stores = [stores_of(each.__code__) for each in every]
     if not any(map(_may_bind, every)) and not any(map(_appends, every)):
         return
-    counts, keys = _counting(every, stores), any(s.keys for s in stores)
+    counts, keys = _counting(reads, stores), any(s.keys for s in stores)
     attributes = frozenset[str]().union(*(s.attributes for s in stores))
     names = {name for each in every for name in names_in(each.__code__)}
     if "setattr" in names:
         attributes = attributes.union(*(words_in(each.__code__) for each in every))
-    things = _followed([*chain.from_iterable(map(_read, every)), *given], names)
-    spaces = {id(space): space for space in map(space_of, things) if space is not None}.values()
+    things = _followed([*chain.from_iterable(reads), *given], names)
+    spaces = [(thing, space) for thing in things if (space := space_of(thing)) is not None]
     yield from (
         Keys(vars(thing), attributes) for thing in things if attributes and (_is_own(thing) or _is_layer(thing))
     )
-    yield from (Keys(space, attributes) for space in spaces if attributes)
+    for thing, space in spaces:
+        kind: Any = type(thing)
+        if (whole := is_whole(kind)) or attributes:
+            yield Keys(space, None if whole else attributes)
+    kinds = {each for thing in things for each, name in members_of(_class_of(thing)) if name in attributes}
+    yield from (Keys(OfClass(each), attributes) for each in kinds)
     pops = not _POPS.isdisjoint(names)
-    filled = {id(thing) for each, s in zip(every, stores, strict=True) if s.keys for thing in _read(each)}
-    unnamed = () if _BY_WORDS.isdisjoint(names) else (value for space in spaces for value in space.values())
+    filled = {id(thing) for read, s in zip(reads, stores, strict=True) if s.keys for thing in read}
+    sorts = [not _SORTS.isdisjoint(names_in(each.__code__)) for each in every]
+    ordered = {id(thing) for thing in chain.from_iterable(compress(reads, sorts))}
+    unnamed = () if _BY_WORDS.isdisjoint(names) else (value for _, space in spaces for value in space.values())
     for thing in (*things, *unnamed):
         if id(thing) in seen:
             continue
         seen.add(id(thing))
         if (keys and _is_few(thing, _KEYED, LONG)) or _is_few(thing, (set,), LONG):
             yield Items(thing, counts(thing))
-        elif type(thing) in _LISTS and len(thing) <= LONG:
+        elif id(thing) in ordered and _is_few(thing, (list,), LONG):
+            yield Items(thing)
+        elif _is_few(thing, _LISTS, LONG):
             yield Listed(thing, counts(thing), pops or id(thing) in filled)
-        elif is_array(thing) and thing.shape and thing.nbytes <= ARRAY:
+        elif is_array(thing) and _is_writeable(thing) and thing.nbytes <= ARRAY:
             yield Array(thing)
 
 
-def _counting(every: list[Any], stores: list[Stores]) -> Callable[[Any], bool]:
+def _counting(reads: list[list[Any]], stores: list[Stores]) -> Callable[[Any], bool]:
     """Whether whole numbers in a container are counts: where a function that reads it says so, else any function."""
     told: dict[int, bool] = {}
-    for each, found in zip(every, stores, strict=True):
+    for read, found in zip(reads, stores, strict=True):
         if found.keys or found.counts:
-            told |= {id(thing): told.get(id(thing), False) or found.counts for thing in _read(each)}
+            told |= {id(thing): told.get(id(thing), False) or found.counts for thing in read}
     anywhere = any(found.counts for found in stores)
     return lambda thing: told.get(id(thing), anywhere)
 
@@ -169,7 +188,9 @@ def writes(function: Any) -> bool:
     if any(name.startswith("update") and hasattr(kind, name) for kind in kinds for name in named):
         return True  # torch's AveragedModel, and others' averages
     there = (getattr(kind, name, None) for kind in kinds for name in named)
-    methods = [inspect.unwrap(each) for each in there if type(each) is FunctionType and not _foreign(each)]  # `no_grad`
+    methods = [
+        inspect.unwrap(each) for each in there if type(each) is FunctionType and not is_foreign(each)
+    ]  # `no_grad`
     return any(map(_is_in_place, chain(named, *(names_in(method.__code__) for method in methods))))
 
 
@@ -182,9 +203,15 @@ def named_by(function: Any) -> list[Any]:
     return _read(function)
 
 
-def held_by(function: Any) -> list[Any]:
+def reads_of(function: Any) -> Reads:
+    """The function, and those of the user's that run in it, with what each reads."""
+    return [(each, _read(each)) for each in functions_of(function)]
+
+
+def held_by(function: Any, reads: Reads | None = None) -> list[Any]:
     """What the function, and those that it reads, read, with the attributes of objects: buffers, metrics, teachers."""
-    read = [thing for each in functions_of(function) for thing in _read(each)]
+    found = [thing for _, read in (reads_of(function) if reads is None else reads) for thing in read]
+    read = list({id(thing): thing for thing in found}.values())
     spaces = (space_of(thing) for thing in read)
     return read + [value for space in spaces if space is not None for value in space.values()]
 
@@ -193,12 +220,13 @@ def functions_of(function: Any) -> list[Any]:
     """The function, and those of the user's that run in it: what it names or closes over, and methods that it calls."""
     found: dict[Any, Any] = {}
     here, words = [_bare(function)[0]], set[str]()
-    for _ in range(DEEP):
+    for deep in range(DEEPER):
         here = [each for each in here if hasattr(each, "__code__") and _key(each) not in found]
+        here = [each for each in here if deep < DEEP or is_of_users_module(each.__module__)]
         found |= {_key(each): each for each in here}
         words.update(*(words_in(each.__code__) for each in here))
         here = [beneath for each in here for beneath in _called(each, words)]
-    return [each for each in found.values() if not _foreign(each)]
+    return [each for each in found.values() if not is_foreign(each)]
 
 
 def _called(function: Any, words: Collection[str]) -> Iterator[Any]:
@@ -206,12 +234,12 @@ def _called(function: Any, words: Collection[str]) -> Iterator[Any]:
     names = {*names_in(function.__code__), *_UNSAID}
     names |= set(words) if "getattr" in names else set()
     for each in _read(function):
-        if type(each) in _CODED and not _foreign(each):
+        if type(each) in _CODED and not is_foreign(each):
             yield _unwrapped(each)
         elif space_of(each) is not None:
-            for kind in type(each).__mro__[:-1]:  # `super()` runs those beneath
+            for kind in _class_of(each).__mro__[:-1]:  # `super()` runs those beneath
                 found = chain.from_iterable(_functions_in(vars(kind)[name]) for name in names if name in vars(kind))
-                yield from (MethodType(_unwrapped(m), each) for m in found if not _foreign(m))
+                yield from (MethodType(_unwrapped(m), each) for m in found if not is_foreign(m))
 
 
 def _functions_in(member: Any) -> tuple[Any, ...]:
@@ -255,9 +283,10 @@ def _followed(read: list[Any], names: Collection[str]) -> list[Any]:
     """These, what lies at attributes of these names in the user's objects and modules among them, and in containers."""
     seen = {id(thing) for thing in read}
     for thing in read:  # which grows
-        space = (vars(thing) if _is_own(thing) else space_of(thing)) or {}
-        beneath = _objects_in(thing) if not space and len(read) < MOST else ()
-        for each in (space[name] for name in names if name in space) if space else beneath:
+        space: Any = (vars(thing) if _is_own(thing) else space_of(thing)) or {}
+        beneath = [space[name] for name in names if name in space]
+        beneath += (vars(kind)[name] for kind, name in members_of(_class_of(thing)) if name in names)
+        for each in chain(beneath, _objects_in(thing) if len(read) < MOST else ()):
             if id(each) not in seen:
                 seen.add(id(each))
                 read.append(each)
@@ -271,7 +300,16 @@ def _objects_in(thing: Any) -> list[Any]:
         items = (thing.func, *thing.args, *thing.keywords.values())
     elif _is_few(thing, _HOLD):
         items = thing.values() if isinstance(thing, dict) else thing
-    return [each for each in items if type(each) in _CODED or type(each) in _HOLD or space_of(each) is not None]
+    return [each for each in items if isinstance(each, _LOOKED_INTO) or space_of(each) is not None]
+
+
+def _is_writeable(array: Any) -> bool:
+    """A number of numpy's is not."""
+    return getattr(getattr(array, "flags", None), "writeable", False)
+
+
+def _class_of(thing: Any) -> Any:
+    return thing if isinstance(thing, type) else type(thing)
 
 
 def _is_layer(thing: Any) -> bool:
@@ -289,19 +327,7 @@ def _appends(function: Any) -> bool:
 
 
 def _is_queue(thing: Any) -> bool:
-    return type(thing) is deque and thing.maxlen is not None
-
-
-def space_of(thing: Any) -> dict[str, Any] | None:
-    """The attributes of an object of the user's own class; a model's modules are looked at elsewhere."""
-    if isinstance(thing, _OTHERS) or _foreign(type(thing)):
-        return None
-    found = getattr(thing, "__dict__", None)
-    return found if type(found) is dict else None
-
-
-def _foreign(thing: Any) -> bool:
-    return str(getattr(thing, "__module__", "")).partition(".")[0] in _FOREIGN
+    return isinstance(thing, deque) and thing.maxlen is not None
 
 
 def _inner(batch: Any) -> Any:
@@ -309,4 +335,5 @@ def _inner(batch: Any) -> Any:
 
 
 def _is_few(thing: Any, kinds: tuple[type, ...], most: int = FEW) -> bool:
-    return type(thing) in kinds and len(thing) <= most
+    kind: Any = type(thing)
+    return container_of(kind) in kinds and len(thing) <= most

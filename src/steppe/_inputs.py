@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steppe._bound import CHANGEABLE, LARGE, Bound, binds, functions_of, held_by, places, space_of
+from steppe._bound import CHANGEABLE, LARGE, Bound, binds, functions_of, held_by, places, reads_of
 from steppe._graphs import code_of
 from steppe._nested import tensors_of
 from steppe._reach import names_in, read_by
+from steppe._spaces import space_of
 from steppe._state import SMALL
 
 FIRST = 3
@@ -72,10 +73,11 @@ class Inputs:
         about = self._about(function)
         if (binding := self._binding.get(about)) is None:
             binding = self._binding[about] = binds(function)
-        found = _found(batches, self.read(), held_by(function) if binding else ())
+        reads = reads_of(function) if binding else None
+        found = _found(batches, self.read(), held_by(function, reads) if binding else ())
         held: list[Written | Bound] = [Written(self, found)] if found else []
         if binding or (batches[0] and isinstance(batches[0][0], CHANGEABLE)):
-            held.append(Bound(places(function if binding else None, batches)))
+            held.append(Bound(places(function if binding else None, batches, reads)))
         return held
 
     def _about(self, function: Any) -> tuple[Any, ...]:

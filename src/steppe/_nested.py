@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import UserDict, deque
+import functools
+from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 KEEP = object()
 """What a change returns to leave a part as it is, or to look into it where it is a container."""
+
+CONTAINERS = (OrderedDict, defaultdict, Counter, dict, list, deque, set, tuple)
 
 
 def mapped(batch: Any, change: Callable[[Any, str], Any], name: str = "") -> Any:
@@ -132,11 +135,33 @@ def _like(batch: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
     return new
 
 
+@functools.lru_cache(maxsize=4096)
+def container_of(kind: Any) -> Any:
+    """Python's own container that a class is or is derived of; None: of none, or torch made it."""
+    if kind.__module__.partition(".")[0] == "torch":
+        return None
+    return next((each for each in kind.__mro__ if each in CONTAINERS), None)
+
+
+def copied(container: Any) -> Any:
+    """What is in a container of Python's, or of a class derived of it."""
+    own: Any = type(container)
+    if (kind := container_of(own)) is own:
+        return container.copy()
+    return dict(kind.items(container)) if issubclass(kind, dict) else list(kind.__iter__(container))
+
+
 def refill(container: Any, content: Any) -> None:
-    """Have in a container what was in it."""
+    """Have in a container what was in it; by the methods of Python's own class: others may count or refuse."""
     keyed = isinstance(content, dict)
     same = len(container) == len(content) and all(map(is_, container, content))
     if same and (not keyed or all(map(is_, container.values(), content.values()))):
         return
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(content)
+    own: Any = type(container)
+    kind = container_of(own) or own
+    kind.clear(container)
+    if not keyed:
+        (kind.update if kind is set else kind.extend)(container, content)
+        return
+    for key, value in content.items():
+        kind.__setitem__(container, key, value)

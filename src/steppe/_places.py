@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from io import IOBase
 from itertools import islice
 from operator import is_
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from steppe._nested import is_array, refill
+from steppe._nested import copied, is_array, refill
 
 _MISSING = object()
 
@@ -43,22 +43,25 @@ class Cell:
 
 
 class Keys:
-    """Some names of a namespace."""
+    """Names of a namespace: some, or all."""
 
-    def __init__(self, space: dict[str, Any], names: frozenset[str]) -> None:
+    def __init__(self, space: MutableMapping[str, Any], names: frozenset[str] | None) -> None:
         self._space, self._names = space, names
 
-    def read(self) -> list[Any]:
-        return [self._space.get(name, _MISSING) for name in self._names]
+    def read(self) -> dict[str, Any]:
+        if self._names is None:
+            return dict(self._space)
+        return {name: self._space[name] for name in self._names if name in self._space}
 
-    def write(self, found: list[Any]) -> None:
-        for name, each in zip(self._names, found, strict=True):
-            if isinstance(each, IOBase) and each.closed:
-                continue  # another file has taken its place, and is written to
-            if each is not _MISSING:
-                self._space[name] = each
-            else:
-                self._space.pop(name, None)
+    def write(self, found: dict[str, Any]) -> None:
+        space, here = self._space, self.read()
+        if len(here) == len(found) and all(map(is_, here.values(), found.values())):
+            return
+        for name in here.keys() - found.keys():
+            del space[name]
+        for name, each in found.items():
+            if here.get(name, _MISSING) is not each and not (isinstance(each, IOBase) and each.closed):
+                space[name] = each  # where a file was closed, another has taken its place, and is written to
 
 
 class Items:
@@ -71,7 +74,7 @@ class Items:
         self._container, self._counts = container, counts
 
     def read(self) -> Any:
-        return self._container.copy()
+        return copied(self._container)
 
     def write(self, found: Any) -> None:
         here = self._container
@@ -91,7 +94,7 @@ class Listed:
         self._queue = queue or getattr(container, "maxlen", None) is not None
 
     def read(self) -> Any:
-        return self._container.copy()
+        return copied(self._container)
 
     def write(self, found: Any) -> None:
         here = self._container

@@ -146,7 +146,12 @@ def is_of_users(kind: Any) -> bool:
     """Whether a class is the user's own: the insides of those of Python and of what is installed are left alone."""
     if kind is SimpleNamespace:
         return True
-    name = str(getattr(kind, "__module__", ""))
+    return is_of_users_module(str(getattr(kind, "__module__", "")))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_of_users_module(name: str) -> bool:
+    """Whether the module of this name is the user's own."""
     module = sys.modules.get(name)
     return name == "__main__" or (module is not None and is_written_by_users(module))
 
