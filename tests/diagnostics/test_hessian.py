@@ -99,6 +99,7 @@ def test_a_trace_of_few_probes_says_its_error(kind):
     found = curvature(model, loss_of, batches, steps=1, probes=60, runs=0).trace
     assert abs(found.value - true) < 4 * found.error
     assert 0 < found.error < 0.25 * abs(true)
+    assert curvature(model, loss_of, batches, steps=1, probes=5, runs=0).trace.error is None, "one sample has no spread"
 
 
 def test_estimates_follow_the_seed():

@@ -196,6 +196,15 @@ def test_where_biases_alone_are_trained_there_is_no_plane(tmp_path: Path, capsys
     assert code == 2 and "steppe: the trained weights are vectors only" in err
 
 
+def test_few_products_are_shown_as_what_they_tell(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """No error of a trace by one sample, and no picture of a density that was not asked for."""
+    words = ("tests.look.mine:subject", "--out", str(tmp_path), "--parts", "curvature", "--probes", "3", "--runs", "0")
+    code, out, err = look(capsys, *words)
+    assert code == 0, err
+    (row,) = (line for line in out.splitlines() if "trace" in line)
+    assert "nan" not in row and "±" not in row and pictures(tmp_path) == set()
+
+
 def test_a_base_of_another_shape_is_refused_at_once(capsys: pytest.CaptureFixture) -> None:
     code, _, err = look(capsys, "tests.look.mine:beside_another", *QUICK)
     assert code == 2 and "curvature" not in err and "has the shape (2, 5) there" in err

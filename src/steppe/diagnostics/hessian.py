@@ -6,6 +6,7 @@ are the model's own loss differentiated twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,11 +45,11 @@ class Trace:
 
     Attributes:
         value: the estimate; exact where there are no more weights than probes.
-        error: its standard error, 0 where it is exact.
+        error: its standard error, 0 where it is exact; None where fewer than six probes tell nothing of it.
     """
 
     value: float
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _trace(operator: Any, probes: int, seed: int) -> Trace:
 
     if probes < operator.size:
         found = trace(operator, num_matvecs=probes, seed=seed)
-        return Trace(found.estimate, found.stderr)
+        return Trace(found.estimate, None if math.isnan(found.stderr) else found.stderr)
     units = torch.eye(operator.size, dtype=operator.dtype, device=operator.device)
     return Trace(sum(float(operator.matvec(unit) @ unit) for unit in units), 0.0)
 

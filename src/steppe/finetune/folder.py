@@ -166,6 +166,8 @@ def _sync(folder: Path) -> None:
 
 _THEN = "make room or name another --out, and where checkpoints were written --resume goes on from the last"
 
+_TORN = ("PytorchStreamWriter", "inline_container", "iostream error")  # what torch.save says of a file it cannot end
+
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
@@ -181,6 +183,6 @@ def writing(folder: Path) -> Iterator[None]:
         # Its class is told by name: safetensors comes with the extra `finetune`, and every command imports this module.
         if type(error).__name__ == "SafetensorError":
             raise DiskError(disk_sentence(folder, str(error), _THEN)) from error
-        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+        if not any(words in str(error) for words in _TORN):
             raise
         raise DiskError(disk_sentence(folder, "a checkpoint could not be written to its end", _THEN)) from error

@@ -133,13 +133,17 @@ def _rows(parts: dict[str, Any]) -> dict[str, str]:
         rows["loss"] = f"{found.loss:.4g}"
         for name, end in (("largest eigenvalue", found.lambda_max), ("smallest eigenvalue", found.lambda_min)):
             rows[name] = f"{end.value:.4g} ± {end.error:.1g}"
-        rows["trace"] = f"{found.trace.value:.4g} ± {found.trace.error:.1g}"
+        rows["trace"] = f"{found.trace.value:.4g}{_beside(found.trace.error)}"
     if (found := parts.get("sharpness")) is not None:
         for rise in found.rises:
             rows[f"rise at rho {rise.rho:g}, worst of {found.m}"] = f"{rise.worst:.3g}"
-            error = "" if rise.error is None else f" ± {rise.error:.1g}"
-            rows[f"rise at rho {rise.rho:g}, on average"] = f"{rise.average:.3g}{error}"
+            rows[f"rise at rho {rise.rho:g}, on average"] = f"{rise.average:.3g}{_beside(rise.error)}"
     if (found := parts.get("balance")) is not None:
         spread = [abs(pair.relative) for pair in found.pairs]
         rows["imbalance of the pairs, 0 to 1, mean"] = f"{sum(spread) / len(spread):.3g}"
     return rows
+
+
+def _beside(error: float | None) -> str:
+    """A standard error behind its figure, where there is one."""
+    return "" if error is None else f" ± {error:.1g}"

@@ -25,8 +25,10 @@ def find(request: Request, shown: Counted) -> Subjects:
         return of_study(folder, request, shown)
     if isinstance(read_json(folder / "result.json"), dict) or isinstance(read_json(folder / "settings.json"), dict):
         _refuse_choice(request, "a fine-tuning")
+        from steppe.finetune.commands import hush_hosts
         from steppe.look.finetuned import of_run
 
+        hush_hosts()
         return of_run(folder, request)
     raise ValueError(
         f"{what} is neither the folder of a comparison (spec.json) nor of a fine-tuning (result.json); give one, or a "

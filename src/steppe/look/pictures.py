@@ -10,7 +10,7 @@ from steppe._command.files import writing
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], plane: Any, folder: Path) -> list[Path]:
-    """Write ``<part>.png`` for each part that was measured.
+    """Write ``<part>.png`` for each part that was measured and has something to draw (a density, of a curvature).
 
     Args:
         found: model -> part -> what :mod:`steppe.diagnostics` found.
@@ -20,7 +20,8 @@ def draw(found: Mapping[str, Mapping[str, Any]], plane: Any, folder: Path) -> li
     Raises:
         DiskError: a file cannot be written.
     """
-    parts = list(dict.fromkeys(part for each in found.values() for part in each))
+    seen = ((part, what) for each in found.values() for part, what in each.items())
+    parts = list(dict.fromkeys(part for part, what in seen if getattr(what, "density", what) is not None))
     paths = [_together(part, found, folder / f"{part}.png") for part in parts]
     return paths if plane is None else [*paths, _save(plane.plot(), folder / "plane.png")]
 
