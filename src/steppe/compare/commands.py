@@ -13,7 +13,8 @@ from steppe._command.app import FAILED, INTERRUPTED, app, print_json, refusing
 from steppe._command.files import DiskError
 from steppe._command.flags import taking
 from steppe._command.locks import TakenError
-from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve
+from steppe.compare.engine.shown import SHOWN
+from steppe.compare.engine.spec import SPELLED, Spec, resolve
 
 
 @app.command(short_help="Say what each method gains on your data, and what it costs.")

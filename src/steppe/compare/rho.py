@@ -21,7 +21,8 @@ from steppe._command.tables import table
 from steppe.compare.engine import rehearsal
 from steppe.compare.engine.run import batches, fresh, load_task, make_trainer
 from steppe.compare.engine.runs import Run
-from steppe.compare.engine.spec import SHOWN, SPELLED, Spec, resolve, steps_per_epoch
+from steppe.compare.engine.shown import SHOWN
+from steppe.compare.engine.spec import SPELLED, Spec, resolve, steps_per_epoch
 from steppe.diagnostics import RhoSearch, find_rho
 from steppe.diagnostics.rho import ENOUGH
 

@@ -38,7 +38,6 @@ from steppe.compare.engine import beside
 from steppe.compare.engine.grids import grids
 from steppe.compare.script import settings as scripts
 from steppe.compare.script.source import fingerprint, load, read_settings
-from steppe.methods._row import Row
 from steppe.text.models import Lora
 
 SCHEMA = 1
@@ -288,19 +287,6 @@ class Spec(BaseModel):
         """How many runs go side by side: one per core, at most four on each GPU."""
         cores = usable_cores()
         return self.jobs or (cores if self.device == "cpu" else min(4 * gpus(self.device), cores))
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, list):
-        said = ",".join(map(str, default))
-    else:
-        said = f"{default:g}" if isinstance(default, float) else str(default or "")
-    return f"the task's, or {said}" if said else "the task's"
-
-
-_PROPOSED = dict.fromkeys([*tasks.TEXT, *(name for each in tasks.BUILT_IN.values() for name in each.recipe)])
-SHOWN = {name: _shown(Spec.model_fields[name].default) for name in _PROPOSED} | {"rho": _shown(list(Row.radii))}
-"""Defaults as --help shows them where the task has its say."""
 
 
 def short_hash(value: Any) -> str:
