@@ -89,11 +89,20 @@ def _equal(summary: Summary) -> list[str]:
     row, words = best_row(rows), Words(summary)
     found = row["equal_cost"]
     there = words.value(found["base"]) + (" %" if words.judge.percent else "")
-    how = "by interpolation to twice its length" if found["cost"] <= 2 else "with twice the epochs, its longest"
     return [
-        f"Given what {row['label']} costs ({found['cost']:.2f}×), the base would have {there} ({how}); "
-        f"{row['label']} has {words.amount(found, to=found['base'])} {words.over} that."
+        f"Given what {row['label']} costs ({found['cost']:.2f}×), the base would have {there} "
+        f"({_how(found['cost'], summary)}); {row['label']} has {words.amount(found, to=found['base'])} "
+        f"{words.over} that."
     ]
+
+
+def _how(cost: float, summary: Summary) -> str:
+    """Whence it is known what the base would have at a cost."""
+    if cost >= 1:
+        return "by interpolation to twice its length" if cost <= 2 else "with twice the epochs, its longest"
+    if "half" not in summary["baselines"]:
+        return "at its own length"
+    return "by interpolation to half its length" if cost >= 0.5 else "with half the epochs, its shortest"
 
 
 def _untrained(summary: Summary) -> list[str]:
