@@ -7,6 +7,7 @@ from mutant import Mutant
 RUN, COST, STUDY = (f"tests/compare/engine/test_{name}.py" for name in ("run", "cost", "study"))
 SUMMARY, EXAMPLES = "tests/compare/analysis/test_summary.py", "tests/compare/data/test_examples.py"
 PLAN, SEARCH, NUMBERS = (f"tests/compare/engine/test_{name}.py" for name in ("plan", "search", "numbers"))
+LENGTHS = "tests/compare/test_own_lengths.py"
 SIGNALS, STATISTICS = "tests/compare/data/test_signals.py", "tests/_command/test_statistics.py"
 RESUME, DATA = "tests/finetune/test_resume.py", "tests/finetune/test_data.py -k decides_which or share_of_the_training"
 STOPPED = f"{RUN} -k early_stopping"
@@ -69,7 +70,7 @@ COMPARE = [
     ),
     Mutant(
         "every block of turns starts at step 0",
-        "forward(trainer, block * max(0, steps - BLOCK) // max(1, blocks - 1))", "forward(trainer, 0)",
+        "forward(trainer, block * max(0, length - BLOCK) // max(1, blocks - 1))", "forward(trainer, 0)",
         f"{COST} -k blocks_are_spread",
     ),
     Mutant(
@@ -268,8 +269,8 @@ FIGURES = [
         "pytree.tree_leaves(self.x)", f"{EXAMPLES} -k not_finite",
     ),
     Mutant(
-        "of equal radii the largest is chosen", "return -(run.value or 0.0), ", "return (run.value or 0.0), ",
-        f"{PLAN} -k ties_go",
+        "of equal radii the largest is chosen", "-(run.value or 0.0), -(run.lr or 0.0)",
+        "(run.value or 0.0), -(run.lr or 0.0)", f"{PLAN} -k ties_go",
     ),
     Mutant(
         "a grid grows where several are equally good",
@@ -286,8 +287,19 @@ FIGURES = [
         f"{PLAN} -k in_the_hash",
     ),
     Mutant(
-        "a run's id does not have the further settings", "return ([self.more] if self.more else []) + (", "return (",
+        "a run's id does not have the further settings", "([self.more] if self.more else []) + (", "(",
         f"{PLAN} -k ids_are_file_names",
+    ),
+    Mutant(
+        "a run's id does not have its epochs", '[{"epochs": self.epochs}]', "[]", f"{LENGTHS} -k ids_without",
+    ),
+    Mutant(
+        "a run trains the epochs of the settings and not its own", "spec.steps(per_epoch, self.epochs)",
+        "spec.steps(per_epoch)", f"{LENGTHS} -k trains_its_own_length",
+    ),
+    Mutant(
+        "of equal lengths the longest is chosen", "return -(run.epochs or 0), ", "return (run.epochs or 0), ",
+        f"{LENGTHS} -k own_rates",
     ),
     Mutant(
         "series are scaled by what comes later", "known = series[:train]", "known = series",

@@ -61,6 +61,13 @@ Grid = Annotated[
     Field(min_length=1),
     Expected("a list of numbers above 0"),
 ]
+Counts = Annotated[
+    list[Whole],
+    BeforeValidator(as_list),
+    AfterValidator(_each_once),
+    Field(min_length=1),
+    Expected("a list of whole numbers of at least 1"),
+]
 Seed = Annotated[int, Field(ge=0)]
 Seeds = Annotated[
     list[Seed],

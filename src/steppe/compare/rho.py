@@ -31,9 +31,9 @@ ONE_IN = 5
 
 
 _NOT_HERE = (
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "eval_every", "test_curve", "sharpness_rho",
-    "sharpness_examples", "jobs", "parallel", "out", "script", "settings", "tune", "grow", "metric", "also", "on",
-    "shard", "log", "warmup", "lr_schedule", "step_back", "half", "season",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "epochs_grid", "tune_lr", "eval_every", "test_curve",
+    "sharpness_rho", "sharpness_examples", "jobs", "parallel", "out", "script", "settings", "tune", "grow", "metric",
+    "also", "on", "shard", "log", "warmup", "lr_schedule", "step_back", "half", "season",
 )  # fmt: skip
 """Settings of a comparison that the search for a radius has no use for."""
 
@@ -109,6 +109,8 @@ def prepared(
     if choice.method.tunes != "rho" or "rho" in choice.settings:
         why = "its settings fix rho" if "rho" in choice.settings else "it has none"
         raise ValueError(f"method {choice.text!r}: there is no radius to find, as {why}")
+    if spec.epochs_grid:
+        raise ValueError("epochs_grid: a radius is searched for a training of one length; give that as epochs instead")
     choice.with_the_mean("the search")
     task = load_task(spec, seed)
     rehearsal.check_targets(task)

@@ -14,7 +14,7 @@ from rich.text import Text
 from steppe._command.progress import PlainProgress
 from steppe._command.tables import table
 from steppe.compare.analysis.summary import summarise
-from steppe.compare.analysis.wording import ABSENT, Words, chosen
+from steppe.compare.analysis.wording import ABSENT, Words, chosen, epochs, with_lengths
 from steppe.compare.engine.plan import Plan
 from steppe.compare.engine.store import Store
 
@@ -74,18 +74,21 @@ class Screen(PlainProgress):
 
     def _look(self) -> None:
         labels = {choice.text: choice.label for choice in self._plan.choices}
-        shown = {"methods": ["base", *labels], "labels": labels, "seeds": self._plan.spec.seeds}
+        spec = self._plan.spec
+        shown = {"methods": ["base", *labels], "labels": labels, "seeds": spec.seeds, "epochs_grid": spec.epochs_grid}
         self._table = so_far(summarise(self._plan.records(self._records), None, shown))
 
 
 def so_far(summary: dict[str, Any]) -> Table:
     """Each method with its figure and gain over the seeds that are done."""
     words, wanted = Words(summary), len(summary["spec"]["seeds"])
-    made = table(("method", "ρ", words.judge.head, "seeds", f"gain so far, {words.unit}"), ruled=True, no_wrap=True)
+    chose = [("ρ", chosen), *([("epochs", epochs)] if with_lengths(summary) else [])]
+    heads = "method", *(head for head, _ in chose), words.judge.head, "seeds", f"gain so far, {words.unit}"
+    made = table(heads, ruled=True, no_wrap=True)
     for row in summary["rows"]:
         figure = words.figure(row[summary["judged"]]) if row["seeds"] else tried(row, words)
-        figures = figure, f"{row['seeds']}/{wanted}", words.gain(row["gain"])
-        made.add_row(Text(row["label"]), chosen(row), *figures, style="dim" if row["method"] == "base" else "")
+        told = *(said(row) for _, said in chose), figure, f"{row['seeds']}/{wanted}", words.gain(row["gain"])
+        made.add_row(Text(row["label"]), *told, style="dim" if row["method"] == "base" else "")
     return made
 
 

@@ -87,7 +87,9 @@ def _of_what(summary: Summary) -> str:
     return f"{seeds}\n{words.judge.title}, {words.unit}{over}"
 
 
-COLUMNS = ("study", "task", "method", "variant", "phase", "seed", "rho", "mu", "sigma", "lr", "more", "metric")
+COLUMNS = (
+    "study", "task", "method", "variant", "phase", "seed", "rho", "mu", "sigma", "lr", "epochs", "more", "metric"
+)  # fmt: skip
 MEASURED = ("passes_per_step", "steps", "seconds", "finished")
 
 

@@ -106,8 +106,8 @@ def test_ids_are_file_names_and_depend_on_all_that_decides_the_result():
 
 
 BESIDE = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "half", "jobs",
-    "out", "shard", "on", "log",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "epochs_grid", "tune_lr", "tune", "grow", "step_back",
+    "half", "jobs", "out", "shard", "on", "log",
 }  # fmt: skip
 READ = {"task": "digits-few", "model": "linear", "script": "tests/compare/script/loops.py:epochs"}
 

@@ -17,7 +17,8 @@ def measured(group: Group, groups: Sequence[Group], cost: Mapping[str, Any] | No
     """Passes (counted), step time and memory (measured) of one row, all relative to the base's.
 
     `length` is the number of steps relative to the base: 2 for the base with twice the epochs, 1/2 for that with
-    half of them, 0 for what needs no training. `time_ratio` is for the whole training, so it holds the length already.
+    half of them, or for a method that chose so, 0 for what needs no training. `time_ratio` is for the whole training,
+    so it holds the length already.
     """
     length = _length(group, groups)
     memory = ((cost or {}).get("base") or {}).get("memory_bytes", 1)  # of scripts it is not measured

@@ -83,6 +83,12 @@ class Group:
         return finite(self.runs[-1].get("lr"))
 
     @property
+    def epochs(self) -> float | None:
+        """How many epochs were trained, where the study chose them; a study chooses one number for all seeds."""
+        run = self.runs[-1]
+        return run.get("epochs") if "chosen_epochs" in run else None
+
+    @property
     def label(self) -> str:
         """The name a reader sees."""
         return label(self.runs[0])

@@ -9,14 +9,17 @@ from steppe._command.statistics import LEAST
 from steppe.compare.analysis.verdict import best_row
 from steppe.compare.analysis.wording import (
     BASELINES,
+    LENGTH,
     SYMBOLS,
     Words,
     baseline,
     choices,
+    count,
     how_many,
     listing,
     selected,
     series,
+    with_lengths,
 )  # fmt: skip
 
 Row = Mapping[str, Any]
@@ -62,6 +65,10 @@ def _half(summary: Summary) -> list[str]:
     if alone is None or not _above(alone) or _base_lost(summary):
         return []
     shown = f"({Words(summary).amount(alone, to='base')})"
+    if with_lengths(summary):
+        both = summary["double_alone"] is not None and _above(summary["double_alone"])
+        too = ", and so do twice as many" if both else ""
+        return [f"Half the epochs that it chose help the base {shown}{too}: {_more_lengths(summary, 0)}."]
     if summary["double_alone"] is not None and _above(summary["double_alone"]):
         return [f"Half the epochs help the base {shown}, and so do twice as many: tune its length first (--epochs)."]
     return [f"Half the epochs help the base {shown}: it overfits; try shorter trainings first."]
@@ -73,12 +80,24 @@ def _double(summary: Summary) -> list[str]:
         return []
     shown = f"({Words(summary).amount(alone, to='base')})"
     if _above(alone):
-        return [f"Twice the epochs help the base {shown}: it was not trained to its best."]
+        more = f"; {_more_lengths(summary, -1)}" if with_lengths(summary) else ""
+        return [f"Twice the epochs help the base {shown}: it was not trained to its best{more}."]
+    if _below(alone) and with_lengths(summary):
+        return [f"Twice the epochs that it chose harm the base {shown}: it overfits when trained longer."]
     if _below(alone):
         free = "a shorter training may win a part of a method's gain for nothing (--epochs)"
         return [f"Twice the epochs harm the base {shown}: it overfits when trained longer; {free}."]
     enough = "it was trained long enough, as far as this can tell"
     return [f"Twice the epochs change nothing clear for the base {shown}: {enough}."]
+
+
+def _more_lengths(summary: Summary, end: int) -> str:
+    """What to do where the length that the base chose is not its best, as one of half (0) or twice (-1) that tells."""
+    base = next(row for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "plain"))
+    chosen, tried = choices(base).get(LENGTH, ([], []))
+    if chosen and tried and chosen[0] == tried[end]:
+        return f"try {'longer' if end else 'shorter'} ones, too (--epochs-grid)"
+    return "more tuning seeds would choose its length more surely (--tune-seeds)"
 
 
 def _equal(summary: Summary) -> list[str]:
@@ -90,7 +109,7 @@ def _equal(summary: Summary) -> list[str]:
     found = row["equal_cost"]
     there = words.value(found["base"]) + (" %" if words.judge.percent else "")
     return [
-        f"Given what {row['label']} costs ({found['cost']:.2f}×), the base would have {there} "
+        f"Given what {words.named(row)} costs ({found['cost']:.2f}×), the base would have {there} "
         f"({_how(found['cost'], summary)}); {row['label']} has {words.amount(found, to=found['base'])} "
         f"{words.over} that."
     ]
@@ -162,14 +181,19 @@ def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
         values, grid = choices(row).get(name, ([], []))
         if len(grid) > 1 and all(isinstance(value, int | float) for value in grid):
             low, high, label = values[0], values[-1], "the base" if row["method"] == "base" else row["label"]
-            upper += [f"{label} ({high:g})"] if high >= grid[-1] else []
-            lower += [f"{label} ({low:g})"] if low <= grid[0] else []
-    found = []
-    if upper:
-        found.append(f"The chosen {symbol} is the largest tried for {listing(upper)}: a larger one may do better.")
-    if lower:
-        found.append(f"The chosen {symbol} is the smallest tried for {listing(lower)}: a smaller one may do better.")
-    return found
+            upper += [f"{label} ({_told(name, high)})"] if high >= grid[-1] else []
+            lower += [f"{label} ({_told(name, low)})"] if low <= grid[0] else []
+    words = ("longest", "longer"), ("shortest", "shorter")
+    words = words if name == LENGTH else (("largest", "larger"), ("smallest", "smaller"))
+    return [
+        f"The chosen {symbol} is the {most} tried for {listing(names)}: a {more} one may do better."
+        for names, (most, more) in zip((upper, lower), words, strict=True)
+        if names
+    ]
+
+
+def _told(name: str, value: float) -> str:
+    return count(int(value), "epoch") if name == LENGTH else f"{value:g}"
 
 
 def _few_seeds(summary: Summary) -> list[str]:
@@ -265,8 +289,8 @@ def _averaged(row: Row, name: str, summary: Summary) -> str:
 
 
 def _tries(rows: Sequence[Row]) -> str:
-    """How often each tried, where the methods tried rates of their own and so more often than the base."""
-    if not any("lr" in point for row in rows for point in row["tuning"]):
+    """How often each tried, where the methods tried rates or lengths of their own and so more often than the base."""
+    if not any({"lr", "epochs"} & point.keys() for row in rows for point in row["tuning"]):
         return ""
     base = max(len(row["tuning"]) for row in rows if row["method"] == "base")
     return f" (up to {max(len(row['tuning']) for row in rows)} settings for a method, {base} for the base)"

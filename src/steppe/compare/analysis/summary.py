@@ -46,14 +46,15 @@ def summarise(records: Iterable[Record], cost: Mapping[str, Any] | None, spec: M
     known = list(records)
     groups, judge = group(known), of_records(known)
     against = _Against(baselines(groups), judge)
-    rows = [_row(each, against) | frontier.measured(each, groups, cost) for each in groups]
+    lengths = len(spec.get("epochs_grid") or ()) > 1
+    rows = [_row(each, against, lengths) | frontier.measured(each, groups, cost) for each in groups]
     there = {each.method for each in groups if each.variant == "plain"}
     rows += [_missing(name, spec) for name in spec.get("methods") or () if name not in there]
     # By the settings, as the runs at all rates but one may have failed.
     own_rates = spec.get("tune_lr") == "each" and len(spec.get("lr_grid") or ()) > 1
     for row in rows:
         tries = [r for r in known if r["phase"] == "tune" and r["method"] == row["method"]]
-        row |= _tuning(row, tries, judge, own_rates=own_rates and any(r.get("lr") for r in tries))
+        row |= _tuning(row, tries, judge, own_rates=own_rates and any(r.get("lr") for r in tries), lengths=lengths)
     _mark_clear(rows)
     _mark_kept(rows, groups, against)
     lost.count(rows, known)
@@ -112,7 +113,7 @@ class _Against:
         return as_json(found, p=found.p, against=self.name, of=form) if found else None
 
 
-def _row(each: Group, against: _Against) -> Row:
+def _row(each: Group, against: _Against, lengths: bool) -> Row:
     delta = against.gain_of(each.final, against.all.get("base", {}))
     plain_base = (each.method, each.variant) == (BASE, "plain")
     return {
@@ -124,6 +125,7 @@ def _row(each: Group, against: _Against) -> Row:
         "values": each.values,
         "lr": each.lr,
         "more": each.more,
+        **({"epochs": each.epochs} if lengths and each.epochs is not None else {}),
         **{form: as_json(estimate(list(each.figures(form).values()))) for form in FORMS},
         "delta": None if plain_base else as_json(delta, against="base"),
         "gain": against.gain(each, against.form),
@@ -163,8 +165,8 @@ def _balancedness(run: Record) -> float | None:
     return shares[-1] if shares else None
 
 
-def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> Row:
-    """The grid a method was tuned on: mean validation figure at each value, and rate where it tried several."""
+def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool, lengths: bool) -> Row:
+    """The grid a method was tuned on: mean validation figure at each value, rate and length where it tried several."""
     if row["variant"] != "plain":
         return {"tuning": []}
     grid: dict[tuple[Any, ...], dict[str, float]] = {}
@@ -172,24 +174,26 @@ def _tuning(row: Row, runs: Sequence[Record], judge: Judge, own_rates: bool) -> 
     grown = set()
     for run in runs:
         (_, value), figure, more = tuned(run), judge.of(run, "val"), run.get("more") or {}
-        if (value is not None or more) and figure is not None:
-            point = value, finite(run.get("lr")) if several else None, tuple(more.items())
+        epochs = run.get("chosen_epochs") if lengths else None
+        if (value is not None or more or epochs) and figure is not None:
+            point = value, finite(run.get("lr")) if several else None, tuple(more.items()), epochs
             grid.setdefault(point, {})[str(run.get("run_id"))] = figure
             grown |= {point} if run.get("grown") else set()
     points = [
         {"value": value, f"val_{judge.name}": sum(sorted(found.values())) / len(found), "runs": len(found)}
         | ({"lr": lr} if several else {})
         | ({"more": dict(more)} if more else {})
-        | ({"grown": True} if (value, lr, more) in grown else {})
-        for (value, lr, more), found in sorted(grid.items(), key=_in_order)
+        | ({"epochs": epochs} if epochs else {})
+        | ({"grown": True} if (value, lr, more, epochs) in grown else {})
+        for (value, lr, more, epochs), found in sorted(grid.items(), key=_in_order)
     ]
     cliff = next((dict(run["cliff"]) for run in runs if run.get("cliff")), None)  # that the best value lies at
     return {"tuning": points} | ({"cliff": cliff} if cliff else {})
 
 
 def _in_order(item: tuple[tuple[Any, ...], Any]) -> tuple[Any, ...]:
-    value, lr, more = item[0]
-    return value or 0.0, lr or 0.0, tuple((name, str(type(each)), each) for name, each in more)
+    value, lr, more, epochs = item[0]
+    return value or 0.0, lr or 0.0, tuple((name, str(type(each)), each) for name, each in more), epochs or 0
 
 
 def _double_early(groups: Sequence[Group], against: _Against) -> dict[str, Any] | None:

@@ -43,7 +43,7 @@ def _single(top: Row, against: str, words: Words) -> str:
     seeds = how_many(top["gain"]["n"], "seed").capitalize()
     why = "another seed may say otherwise" if top["gain"]["n"] == 1 else f"{seeds.lower()} give no interval"
     what = f"has {words.amount(top['gain'])} {words.over} {against}" if top["gain"]["mean"] else f"equals {against}"
-    return f"{seeds} cannot tell: {top['label']} {what}, and {why}."
+    return f"{seeds} cannot tell: {words.named(top)} {what}, and {why}."
 
 
 def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
@@ -52,13 +52,13 @@ def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
     if gain["mean"] <= 0:
         above = any(row["gain"]["mean"] > 0 for row in rows)
         none = "none with seeds enough to tell" if above else "none"
-        return f"No method pays here: {none} is {words.above} {against}; {top['label']} comes nearest with {shown}."
+        return f"No method pays here: {none} is {words.above} {against}; {words.named(top)} comes nearest with {shown}."
     if gain["mean"] - gain["ci95"] > 0:
         return (
-            f"Not settled: {top['label']} has {shown} {words.over} {against}, but among {count} methods "
+            f"Not settled: {words.named(top)} has {shown} {words.over} {against}, but among {count} methods "
             "one such interval may come by chance; more seeds would tell."
         )
-    which = f"the best, {top['label']}, gains" if count > 1 else f"{top['label']} gains"
+    which = f"the best, {words.named(top)}, gains" if count > 1 else f"{words.named(top)} gains"
     found = Estimate(gain["mean"], gain["ci95"], gain["n"], None)
     about, low, high = values_to_tell(found, sum(row["gain"]["ci95"] is not None for row in rows), MOST_SEEDS)
     if about > MOST_SEEDS:
@@ -72,14 +72,15 @@ def _none(top: Row, rows: Sequence[Row], against: str, words: Words) -> str:
 
 def _pays(top: Row, rows: Sequence[Row], against: str, words: Words, axis: str | None) -> str:
     early = ", itself stopped early," if top["gain"]["of"] == "early" else ""
-    text = f"{_named(top)}{early} pays here: {words.amount(top['gain'])} {words.over} {against}"
+    text = f"{_named(top, words)}{early} pays here: {words.amount(top['gain'])} {words.over} {against}"
     unit = "the base's training time" if axis == "time" else "the base's passes"
     text += f"{',' * (',' in against)} for {top['cost']:.2f}× {unit}" if top["cost"] else ""
     frugal = _frugal(top, rows)
     if frugal is None:
         return text
     gained = words.number(frugal["gain"]["mean"])
-    return f"{text}; {_named(frugal)} brings {gained}{'' if words.judge.percent else ' %'} for {frugal['cost']:.2f}×"
+    gained += "" if words.judge.percent else " %"
+    return f"{text}; {_named(frugal, words)} brings {gained} for {frugal['cost']:.2f}×"
 
 
 def _frugal(top: Row, rows: Sequence[Row]) -> Row | None:
@@ -90,5 +91,5 @@ def _frugal(top: Row, rows: Sequence[Row]) -> Row | None:
     return min(cheap, key=lambda row: float(row["cost"]), default=None)
 
 
-def _named(row: Row) -> str:
-    return f"{row['label']} ({chosen(row, ' =')})" if row["values"] else str(row["label"])
+def _named(row: Row, words: Words) -> str:
+    return words.named(row, chosen(row, " =") if row["values"] else "")

@@ -85,10 +85,22 @@ class Words:
     def __init__(self, summary: Mapping[str, Any]) -> None:
         self.judge = Judge(**summary.get("metric") or {})
         self._baselines, self._best = summary.get("baselines") or {}, summary.get("best_baseline") or ""
+        base = next((r for r in summary["rows"] if (r.get("method"), r.get("variant")) == ("base", "plain")), None)
+        self._length = (base or {}).get("epochs")
         self._scale, self._digits = self.judge.scale, decimals(summary["rows"], self.judge)
         self._share_digits = self._digits if self.judge.percent else 1
         self.unit, self.over = ("points", "over") if self.judge.percent else ("% better", "than")
         self.above, self.below = ("above", "below") if self.judge.higher else ("better than", "worse than")
+
+    def named(self, row: Mapping[str, Any], *settings: str) -> str:
+        """A method in a sentence, with what is to be said of it: its length too where the base's is another.
+
+        `SAM`, `SAM (ρ = 0.1)`, `SAM (ρ = 0.1, 10 epochs)`.
+        """
+        length = row.get("epochs")
+        own = [count(length, "epoch")] if length is not None and length != self._length else []
+        said = ", ".join([*filter(None, settings), *own])
+        return f"{row['label']} ({said})" if said else str(row["label"])
 
     def figure(self, figure: Mapping[str, Any] | None) -> str:
         """`95.7 ± 0.4` from {"mean": .957, "ci95": .004}."""
@@ -190,6 +202,8 @@ def share(kept: Mapping[str, Any] | None) -> str:
 
 SYMBOLS = {"rho": "ρ", "mu": "μ", "sigma": "σ", "lr": "lr"}
 """What is chosen on validation data -> how it is written."""
+LENGTH = "length"
+"""What a reader is told was chosen where numbers of epochs were tried."""
 
 
 def choices(row: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
@@ -201,11 +215,15 @@ def choices(row: Mapping[str, Any]) -> dict[str, tuple[list[Any], list[Any]]]:
         found[name] = [value], sorted({point["more"][name] for point in points if name in point.get("more", {})})
     if rates := sorted({point["lr"] for point in points if "lr" in point}):
         found["lr"] = [row["lr"]] if row["lr"] else [], rates  # none where every final run failed
+    if "epochs" in row:
+        found[LENGTH] = [row["epochs"]], sorted({point["epochs"] for point in points if "epochs" in point})
     return {name: each for name, each in found.items() if each[0]}
 
 
 def chosen(row: Mapping[str, Any], equals: str = "") -> str:
     """The chosen rho, `0.2`; or what the method has instead, `μ 0.5`; a range where the seeds chose differently.
+
+    All but the length, see `epochs`.
 
     Args:
         row: of a summary.
@@ -213,9 +231,37 @@ def chosen(row: Mapping[str, Any], equals: str = "") -> str:
     """
     said = []
     for name, (values, _) in choices(row).items():
+        if name == LENGTH:
+            continue
         text = plainly(values[0]) if len(values) == 1 else f"{min(values):g}…{max(values):g}"
         said.append(text if name == "rho" and not equals else f"{SYMBOLS.get(name, name)}{equals} {text}")
     return ", ".join(said) or ABSENT
+
+
+def tried(point: Mapping[str, Any]) -> str:
+    """The settings of a point of a row's `tuning`: `0.1, lr 0.02, k 5, 10 epochs (added)`."""
+    said = [] if point["value"] is None else [f"{point['value']:g}"]
+    said += [f"lr {point['lr']:g}"] if "lr" in point else []
+    said += [f"{name} {value}" for name, value in (point.get("more") or {}).items()]
+    said += [count(point["epochs"], "epoch")] if "epochs" in point else []
+    return ", ".join(said) + (" (added)" if point.get("grown") else "")
+
+
+def was_chosen(point: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether a point of a row's `tuning` is what its final runs have."""
+    there = point["value"] is None or point["value"] in row["values"]
+    alike = (point.get("more") or {}) == (row.get("more") or {})
+    return there and alike and all(point[each] == row.get(each) for each in ("lr", "epochs") if each in point)
+
+
+def epochs(row: Mapping[str, Any]) -> str:
+    """How many epochs a row was trained, where that was chosen: `20`, `2.5`."""
+    return plainly(row["epochs"]) if "epochs" in row else ABSENT
+
+
+def with_lengths(summary: Mapping[str, Any]) -> bool:
+    """Whether lengths were chosen."""
+    return any("epochs" in row for row in summary["rows"])
 
 
 def symbols(rows: Sequence[Mapping[str, Any]]) -> str:

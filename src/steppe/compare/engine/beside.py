@@ -21,11 +21,14 @@ def proposed(first: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     return tasks.recipe_of(first.task, first.adapt)
 
 
-_EITHER = (("lr", "lr_grid"), ("epochs", "max_steps"), ("labelled", "per_class"))
+_EITHER = (
+    ("lr", "lr_grid"), ("epochs", "max_steps"), ("epochs", "epochs_grid"), ("max_steps", "epochs_grid"),
+    ("labelled", "per_class"),
+)  # fmt: skip
 """Settings of which a user gives one."""
 
-_SETS_ASIDE = {"lr": "lr_grid", "epochs": "max_steps", "labelled": "per_class"}
-"""What a user gives -> what a recipe may say instead, which goes. The other way round what is given is stronger."""
+_SETS_ASIDE = (*_EITHER, ("epochs_grid", "max_steps"))
+"""What a user gives, and what a recipe may say instead, which goes. Any other way round what is given is stronger."""
 
 
 def fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def fitting(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     radii that a recipe says for its own methods.
     """
     found = dict(recipe)
-    for one, other in _SETS_ASIDE.items():
+    for one, other in _SETS_ASIDE:
         if one in given:
             found.pop(other, None)
     if given.get("optimizer", found.get("optimizer")) != found.get("optimizer"):
@@ -61,3 +64,5 @@ def check_together(spec: Spec, given: Mapping[str, Any]) -> None:
     for one, other in _EITHER:
         if one in given and other in given:
             raise ValueError(f"{one} and {other} are both given; give one of them")
+    if spec.max_steps and spec.epochs_grid:
+        raise ValueError("the task's recipe has both max_steps and epochs_grid, which contradict each other")

@@ -48,12 +48,13 @@ def measure(
         tell: progress.
     """
     task = load_task(spec, runs[0].seed)
-    steps = spec.steps(steps_per_epoch(len(task.train), spec.batch_size))
-    base = Run(BASE, None, runs[0].seed, lr=runs[0].lr)
-    trainers = {run.method: make_trainer(spec, task, run, steps) for run in [base, *runs]}
+    per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
+    base = Run(BASE, None, runs[0].seed, lr=runs[0].lr, epochs=runs[0].epochs)
+    steps = {run.method: run.steps(spec, per_epoch) for run in [base, *runs]}
+    trainers = {run.method: make_trainer(spec, task, run, steps[run.method]) for run in [base, *runs]}
     clocks = {method: Clock(each.step, each.ascended, by_processor(spec)) for method, each in trainers.items()}
-    _take_turns(spec, task, list(trainers.values()), list(clocks.values()), steps, tell)
-    memory = {run.method: peak_memory(spec, task, run, steps) for run in [base, *runs]}
+    _take_turns(spec, task, list(trainers.values()), list(clocks.values()), list(steps.values()), tell)
+    memory = {run.method: peak_memory(spec, task, run, steps[run.method]) for run in [base, *runs]}
     ratios = {method: each / memory[BASE] for method, each in memory.items()}
     return {
         "base": of_base(clocks[BASE].seconds[False], memory[BASE]), "turns": len(clocks[BASE].seconds[False]),
@@ -92,16 +93,18 @@ def clock_of(spec: Spec) -> str:
     return "processor" if by_processor(spec) else "wall"
 
 
-def _take_turns(spec: Spec, task: Task, trainers: list[Trainer], clocks: list[Clock], steps: int, tell: Tell) -> None:
-    """Turns in blocks that are spread over the schedule, from its first step to its last."""
+def _take_turns(
+    spec: Spec, task: Task, trainers: list[Trainer], clocks: list[Clock], steps: list[int], tell: Tell
+) -> None:
+    """Turns in blocks that are spread over the schedule of each, from its first step to its last."""
     stream = itertools.chain.from_iterable(batches(task, spec.batch_size, 0))
     start = time.perf_counter()
     for _ in range(WARM_UP):
         take_turn(spec.device, clocks, next(stream), keep=False)
     blocks = agree(_blocks((time.perf_counter() - start) / WARM_UP))  # ranks that took more would wait for the others
     for block in range(blocks):
-        for trainer in trainers:
-            forward(trainer, block * max(0, steps - BLOCK) // max(1, blocks - 1))
+        for trainer, length in zip(trainers, steps, strict=True):
+            forward(trainer, block * max(0, length - BLOCK) // max(1, blocks - 1))
         for _ in range(BLOCK):
             take_turn(spec.device, clocks, next(stream))
         tell((block + 1) / blocks)

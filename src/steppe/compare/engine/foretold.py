@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 from steppe._command.devices import threads
 from steppe._command.meter import taken
@@ -33,21 +34,26 @@ def seconds(plan: Plan) -> float:
     trainings = plan.trainings()
     try:
         with threads(1):  # as the workers have it
-            look, budget = _example(spec, task), BUDGET / len(trainings)
-            each = [count * _run(spec, task, start, look, budget) for start, count in trainings.items()]
+            alike = {replace(start, epochs=None): start for start in trainings}  # a step takes as long at any length
+            look, budget = _example(spec, task), BUDGET / len(alike)
+            steps = {key: _step(spec, task, start, budget) for key, start in alike.items()}
+            each = [
+                count * _run(spec, task, start, look, steps[replace(start, epochs=None)])
+                for start, count in trainings.items()
+            ]
     except Exception:
         return 0.0  # the runs will say it, each with its own name
     return sum(each) / spec.workers
 
 
-def _run(spec: Spec, task: Task, start: Run, look: float, budget: float) -> float:
-    """Seconds of a whole run, where one example is judged in `look` of them."""
+def _run(spec: Spec, task: Task, start: Run, look: float, step: float) -> float:
+    """Seconds of a whole run, where a step takes `step` of them, and one example is judged in `look`."""
     per_epoch = steps_per_epoch(len(task.train), spec.batch_size)
     steps, val, test = start.steps(spec, per_epoch), len(task.val), len(task.test)
-    looks = math.ceil(steps / spec.every(per_epoch)) * (val + min(test, spec.test_curve))
+    looks = math.ceil(steps / start.every(spec, per_epoch)) * (val + min(test, spec.test_curve))
     ends = 3 * val + 4 * test  # the last weights, two averages, and those stopped early on the test part alone
     slope = (measure.SLICE_POINTS + _GRADIENT) * min(spec.sharpness_examples or len(task.train), len(task.train))
-    return steps * _step(spec, task, start, budget) + look * (looks + ends + slope)
+    return steps * step + look * (looks + ends + slope)
 
 
 def _step(spec: Spec, task: Task, start: Run, budget: float) -> float:

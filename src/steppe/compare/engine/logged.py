@@ -16,7 +16,7 @@ def logged(id_: str, record: Mapping[str, Any], study: str) -> Logged:
 
     By the hash of its settings, `study`, the runs of one study are found.
     """
-    names = ("method", "label", "variant", "seed", "rho", "lr", str(record.get("tunes")))
+    names = ("method", "label", "variant", "seed", "rho", "lr", "chosen_epochs", str(record.get("tunes")))
     chosen = {key: record.get(key) for key in names}
     settings = {key: value for key, value in chosen.items() if value is not None} | {"study": study}
     settings |= record.get("settings") or {}

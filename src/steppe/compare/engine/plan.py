@@ -4,13 +4,15 @@ Tune runs: every method with every value of its grid (rho; mu where it has no ra
 the best mean validation figure (ties: the smaller), or the next smaller one where that lies at a cliff, is then run on
 all seeds. A final run equal to a tune run is that run: nothing runs twice. Where learning rates are to be tried
 (`lr_grid`), the base chooses among them first, in the same way, and all methods train at the one that suits the base
-best; or, with `tune_lr = "each"`, each method tries every value at every rate.
+best; or, with `tune_lr = "each"`, each method tries every value at every rate. Where numbers of epochs are
+(`epochs_grid`), the base and each method choose their own, together with what they choose anyway.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -69,9 +71,15 @@ class Plan:
         return self._tries(self._explored(starts, records, failed)[0]) if len(starts) > 1 else []
 
     def _bases(self) -> list[Run]:
-        """The base at every learning rate to try."""
+        """The base at every learning rate and length to try."""
         rates: Sequence[float | None] = self.spec.lr_grid or [None]
-        return [Run(BASE, None, self.spec.seeds[0], lr=lr) for lr in rates]
+        every = itertools.product(rates, self._lengths)
+        return [Run(BASE, None, self.spec.seeds[0], lr=lr, epochs=epochs) for lr, epochs in every]
+
+    @property
+    def _lengths(self) -> Sequence[int | None]:
+        """The numbers of epochs to try; None is what the settings say."""
+        return self.spec.epochs_grid or [None]
 
     def _starts(self, choice: Choice, base: Run) -> list[Run]:
         """The method at every value to try."""
@@ -79,8 +87,8 @@ class Plan:
         rates = [None] if choice.brings(self.spec.optimizer) else rates
         more = tune.grid_of(choice, self.spec.tune or ())
         values = more.pop(choice.method.tunes, None) or choice.grid(self.spec.grids)
-        every = itertools.product(values, rates, tune.points(more))
-        return [Run(choice.text, value, base.seed, lr=lr, more=each) for value, lr, each in every]
+        every = itertools.product(values, rates, tune.points(more), self._lengths)
+        return [Run(choice.text, value, base.seed, lr=lr, more=each, epochs=n) for value, lr, each, n in every]
 
     def ends(self, choice: Choice) -> list[Run]:
         """One run of the method for each value of each further setting, to see that it can be built so."""
@@ -199,16 +207,25 @@ class Plan:
         return sum(self.trainings(records, failed).values())
 
     def trainings(self, records: Records = NONE, failed: Collection[str] = ()) -> dict[Run, int]:
-        """The same of the base, of each method, and of the base at its other lengths, by the first run of each."""
-        base = self.best_base(records, failed) or self._bases()[0]
+        """The same of the base, of each method, and of the base at its other lengths, by a run of each and its epochs.
+
+        While a length is not chosen yet, the middle one of those to try stands for it.
+        """
+        base = self.best_base(records, failed) or _middle(self._bases())
         there = {choice.text for choice in self.choices}
         alone = [choice for choice in self.choices if not (choice.averaged and choice.trained in there)]
         starts = [self._bases(), *(self._starts(choice, base) for choice in alone)]
-        tried = {each[0]: len(self._explored(each, records, failed)[0]) if len(each) > 1 else 0 for each in starts}
-        seeds, each = len(self.spec.seeds), len(self.spec.tune_seeds)
+        seeds = len(self.spec.seeds)
         again = len(set(self.spec.seeds) & set(self.spec.tune_seeds))
-        found = {start: count * each + seeds - (again if count else 0) for start, count in tried.items()}
-        return found | {replace(starts[0][0], variant=name): seeds for name in self.spec.variants if name != "plain"}
+        found = Counter[Run]()
+        for side in starts:
+            tried, best = self._explored(side, records, failed) if len(side) > 1 else ([], side[0])
+            for each in tried:
+                found[replace(side[0], epochs=each.epochs)] += len(self.spec.tune_seeds)
+            final = (best or _middle(side)).epochs
+            found[replace(side[0], epochs=final)] += seeds - (again if tried else 0)
+        first = replace(starts[0][0], epochs=base.epochs)
+        return found | Counter({replace(first, variant=name): seeds for name in self.spec.variants if name != "plain"})
 
     def records(self, records: Records, failed: Collection[str] = ()) -> list[dict[str, Any]]:
         """The records of this study in a fixed order, once per role: as tune run, as final run."""
@@ -264,6 +281,12 @@ def _number(run: Run) -> float | None:
     return run.lr if run.choice is None else run.value
 
 
-def _smallness(run: Run) -> tuple[float, float]:
-    """Larger for smaller values of what is being tried in a run, and among equal ones for smaller learning rates."""
-    return -(run.value or 0.0), -(run.lr or 0.0)
+def _smallness(run: Run) -> tuple[float, ...]:
+    """Larger for fewer epochs, of as many for smaller values of what is tried, and of equal ones for smaller rates."""
+    return -(run.epochs or 0), -(run.value or 0.0), -(run.lr or 0.0)
+
+
+def _middle(starts: Sequence[Run]) -> Run:
+    """The first of them at a middling length."""
+    lengths = sorted({each.epochs or 0 for each in starts})
+    return replace(starts[0], epochs=lengths[len(lengths) // 2] or None)

@@ -236,7 +236,7 @@ def _fit(spec: Spec, task: Task, run: Run, trainer: Trainer, steps: int, tell: T
         fit.examples += len(batch[1]) // ranks.ranks()
         fit.ascents += trainer.ascended()
         curve.step(trainer.sharp)
-        if step % spec.every(per_epoch) == 0 or step == steps:
+        if step % run.every(spec, per_epoch) == 0 or step == steps:
             epoch = _epochs(step, per_epoch)
             fit.curve.note(trainer.whole(), epoch, float(torch.stack(losses).mean()))
             if fit.balance:

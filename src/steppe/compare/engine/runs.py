@@ -28,6 +28,7 @@ class Run:
         variant: "double" has twice the steps, "half" half of them.
         lr: learning rate, where the study chose it; None is the one in its settings.
         more: further settings that are tuned, by name.
+        epochs: of the base or the method, where the study chose them; None is what its settings say.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Run:
     variant: str = "plain"
     lr: float | None = None
     more: tuple[tuple[str, Any], ...] = ()
+    epochs: int | None = None
 
     @property
     def choice(self) -> Choice | None:
@@ -80,8 +82,12 @@ class Run:
 
     def steps(self, spec: Spec, per_epoch: int) -> int:
         """How many optimizer steps it trains, where `per_epoch` make an epoch."""
-        steps = spec.steps(per_epoch)
+        steps = spec.steps(per_epoch, self.epochs)
         return {"double": 2 * steps, "half": max(1, steps // 2)}.get(self.variant, steps)
+
+    def every(self, spec: Spec, per_epoch: int) -> int:
+        """Steps between two looks at the validation part: about ten looks in a run of the chosen epochs."""
+        return spec.every(per_epoch, self.epochs)
 
     def named(self) -> dict[str, Any]:
         """What the record begins with: which run it is of."""
@@ -93,15 +99,17 @@ class Run:
         """What the record says about settings that the study chose: a radius under `rho`, others by name."""
         chosen: dict[str, Any] = {"rho": self.rho} | ({} if self.lr is None else {"lr": self.lr})
         chosen |= {"more": dict(self.more)} if self.more else {}
+        chosen |= {} if self.epochs is None else {"chosen_epochs": self.epochs}
         if self.tunes in ("", "rho") or (self.choice is None and self.lr is None):
             return chosen
         return {self.tunes: self.value, "tunes": self.tunes} | chosen
 
     @property
     def beside(self) -> list[Any]:
-        """What makes the method beside its text and value, where there is such: further settings, the user's code."""
+        """What makes the run beside text and value, where there is such: further settings, the user's code, epochs."""
         own = fingerprint(divided(self.method)[0])
-        return ([self.more] if self.more else []) + ([own] if own else [])
+        found: list[Any] = ([self.more] if self.more else []) + ([own] if own else [])
+        return found + ([] if self.epochs is None else [{"epochs": self.epochs}])
 
     def id(self, spec_hash: str) -> str:
         """A readable name that ends in a hash of everything that decides the result."""
@@ -112,6 +120,7 @@ class Run:
         value = "" if self.value is None else f"-{self.tunes}{self.value:g}"
         lr = "" if self.lr is None else f"-lr{self.lr:g}"
         lr += "".join(f"-{name}{plainly(each)}" for name, each in self.more)
+        lr += "" if self.epochs is None else f"-epochs{self.epochs}"
         variant = "" if self.variant == "plain" else f"-{self.variant}"
         return f"{method}{variant}{value}{lr}-seed{self.seed}-{decisive}"
 
@@ -121,4 +130,7 @@ def describe(run: Run) -> str:
     value = "" if run.value is None or f"{run.tunes}=" in run.method else f" {run.tunes}={run.value:g}"
     lr = "" if run.lr is None else f" lr={run.lr:g}"
     lr += "".join(f" {name}={plainly(each)}" for name, each in run.more)
-    return f"{run.label}{value}{lr} seed {run.seed}"
+    if run.epochs is not None and run.variant == "plain":
+        lr += f" epochs={run.epochs}"
+    label = run.label if run.epochs is None else run.label.replace("× epochs", f"× {run.epochs} epochs")
+    return f"{label}{value}{lr} seed {run.seed}"

@@ -12,8 +12,9 @@ Number = float | int
 
 
 def coordinates(run: Run) -> dict[str, Number]:
-    """What is tried in a run, as far as it is a number above zero: `value`, `lr`, and further settings by name."""
+    """What is tried in a run, as far as it is a number above zero: value, lr, further settings by name, epochs."""
     found = {"value": run.value, "lr": run.lr, **dict(run.more)}
+    found |= {} if run.epochs is None else {"epochs": run.epochs}
     return {
         name: each
         for name, each in found.items()
@@ -29,6 +30,8 @@ def at(run: Run, name: str, number: Number) -> Run:
         return replace(run, value=float(number))
     if name == "lr":
         return replace(run, lr=float(number))
+    if name == "epochs" and run.epochs is not None:
+        return replace(run, epochs=int(number))
     return replace(run, more=tuple((key, number if key == name else each) for key, each in run.more))
 
 

@@ -18,6 +18,7 @@ from steppe._command.lookup import nearest
 from steppe._command.settings import (
     AtLeastZero,
     Column,
+    Counts,
     Expected,
     Grid,
     Modules,
@@ -47,8 +48,8 @@ DEFAULT_METHODS = ("recommended", "sam", "grst", "look_sam")
 """What is compared when nothing is named: the one to begin with, SAM, and SAM on some steps in two ways."""
 
 _NOT_IN_RESULT = {
-    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "tune_lr", "tune", "grow", "step_back", "half", "jobs",
-    "out", "parallel", "shard", "on", "log",
+    "methods", "seeds", "tune_seeds", "rho", "mu", "lr_grid", "epochs_grid", "tune_lr", "tune", "grow", "step_back",
+    "half", "jobs", "out", "parallel", "shard", "on", "log",
 }  # fmt: skip
 
 _LATER = {
@@ -111,6 +112,9 @@ class Spec(BaseModel):
     mu: Grid | None = Field(None, description="Values of mu to choose from, for BAR (as many as of rho).")
     lr_grid: Annotated[Grid | None, Expected("a list of learning rates above 0")] = Field(
         None, description="Learning rates the base chooses from; the methods train at its choice."
+    )
+    epochs_grid: Counts | None = Field(
+        None, description="Numbers of epochs from which the base chooses, and every method together with rho."
     )
     tune_lr: Literal["base", "each"] = Field(
         "base", description="each: every method chooses its own from lr_grid, together with rho."
@@ -264,15 +268,15 @@ class Spec(BaseModel):
         """The values to choose from by the name of the setting: rho; mu or sigma for methods that have no radius."""
         return grids(self.rho, self.mu)
 
-    def steps(self, per_epoch: int) -> int:
-        """Optimizer steps of a run of the base, where `per_epoch` make an epoch."""
-        return self.max_steps or self.epochs * per_epoch
+    def steps(self, per_epoch: int, epochs: int | None = None) -> int:
+        """Optimizer steps of a run of the settings' epochs, or of others, where `per_epoch` make an epoch."""
+        return self.max_steps or (epochs or self.epochs) * per_epoch
 
-    def every(self, per_epoch: int) -> int:
-        """Steps between two looks at the validation part: about ten looks in a run of the base."""
+    def every(self, per_epoch: int, epochs: int | None = None) -> int:
+        """Steps between two looks at the validation part: about ten looks in such a run."""
         if self.max_steps:
             return self.eval_every or max(1, self.max_steps // 10)
-        return (self.eval_every or max(1, self.epochs // 10)) * per_epoch
+        return (self.eval_every or max(1, (epochs or self.epochs) // 10)) * per_epoch
 
     @property
     def part(self) -> tuple[int, int] | None:

@@ -92,6 +92,7 @@ def _facts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, A
         "groups": amounts.said(summary.get("groups") or {}),
         "symbols": wording.symbols(summary["rows"]),
         "selected": wording.selected(summary["rows"]),
+        "lengths": wording.with_lengths(summary),
         "memory": any(row["memory_ratio"] for row in summary["rows"]),
         "radii": sorted({row["sharpness"]["rho"] for row in summary["rows"] if row["sharpness"]}),
     }
@@ -128,6 +129,8 @@ def _heard(spec: Mapping[str, Any]) -> dict[str, Any]:
         unheard |= {"adapt", *(name for name in spec if name.startswith("lora_"))}
     elif spec.get("adapt") == "full":
         unheard |= {name for name in spec if name.startswith("lora_")}
+    if spec.get("epochs_grid"):
+        unheard.add("epochs")
     if spec.get("optimizer") in ("adamw", "amsgrad"):
         unheard.add("momentum")
     return {name: value for name, value in spec.items() if name not in unheard}

@@ -10,7 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from steppe._command import tables
-from steppe.compare.analysis.wording import ABSENT, FORMS, Words, broken, chosen, figures, means, plain, share, times
+from steppe.compare.analysis.wording import (
+    ABSENT,
+    FORMS,
+    Words,
+    broken,
+    chosen,
+    epochs,
+    figures,
+    means,
+    plain,
+    share,
+    times,
+    with_lengths,
+)  # fmt: skip
 
 Row = Mapping[str, Any]
 ALWAYS = 0
@@ -40,6 +53,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     found = [
         Column("\nmethod", lambda row: broken(row["label"]) + (" †" if row.get("diverged") else "")),
         Column("\nρ", lambda row: chosen(row)),
+        *([Column("\nepochs", epochs)] if with_lengths(summary) else []),
         _form(words, summary, "final", f"{name}\n{unit.strip()}", 2),
         _form(words, summary, "early", f"stopped\nearly{unit}", 3),
         _form(words, summary, "averaged", f"aver-\naged{unit}", 4),

@@ -12,7 +12,7 @@ from steppe.compare.script.source import check_settings, load
 
 UNHEARD = {
     *DataOptions.__dataclass_fields__, *tasks.TEXT, *tasks.TEXT_ONLY, "max_steps", "eval_every", "sharpness_rho",
-    "parallel", "also", "half",
+    "parallel", "also", "half", "epochs_grid",
 }  # fmt: skip
 """Settings of a comparison that a script has no use for: data, model and training are its own."""
 
