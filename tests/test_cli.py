@@ -159,7 +159,7 @@ def test_methods_lists_every_method_with_its_cost(capsys):
 
 
 def test_a_methods_card(capsys):
-    assert main(["methods", "look_sam"]) == 0
+    assert main(["methods", "look_sam:k=5"]) == 0
     assert "2203.02714" in capsys.readouterr().out
     assert main(["methods", "look_sam", "--json"]) == 0
     assert {"rho", "k", "alpha", "push"} <= set(json.loads(capsys.readouterr().out)["settings"])

@@ -78,6 +78,8 @@ def test_a_pretrained_classifier_is_trained_whole_or_by_adapters(tmp_path, lora)
     assert any("lora" in name for name in trained) == bool(lora)
     assert any(name.endswith("word_embeddings.weight") for name in trained) != bool(lora)
     assert problem.loss_of(problem.model, problem.batch).requires_grad
+    with pytest.raises(ValueError, match="length 513 is more than the 512 tokens that .* takes; give --length 512"):
+        Subject(f"hf:{tmp_path}", 3, length=513, lora=lora).make()
 
 
 def save_tiny_bert(transformers, folder):

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import settings_of
-from steppe._command.rows import RECOMMENDED, row
+from steppe._command.rows import RECOMMENDED, divided, row
 from steppe._command.tables import table
 from steppe.methods import METHODS
 from steppe.methods._card import write_card
@@ -27,6 +27,7 @@ def methods(
 ) -> None:
     """List the methods with passes, when to take them, and paper; or show the card of one."""
     with refusing():
+        name = name and divided(name)[0]  # settings behind it are no matter
         row(name or "sam")
     if as_json:
         rows = [_row(each) for each in (RECOMMENDED.name, *METHODS)] if name is None else _row(name)

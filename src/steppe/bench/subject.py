@@ -98,8 +98,13 @@ class Subject:
 
     def _pretrained(self, path: str) -> Problem:
         from steppe.text.models import Lora, classifier
+        from steppe.text.tokens import limit
 
-        model, _ = classifier(path, 2, None if self.lora is None else Lora(r=self.lora), 0)
+        model, tokenizer = classifier(path, 2, None if self.lora is None else Lora(r=self.lora), 0)
+        if (most := limit(model, tokenizer)) is not None and self.length > most:
+            raise ValueError(
+                f"length {self.length} is more than the {most} tokens that {path} takes; give --length {most}"
+            )
         words = int(getattr(model, "config").vocab_size)  # noqa: B009  mypy takes attributes of modules for tensors
         tokens = torch.randint(words, (self.batch_size, self.length))
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
