@@ -168,4 +168,10 @@ def test_the_time_left_is_told_before_and_between(monkeypatch: pytest.MonkeyPatc
     now[0] += 20
     shown.done("a", "SAM", "so much")
     assert said.getvalue().splitlines()[1] == "[5/10] SAM: so much, about 2 min left"
+    shown.begin(10, 4, (100.0, 10.0))  # runs of other lengths: those before were the short ones
+    assert said.getvalue().splitlines()[2].endswith("before, about 9 min left"), "600 s for all"
+    now[0] += 20
+    shown.expect(10, (110.0, 20.0))
+    shown.done("b", "SAM", "so much")
+    assert said.getvalue().splitlines()[3] == "[5/10] SAM: so much, about 3 min left", "9 times as much as in 20 s"
     assert [duration(s) for s in (0.2, 89, 600, 9000)] == ["1 s", "89 s", "10 min", "2.5 h"]

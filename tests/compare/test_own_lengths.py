@@ -223,6 +223,25 @@ def test_the_time_of_a_study_counts_each_run_with_its_length(monkeypatch: pytest
     assert foretold.seconds(made) == pytest.approx(4 * epochs)
 
 
+def test_the_time_left_weighs_runs_by_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is done in this process; the last run of all is the longest."""
+    monkeypatch.setattr(study, "Pool", _InStep)
+    monkeypatch.setattr(costs, "measure", lambda *_: {"methods": {}})
+    told: list[Any] = []
+
+    class Told(PlainProgress):
+        def expect(self, total: int, work: Any = None) -> None:
+            super().expect(total, work)
+            told.append((total, *work))
+
+    made = study.check(settings(epochs_grid=[1, 3], rho=[0.1], seeds=1, tune_seeds=1, jobs=1, out=str(tmp_path)))
+    study.compare(made, Told(Console(quiet=True)))
+    kept = [json.loads(path.read_text())["epochs"] for path in (tmp_path / "runs").glob("*.json")]
+    half = sum(each % 1 for each in kept)  # of three epochs one and a half, which here is one
+    assert told[0][1:] == (2 * (1 + 3) + 2 * 3 + 1, 0) and told[-1][0] == len(kept)
+    assert told[-1][1] == told[-1][2] == sum(kept) - half
+
+
 class _InStep(InStep, Workers):
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -348,6 +367,7 @@ def test_table_and_report_show_them(summary: dict[str, Any]) -> None:
     page = Page(html)
     text = " ".join(" ".join(page.text).split())
     assert not page.errors and not page.open
+    assert "Its ρ and length are those with the best validation accuracy" in text
     assert "ρ and length tried" in text and "0.2, 50 epochs:" in text and "0.2, 100 epochs:" in text
     chosen = [piece for piece in html.split('class="chosen">')[1:] if piece.startswith("0.2, ")]
     assert sorted(piece.partition(":")[0] for piece in chosen) == ["0.2, 100 epochs", "0.2, 50 epochs"]

@@ -12,13 +12,18 @@ from rich.text import Text
 EVERY = 10.0
 """Seconds between two lines on the same work."""
 
+Work = tuple[float, float]
+"""How much all runs are, and how much those that have ended, where they differ in length; in any unit."""
+
 
 class PlainProgress:
     """One line per finished run; for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.finished = self.total = self._before = 0
+        self.finished = self.total = 0
+        self._work: Work | None = None
+        self._before = 0.0
         self._began, self._expected = time.monotonic(), 0.0
 
     def __enter__(self) -> PlainProgress:
@@ -31,21 +36,27 @@ class PlainProgress:
         """Be told beforehand how long all runs would take."""
         self._expected = seconds
 
-    def begin(self, total: int, finished: int) -> None:
+    def begin(self, total: int, finished: int, work: Work | None = None) -> None:
         """Say how many runs there are, how many are done from an earlier call, and how long the others may take."""
-        self.total, self.finished, self._before, self._began = total, finished, finished, time.monotonic()
+        self.finished, self._began = finished, time.monotonic()
+        self.expect(total, work)
+        self._before = self._done()[1]
         kept = f", {finished} of them done before" if finished else ""
         self.say(f"{total} runs{kept}{self.left()}")
 
     def left(self) -> str:
         """`, about 4 min left`: by the runs of this call, or before there are any by what was expected of them."""
-        done, missing = self.finished - self._before, self.total - self.finished
-        each = (time.monotonic() - self._began) / done if done else self._expected / max(self.total, 1)
-        return f", about {duration(each * missing)} left" if missing and each else ""
+        whole, ended = self._done()
+        here = ended - self._before
+        each = (time.monotonic() - self._began) / here if here else self._expected / max(whole, 1)
+        return f", about {duration(each * (whole - ended))} left" if self.total > self.finished and each else ""
 
-    def expect(self, total: int) -> None:
-        """There are as many runs now: what was learned may ask for more."""
-        self.total = total
+    def _done(self) -> Work:
+        return self._work or (self.total, self.finished)
+
+    def expect(self, total: int, work: Work | None = None) -> None:
+        """There are as many runs now: what was learned may ask for more; and so much work, if it is known."""
+        self.total, self._work = total, work
 
     def begun(self, key: str, text: str) -> None:
         """A run has started."""

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from steppe._command.progress import PlainProgress
+from steppe._command.progress import PlainProgress, Work
 from steppe._command.tables import table
 from steppe.compare.analysis.summary import summarise
 from steppe.compare.analysis.wording import ABSENT, Words, chosen, epochs, with_lengths
@@ -42,9 +42,9 @@ class Screen(PlainProgress):
         said = f"{self.finished} of {self.total} runs{self.left()}" if self.total else "getting ready"
         return Group(self._table, Text(said), self._each)
 
-    def begin(self, total: int, finished: int) -> None:
+    def begin(self, total: int, finished: int, work: Work | None = None) -> None:
         """Show what is done from an earlier call."""
-        super().begin(total, finished)
+        super().begin(total, finished, work)
         self._records = self._store.known(self._plan.needed)
         self._look()
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from steppe._command.beats import BeatingClaim
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Event, Job, Pool, Workers
-from steppe._command.progress import PlainProgress
+from steppe._command.progress import PlainProgress, Work
 from steppe._command.ranks import InStep, agree, first
 from steppe._command.trackers import Log
 from steppe._command.trackers import check as check_trackers
@@ -125,7 +125,7 @@ class _Session:
 
         Runs that another process has claimed are waited for, and taken over if it ends without them.
         """
-        self.progress.begin(self.plan.total(self.records, self.failed), len(self.records))
+        self.progress.begin(self.plan.total(self.records, self.failed), len(self.records), self._work())
         waiting = False
         while self.missing():
             self._fill(pool, size)
@@ -178,7 +178,7 @@ class _Session:
         runs, found = self.missing(), agree(self.store.load(ids))
         self.records |= found
         if found:
-            self.progress.expect(self.plan.total(self.records, self.failed))
+            self._expect()
         for id_, record in found.items():
             self.progress.done(id_, describe(runs[id_]), told(record) + _ELSEWHERE)
         return bool(found)
@@ -191,6 +191,7 @@ class _Session:
             self.progress.moving(event.key, event.value)
         elif event.kind == "failed":
             self.failed[event.key] = f"{text}: {event.value}"
+            self._expect()
             self.progress.failed(event.key, text, event.value)
             if event.key in self._held:
                 self._held[event.key].note(str(event.value))  # and hold it: others need not try in vain
@@ -200,11 +201,22 @@ class _Session:
             phase = "tune" if event.key in self.plan.tuning(self.records, self.failed) else "final"
             self.records[event.key] = self.store.save(event.key, phase, event.value)
             self.log(event.key)
+            self._expect()
             self.progress.done(event.key, text, told(event.value))
             self._free(event.key)
         if event.kind in ("done", "failed"):
             del self.under_way[event.key]
-            self.progress.expect(self.plan.total(self.records, self.failed))
+
+    def _expect(self) -> None:
+        """Tell how many runs there are by what is known now."""
+        self.progress.expect(self.plan.total(self.records, self.failed), self._work())
+
+    def _work(self) -> Work:
+        """How long all trainings are, and those that have ended, in epochs (as if a step took every method as long)."""
+        spec, of = self.plan.spec, self.plan.trainings(self.records, self.failed)
+        needed = self.plan.needed(self.records, self.failed)
+        ended = [each for id_, each in needed.items() if id_ in self.records or id_ in self.failed]
+        return sum(count * each.steps(spec, 1) for each, count in of.items()), sum(e.steps(spec, 1) for e in ended)
 
     def log(self, id_: str) -> None:
         """Give a run to the trackers, unless they have it."""
