@@ -127,5 +127,7 @@ def find(name: str) -> Builder:
 
 def _image(shape: tuple[int, ...], model: str) -> tuple[int, int, int]:
     if len(shape) != 3 or min(shape[1:]) < 8:
-        raise ValueError(f"model {model!r} needs images of at least 8x8, the task has inputs of shape {shape}")
+        raise ValueError(
+            f"model {model!r} needs images of at least 8x8, the task has inputs of shape {shape}; --model mlp reads any"
+        )
     return shape[0], shape[1], shape[2]

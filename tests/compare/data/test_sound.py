@@ -92,3 +92,13 @@ def test_copies_are_seen_in_inputs_of_any_kind(kind):
     task = Task("t", *(Split(x[part], y[part]) for part in (slice(10), slice(10, 20), slice(20, 30))), classes=2)
     assert len(copied(task)) == 1 and len(set(task.train.keys())) > 1
     assert task.train.keys()[0] == task.train.take(torch.tensor([0])).keys()[0]
+
+
+def test_a_network_that_nobody_named_is_told(monkeypatch):
+    """A task of one's own without a network was given a small convolutional one, and nothing said so."""
+    monkeypatch.setattr(tiny, "unnamed", lambda seed: replace(tiny.task(seed), recipe={}), raising=False)
+    tasks.load.cache_clear()
+    (note,) = tasks.load(DataOptions("tests.compare.tiny:unnamed", model="cnn"), 0).notes
+    assert note.startswith("The task names no network, and cnn is trained")
+    assert tasks.load(DataOptions("tests.compare.tiny:unnamed", model="mlp"), 0).notes == ()
+    assert tasks.load(DataOptions("tests.compare.tiny:task", model="cnn"), 0).notes == ()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from steppe.cli import main
 from steppe.compare import Split, Task
-from steppe.compare.engine.rehearsal import check_model, check_targets
+from steppe.compare.engine.rehearsal import check_anew, check_model, check_targets
 
 TINY = split(40, 0)
 
@@ -170,3 +170,32 @@ def test_home_is_found_behind_the_kind_of_data(
     (tmp_path / "cats").mkdir()
     said = refused(capsys, tmp_path, "--task", "images:~/cats")
     assert f"{tmp_path}/cats has 0 class folders" in said
+
+
+def cached(seen: list[nn.Module]) -> nn.Module:
+    """As a user's function may keep what it loads."""
+    seen[:] = seen or [nn.Sequential(nn.Flatten(), nn.Linear(64, 2))]
+    return seen[0]
+
+
+def test_a_model_that_is_the_same_every_time_is_refused() -> None:
+    """Every run went on where another had ended, and gains were of who came last."""
+    seen: list[nn.Module] = []
+    with pytest.raises(ValueError, match=r"'mine:net' gave the same weights twice, and .* copy.deepcopy"):
+        check_anew("mine:net", cached(seen), nn.Sequential(cached(seen), nn.Linear(2, 2)))
+    frozen = cached(seen).requires_grad_(False)  # a body that is loaded once, under heads of their own
+    check_anew("mine:net", *(nn.Sequential(frozen, nn.Linear(2, 2)) for _ in range(2)))
+
+
+SAME = """
+from torch import nn
+NET = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+def net(shape, outputs):
+    return NET
+"""
+
+
+def test_a_comparison_of_such_a_model_does_not_begin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "same.py").write_text(SAME)
+    asked = f"compare --task tests.compare.tiny:task --model {tmp_path}/same.py:net --out {tmp_path}/out"
+    assert main(asked.split()) == 2 and "gave the same weights twice" in capsys.readouterr().err

@@ -121,6 +121,7 @@ def each_sample(sharpen: Sharpen, seed: int):
 
 def one_model(sharpen: Sharpen, seed: int):
     """Its model lives outside of the function: two of these at once would train the same weights."""
+    MODEL.reset_parameters()
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
     sharp = sharpen(MODEL, optimizer)
     for _ in range(30):

@@ -174,3 +174,12 @@ def test_the_pool_adds_nothing_to_a_sentence_that_says_all():
         raise SaidError("train.py:3: a sentence")
 
     assert attempt(Job("a", fails, ()), print) == Event("failed", "a", "train.py:3: a sentence")
+
+
+def test_a_model_that_every_run_goes_on_with_is_refused(tmp_path):
+    """It lay outside of the function: each run began where the one before had ended, and the last one won."""
+    spec = resolve({"script": f"{WRONG}:goes_on", "out": str(tmp_path)})
+    told = f"wrong.py:{line('goes_on')}: the weights are still those that an earlier call of the function has trained"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_script(Plan(spec, "hash"))
+    check_script(Plan(resolve({"script": f"{WRONG.with_name('loops.py')}:one_model", "out": str(tmp_path)}), "hash"))

@@ -141,3 +141,15 @@ def wants(sharpen, seed, width, depth=2):  # HERE wants
 
 async def asynchronous(sharpen, seed):  # HERE asynchronous
     return start(sharpen)
+
+
+MODEL = nn.Linear(2, 1)
+
+
+def goes_on(sharpen, seed):
+    optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
+    sharp = sharpen(MODEL, optimizer)  # HERE goes_on
+    for _ in range(3):
+        sharp.backward(lambda: MODEL(torch.ones(4, 2)).square().mean())
+        optimizer.step()
+    return {"val": 1.0, "test": 1.0}

@@ -36,8 +36,10 @@ def build(name: str, task: Task, lora: Lora | None = None, seed: int = 0) -> nn.
         )
     if ":" in name:
         return _own(name, shape, task.outputs)
-    if name not in (known := [*MODELS, *FORECASTERS, *TOKENS]):
+    if name not in (known := list(dict.fromkeys([*MODELS, *FORECASTERS, *TOKENS]))):
         raise ValueError(f"unknown model {name!r}; {nearest(name, known)}, or give module:function")
+    if not isinstance(x, Tensor):
+        raise ValueError(f"model {name!r} reads one tensor, and the inputs are several; give module:function")
     if (name in TOKENS) != (y.dim() == 2 and bool(task.classes)):
         raise ValueError(
             f"model {name!r} does not fit this task; sequences of tokens (lm:FILE) go with gpt, and no others"

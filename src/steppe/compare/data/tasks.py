@@ -227,7 +227,7 @@ def load(options: DataOptions, seed: int) -> Task:
     """The task of `seed`. Kept for the next run of the same process with the same seed: nobody writes to it."""
     if is_function(options.task):
         task = call(options.task, seed)
-        return replace(task, notes=(*task.notes, *copied(task)))
+        return replace(task, notes=(*task.notes, *copied(task), *_unasked(task, options.model)))
     if (kind := options.task.partition(":")[0]) in FILES:
         return FILES[kind].task(options, seed)
     if options.task.startswith("text:"):
@@ -237,6 +237,13 @@ def load(options: DataOptions, seed: int) -> Task:
     amounts = Amounts(options.labelled, options.validation, options.noise, options.per_class)
     task = choose(source, options.task, seed, amounts)
     return replace(task, rows=BUILT_IN[options.task].rows(task)) if options.task in BUILT_IN else task
+
+
+def _unasked(task: Task, model: str) -> list[str]:
+    """A sentence where a network is trained that neither the task names nor, it seems, its user."""
+    if "model" in task.recipe or model != GENERIC["model"]:
+        return []
+    return [f"The task names no network, and {model} is trained: --model, or its recipe, names another."]
 
 
 def fingerprint(name: str) -> str:

@@ -64,6 +64,16 @@ def check_model(name: str, model: nn.Module, task: Task) -> None:
         raise ValueError(f"model {name!r}: the loss of its output cannot be taken: {brief(error)}") from error
 
 
+def check_anew(name: str, one: nn.Module, other: nn.Module) -> None:
+    """Refuse a function that gives the same weights again: every run would go on where another ended."""
+    known = {id(weight) for weight in one.parameters() if weight.requires_grad}
+    if any(id(weight) in known for weight in other.parameters()):
+        raise ValueError(
+            f"model {name!r} gave the same weights twice, and every run would go on where another ended; make the "
+            "network inside of the function, or give copy.deepcopy(network)"
+        )
+
+
 def _check_output(name: str, output: Tensor, task: Task) -> None:
     """One number for each class; other tasks know by their loss."""
     if task.classes and task.loss == "cross_entropy" and task.train.y.dim() == 1:
