@@ -68,6 +68,7 @@ def test_texts_have_a_recipe_and_a_learning_rate_for_each_way_to_train(folder):
     lora, full = words.settings(folder), words.settings(folder, adapt="full")
     assert (lora.optimizer, lora.lr_schedule, lora.lr, full.lr) == ("adamw", "linear", 1e-3, 3e-5)
     assert lora.lora().r == 8 and lora.lora().targets == ("query", "value") and full.lora() is None
+    assert lora.methods == ["recommended", "sam", "nbar", "look_sam"] and "grst" in full.methods
 
 
 @pytest.mark.parametrize(("count", "mu"), [(1, [0.5]), (3, [0.2, 0.5, 1.0]), (4, [0.2, 0.5, 1.0, 2.0])])

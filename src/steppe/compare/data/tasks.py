@@ -36,6 +36,9 @@ TEXT: dict[str, Any] = GENERIC | {
 TEXT_LR = {"lora": 1e-3, "full": 3e-5}
 """How a pretrained model is trained -> a usual learning rate of AdamW for that."""
 
+LORA_METHODS = ("recommended", "sam", "nbar", "look_sam")
+"""What is compared on adapters when nothing is named: BAR, which adds nothing to the time, is there for G-RST."""
+
 USUAL_LR = {"sgd": 0.05, "adamw": 1e-3, "amsgrad": 1e-3}
 """Optimizer -> a usual learning rate of it, where a task's own was found for another one."""
 
@@ -177,7 +180,7 @@ def check_model(task: str, model: str) -> None:
 def recipe_of(name: str, adapt: str = "lora") -> dict[str, Any]:
     """The settings that task `name` proposes, complete; a pretrained model is trained by "lora" or in "full"."""
     if name.startswith("text:"):
-        return TEXT | {"lr": TEXT_LR[adapt]}
+        return TEXT | {"lr": TEXT_LR[adapt]} | ({"methods": list(LORA_METHODS)} if adapt == "lora" else {})
     if (kind := name.partition(":")[0]) in FILES:
         return GENERIC | dict(FILES[kind].recipe)
     if name in BUILT_IN:
