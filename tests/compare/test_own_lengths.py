@@ -104,6 +104,15 @@ def test_the_base_tries_as_many_settings_as_a_method() -> None:
     assert {n for _, _, n in tried(made, found, "base")} == {2, 3, 4, 5, 6, 8}
 
 
+def test_as_many_settings_are_no_reason_for_ever_longer_trainings() -> None:
+    """Half-way to the neighbour they go on, once as many lengths as `grow` says lie beyond those asked for."""
+    made = planned(grow=2, rho=[0.02, 0.05, 0.1, 0.2], epochs_grid=[2, 4])
+    found = finished(made, lambda r: (0.1 - (r.value or 0)) ** 2 + r.epochs / 100)
+    lengths = {n for _, _, n in tried(made, found, "base")}
+    assert lengths >= {2, 4, 8, 16} and max(lengths) == 16 and len(lengths) == 8
+    assert max(n for _, _, n in tried(made, found, "sam")) <= 16
+
+
 def test_a_cliff_is_looked_for_at_the_same_length() -> None:
     """At 8 epochs 0.3 broke; 0.05 is best there, and nothing smaller. That it is better than 0.05 at 2 says nothing."""
     made = planned(rho=[0.05, 0.1, 0.3], methods=["sam"])

@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,21 @@ class Plan:
         """One more: beyond the edge while the best, alone, lies there, else within, until all sides have as many."""
         rank = {start: _validation(each) for start in tried if (each := self._records_of(start, records))}
         alone = sum(value >= rank[best] for value in rank.values()) == 1
-        if alone and len(tried) < least + self.spec.grow and (new := search.beyond(tried, best, self._can)):
+        can = partial(self._can, tried)
+        if alone and len(tried) < least + self.spec.grow and (new := search.beyond(tried, best, can)):
             return new
         return search.between(tried, best, rank) if len(tried) < least else None
 
-    def _can(self, run: Run) -> bool:
-        """Whether the method can be built so."""
+    def _can(self, tried: Sequence[Run], run: Run) -> bool:
+        """Whether the method can be built so, and few enough lengths beyond the longest asked for were tried before.
+
+        Each takes so much longer that to try as many settings as others do is no reason for it.
+        """
+        longest = max(self.spec.epochs_grid or [0])
+        longer = {each.epochs for each in (*tried, run) if (each.epochs or 0) > longest}
+        return self._buildable(run) and len(longer) <= self.spec.grow
+
+    def _buildable(self, run: Run) -> bool:
         if run not in self._built:
             more = {run.tunes: run.value} | dict(run.more)
             self._built[run] = run.choice is None or run.choice.takes(more)
