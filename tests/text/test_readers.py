@@ -25,8 +25,11 @@ def test_words_as_labels_stand_in_order_of_the_alphabet(tmp_path: Path) -> None:
     assert (found.names, found.labels) == (("DESC", "NUM"), [1, 0])
 
 
-def test_what_is_not_utf8_is_read_as_latin1(tmp_path: Path) -> None:
+def test_what_is_not_utf8_is_read_as_latin1_or_what_windows_makes_of_it(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a", "1 caf\u00e9".encode("latin-1"))).texts == ["caf\u00e9"]
+    quoted = "text,label\n\u201cit\u2019s \u20ac 5\u201d,1\n"
+    assert read(write(tmp_path / "a.csv", quoted.encode("cp1252"))).texts == ["\u201cit\u2019s \u20ac 5\u201d"]
+    assert read(write(tmp_path / "b", b"1 \x81 caf\xe9")).texts == ["\x81 caf\xe9"]
     assert read(write(tmp_path / "b", "\ufeff1 caf\u00e9")).texts == ["caf\u00e9"]
 
 

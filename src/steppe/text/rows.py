@@ -200,7 +200,17 @@ def _decoded(path: Path) -> str:
         if _UTF8.search(raw) or b"\0" in raw:
             line = len(re.split(rb"\r\n|\r|\n", raw[: error.start]))
             raise ValueError(f"{path} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
-        return raw.decode("latin-1")  # as the older sets of labelled lines are written
+        return _western(raw)
+
+
+def _western(raw: bytes) -> str:
+    """As the older sets of labelled lines are written, and tables that a spreadsheet saves on Windows."""
+    try:
+        return raw.decode(
+            "cp1252"
+        )  # latin-1 with quotation marks, dashes and the euro where that has control characters
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def _some(found: list[Any], source: str) -> list[Any]:
