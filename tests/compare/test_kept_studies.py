@@ -174,4 +174,8 @@ def test_the_time_left_is_told_before_and_between(monkeypatch: pytest.MonkeyPatc
     shown.expect(10, (110.0, 20.0))
     shown.done("b", "SAM", "so much")
     assert said.getvalue().splitlines()[3] == "[5/10] SAM: so much, about 3 min left", "9 times as much as in 20 s"
+    shown.expect(10, (110.0, 30.0))
+    shown.skip(10.0)
+    shown.done("c", "SAM", "so much")
+    assert said.getvalue().splitlines()[4] == "[6/10] SAM: so much, about 3 min left", "done before: 8 times"
     assert [duration(s) for s in (0.2, 89, 600, 9000)] == ["1 s", "89 s", "10 min", "2.5 h"]

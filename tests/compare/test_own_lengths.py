@@ -284,6 +284,23 @@ def test_a_method_at_half_the_base_s_length_costs_half(tmp_path: Path, monkeypat
     assert by_passes["sam"] == 0.5 * 2.0, "half as many steps of two passes"
 
 
+def test_values_added_in_the_same_folder_run_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "Pool", _InStep)
+    monkeypatch.setattr(costs, "measure", lambda *_: {"methods": {}})
+    kept: list[dict[str, str]] = []
+    for grid, now in (([1, 2], "2026-01-01"), ([1, 2, 3], "2026-01-02")):
+        monkeypatch.setattr(study, "finished", lambda now=now: now)
+        monkeypatch.setattr("steppe._command.provenance.finished", lambda now=now: now)
+        given = settings(epochs_grid=grid, rho=[0.1], seeds=1, tune_seeds=1, jobs=1, out=str(tmp_path))
+        console = Console(file=(said := StringIO()), width=200)
+        study.compare(study.check(given), PlainProgress(console))
+        kept.append({path.name: path.read_text() for path in (tmp_path / "runs").glob("*.json")})
+    assert kept[0].items() <= kept[1].items() and len(kept[1]) > len(kept[0])
+    assert all("epochs3" in name for name in kept[1].keys() - kept[0].keys())
+    lines = said.getvalue().splitlines()
+    assert sum("(done before)" in line for line in lines) >= 2 and "another process" not in said.getvalue()
+
+
 # What a reader sees
 
 

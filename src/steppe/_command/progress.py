@@ -58,6 +58,10 @@ class PlainProgress:
         """There are as many runs now: what was learned may ask for more; and so much work, if it is known."""
         self.total, self._work = total, work
 
+    def skip(self, work: float) -> None:
+        """So much of what has ended took none of the time of this call."""
+        self._before += work
+
     def begun(self, key: str, text: str) -> None:
         """A run has started."""
 

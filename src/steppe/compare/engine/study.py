@@ -15,6 +15,7 @@ from steppe._command.beats import BeatingClaim
 from steppe._command.files import read_json, write_json
 from steppe._command.pool import Event, Job, Pool, Workers
 from steppe._command.progress import PlainProgress, Work
+from steppe._command.provenance import finished
 from steppe._command.ranks import InStep, agree, first
 from steppe._command.trackers import Log
 from steppe._command.trackers import check as check_trackers
@@ -34,7 +35,7 @@ _COST = "cost"
 _POLL = 0.5
 """Seconds between two looks at what other processes have done."""
 _OTHER = "another process works at this study in this folder, too: each run is made by one of them and counts for both"
-_ELSEWHERE = " (in another process)"
+_ELSEWHERE, _BEFORE = " (in another process)", " (done before)"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class _Session:
     def __init__(self, plan: Plan, store: Store, progress: PlainProgress) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.failed: dict[str, str] = {}
+        self._since = finished()
         self.records = agree(store.known(plan.needed))
         self.under_way: dict[str, Run] = {}
         self._held, self._accompanied = dict[str, BeatingClaim](), False
@@ -174,13 +176,15 @@ class _Session:
             self._held.pop(id_).free()
 
     def _take_in(self, ids: Collection[str]) -> bool:
-        """Runs that another process has finished."""
+        """Runs that another process has finished, or an earlier call, where only now they are known to be needed."""
         runs, found = self.missing(), agree(self.store.load(ids))
         self.records |= found
         if found:
             self._expect()
         for id_, record in found.items():
-            self.progress.done(id_, describe(runs[id_]), told(record) + _ELSEWHERE)
+            before = str(record.get("finished")) < self._since
+            self.progress.skip(runs[id_].steps(self.plan.spec, 1) if before else 0)
+            self.progress.done(id_, describe(runs[id_]), told(record) + (_BEFORE if before else _ELSEWHERE))
         return bool(found)
 
     def _note(self, event: Event) -> None:
