@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from steppe._reach import is_of_users
+from steppe._spaces import is_of_users
 from steppe._state import Watch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steppe._nested import refill
+from steppe._nested import container_of, is_array, refill
 from steppe._randomness import is_generator
-from steppe._reach import is_of_users
 from steppe._shards import is_sharded
+from steppe._spaces import is_of_users, space_of
 
 LONG = 1024
 """Lists and dicts of more items are left as they are."""
 
-_KEYED, _LISTED = (dict, OrderedDict, defaultdict, Counter), (list, tuple, set, deque)
+_KEYED = (dict, OrderedDict, defaultdict, Counter)
 _OWN = frozenset(vars(nn.Module()))  # what every module has; `training` is among them
 _ATOMS = frozenset((int, float, bool, str, type(None), bytes, type, torch.dtype, torch.device, torch.Size))
 WRITABLE = (Tensor, nn.Parameter)
@@ -101,25 +101,25 @@ class Bindings:
                 self._see(tensor, module, name, isinstance(tensor, nn.Parameter))
 
     def _look_into(self, value: Any, module: nn.Module, name: str) -> None:
+        kind: Any = type(value)
         if isinstance(value, Tensor):
             self._see(value, module, name, False)
         elif isinstance(value, nn.Module):
             self._waiting.append(value)  # a teacher that was hidden from state_dict
-        elif type(value) in _KEYED or type(value) in _LISTED:
-            self._look_within(value, module, name)
-        else:
-            if is_generator(value) and value is not torch.default_generator:
-                self.generators.append(value)
-            kind: Any = type(value)
-            if is_of_users(kind) and type(there := getattr(value, "__dict__", None)) is dict:
-                self._look_within(there, module, name)  # a memory bank of one's own class
+        elif (container := container_of(kind)) is not None:
+            self._look_within(value, issubclass(container, dict), module, name)
+        elif is_array(value) and (over := _over(value)) is not None:
+            self._see(over, module, name, False)
+        elif is_generator(value) and value is not torch.default_generator:
+            self.generators.append(value)
+        if is_of_users(kind) and (there := space_of(value)) is not None:
+            self._look_within(there, True, module, name)  # a memory bank of one's own class
 
-    def _look_within(self, value: Any, module: nn.Module, name: str) -> None:
+    def _look_within(self, value: Any, keyed: bool, module: nn.Module, name: str) -> None:
         if len(value) > LONG or id(value) in self._seen:
             return
         self._seen.add(id(value))
-        keyed = type(value) in _KEYED
-        if type(value) is not tuple:
+        if not isinstance(value, tuple):
             (self._keyed if keyed else self._listed).append(value)
         for item in value.values() if keyed else value:
             if type(item) not in _ATOMS:
@@ -137,6 +137,14 @@ class Bindings:
 def has_attributes(kind: Any) -> bool:
     """Whether forward is anybody's but torch's own, whose layers keep what they move in buffers."""
     return not all(c is object or c.__module__.startswith("torch.nn.") for c in kind.__mro__)
+
+
+def _over(array: Any) -> Tensor | None:
+    """A tensor over the same numbers, where torch has one."""
+    try:
+        return torch.from_numpy(array) if array.flags.writeable else None
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _rebind(own: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 from torch import nn
 
 from steppe._bindings import has_attributes
+from steppe._hooks import run_within
 from steppe._nested import container_of, is_array
 from steppe._places import Array, Cell, Items, Keys, Listed, Place
-from steppe._reach import is_of_users_module, is_written_by_users, names_in, read_by, words_in
-from steppe._spaces import OfClass, is_foreign, is_whole, members_of, space_of
+from steppe._reach import names_in, read_by, words_in
+from steppe._spaces import OfClass, is_foreign, is_of_users_module, is_whole, is_written_by_users, members_of, space_of
 from steppe._stores import Stores, stores_of
 
 DEEP, DEEPER = 4, 8
@@ -144,7 +145,8 @@ def _items_of(found: Reads, given: list[Any], seen: set[int]) -> Iterator[Place]
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        if (keys and _is_few(thing, _KEYED, LONG)) or _is_few(thing, (set,), LONG):
+        keyed = keys or (attributes and type(thing) not in _KEYED)  # `__setattr__ = dict.__setitem__`
+        if (keyed and _is_few(thing, _KEYED, LONG)) or _is_few(thing, (set,), LONG):
             yield Items(thing, counts(thing))
         elif id(thing) in ordered and _is_few(thing, (list,), LONG):
             yield Items(thing)
@@ -240,6 +242,8 @@ def _called(function: Any, words: Collection[str]) -> Iterator[Any]:
             for kind in _class_of(each).__mro__[:-1]:  # `super()` runs those beneath
                 found = chain.from_iterable(_functions_in(vars(kind)[name]) for name in names if name in vars(kind))
                 yield from (MethodType(_unwrapped(m), each) for m in found if not is_foreign(m))
+        elif isinstance(each, nn.Module):
+            yield from (_bare(f)[0] for f in run_within(each, names))
 
 
 def _functions_in(member: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from operator import attrgetter
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ FEW, MOST = 32, 256
 """Entries of a list, tuple or dict that a function names, up to which tensors are looked for in it; and in all."""
 
 _VERSION = attrgetter("_version")
+_CODED = frozenset((FunctionType, MethodType))
 _FLAT = frozenset((list, tuple, dict))
 _WITHOUT = frozenset((Tensor, FunctionType, ModuleType, type(None), int, float, *_FLAT))  # attributes of the user's
 
@@ -87,7 +88,7 @@ class Inputs:
             names = self._names[code] = frozenset(n for f in functions_of(function) for n in names_in(f.__code__))
         about = [code]
         for thing in (*self.read(), getattr(function, "__self__", None)):
-            about.append(getattr(thing, "__code__", None) or type(thing))
+            about.append(thing.__code__ if type(thing) in _CODED else type(thing))  # a call less: every step asks
             if type(thing) not in _WITHOUT and (space := space_of(thing)) is not None:
                 about += [_kind(space[name]) for name in space if name in names]
         return tuple(about)
@@ -150,7 +151,7 @@ class Written:
 
 
 def _kind(thing: Any) -> Any:
-    return getattr(thing, "__code__", None) or type(thing)
+    return thing.__code__ if type(thing) in _CODED else type(thing)  # somebody's ``__getattr__`` may raise anything
 
 
 def _found(batches: tuple[Any, ...], read: list[Any], further: Iterable[Any]) -> list[Tensor]:

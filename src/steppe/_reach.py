@@ -6,13 +6,10 @@ import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
-
-_ALWAYS_INSTALLED = ("steppe", "torch")  # wherever they lie: torch may be built in its own folder
 
 DEEP, MANY = 5, 64
 """So many steps away, and so many things within one that holds things."""
@@ -139,33 +136,3 @@ def words_in(code: CodeType) -> tuple[str, ...]:
     inner = (words_in(each) for each in code.co_consts if isinstance(each, CodeType))
     mine = (each for each in code.co_consts if isinstance(each, str) and each.isidentifier())
     return tuple(dict.fromkeys(chain(mine, *inner)))
-
-
-@functools.lru_cache(maxsize=4096)
-def is_of_users(kind: Any) -> bool:
-    """Whether a class is the user's own: the insides of those of Python and of what is installed are left alone."""
-    if kind is SimpleNamespace:
-        return True
-    return is_of_users_module(str(getattr(kind, "__module__", "")))
-
-
-@functools.lru_cache(maxsize=4096)
-def is_of_users_module(name: str) -> bool:
-    """Whether the module of this name is the user's own."""
-    module = sys.modules.get(name)
-    return name == "__main__" or (module is not None and is_written_by_users(module))
-
-
-def is_written_by_users(module: ModuleType) -> bool:
-    """Whether a module of Python is the user's own."""
-    file, root = getattr(module, "__file__", None) or "", module.__name__.partition(".")[0]
-    if not file or root in _ALWAYS_INSTALLED or root in sys.stdlib_module_names:
-        return False
-    top = Path(getattr(sys.modules.get(root), "__file__", None) or file)
-    return "-packages" not in file and not _has_records(top.parents[top.stem == "__init__"])
-
-
-@functools.cache
-def _has_records(folder: Path) -> bool:
-    """Whether pip installed into it: a folder need not be called site-packages (``pip install --target``)."""
-    return any(folder.glob("*.dist-info"))

@@ -1,16 +1,17 @@
-"""Where attributes lie: of objects of the user's own, also those with ``__slots__``, of classes and of functions."""
+"""What is the user's own, and where its attributes lie: of objects, also with ``__slots__``, classes and functions."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
-from steppe._reach import is_of_users
-
+_ALWAYS_INSTALLED = ("steppe", "torch")  # wherever they lie: torch may be built in its own folder
 _FOREIGN = frozenset(("torch", "steppe", "numpy", "builtins", "logging"))
 _PLAIN = frozenset(("builtins", "abc", "collections", "dataclasses", "types", "typing"))
 _CODE = (FunctionType, property, classmethod, staticmethod, MemberDescriptorType, GetSetDescriptorType)
@@ -97,12 +98,17 @@ def slots_of(kind: Any) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=4096)
+def classes_of(kind: Any) -> tuple[type, ...]:
+    """It and what it is derived of, as far as the user has written that."""
+    return tuple(each for each in kind.__mro__ if is_of_users(each) and each is not SimpleNamespace)
+
+
+@functools.lru_cache(maxsize=4096)
 def members_of(kind: Any) -> tuple[tuple[type, str], ...]:
     """The user's classes among it and what it is derived of, with names at which each has what is no code: state."""
-    own = [each for each in kind.__mro__ if is_of_users(each) and each is not SimpleNamespace]
     return tuple(
         (each, name)
-        for each in own
+        for each in classes_of(kind)
         for name, value in vars(each).items()
         if not name.startswith("__") and not isinstance(value, _CODE)
     )
@@ -117,3 +123,33 @@ def is_whole(kind: Any) -> bool:
 def is_foreign(thing: Any) -> bool:
     """Whether a function or a class is not to be looked into."""
     return str(getattr(thing, "__module__", "")).partition(".")[0] in _FOREIGN
+
+
+@functools.lru_cache(maxsize=4096)
+def is_of_users(kind: Any) -> bool:
+    """Whether a class is the user's own: the insides of those of Python and of what is installed are left alone."""
+    if kind is SimpleNamespace:
+        return True
+    return is_of_users_module(str(getattr(kind, "__module__", "")))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_of_users_module(name: str) -> bool:
+    """Whether the module of this name is the user's own."""
+    module = sys.modules.get(name)
+    return name == "__main__" or (module is not None and is_written_by_users(module))
+
+
+def is_written_by_users(module: ModuleType) -> bool:
+    """Whether a module of Python is the user's own."""
+    file, root = getattr(module, "__file__", None) or "", module.__name__.partition(".")[0]
+    if not file or root in _ALWAYS_INSTALLED or root in sys.stdlib_module_names:
+        return False
+    top = Path(getattr(sys.modules.get(root), "__file__", None) or file)
+    return "-packages" not in file and not _has_records(top.parents[top.stem == "__init__"])
+
+
+@functools.cache
+def _has_records(folder: Path) -> bool:
+    """Whether pip installed into it: a folder need not be called site-packages (``pip install --target``)."""
+    return any(folder.glob("*.dist-info"))

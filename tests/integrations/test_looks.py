@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,18 @@ def by_hand(way: str, batches: list[Batch], accumulate: int = 1, kind: str = "fp
 
 
 class Count:
-    """Counts passes: what lies in slots, unlike a number in the module or in an object with a dict, is not put back."""
-
-    __slots__ = ("n",)
+    """Counts passes: what lies in an array of Python's, unlike a number in the module or in an object, stays."""
 
     def __init__(self) -> None:
-        self.n = 0
+        self._n = array("q", [0])
+
+    @property
+    def n(self) -> int:
+        return self._n[0]
+
+    @n.setter
+    def n(self, value: int) -> None:
+        self._n[0] = value
 
 
 class Lit(L.LightningModule):

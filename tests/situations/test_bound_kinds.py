@@ -153,6 +153,12 @@ class Named(dict):  # type: ignore[type-arg]
         self[name] = value
 
 
+class Bare(dict):  # type: ignore[type-arg]
+    """As many have it: asked for anything that it lacks it raises a KeyError."""
+
+    __getattr__, __setattr__ = dict.__getitem__, dict.__setitem__  # type: ignore[assignment]
+
+
 class Itself(dict):  # type: ignore[type-arg]
     def __init__(self, **items: Any) -> None:
         super().__init__(**items)
@@ -262,7 +268,7 @@ WAYS: dict[str, Callable[[], Way]] = {
         seven_calls_deep, in_a_heap,
     )
 }  # fmt: skip
-WAYS |= {kind.__name__: lambda kind=kind: by_name(kind(total=0.0)) for kind in (Named, Itself, Within)}
+WAYS |= {kind.__name__: lambda kind=kind: by_name(kind(total=0.0)) for kind in (Named, Bare, Itself, Within)}
 WAYS |= {
     f"of {kind.__name__}": lambda kind=kind, start=start: by_key(kind_of(kind)(start))
     for kind, start in ((dict, {0: 0.0}), (OrderedDict, {0: 0.0}), (Counter, {0: 0.0}), (list, [0.0]))
