@@ -65,7 +65,7 @@ def train(sharpen: Any, seed: int, length: float = 1, epochs: int = 20) -> Itera
     data, module = digits(seed), Digits()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
-            max_epochs=round(epochs * length), callbacks=[SharpCallback(sharpen)], default_root_dir=folder,
+            max_epochs=max(1, round(epochs * length)), callbacks=[SharpCallback(sharpen)], default_root_dir=folder,
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip

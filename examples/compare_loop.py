@@ -2,8 +2,8 @@
 
     steppe compare --script compare_loop.py:train --methods sam,rst --seeds 5
 
-The loop yields after every epoch, so that early stopping is among the baselines, and takes `length`, so that the base
-trained twice as long is.
+The loop yields after every epoch, so that early stopping is among the baselines, and takes `length`, a float, so
+that the base trained twice and half as long is.
 """
 
 import tempfile
@@ -39,7 +39,7 @@ def train(sharpen: Any, seed: int, length: float = 1, epochs: int = 100) -> Iter
     (x, y), val, test = digits(seed)
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-    steps = round(epochs * length) * 4
+    steps = max(1, round(epochs * length)) * 4
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     sharp = sharpen(model, optimizer, total_steps=steps)  # new
     for _ in range(steps // 4):

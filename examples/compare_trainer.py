@@ -53,7 +53,7 @@ def train(sharpen: Any, seed: int, length: float = 1, epochs: int = 30) -> Itera
     data = digits(seed)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            folder, num_train_epochs=round(epochs * length), per_device_train_batch_size=50, learning_rate=3e-3,
+            folder, num_train_epochs=max(1, round(epochs * length)), per_device_train_batch_size=50, learning_rate=3e-3,
             lr_scheduler_type="cosine", per_device_eval_batch_size=800, eval_strategy="epoch", save_strategy="no",
             logging_strategy="no", seed=seed, use_cpu=True, report_to=[], disable_tqdm=True,
         )  # fmt: skip

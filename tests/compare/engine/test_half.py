@@ -15,7 +15,6 @@ from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import Spec, kept_spec, resolve
 
 HALF = Run("base", None, 0, "half")
-SCRIPT = Path(__file__).parents[1] / "script" / "loops.py"
 
 
 def spec(**flags: Any) -> Spec:
@@ -32,14 +31,6 @@ def test_the_base_is_run_so_on_every_seed_and_counted() -> None:
     made = spec()
     assert variants(made) == {"plain": 3, "double": 3, "half": 3} and Plan(made, "").total() == 3 + 3 + 3 + 3
     assert variants(spec(half=False)) == {"plain": 3, "double": 3, "half": 0}
-
-
-def test_no_script_trains_half_as_long() -> None:
-    """Its epochs times the length that it is given stay a whole number."""
-    made = resolve({"script": f"{SCRIPT}:epochs", "metric": "accuracy", "seeds": 3, "methods": ["sam"]})
-    assert variants(made) == {"plain": 3, "double": 3, "half": 0}
-    with pytest.raises(ValueError, match="leave 'half' out"):
-        resolve({"script": f"{SCRIPT}:epochs", "metric": "accuracy", "half": True})
 
 
 @pytest.mark.parametrize(("length", "steps"), [({"epochs": 3}, 6), ({"max_steps": 7}, 3), ({"max_steps": 1}, 1)])

@@ -1,6 +1,7 @@
 """Records of scripts beside the same loops written by hand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,12 +130,31 @@ def test_the_global_generators_follow_the_seed(tmp_path):
     assert first == again != other
 
 
-def test_the_length_is_a_whole_number(tmp_path):
+def lengths(file: Path, **flags: Any) -> list[float]:
+    """What a script is given in all variants of the base."""
+    spec = resolve({"script": f"{file}:train", **flags})
+    return [engine.arguments(load(spec.script), spec, Run("base", None, 0, each))["length"] for each in spec.variants]
+
+
+@pytest.mark.parametrize("length", ["length=1.0", "length: float = 1", "length: 'int | float' = 1"])
+def test_a_length_that_is_a_float_may_be_a_half(length, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(f"def train(sharpen, seed, {length}):\n    return 1.0\n")
+    assert lengths(file) == [2, 1, 0.5] and lengths(file, half=False) == [2, 1]
+    kept = {"script": f"{file}:train", "half": True, "lr": 0.1}
+    assert engine.shown(kept) == {"script": f"{file}:train", "half": True}
+
+
+@pytest.mark.parametrize("length", ["length", "length=1", "length: int = 1"])
+def test_any_other_length_is_a_whole_number(length, tmp_path):
     """`range(epochs * length)` is what people write."""
-    script, spec = load(f"{LOOPS}:epochs"), resolve({"script": f"{LOOPS}:epochs", "out": str(tmp_path)})
-    runs = (Run("base", None, 0, variant) for variant in ("plain", "double"))
-    lengths = [engine.arguments(script, spec, each)["length"] for each in runs]
-    assert list(map(type, lengths)) == [int, int] and lengths == [1, 2]
+    file = tmp_path / "mine.py"
+    file.write_text(f"def train(sharpen, seed, {length}):\n    return 1.0\n")
+    found = lengths(file)
+    assert list(map(type, found)) == [int, int] and found == [2, 1]
+    with pytest.raises(ValueError, match="leave 'half' out"):
+        lengths(file, half=False)
+    assert engine.shown({"script": f"{file}:train", "half": True}) == {"script": f"{file}:train"}
 
 
 def test_learning_rates_and_settings_go_to_arguments_by_name(tmp_path):

@@ -36,8 +36,9 @@ def whole(tmp_path_factory) -> Path:
 
 def test_it_leaves_what_any_comparison_leaves(whole):
     summary = json.loads((whole / "summary.json").read_text())
-    assert set(summary["baselines"]) == {"base", "early", "double", "double_early"}
-    assert [row["label"] for row in summary["rows"]] == ["base", "base, 2× epochs", "SAM"]
+    assert set(summary["baselines"]) == {"base", "early", "half", "half_early", "double", "double_early"}
+    assert [row["label"] for row in summary["rows"]] == ["base", "base, ½× epochs", "base, 2× epochs", "SAM"]
+    assert [row["passes"] for row in summary["rows"]][:3] == [1.0] * 3 and summary["rows"][1]["cost"] == 0.5
     sam = summary["rows"][-1]
     assert all(row["memory_ratio"] is None for row in summary["rows"]), "not measured, of the base neither"
     assert sam["passes"] == 2.0 and len(sam["tuning"]) >= 2 and sam["memory_ratio"] is None

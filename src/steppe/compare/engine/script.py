@@ -24,13 +24,13 @@ from steppe.compare.engine.runs import Run
 from steppe.compare.engine.spec import SCHEMA, Spec
 from steppe.compare.script.plain import Plain
 from steppe.compare.script.results import Figures, PlacedError
-from steppe.compare.script.settings import UNHEARD
+from steppe.compare.script.settings import unheard
 from steppe.compare.script.sharpen import Build, Sharpen
 from steppe.compare.script.source import Script, ScriptError, load, said
 
 T = TypeVar("T")
-LENGTHS = {"plain": 1, "double": 2}
-"""Variant of the base -> the script's `length`: the factor by which it trains longer."""
+LENGTHS = {"plain": 1, "double": 2, "half": 0.5}
+"""Variant of the base -> the script's `length`: the factor by which it trains longer, whole numbers where it can be."""
 
 
 class FirstFailedError(ValueError):
@@ -149,4 +149,5 @@ def printed(spec: Spec, run: Run) -> Iterator[None]:
 
 def shown(settings: dict[str, Any]) -> dict[str, Any]:
     """Of the settings of a comparison those that a script listens to."""
-    return {name: each for name, each in settings.items() if name == "task" or name not in UNHEARD}
+    idle = unheard(load(str(settings["script"]))) - {"task"}
+    return {name: each for name, each in settings.items() if name not in idle}

@@ -248,13 +248,11 @@ class Spec(BaseModel):
 
     @property
     def variants(self) -> tuple[str, ...]:
-        """Those of the base, the longest first: a script says by its argument `length` whether it can train longer.
-
-        Its epochs times that are to be a whole number, so no script trains half as long.
-        """
-        if self.script is not None:
-            return ("double", "plain") if load(self.script).takes("length") else ("plain",)
-        return ("double", "plain", "half") if self.half else ("double", "plain")
+        """Those of the base, the longest first: a script says by its argument `length` what it can train."""
+        script = None if self.script is None else load(self.script)
+        if script and not script.takes("length"):
+            return ("plain",)
+        return ("double", "plain", "half") if self.half and (script is None or script.halves) else ("double", "plain")
 
     def lora(self) -> Lora | None:
         """The adapters of a pretrained model, None where all of it is trained."""

@@ -8,13 +8,18 @@ from typing import Any
 from steppe.compare.data import tasks
 from steppe.compare.data.metrics import read_metric
 from steppe.compare.data.options import DataOptions
-from steppe.compare.script.source import check_settings, load
+from steppe.compare.script.source import Script, check_settings, load
 
 UNHEARD = {
     *DataOptions.__dataclass_fields__, *tasks.TEXT, *tasks.TEXT_ONLY, "max_steps", "eval_every", "sharpness_rho",
     "parallel", "also", "half", "epochs_grid",
 }  # fmt: skip
 """Settings of a comparison that a script has no use for: data, model and training are its own."""
+
+
+def unheard(script: Script) -> set[str]:
+    """The same of one script: whether the base trains half as long, too, is asked where its length may be a half."""
+    return UNHEARD - {"half"} if script.halves else UNHEARD
 
 
 def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
@@ -30,7 +35,7 @@ def check(given: Mapping[str, Any], settings: Mapping[str, Any] | None) -> None:
             "figures by name beside the others: {'accuracy': ..., 'ece': ...}"
         )
     for name in given:
-        if name in UNHEARD:
+        if name in unheard(script):
             instead = f" (or give the script's own argument with --settings {name}=...)" if script.takes(name) else ""
             raise ValueError(f"a script brings its own data, model and training; leave {name!r} out{instead}")
     check_settings(script, own, {"lr": None} if given.get("lr_grid") else {})

@@ -47,6 +47,12 @@ class Script:
         """Whether the function has an argument of that name."""
         return name in inspect.signature(self.function).parameters
 
+    @property
+    def halves(self) -> bool:
+        """Whether its `length` may be a half: it is annotated as a float, or has one as its default."""
+        length = inspect.signature(self.function).parameters.get("length")
+        return length is not None and ("float" in str(length.annotation) or isinstance(length.default, float))
+
     def own(self, file: str) -> bool:
         """Whether a file is the user's own code: beside the script, and nothing installed there."""
         path = Path(file)
