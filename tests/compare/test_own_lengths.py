@@ -292,13 +292,16 @@ def test_values_added_in_the_same_folder_run_only_what_is_new(tmp_path: Path, mo
         monkeypatch.setattr(study, "finished", lambda now=now: now)
         monkeypatch.setattr("steppe._command.provenance.finished", lambda now=now: now)
         given = settings(epochs_grid=grid, rho=[0.1], seeds=1, tune_seeds=1, jobs=1, out=str(tmp_path))
-        console = Console(file=(said := StringIO()), width=200)
-        study.compare(study.check(given), PlainProgress(console))
+        shown = PlainProgress(Console(file=(said := StringIO()), width=200))
+        monkeypatch.setattr(shown, "skip", (skipped := list[float]()).append)
+        study.compare(study.check(given), shown)
         kept.append({path.name: path.read_text() for path in (tmp_path / "runs").glob("*.json")})
     assert kept[0].items() <= kept[1].items() and len(kept[1]) > len(kept[0])
     assert all("epochs3" in name for name in kept[1].keys() - kept[0].keys())
     lines = said.getvalue().splitlines()
-    assert sum("(done before)" in line for line in lines) >= 2 and "another process" not in said.getvalue()
+    before = [line for line in lines if "(done before)" in line]
+    assert len(before) >= 2 and len(skipped) == len(before) and all(skipped)
+    assert "another process" not in said.getvalue()
 
 
 # What a reader sees
