@@ -52,6 +52,8 @@ _HOLD = (*_KEYED, *_LISTS, tuple)
 _SORTS = frozenset(
     "heappop heappush heappushpop heapreplace insort insort_left insort_right reverse shuffle sort".split()
 )
+_MOVES = _SORTS.union("appendleft clear extendleft insert pop popleft remove rotate".split())
+"""Names of what does more to a list than let it grow."""
 _CHANGES = _SORTS.union("__setattr__ add at batch_norm copyto discard fill remove rotate setattr".split())
 """Names of what changes sets, arrays, lists and tensors that it is handed; others are told by their ``_``."""
 _WRITES = frozenset(("data", "load_state_dict"))
@@ -136,6 +138,7 @@ def _items_of(found: Reads, given: list[Any], seen: set[int]) -> Iterator[Place]
             yield Keys(space, None if whole else attributes)
     kinds = {each for thing in things for each, name in members_of(_class_of(thing)) if name in attributes}
     yield from (Keys(OfClass(each), attributes) for each in kinds)
+    moves = keys or any(s.counts for s in stores) or not _MOVES.isdisjoint(names)
     pops = not _POPS.isdisjoint(names)
     filled = {id(thing) for read, s in zip(reads, stores, strict=True) if s.keys for thing in read}
     sorts = [not _SORTS.isdisjoint(names_in(each.__code__)) for each in every]
@@ -150,7 +153,7 @@ def _items_of(found: Reads, given: list[Any], seen: set[int]) -> Iterator[Place]
             yield Items(thing, counts(thing))
         elif id(thing) in ordered and _is_few(thing, (list,), LONG):
             yield Items(thing)
-        elif _is_few(thing, _LISTS, LONG):
+        elif (moves or _is_queue(thing)) and _is_few(thing, _LISTS, LONG):
             yield Listed(thing, counts(thing), pops or id(thing) in filled)
         elif is_array(thing) and _is_writeable(thing) and thing.nbytes <= ARRAY:
             yield Array(thing)

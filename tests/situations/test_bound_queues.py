@@ -12,6 +12,8 @@ from tests.problems import same
 from tests.situations.test_bound import RECIPES, STEPS, stream
 from torch import Tensor, nn
 
+from steppe._bound import places
+
 
 class Queue:
     """The latest keys, as MoCo keeps them: a buffer that is written in place, and a place in it."""
@@ -94,3 +96,20 @@ def test_a_queue_of_tensors_is_what_the_pass_at_the_weights_left(recipe: Any, st
     one, other = trained(True), trained(False)
     assert same(one[0], other[0])
     assert len(one[1]) == 3 and all(map(torch.equal, one[1], other[1]))
+
+
+def test_a_list_that_only_grows_is_not_copied_at_every_step() -> None:
+    """Five lists of 4,000 losses beside one sum made a step of 0.7 ms one of 1.5."""
+    notes, queue, total = [0.0] * 100, [0.0] * 100, 0.0
+
+    def noted(value: float) -> None:
+        nonlocal total
+        total += value
+        notes.append(value)
+
+    def shifted(value: float) -> None:
+        noted(value)
+        queue.insert(0, value)
+
+    kept = [[getattr(place, "_container", None) for place in places(function, ())] for function in (noted, shifted)]
+    assert not any(each is notes for each in kept[0]) and any(each is queue for each in kept[1])
