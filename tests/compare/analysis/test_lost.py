@@ -22,7 +22,7 @@ from steppe.compare.engine.spec import resolve
 from steppe.compare.report import page
 from steppe.compare.report.table import table
 
-TRAINED = {"method": "sam", "passes": 2.0}
+TRAINED = {"method": "sam", "variant": "plain", "passes": 2.0}
 LABELS = [(1, "base, 2× epochs"), (2, "SAM")]
 TEN = {"guessing": math.log(10), "most": 40.0, "others": 720}
 NO_MORE = "it tells no more of the validation labels than guessing does (accuracy"
@@ -195,6 +195,23 @@ def test_labels_with_commas_stand_between_semicolons():
     assert "guessing: 1 of 2 runs of base, 2× epochs; 2 of 2 runs of SAM; what" in lost.sentence(rows)
     plain = [rows[1], rows[0] | {"label": "GSAM"}]
     assert "guessing: 2 of 2 runs of SAM, 1 of 2 runs of GSAM; what" in lost.sentence(plain)
+
+
+def test_a_base_too_short_to_learn_is_a_weak_baseline():
+    """What was said of it was said to mean nothing, where it means that so few epochs are too few."""
+    names = {"half": "base, ½× epochs", "plain": "base", "double": "base, 2× epochs"}
+    rows = [
+        {"diverged": 0, "seeds": 3, "failed": 0, "label": label, "passes": 1.0, "method": "base", "variant": variant}
+        for variant, label in names.items()
+    ]
+    rows[0]["diverged"] = 2
+    assert lost.sentence(rows) == (
+        "† Too short to learn: 2 of 3 runs of base, ½× epochs, which is a weak baseline and no more."
+    )
+    rows[2]["diverged"] = 1
+    assert lost.sentence(rows).startswith("† Diverged or no better than guessing: 1 of 3 runs of base, 2× epochs; what")
+    rows[1]["diverged"] = 1
+    assert "Too short" not in lost.sentence(rows) and "2 of 3 runs of base, ½× epochs" in lost.sentence(rows)
 
 
 def test_where_all_are_lost_one_sentence_says_so():

@@ -62,11 +62,22 @@ def count(rows: Sequence[dict[str, Any]], records: Iterable[Record]) -> None:
 
 def sentence(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """What stands behind the verdict where runs of a row diverged."""
-    counted = ((row["diverged"], row["seeds"] + row["failed"], row["label"]) for row in rows if row["diverged"])
-    named = [f"{gone} of {whole} runs of {label}" for gone, whole, label in counted]
-    if not named:
-        return None
+    gone = [row for row in rows if row["diverged"]]
     trained = [row for row in rows if row["seeds"] + row["failed"] and (row["method"], row["passes"]) != ("base", 0)]
-    if len(trained) > 1 and all(row["diverged"] == row["seeds"] + row["failed"] for row in trained):
+    if gone and len(trained) > 1 and all(row["diverged"] == row["seeds"] + row["failed"] for row in trained):
         return "† All runs diverged or ended no better than guessing: nothing follows from these figures."
-    return f"† Diverged or no better than guessing: {series(named)}; what is said of these means nothing."
+    short = [row for row in gone if _too_short(row, gone)]
+    odd = series([_counted(row) for row in gone if row not in short])
+    told = [f"† Diverged or no better than guessing: {odd}; what is said of these means nothing."] if odd else []
+    told += [f"† Too short to learn: {_counted(row)}, which is a weak baseline and no more." for row in short]
+    return " ".join(told) or None
+
+
+def _too_short(row: Mapping[str, Any], gone: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether it is the base with half the epochs, where the base itself learns: it is a baseline like any other."""
+    base = any((each["method"], each["variant"]) == ("base", "plain") for each in gone)
+    return (row["method"], row["variant"]) == ("base", "half") and not row["failed"] and not base
+
+
+def _counted(row: Mapping[str, Any]) -> str:
+    return f"{row['diverged']} of {row['seeds'] + row['failed']} runs of {row['label']}"
