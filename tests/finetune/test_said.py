@@ -100,6 +100,8 @@ def test_figures_of_classes_are_scikit_learns() -> None:
         told = expected[str(i)]
         assert (row["class"], row["examples"]) == ("abc"[i], told["support"])
         assert (row["precision"], row["recall"], row["f1"]) == (told["precision"], told["recall"], told["f1-score"])
+    none_right = measure.per_class([1, 1], [0, 0], ["a", "b"])
+    assert [str(row["examples"]) for row in none_right] == ["0", "2"], "which scikit-learn gives as 0.0 and 2.0 then"
 
 
 def test_the_commonest_class_is_the_trainings_and_its_accuracy_the_tests() -> None:

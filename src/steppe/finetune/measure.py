@@ -99,7 +99,7 @@ def per_class(labels: Sequence[int], answers: Sequence[int], names: Sequence[str
     found = precision_recall_fscore_support(labels, answers, labels=list(every), zero_division=0)
     precision, recall, f1, counts = (each.tolist() for each in found)
     return [
-        {"class": names[i], "examples": counts[i], "precision": precision[i], "recall": recall[i], "f1": f1[i]}
+        {"class": names[i], "examples": int(counts[i]), "precision": precision[i], "recall": recall[i], "f1": f1[i]}
         for i in every
     ]
 
