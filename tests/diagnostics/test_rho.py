@@ -132,6 +132,15 @@ def test_settings_of_a_named_method_are_heard():
         find(model, optimizer, "sam", sampels=2)
 
 
+def test_a_curve_that_is_not_along_the_methods_direction_says_so():
+    """Before the first step momentum is none."""
+    model, _ = bowl()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    search = partial(steppe.find_rho, model, optimizer, lambda _: bowl_loss(model)(), [None], trial=0)
+    assert search("msam").why.endswith("has nothing to go by at step 0: the curve is the gradient's.")
+    assert "go by" not in search("msam", after=3).why + search("sam").why
+
+
 def test_after_looks_at_a_trained_model():
     assert on_the_bowl(after=5, trial=0).curve[0].predicted < on_the_bowl(trial=0).curve[0].predicted
 

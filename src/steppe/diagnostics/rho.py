@@ -160,6 +160,7 @@ def find_rho(
             say(f"{after} steps of the base first")
         bench.train(islice(bench.stream(), after))
         say(f"along the ascent on {looks} batches")
+        beside = _along_the_gradient(first, after)
         curve = measure(bench, lambda rho: build(model, copy, rho=rho), series, looks)
         _refuse_nothing_finite(curve)
         linear = _linear(curve)
@@ -167,7 +168,15 @@ def find_rho(
         start = max((r for r in series if r <= linear * (1 + 1e-9)), default=series[0])
         idle = _idle(first, trial)
         trials = downward(bench, build, series, start, trial, looks, keep, say) if trial and not idle else ()
-    return _verdict(start, linear, curve, trials, trial, keep, idle)
+    found = _verdict(start, linear, curve, trials, trial, keep, idle)
+    return replace(found, why=found.why + beside)
+
+
+def _along_the_gradient(sharp: SharpnessAware, after: int) -> str:
+    """What a reader must know of a curve that is not along the method's own direction, which earlier steps leave."""
+    if not sharp.ascent.direction.ahead or sharp._making.passes.known_ahead():
+        return ""
+    return f" {sharp.ascent.direction!r} has nothing to go by at step {after}: the curve is the gradient's."
 
 
 def _verdict(
