@@ -20,7 +20,7 @@ from steppe._bindings import has_attributes
 from steppe._hooks import run_within
 from steppe._nested import container_of, is_array
 from steppe._places import Array, Cell, Items, Keys, Listed, Place
-from steppe._reach import names_in, read_by, words_in
+from steppe._reach import made_by, names_in, read_by, words_in
 from steppe._spaces import OfClass, is_foreign, is_of_users_module, is_whole, is_written_by_users, members_of, space_of
 from steppe._stores import Stores, stores_of
 
@@ -148,7 +148,8 @@ def _items_of(found: Reads, given: list[Any], seen: set[int]) -> Iterator[Place]
         if id(thing) in seen:
             continue
         seen.add(id(thing))
-        keyed = keys or (attributes and type(thing) not in _KEYED)  # `__setattr__ = dict.__setitem__`
+        own = attributes and type(thing) not in _KEYED  # `__setattr__ = dict.__setitem__`
+        keyed = keys or own or isinstance(thing, defaultdict)  # which is filled by being read
         if (keyed and _is_few(thing, _KEYED, LONG)) or _is_few(thing, (set,), LONG):
             yield Items(thing, counts(thing))
         elif id(thing) in ordered and _is_few(thing, (list,), LONG):
@@ -235,15 +236,18 @@ def functions_of(function: Any) -> list[Any]:
 
 
 def _called(function: Any, words: Collection[str]) -> Iterator[Any]:
-    """``words``: of which one may be a method's name, where it is called by ``getattr``."""
+    """``words``: of which one may be a method's name, or its beginning, where it is called by ``getattr``."""
     names = {*names_in(function.__code__), *_UNSAID}
+    begun = tuple(each for each in words if each.endswith("_")) if "getattr" in names else ()
     names |= set(words) if "getattr" in names else set()
     for each in _read(function):
         if type(each) in _CODED and not is_foreign(each):
             yield _unwrapped(each)
         elif space_of(each) is not None:
             for kind in _class_of(each).__mro__[:-1]:  # `super()` runs those beneath
-                found = chain.from_iterable(_functions_in(vars(kind)[name]) for name in names if name in vars(kind))
+                there = [name for name in names if name in vars(kind)]
+                there += [name for name in vars(kind) if name.startswith(begun)] if begun else ()
+                found = chain.from_iterable(_functions_in(vars(kind)[name]) for name in there)
                 yield from (MethodType(_unwrapped(m), each) for m in found if not is_foreign(m))
         elif isinstance(each, nn.Module):
             yield from (_bare(f)[0] for f in run_within(each, names))
@@ -306,7 +310,7 @@ def _objects_in(thing: Any) -> list[Any]:
     if isinstance(thing, functools.partial):
         items = (thing.func, *thing.args, *thing.keywords.values())
     elif _is_few(thing, _HOLD):
-        items = thing.values() if isinstance(thing, dict) else thing
+        items = [*thing.values(), *made_by(thing)] if isinstance(thing, dict) else thing
     return [each for each in items if isinstance(each, _LOOKED_INTO) or space_of(each) is not None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -66,6 +67,12 @@ def read_by(function: Any) -> list[Any]:
         except ValueError:
             continue
     return held
+
+
+def made_by(container: Any) -> list[Any]:
+    """What a dict makes its items of: there may be none as yet."""
+    factory = getattr(container, "default_factory", None) if isinstance(container, defaultdict) else None
+    return [factory, *read_by(factory)] if type(factory) in (type, FunctionType) else []
 
 
 def closed_over_by(function: Any) -> list[Any]:

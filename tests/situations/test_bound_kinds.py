@@ -96,6 +96,34 @@ def in_slots_in_a_dict() -> Way:
     return lambda value: meters["loss"].update(value), lambda: meters["loss"].total
 
 
+class Stat:
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def push(self, value: float) -> None:
+        self.total += value
+
+
+def in_what_is_made_when_asked_for(factory: Any = Stat) -> Way:
+    stats = defaultdict(factory)
+    return lambda value: stats["loss"].push(value), lambda: stats["loss"].total
+
+
+def in_what_a_function_makes() -> Way:
+    return in_what_is_made_when_asked_for(lambda: Stat())
+
+
+def by_a_name_that_is_made() -> Way:
+    class Tasks:
+        total = 0.0
+
+        def add_loss(self, value: float) -> None:
+            self.total += value
+
+    tasks = Tasks()
+    return lambda value: getattr(tasks, f"add_{'loss'}")(value), lambda: tasks.total
+
+
 def in_slots_of_what_it_is_derived_of() -> Way:
     class Derived(Slots):
         pass
@@ -263,6 +291,7 @@ WAYS: dict[str, Callable[[], Way]] = {
     way.__name__: way
     for way in (
         at_a_class, by_a_class_method, in_a_dict_of_a_class, at_the_only_one, in_slots, in_slots_in_a_dict,
+        in_what_is_made_when_asked_for, in_what_a_function_makes, by_a_name_that_is_made,
         in_slots_of_what_it_is_derived_of, in_a_list_in_slots, of_a_frozen_one, in_a_queue, of_a_function,
         by_a_decorator, by_vars, made_when_asked, in_an_array_without_dimensions, in_a_metric_in_a_dict,
         seven_calls_deep, in_a_heap,
