@@ -118,29 +118,34 @@ class Words:
             to: the baseline, or the figure, that it is a difference to; the best baseline by default.
         """
         share = self._share(to)
+        if share is None:
+            return ABSENT
         return _with_interval(figure, lambda v: signed(share * v, self._share_digits), share, self._share_digits)
 
     def number(self, difference: float) -> str:
         """One difference to the best baseline, without an interval: `+1.5`."""
-        return signed(self._share() * difference, self._share_digits)
+        share = self._share()
+        return ABSENT if share is None else signed(share * difference, self._share_digits)
 
     def amount(self, figure: Mapping[str, Any], to: str | float = "") -> str:
         """A difference with its unit, in a sentence: `+1.5 ± 0.4 points`, `6.1 ± 0.8 % lower MSE`; `to`: see `gain`."""
         if self.judge.percent:
             return f"{self.gain(figure)} points"
         way, share = "higher" if (figure["mean"] > 0) == self.judge.higher else "lower", self._share(to)
+        if share is None:
+            return f"{way} {self.judge.title}"
         sizes = _with_interval(
             {**figure, "mean": abs(figure["mean"])}, lambda v: sized(share * v, self._share_digits),
             share, self._share_digits,
         )  # fmt: skip
         return f"{sizes} % {way} {self.judge.title}"
 
-    def _share(self, to: str | float = "") -> float:
-        """What a difference is multiplied by for a reader."""
+    def _share(self, to: str | float = "") -> float | None:
+        """What a difference is multiplied by for a reader; None where that is no share, as of an error of 0."""
         if self.judge.percent:
             return 100.0
         mean = (self._baselines.get(to or self._best) or {}).get("mean") if isinstance(to, str) else to
-        return 100 / abs(mean or 1.0)
+        return 100 / abs(mean) if mean else None
 
 
 def _with_interval(figure: Mapping[str, Any] | None, write: Any, scale: float, digits: int) -> str:
