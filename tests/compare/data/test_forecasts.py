@@ -196,6 +196,10 @@ BAD = {
     "same time": (twice(5), {}, "rows 5 and 6 have the same time 2024-01-02 00:00:00; keep one, or, where"),
     "a gap": (without(5), {}, r"from row 4 \(2024-01-01 18:00:00\) to the next it is 12:00:00 where the step is 6:00"),
     "no date": (put(3, 0, "soon"), {}, "row 3 has 'soon', which is no date"),
+    "other dates": (
+        lambda: table(a=[f"{1 + i % 28}.{1 + i // 28}.2024 18:00" for i in range(ROWS)]), {},
+        "column 'a' has dates such as '1.1.2024 18:00'; write them as 2024-05-31 18:00, or leave it out with --",
+    ),
     "date missing": (put(3, 0, ""), {}, "row 3 has no time"),
     "zones mixed": (put(3, 0, "2024-01-01T12:00:00+02:00"), {}, "with and without a time zone"),
     "short row": (lambda: [*table(), ["x"]], {}, "row 101 has 1 cell where the header has 3"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steppe._words import count
-from steppe.compare.data import columns, dates
+from steppe.compare.data import columns, dates, order
 from steppe.compare.data.examples import Task
 from steppe.compare.data.windows import Windows, sizes, windows_in
 
@@ -113,6 +113,11 @@ def _numbers(words: list[str], name: str) -> np.ndarray:
             if (value := columns.number(word)) is None or not np.isfinite(value)
         )  # fmt: skip
         has = "no value" if columns.missing(word) else f"{word!r}"
+        if order.dated(words):
+            raise ValueError(
+                f"column {name!r} has dates such as {word!r}; write them as 2024-05-31 18:00, or leave it out with "
+                f"--leave-out {name}"
+            )
         raise ValueError(
             f"column {name!r} has {has} in row {row}; a series is finite numbers without holes: "
             f"mend it, or take the others with --leave-out {name}"

@@ -43,6 +43,11 @@ def of_time(found: Mapping[str, Sequence[str]], in_turn: bool, but: str | None =
     ]
 
 
+def dated(words: Sequence[str]) -> bool:
+    """Whether a column is of dates, in whatever way they are written."""
+    return bool(_of_dates([word for word in words if not missing(word)]))
+
+
 def _days(name: str, words: Sequence[str]) -> list[float]:
     """When each row was, in order of time; empty where the column does not say it."""
     known = [word for word in words if not missing(word)]

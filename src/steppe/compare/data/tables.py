@@ -242,7 +242,7 @@ def _inputs(found: columns.Columns) -> dict[str, np.ndarray]:
 
 def _input(words: Sequence[str], name: str) -> np.ndarray:
     if len({word for word in words if not columns.missing(word)}) < 1 or len(set(words)) == 1:
-        raise _UnfitError(name, "has one value throughout", cure="")
+        raise _UnfitError(name, f"has {'no' if columns.missing(words[0]) else 'one'} value throughout", cure="")
     values = columns.numbers(words)
     if values is not None:
         if np.isinf(values).any():
@@ -299,7 +299,7 @@ def _labels(words: Sequence[str], values: np.ndarray | None, name: str) -> tuple
         rare = names[counts.argmin()]
         raise ValueError(
             f"class {rare} of column {name!r} has {count(int(counts.min()), 'row')}; expected at least {_PARTS} of each"
-            " (or a target of numbers: --kind numbers)"
+            + ("; leave out such rows" if values is None else " (or a target of numbers: --kind numbers)")
         )
     return labels.reshape(-1).astype(np.int64), tuple(
         f"{name:g}" if values is not None else str(name) for name in names
