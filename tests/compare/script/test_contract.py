@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from steppe._command.pool import Event, Job, SaidError, attempt
 from steppe.compare.data.metrics import read_metric
@@ -15,7 +16,7 @@ from steppe.compare.engine.spec import resolve
 from steppe.compare.script.plain import Plain
 from steppe.compare.script.results import Figures
 from steppe.compare.script.sharpen import Sharpen
-from steppe.compare.script.source import check_settings, fingerprint, load, read_settings
+from steppe.compare.script.source import ScriptError, check_settings, fingerprint, load, read_settings
 
 WRONG = Path(__file__).with_name("wrong.py")
 
@@ -68,6 +69,17 @@ def test_a_mistake_is_said_with_its_line(name):
 def test_a_metric_that_is_asked_for_must_be_there():
     with pytest.raises(SaidError, match="there is no figure 'f1', which --metric asks for; known: accuracy, nll"):
         run("later", metric="f1")
+
+
+def test_half_of_the_steps_is_a_whole_number():
+    """A schedule said `start=9.0 was given` of the 12.5 steps that half of 25 are."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ScriptError, match=r"total_steps=12.5 was given; expected a whole number, as max\(1, round"):
+        Sharpen(builder(Run("late_sam", 0.1, 0)))(model, optimizer, total_steps=12.5)
+    sharpen = Sharpen(builder(Run("late_sam", 0.1, 0)))
+    sharpen(model, optimizer, total_steps=12.0)
+    assert type(sharpen.total_steps) is int
 
 
 def test_a_method_that_needs_the_length_says_how_to_give_it():

@@ -70,6 +70,7 @@ class Sharpen:
         Raises:
             ScriptError: called for another model than before, or `measure` cannot be.
         """
+        total_steps = _whole(total_steps)
         _check_measure(measure, total_steps)
         if self.model is not None and model is not self.model:
             raise ScriptError(
@@ -160,6 +161,15 @@ class Sharpen:
     def ascended_share(self) -> float:
         """Share of the backwards that ran a pass at perturbed weights."""
         return self.ascents / self.calls if self.calls else 0.0
+
+
+def _whole(total_steps: Any) -> Any:
+    """The steps as a whole number, where half of them may be 12.5."""
+    if not isinstance(total_steps, float):
+        return total_steps
+    if not total_steps.is_integer():
+        raise ScriptError(f"total_steps={total_steps} was given; expected a whole number, as max(1, round(...)) gives")
+    return int(total_steps)
 
 
 def _check_measure(measure: Any, total_steps: int | None) -> None:
