@@ -169,3 +169,21 @@ def test_the_picture_and_the_numbers():
     assert list(worst.get_ydata()) == [r.worst for r in found.rises]
     assert worst.get_label() == "base, worst of 4" and average.get_label() == "base, on average"
     assert found.as_dict()["rises"][0]["error"] is None
+
+
+def test_groups_count_by_what_is_weighed():
+    """Means over rows that count, of which a group of no such row has none, beside the same by hand."""
+    model = network()
+    inputs, labels = torch.randn(6, 5).double(), torch.tensor([0, -100, 1, -100, -100, 2])
+
+    def loss_of(batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def weigh(batch):
+        return int((batch[1] != -100).sum())
+
+    found = m_sharpness(model, loss_of, [(inputs[:3], labels[:3]), (inputs[3:], labels[3:])], (0.3,), m=2, weigh=weigh)
+    kept = [(inputs[:2], labels[:2]), (inputs[2:3], labels[2:3]), (inputs[5:], labels[5:])]
+    (rise,), each = found.rises, [m_sharpness(model, loss_of, [one], (0.3,)).rises[0].worst for one in kept]
+    assert found.m == 2 and found.groups == 3 and rise.worst == pytest.approx(sum(each) / 3)
+    assert found.loss == pytest.approx(float(loss_of((inputs, labels))))

@@ -127,6 +127,35 @@ def test_a_fine_tuning_by_smoothed_labels_is_looked_at_by_their_loss(body: str, 
         assert not torch.isclose(true, subject.model(**batch).loss, rtol=1e-4)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_language_model_is_looked_at_by_its_loss_per_token(smoothing: float, tmp_path: Path) -> None:
+    """Of batches with other numbers of tokens the figures are those of one batch of all of them."""
+    pytest.importorskip("peft")
+    from tests.finetune import cases
+
+    from steppe import diagnostics
+    from steppe.look.finetuned import of_run
+    from steppe.look.request import Request
+
+    cases.run(tmp_path, "llama", {"label_smoothing_factor": smoothing})
+    (parted,), (whole,) = (of_run(tmp_path / "out", Request("", examples=8, batch=size)).each for size in (1, 8))
+    counts = [parted.weigh(batch) for batch in parted.batches]
+    assert len(set(counts)) > 1 and sum(counts) == whole.weigh(whole.batches[0])
+    found = []
+    for each in (parted, whole):
+        for i, weight in enumerate(each.model.parameters()):
+            weight.data = 5 * weight.data.double() + 1e-3 * i  # in float32 the comparison would be rough
+        about = each.model, each.loss_of, each.batches
+        curve = diagnostics.curvature(*about, steps=4, probes=4, runs=0, weigh=each.weigh)
+        (rise,) = diagnostics.m_sharpness(*about, (0.1,), draws=2, weigh=each.weigh).rises
+        plane = diagnostics.loss_plane(*about, points=2, weigh=each.weigh)
+        spectrum = curve.loss, curve.lambda_max.value, curve.trace.value
+        found.append([*spectrum, rise.worst, rise.average, plane.loss[0][0]])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    means = [parted.loss_of(batch).item() for batch in parted.batches]
+    assert sum(means) / len(means) != pytest.approx(found[0][0], rel=1e-4)
+
+
 def test_a_fine_tuning_on_a_file_with_one_class_after_the_other_is_looked_at_on_both(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     from tests.finetune import cases

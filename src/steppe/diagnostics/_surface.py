@@ -23,6 +23,7 @@ from steppe._state import Watch
 from steppe.diagnostics._untouched import as_before, modules_of
 
 LossOf = Callable[[Any], Tensor]
+Weigh = Callable[[Any], float]
 
 
 class NotFinite(ValueError):  # noqa: N818 - what is told to a user is its sentence
@@ -34,20 +35,22 @@ class NoLoss(TypeError, ValueError):  # noqa: N818 - what is told to a user is i
 
 
 class Surface:
-    """The loss that a model is looked at by: the mean over ``batches``, each counting the same.
+    """The loss that a model is looked at by: the mean over ``batches``, each counting what ``weigh`` says (the same).
 
     The model is in whatever mode it is handed over in. Each pass draws the same random numbers and begins from the
     same buffers, so that this is one function of the weights that require a gradient, with dropout too. Batches are
     kept as a list: hand in a part of a long loader (``itertools.islice(loader, 8)``).
     """
 
-    def __init__(self, model: nn.Module, loss_of: LossOf, batches: Iterable[Any]) -> None:
+    def __init__(self, model: nn.Module, loss_of: LossOf, batches: Iterable[Any], weigh: Weigh | None = None) -> None:
         if not isinstance(model, nn.Module) or not callable(loss_of):
             raise TypeError(
                 f"model={type(model).__name__} and loss_of={loss_of!r} were given; expected a torch.nn.Module and the "
                 "function from a batch to its loss"
             )
-        self.model, self._loss_of, self.batches = model, loss_of, list(batches)
+        self.model, self._loss_of, self.weigh = model, loss_of, weigh
+        # Nothing in a batch may count: its mean is 0/0.
+        self.batches = [batch for batch in batches if weigh is None or weigh(batch)]
         self.named = {name: w for w, name in names_of(model).items() if w.requires_grad}
         self.weights: list[nn.Parameter] = list(self.named.values())
         self._differentiates, self._default = False, torch.get_default_device()
@@ -85,9 +88,14 @@ class Surface:
 
     def loss(self, batches: Sequence[Any] | None = None) -> float:
         """The mean loss at the present weights; over other batches, where some are given."""
-        over = self.batches if batches is None else batches
         forget_derived()
-        return sum(float(self._value(batch)) for batch in over) / len(over)
+        counts, over = self._counted(batches)
+        return sum(count * float(self._value(batch)) for count, batch in zip(counts, over, strict=True)) / sum(counts)
+
+    def _counted(self, batches: Sequence[Any] | None = None) -> tuple[list[float], Sequence[Any]]:
+        """How much each batch counts, and the batches."""
+        over = self.batches if batches is None else batches
+        return [1.0 if self.weigh is None else float(self.weigh(batch)) for batch in over], over
 
     def _value(self, batch: Any) -> Tensor:
         """The loss, without a graph unless it takes derivatives of its own (a PINN, a gradient penalty)."""
@@ -113,21 +121,22 @@ class Surface:
 
     def gradient(self, batches: Sequence[Any] | None = None) -> list[Tensor]:
         """The gradient of :meth:`loss`, one tensor for each weight."""
-        over = self.batches if batches is None else batches
         total = [torch.zeros_like(w) for w in self.weights]
         forget_derived()
-        for batch in over:
+        counts, over = self._counted(batches)
+        for count, batch in zip(counts, over, strict=True):
             found = torch.autograd.grad(self._scalar(batch), self.weights, allow_unused=True, materialize_grads=True)
-            add_scaled_(total, found, 1.0 / len(over))
+            add_scaled_(total, found, count / sum(counts))
         return total
 
     def product(self, vector: Sequence[Tensor]) -> list[Tensor]:
         """The Hessian of :meth:`loss` times ``vector``, by two backwards through every batch."""
         total = [torch.zeros_like(w) for w in self.weights]
         forget_derived()
+        counts, over = self._counted()
         with _differentiable_twice(self.model):
-            for batch in self.batches:
-                add_scaled_(total, self._product(batch, vector), 1.0 / len(self.batches))
+            for count, batch in zip(counts, over, strict=True):
+                add_scaled_(total, self._product(batch, vector), count / sum(counts))
         return total
 
     def _product(self, batch: Any, vector: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from steppe._parts import check_count
 from steppe.diagnostics._picture import new_axes
-from steppe.diagnostics._surface import LossOf, NotFinite, Surface, in_default
+from steppe.diagnostics._surface import LossOf, NotFinite, Surface, Weigh, in_default
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,6 +110,7 @@ def curvature(
     probes: int = 90,
     runs: int = 3,
     seed: int = 0,
+    weigh: Weigh | None = None,
 ) -> Curvature:
     """The spectrum of the Hessian of the mean loss over ``batches``, with regard to the weights that are trained.
 
@@ -118,11 +119,12 @@ def curvature(
     Args:
         model: in the mode in which it is to be looked at (``model.eval()`` for a trained one).
         loss_of: the scalar loss of a batch.
-        batches: each counts the same.
+        batches: what the mean is over.
         steps: of Lanczos for each end of the spectrum and each run of the quadrature, at most one per weight.
         probes: products H v for the trace; 0 for none. No fewer than the weights: exact, by unit vectors.
         runs: of the quadrature for the density, each from a vector of its own; 0 for none.
         seed: of the random vectors.
+        weigh: how much a batch counts, a function of it: of a loss per token its tokens. Each the same by default.
 
     Returns:
         Both ends with the length of their residuals, the trace with its standard error, and the density.
@@ -137,7 +139,7 @@ def curvature(
     check_count("steps", steps)
     check_count("probes", probes, 0)
     check_count("runs", runs, 0)
-    surface = Surface(model, loss_of, batches)
+    surface = Surface(model, loss_of, batches, weigh)
     with surface.lent(), in_default(_CPU):
         operator, loss = _operator(surface), surface.here()
         steps = min(steps, surface.size)
@@ -148,7 +150,13 @@ def curvature(
 
 
 def lambda_max(
-    model: nn.Module, loss_of: LossOf, batches: Iterable[Any], *, steps: int = 20, seed: int = 0
+    model: nn.Module,
+    loss_of: LossOf,
+    batches: Iterable[Any],
+    *,
+    steps: int = 20,
+    seed: int = 0,
+    weigh: Weigh | None = None,
 ) -> Eigenvalue:
     """The largest eigenvalue alone, as :func:`curvature` finds it.
 
@@ -158,7 +166,7 @@ def lambda_max(
         ValueError: as :func:`curvature`; also where the loss is NaN or inf.
     """
     check_count("steps", steps)
-    surface = Surface(model, loss_of, batches)
+    surface = Surface(model, loss_of, batches, weigh)
     with surface.lent(), in_default(_CPU):
         return _end(_operator(surface), "LA", min(steps, surface.size), seed)
 

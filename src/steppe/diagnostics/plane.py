@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from steppe._algebra import add_scaled_, copy_, inner, norm
 from steppe._parts import check, check_count
 from steppe.diagnostics._picture import new_axes
-from steppe.diagnostics._surface import LossOf, Surface
+from steppe.diagnostics._surface import LossOf, Surface, Weigh
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,6 +92,7 @@ def loss_plane(
     points: int = 21,
     reach: float | None = None,
     seed: int = 0,
+    weigh: Weigh | None = None,
 ) -> Plane:
     """The mean loss over a plane of weights.
 
@@ -106,11 +107,12 @@ def loss_plane(
     Args:
         model: in the mode in which it is to be looked at.
         loss_of: the scalar loss of a batch.
-        batches: each counts the same.
+        batches: what the mean is over.
         base: another model's weights by name (its ``state_dict()``); those that are trained are used.
         points: of the grid along each axis, >= 2.
         reach: of the plane to each side of its centre; with ``base`` 1.6 times the way to either model, else 1.
         seed: of the random directions.
+        weigh: how much a batch counts, a function of it: of a loss per token its tokens. Each the same by default.
 
     Cost: points^2 forwards over the batches; memory for three more copies of the trained weights.
 
@@ -120,7 +122,7 @@ def loss_plane(
     check_count("points", points, 2)
     if reach is not None and not reach > 0:
         check("reach", reach, math.nextafter(0.0, 1.0))
-    surface = Surface(model, loss_of, batches)
+    surface = Surface(model, loss_of, batches, weigh)
     with _batch_statistics(model, base is not None) as changed, surface.lent():
         sheet = _around(surface, seed) if base is None else _between(surface, _of(surface, base), seed)
         reach = reach or (BEYOND * sheet.half or 1.0)

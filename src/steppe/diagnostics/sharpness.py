@@ -16,7 +16,7 @@ from steppe._parts import check, check_count
 from steppe._samples import Take, read
 from steppe.ascent import Ascent, Gradient
 from steppe.diagnostics._picture import new_axes
-from steppe.diagnostics._surface import LossOf, Surface
+from steppe.diagnostics._surface import LossOf, Surface, Weigh
 from steppe.gradient import SharpnessAware
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def m_sharpness(
     climbs: int = 1,
     draws: int = 4,
     seed: int = 0,
+    weigh: Weigh | None = None,
 ) -> Sharpness:
     """The rise of the loss within each radius, in the worst direction of m samples and on average.
 
@@ -100,14 +101,15 @@ def m_sharpness(
     Args:
         model: in the mode in which it is to be looked at.
         loss_of: the scalar mean loss of a batch.
-        batches: each counts the same.
+        batches: what the mean is over.
         radii: > 0.
-        m: samples of a group, cut from each batch in order (the last may be smaller and counts by its size); None:
-            all batches together are one group.
+        m: samples of a group, cut from each batch in order (the last may be smaller; each counts by its size, or
+            by ``weigh``); None: all batches together are one group.
         ascent: metric, scope and subset of the perturbation; its rho is replaced. SAM's by default.
         climbs: gradients per group and radius, >= 1; the first is the same for all radii.
         draws: random directions, >= 1.
         seed: of the directions.
+        weigh: how much a batch counts, a function of it: of a loss per token its tokens. Each the same by default.
 
     Cost: per group 1 pass and for each radius climbs - 1 passes and climbs forwards; draws x radii forwards over all.
 
@@ -116,17 +118,17 @@ def m_sharpness(
     """
     radii = _check(radii, m, climbs, draws)
     ascent = _plain(ascent or Ascent())
-    surface = Surface(model, loss_of, batches)
-    groups = list(_groups(surface.batches, m))
+    surface = Surface(model, loss_of, batches, weigh)
+    groups = list(_groups(surface, m))
     with surface.lent():
         loss, ways = surface.here(), _Ways(surface, ascent)
-        worst = [[size * rise for rise in ways.worst(group, radii, climbs)] for group, size in groups]
+        worst = [[count * rise for rise in ways.worst(group, radii, climbs)] for group, _, count in groups]
         generator = torch.Generator().manual_seed(seed)
         drawn = [[there - loss for there in ways.drawn(radii, generator)] for _ in range(draws)]
-    samples = sum(size for _, size in groups)
+    whole = sum(count for _, _, count in groups)
     columns = zip(radii, zip(*worst, strict=True), zip(*drawn, strict=True), strict=True)
-    rises = tuple(_rise(rho, sum(rows) / samples, list(seen)) for rho, rows, seen in columns)
-    return Sharpness(None if m is None else max(size for _, size in groups), len(groups), loss, rises)
+    rises = tuple(_rise(rho, sum(rows) / whole, list(seen)) for rho, rows, seen in columns)
+    return Sharpness(None if m is None else max(size for _, size, _ in groups), len(groups), loss, rises)
 
 
 class _Ways:
@@ -169,16 +171,18 @@ class _Ways:
             return self._surface.loss()
 
 
-def _groups(batches: list[Any], m: int | None) -> Iterator[tuple[list[Any], int]]:
-    """Batches to look at together, and how much they count."""
+def _groups(surface: Surface, m: int | None) -> Iterator[tuple[list[Any], int, float]]:
+    """Batches to look at together, of how many samples, and how much they count."""
     if m is None:
-        yield batches, 1
+        yield surface.batches, 1, 1.0
         return
-    for batch in batches:
+    for batch in surface.batches:
         reading = read(batch).sure()
         assert reading.size is not None
         for rows in torch.arange(reading.size, device="cpu").split(m):
-            yield [reading.take(Take.rows(rows))], len(rows)
+            group = reading.take(Take.rows(rows))
+            if count := len(rows) if surface.weigh is None else surface.weigh(group):
+                yield [group], len(rows), float(count)
 
 
 def _rise(rho: float, worst: float, averages: list[float]) -> Rise:

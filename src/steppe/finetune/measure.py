@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from steppe._command.provenance import made_with
 from steppe.lora.balance import balancedness as of_pairs
 from steppe.lora.pairs import find_pairs
-from steppe.text.tokens import IGNORED
+from steppe.text.tokens import counting
 
 SCHEMA = 1
 """Version of the result's form."""
@@ -138,7 +138,7 @@ def loss_per_token(trainer: Any, test: list[dict[str, Any]], tell: Tell = lambda
     for done, batch in enumerate(loader, 1):
         batch = trainer._prepare_inputs(batch)
         with trainer.compute_loss_context_manager():
-            tokens = int((batch["labels"][:, 1:] != IGNORED).sum())
+            tokens = counting(batch)
             total, count = total + float(model(**batch).loss) * tokens, count + tokens
         tell(done, len(loader))
     return total / max(count, 1)

@@ -69,15 +69,16 @@ def _folder(out: Path | None, what: str) -> Path:
 def _measured(subject: Subject, request: Request, shown: Counted) -> dict[str, Any]:
     """What was found of one model, by part (the plane apart)."""
     about, found = (subject.model, shown.counting(subject.loss_of), subject.batches), dict[str, Any]()
+    how: dict[str, Any] = {"seed": request.draw_seed, "weigh": subject.weigh}
     if "curvature" in request.parts:
         shown.begin(f"curvature of {subject.name}")
         found["curvature"] = diagnostics.curvature(
-            *about, steps=request.steps, probes=request.probes, runs=request.runs, seed=request.draw_seed
+            *about, steps=request.steps, probes=request.probes, runs=request.runs, **how
         )
     if "sharpness" in request.parts:
         shown.begin(f"sharpness of {subject.name}")
         found["sharpness"] = diagnostics.m_sharpness(
-            *about, request.radii, m=request.m, climbs=request.climbs, draws=request.draws, seed=request.draw_seed
+            *about, request.radii, m=request.m, climbs=request.climbs, draws=request.draws, **how
         )
     if "balance" in request.parts and (balance := _balance(subject.model, request)) is not None:
         found["balance"] = balance
@@ -100,7 +101,9 @@ def _plane(subjects: Subjects, request: Request, shown: Counted) -> diagnostics.
     last = subjects.each[-1]
     about = last.model, shown.counting(last.loss_of), last.batches
     try:
-        return diagnostics.loss_plane(*about, subjects.base, points=request.points, seed=request.draw_seed)
+        return diagnostics.loss_plane(
+            *about, subjects.base, points=request.points, seed=request.draw_seed, weigh=last.weigh
+        )
     except NoScale as error:
         if set(request.parts) == {"plane"}:
             raise

@@ -15,7 +15,7 @@ from steppe.finetune.spec import Spec
 from steppe.look.request import Request
 from steppe.look.subjects import Subject, Subjects
 from steppe.text.models import trained
-from steppe.text.tokens import Collator
+from steppe.text.tokens import Collator, counting
 
 
 def of_run(folder: Path, request: Request) -> Subjects:
@@ -31,7 +31,8 @@ def of_run(folder: Path, request: Request) -> Subjects:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.float().to(device).eval()
     loss_of = _loss_of(model, device, float(settings.training.get("label_smoothing_factor", 0.0)), settings.language)
-    subject = Subject(str(result["method"]["label"]), model, loss_of, batches)
+    weigh = counting if settings.language else None  # the loss is one per token: not every batch has as many
+    subject = Subject(str(result["method"]["label"]), model, loss_of, batches, weigh)
     return Subjects((subject,), None)
 
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Subject:
-    """A model in evaluation mode, its mean loss of a batch, and batches of its training examples."""
+    """A model in evaluation mode, its mean loss of a batch, batches of its training examples, and what each counts."""
 
     name: str
     model: nn.Module
     loss_of: Callable[[Any], Tensor]
     batches: list[Any]
+    weigh: Callable[[Any], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,11 @@ from steppe.text.readers import Dialogues, Texts
 
 IGNORED = -100
 """The label of a position that has no part in the loss (what torch's cross entropy ignores)."""
+
+
+def counting(batch: Mapping[str, Tensor]) -> int:
+    """The tokens of a language model's batch whose loss counts; nothing stands before the first of a row."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
 
 
 def encode(tokenizer: Any, texts: Texts, max_length: int) -> dict[str, Tensor]:
