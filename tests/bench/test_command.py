@@ -23,6 +23,17 @@ def test_a_table_on_the_terminal_and_the_figures_in_a_file(tmp_path, capsys):
     assert record["settings"]["turns"] == 2 and record["subject"]["batch_size"] == 4
 
 
+def test_without_out_the_file_is_named_after_the_command(tmp_path, capsys, monkeypatch):
+    """Another one does not write over what it measured; the same one does."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["sam"], ["sam"], ["sam:rho=0.1"], ["sam", "--optimizer", "adamw"]):
+        assert main([*TINY, "--no-memory", "--methods", *words]) == 0
+    begin, end = "tests.bench.tiny-problem-sam", "batch_size-4"
+    names = sorted(path.name for path in (tmp_path / "results" / "bench").iterdir())
+    assert len(names) == 3 and all(name.startswith(begin) and end in name for name in names)
+    assert sum("adamw" in name for name in names) == sum("rho-0.1" in name for name in names) == 1
+
+
 def test_json_on_stdout_is_what_the_file_holds(tmp_path, capsys):
     out = tmp_path / "figures.json"
     assert main([*TINY, "--methods", "sam", "--out", str(out), "--json", "--optimizer", "adamw"]) == 0

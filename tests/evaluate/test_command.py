@@ -97,15 +97,20 @@ def test_two_files_of_one_name_stay_apart(folder, capsys):
     assert {name: task["of"] for name, task in tasks.items()} == {"q": 40, "bare/q.jsonl": 6}
 
 
-def test_without_out_the_file_is_named_after_the_model(folder, capsys):
-    assert main("evaluate ./model --tasks q.jsonl --limit 2".split()) == 0
-    assert "results/evaluate/model.json" in capsys.readouterr().out
-    assert (folder / "results" / "evaluate" / "model.json").is_file()
+def test_without_out_the_file_is_named_after_the_command(folder, capsys):
+    """Another one does not write over what it measured; the same one does."""
+    tiny.write(folder / "bare" / "q.jsonl", tiny.rows(6, seed=9))
+    for words in ("q.jsonl", "q.jsonl", "bare/q.jsonl,q.jsonl", "q.jsonl --seed 7"):
+        assert main(f"evaluate ./model --limit 2 --tasks {words}".split()) == 0
+    names = ["model-q.jsonl-limit-2", "model-bare-q.jsonl-q.jsonl-limit-2", "model-q.jsonl-limit-2-seed-7"]
+    assert {path.name for path in (folder / "results" / "evaluate").iterdir()} == {f"{name}.json" for name in names}
+    assert f"Results: results/evaluate/{names[-1]}.json" in capsys.readouterr().out
 
 
 def test_a_line_break_as_delimiter(folder):
     assert main(["evaluate", "model", "--tasks", "q.jsonl", "--limit", "2", "--delimiter", "\\nAnswer: "]) == 0
-    record = json.loads((folder / "results" / "evaluate" / "model.json").read_text())
+    (path,) = (folder / "results" / "evaluate").iterdir()
+    record = json.loads(path.read_text())
     assert record["settings"]["delimiter"] == "\nAnswer: "
 
 

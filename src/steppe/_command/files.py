@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,19 @@ def writing(folder: Path, then: str) -> Iterator[None]:
 def disk_sentence(folder: Path, why: str, then: str) -> str:
     """What could not be written, why, and what to do."""
     return f"cannot write to {folder} ({' '.join(why.split())}); {then}"
+
+
+def named_after(words: Iterable[str], settings: Mapping[str, Any]) -> str:
+    """The name of a record's file without its ending: the same for the same command, another for any other.
+
+    Of what no file's name holds, and of a long name, a fingerprint tells it from others.
+    """
+    values = {key: each if isinstance(each, tuple) else (each,) for key, each in settings.items()}
+    whole = [*words, *(f"{key}={','.join(map(str, each))}" for key, each in values.items())]
+    name = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") for word in whole) or "model"
+    if len(name.encode()) <= 120 and re.fullmatch(r"[\w./:=,-]*", "".join(whole)):
+        return name
+    return f"{name[:60]}-{hashlib.sha256(repr(whole).encode()).hexdigest()[:8]}"
 
 
 def free_target(target: Path) -> Path:

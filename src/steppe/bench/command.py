@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from rich.progress import Progress
 
 from steppe._command.app import app, print_json, refusing
 from steppe._command.choices import parse_all
-from steppe._command.files import free_target, keep_figures
+from steppe._command.files import free_target, keep_figures, named_after
 from steppe._command.flags import given, taking
 from steppe.bench import measure
 from steppe.bench.subject import Subject, check_loss
@@ -28,12 +27,15 @@ _NOT_HERE = Spec.model_fields.keys() - _OWN - set(DATA)
 _SHOWN = {"task": "none: made-up inputs", "model": "the task's, or cnn", "batch_size": "the task's, or 128"}
 
 
+_OUT = "JSON file for the figures (results/bench/<model or task>-<methods>-<settings given>.json)."
+
+
 @app.command(short_help="Measure time and memory of a step with each method.")
 @taking(Spec, Subject, measure.Request, without=_NOT_HERE, spelled=SPELLED, shown=_SHOWN)
 def bench(
     flags: dict[str, Any],
     methods: Annotated[str, typer.Option(help="Such as sam,rst,my.py:MySAM.")] = "sam,rst,look_sam:k=5",
-    out: Annotated[str | None, typer.Option(help="JSON file for the figures (results/bench/<model>.json).")] = None,
+    out: Annotated[str | None, typer.Option(help=_OUT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON on stdout.")] = False,
 ) -> None:
     """Measure step time and memory of methods beside the bare optimizer, on a model or a task of yours."""
@@ -45,8 +47,9 @@ def bench(
         check_loss(subject.make(), subject.name)
         for choice in choices:  # refused now, before anything is measured
             _try(choice, makers[choice.text], subject)
-        slug = re.sub(r"[^0-9A-Za-z]+", "-", subject.name).strip("-")
-        target = free_target(Path(out or f"results/bench/{slug}.json"))
+        beside = {key: each for key, each in flags.items() if each not in (None, subject.name)}
+        name = named_after([subject.name, *(each.text for each in choices)], beside)
+        target = free_target(Path(out or f"results/bench/{name}.json"))
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("turns", total=1.0)
         record = measure.measure(subject, makers, settings, lambda share: bar.update(task, completed=share))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,11 @@ from rich.table import Table
 
 from steppe._command import tables
 from steppe._command.app import app, hush, print_json, refusing
-from steppe._command.files import free_target, keep_figures
+from steppe._command.files import free_target, keep_figures, named_after
 from steppe._command.flags import given, help_of, taking
 from steppe.evaluate.request import Request
+
+_OUT = "JSON file for the results (results/evaluate/<model>-<tasks>-<settings given>.json)."
 
 
 @app.command(short_help="Measure a language model on multiple-choice tasks.")
@@ -24,7 +25,7 @@ from steppe.evaluate.request import Request
 def evaluate(
     flags: dict[str, Any],
     model: Annotated[str, typer.Argument(help=help_of(Request, "model"))],
-    out: Annotated[str | None, typer.Option(help="JSON file for the results (results/evaluate/<model>.json).")] = None,
+    out: Annotated[str | None, typer.Option(help=_OUT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
 ) -> None:
     """Measure a language model or an adapter on multiple-choice tasks with lm-eval, with standard errors."""
@@ -32,8 +33,9 @@ def evaluate(
     if "delimiter" in asked:
         asked["delimiter"] = asked["delimiter"].replace("\\n", "\n")
     with refusing():
-        slug = re.sub(r"[^\w.-]+", "-", asked.get("adapter") or model).strip("-.") or "model"
-        target = free_target(Path(out or f"results/evaluate/{slug}.json"))
+        what = [asked.get("adapter") or model, *asked.get("tasks", ())]
+        name = named_after(what, {key: each for key, each in asked.items() if key not in ("adapter", "tasks")})
+        target = free_target(Path(out or f"results/evaluate/{name}.json"))
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_MININTERVAL", "30")  # read on import: few lines in a log file
         hush("lm_eval", "transformers", "huggingface_hub", "datasets")
