@@ -196,11 +196,22 @@ def test_resuming_with_other_settings_or_other_data(tmp_path: Path, capsys: pyte
     assert main(["finetune", *out]) == 0
 
 
-def test_resuming_before_the_first_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_before_the_first_checkpoint_begins_that_very_run_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = interrupted(tmp_path)
     for state in (tmp_path / "out" / "checkpoints").glob("*/trainer_state.json"):
         state.unlink()
-    assert "before its first checkpoint" in refused([*words, "--resume"], capsys)
+    assert "was begun with learning_rate" in refused([*words, "--resume", "--learning-rate", "0.1"], capsys)
+    (tmp_path / "out" / "adapter").mkdir()  # trained to its end, without checkpoints
+    assert "and what it trained lies in" in refused([*words, "--resume"], capsys)
+    (tmp_path / "out" / "adapter").rmdir()
+    assert main(["finetune", "--out", words[5], "--resume"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert sum("was interrupted before its first checkpoint: it begins anew" in line for line in told) == 1
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["resumed_at"] is None and result["steps"] == 6
+    assert not (tmp_path / "out" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def finetune(
         with _interrupting(errors, "the same command begins anew"):
             _example(flags["out"], overwrite, errors, as_json)
     else:
-        with _interrupting(errors, "the same command with --resume goes on from the last checkpoint, if there is one"):
+        with _interrupting(errors, "the same command with --resume goes on from the last checkpoint"):
             _one(flags, asked, recipe, resume, overwrite, errors, as_json)
 
 

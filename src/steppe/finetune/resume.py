@@ -56,8 +56,11 @@ def check_split(folder: Folder, arguments: Any) -> None:
     """
     begun = folder.begun_with() or {}
     before = begun.get("shared")
+    last = last_checkpoint(folder)
+    if last is None:
+        return  # it begins anew, on as many as there are
     if not before:  # each left its generators' state; one process alone writes no number
-        before = {"processes": max(1, len(list(Path(last_checkpoint(folder)).glob("rng_state_*.pth"))))}
+        before = {"processes": max(1, len(list(Path(last).glob("rng_state_*.pth"))))}
     now = split_among(arguments)
     if any(now[key] != count for key, count in before.items()):
         batch = arguments.per_device_train_batch_size
@@ -73,12 +76,17 @@ def _product(batch: int, counts: dict[str, int]) -> str:
     return f"{batch} x {said[0]}" + (f" x {said[1]}" if factors[1][0] > 1 else "")
 
 
-def last_checkpoint(folder: Folder) -> str:
-    """The latest whole checkpoint of the run in ``folder``."""
+def last_checkpoint(folder: Folder) -> str | None:
+    """The latest whole checkpoint of the run in ``folder``; None where it was interrupted before its first.
+
+    Refused where it has none and was trained to its end all the same (``save_strategy = "no"``).
+    """
     try:
         return _trainer.last_whole_checkpoint(str(folder.checkpoints))
     except ValueError:
-        raise ValueError(
-            f"the run in {folder.path} was interrupted before its first checkpoint, so nothing is there to resume: "
-            "begin anew with --overwrite"
-        ) from None
+        if trained := next((path for name in ("adapter", "model") if (path := folder.path / name).exists()), None):
+            raise ValueError(
+                f"the run in {folder.path} has no checkpoint to resume from, and what it trained lies in {trained}; "
+                "begin anew with --overwrite or another --out"
+            ) from None
+        return None

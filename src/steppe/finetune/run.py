@@ -60,7 +60,8 @@ def finetune(
 
     Args:
         settings: from :func:`steppe.finetune.spec.resolve`.
-        resume: go on from the last checkpoint there; the weights become what they would have become without the break.
+        resume: go on from the last checkpoint there (anew before the first); the weights become what they would have
+            become without the break.
         overwrite: an earlier run there may go.
         shown: the progress; none by default.
 
@@ -175,7 +176,9 @@ def _check_again(ready: Prepared) -> None:
 def _train(ready: Prepared, shown: Quiet) -> dict[str, Any]:
     start, folder, settings = time.perf_counter(), ready.folder, ready.settings
     checkpoint = None if ready.fresh else last_checkpoint(folder)
-    if ready.fresh:
+    if not ready.fresh and checkpoint is None:
+        shown.say(f"the run in {folder.path} was interrupted before its first checkpoint: it begins anew")
+    if checkpoint is None:
         files = {"data": settings.fingerprint(), "weights": settings.weights()}
         ranks.once(lambda: folder.begin(settings.decisive(), split_among(ready.arguments), **files))
     watch, begin = Watch(shown), measure.balancedness(ready.model)
