@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -125,13 +126,25 @@ class Parameters:
         groups = self.optimizers.param_groups
         if not self._tree.changed(groups):
             return {}
-        before = self.entries
-        self._check({e.param for e in before} | self._left)
+        before, left = self.entries, self._left
+        known = {e.param for e in before}
+        self._check(known | left)
         self._note(self._find())
+        if self._left - left and not self.sharded:
+            self._tell([e.name for e in self.strangers() if e.param not in known])
         # FSDP2 exchanges its parameters for whole ones within a pass: there only the groups tell.
         self._tree.note(groups, modules=not self.sharded)
         here = {e.param: e.name for e in self.entries}
         return {e.name: here.get(e.param) for e in before if here.get(e.param) != e.name}
+
+    def _tell(self, new: list[str]) -> None:
+        if new:
+            warnings.warn(
+                f"the optimizer still holds parameters that have left the model, and none of the {len(new)} new ones, "
+                f"the first {new[0]}, which no step will move: give it those (optimizer.add_param_group), or build "
+                "optimizer and method after the change",
+                stacklevel=6,
+            )
 
     @property
     def regrouped(self) -> bool:

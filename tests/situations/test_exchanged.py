@@ -99,6 +99,24 @@ def test_every_method_goes_on_with_what_is_there(name: str, change: Callable[...
     assert ever == ({k for k in moved if k.startswith("norm")} if name == "sam_on" else moved)
 
 
+@pytest.mark.parametrize("change", [middle, longer, untold], ids=lambda f: f.__name__)
+def test_parameters_that_the_optimizer_never_heard_of_are_told_of_once(
+    change: Callable[..., None], recwarn: pytest.WarningsRecorder
+) -> None:
+    """And those that it was given are not."""
+    model = net()
+    base = torch.optim.SGD(model.parameters(), lr=LR)
+    sharp = steppe.SAM(model, base, rho=RHO)
+    for t in range(4):
+        if t == 2:
+            change(model, base)
+        sharp.backward(losses(model), batch(t))
+        base.step()
+        told = [str(each.message) for each in recwarn if "have left the model" in str(each.message)]
+        assert len(told) == (1 if change is untold and t >= 2 else 0)
+    assert all("the 2 new ones, the first b.weight, which no step will move" in each for each in told)
+
+
 def test_unfrozen_in_mid_training() -> None:
     """Layer by layer, as in gradual unfreezing, with a group for each; equals the loop by hand."""
     one, other = net(), net()
