@@ -92,6 +92,17 @@ def test_each_class_and_the_commonest_answer(tmp_path: Path) -> None:
     assert f"always answering '{result['majority']['class']}', the commonest, has" in shown and "% of " in shown
 
 
+def test_a_loss_that_is_not_a_number_is_not_told_as_zero(tmp_path: Path) -> None:
+    """The last steps are after weights of 1e30; the Trainer's own log has 0.0 there."""
+    result = run(tmp_path, training={"learning_rate": 1e30, "max_steps": 3}, method="base", examples=4, held_out=0.05)
+    logged = [row["loss"] for row in result["curve"] if "loss" in row]
+    assert len(logged) == 3 and math.isfinite(logged[0]) and math.isnan(logged[-1]) and 0.0 not in logged
+    console = Console(width=200, record=True, file=(tmp_path / "shown").open("w"))
+    console.print(summary(result))
+    shown = console.export_text()
+    assert "so the result means nothing" in shown and "loss nan on 1 example" in shown
+
+
 def test_figures_of_classes_are_scikit_learns() -> None:
     draw = torch.Generator().manual_seed(0)
     labels, answers = (torch.randint(0, 3, (50,), generator=draw).tolist() for _ in range(2))

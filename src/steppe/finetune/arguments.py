@@ -31,6 +31,7 @@ _ABOVE_ZERO = (
 _DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "linear", "optim": "adamw_torch", "weight_decay": 0.0, "logging_steps": 0.02,
     "save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2, "report_to": "none",
+    "logging_nan_inf_filter": False,  # which logs a loss of 0.0 where it is NaN
 }  # fmt: skip
 # (language model, everything trained) -> learning rate, examples per step, epochs
 _USUAL = {

@@ -39,6 +39,7 @@ def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("examples", f"{data['train']:,}{cut}"),
         *_validation(result),
         ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}{test_cut}"),
+        *([("diverged", f"{why}, so the result means nothing")] if (why := result.get("why_diverged")) else []),
         *_classes(result),
         *([("balance", _balance(method["balancedness"]))] if method["balancedness"] else []),
         ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, median {_step(seconds['step'])}"),
