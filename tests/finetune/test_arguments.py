@@ -30,11 +30,13 @@ def test_values_are_read_as_the_trainers_types() -> None:
     asked = {
         "learning_rate": "1e-4", "max_steps": "5", "bf16": "true", "lr_scheduler_type": "cosine", "warmup_steps": "0.1",
         "gradient_checkpointing_kwargs": '{"use_reentrant": false}', "save_total_limit": "3",
+        "include_num_input_tokens_seen": "all",
     }  # fmt: skip
     found = arguments.complete(asked, settings())
     assert {key: found[key] for key in asked} == {
         "learning_rate": 1e-4, "max_steps": 5, "bf16": True, "lr_scheduler_type": "cosine", "warmup_steps": 0.1,
         "gradient_checkpointing_kwargs": {"use_reentrant": False}, "save_total_limit": 3,
+        "include_num_input_tokens_seen": "all",
     }  # fmt: skip
     assert isinstance(found["max_steps"], int) and isinstance(found["learning_rate"], float)
 

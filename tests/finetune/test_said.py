@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_a_number_is_not_told_as_zero(tmp_path: Path) -> None
     console = Console(width=200, record=True, file=(tmp_path / "shown").open("w"))
     console.print(summary(result))
     shown = console.export_text()
-    assert "so the result means nothing" in shown and "loss nan on 1 example" in shown
+    assert "so the result means nothing" in shown and "loss nan on 1 example held out" in shown
 
 
 def test_figures_of_classes_are_scikit_learns() -> None:

@@ -33,6 +33,8 @@ _DEFAULTS: dict[str, Any] = {
     "save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2, "report_to": "none",
     "logging_nan_inf_filter": False,  # which logs a loss of 0.0 where it is NaN
 }  # fmt: skip
+_WORDS = {"include_num_input_tokens_seen": ("all", "non_padding", "no")}
+"""What an argument takes beside true and false, of which alone the Trainer's parser knows."""
 # (language model, everything trained) -> learning rate, examples per step, epochs
 _USUAL = {
     (False, False): (5e-4, 16, 3.0), (False, True): (2e-5, 16, 3.0),
@@ -145,7 +147,7 @@ def _typed(key: str, value: Any) -> Any:
         raise ValueError(f"{key} is set by steppe finetune itself; {instead}")
     if key not in _fields():
         raise ValueError(f"the Hugging Face Trainer has no argument {key!r}; {_hint(key)}")
-    if isinstance(value, dict):
+    if isinstance(value, dict) or value in _WORDS.get(key, ()):
         return value
     try:
         if str(value).startswith("{"):

@@ -30,22 +30,27 @@ def _lines(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     test = "held out of the training data" if data["held_out"] else "of the test data"
     cut, test_cut = (_cut(data[name], data["max_length"]) for name in ("cut", "test_cut"))
     resumed = f", resumed at step {result['resumed_at']}" if result["resumed_at"] else ""
+    steps = f"{_counted(result['steps'], 'step')}{resumed}"
     trained = (
         f"{model['trained']:,} of {model['parameters']:,} parameters ({model['trained'] / model['parameters']:.2%})"
     )
     return [
-        ("method", method["label"] + (f" on {method['pairs']} pairs" if method["pairs"] else "")),
+        ("method", method["label"] + (f" on {_counted(method['pairs'], 'pair')}" if method["pairs"] else "")),
         ("trained", trained),
         ("examples", f"{data['train']:,}{cut}"),
         *_validation(result),
-        ("result", f"{_figures(result['metrics'])} on {data['test']:,} examples {test}{test_cut}"),
+        ("result", f"{_figures(result['metrics'])} on {_counted(data['test'], 'example')} {test}{test_cut}"),
         *([("diverged", f"{why}, so the result means nothing")] if (why := result.get("why_diverged")) else []),
         *_classes(result),
         *([("balance", _balance(method["balancedness"]))] if method["balancedness"] else []),
-        ("time", f"{seconds['training']:.1f} s for {result['steps']} steps{resumed}, median {_step(seconds['step'])}"),
+        ("time", f"{seconds['training']:.1f} s for {steps}, median {_step(seconds['step'])}"),
         ("memory", f"{_bytes(result['memory']['peak_bytes'])} at most ({result['memory']['of']})"),
         ("saved", f"{result['saved']}, with {result['settings']['out']}/result.json beside it"),
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _cut(count: int, length: int) -> str:
@@ -63,7 +68,7 @@ def _classes(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     guess, rows = result["majority"], result["per_class"]
     said = f"always answering {guess['class']!r}, the commonest, has {100 * guess['accuracy']:.2f} %"
     if result["at_chance"]:
-        said += f": with {result['data']['test']:,} test examples the result is not clear of that"
+        said += f": with {_counted(result['data']['test'], 'test example')} the result is not clear of that"
     each = "; ".join(f"{r['class']} {100 * r['recall']:.1f} % of {r['examples']:,}" for r in rows)
     return [("beside it", said), *([("each class", each)] if len(rows) <= _MANY else [])]
 
@@ -73,7 +78,7 @@ def _validation(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         return []
     best, examples = result["best"], result["data"]["validation"]
     chosen = f"; step {best['step']} was best by its {best['metric']}" if best else ""
-    return [("validation", f"{_figures(result['validation'])} on {examples:,} further examples{chosen}")]
+    return [("validation", f"{_figures(result['validation'])} on {_counted(examples, 'further example')}{chosen}")]
 
 
 def _figures(metrics: Mapping[str, float]) -> str:
