@@ -177,6 +177,18 @@ def test_a_function_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert len(record(tmp_path)["plane"]["points"]) == 3 and pictures(tmp_path) == {"plane.png"}
 
 
+def test_without_out_the_folder_is_named_after_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one does not write over what it found."""
+    monkeypatch.chdir(tmp_path)
+    for radius in ("0.1", "0.2"):
+        code, _, err = look(capsys, "tests.look.mine:subject", "--parts", "sharpness", "--radii", radius)
+        assert code == 0, err
+    begin = "tests.look.mine-subject-parts-sharpness-radii"
+    assert {path.name for path in (tmp_path / "results" / "look").iterdir()} == {f"{begin}-0.1", f"{begin}-0.2"}
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

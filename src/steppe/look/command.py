@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from steppe import diagnostics
 from steppe._command.app import app, print_json, refusing
-from steppe._command.files import DiskError, finite, write_json, writing
+from steppe._command.files import DiskError, finite, named_after, write_json, writing
 from steppe._command.flags import given, help_of, taking
 from steppe._command.progress import Counted
 from steppe._command.provenance import made_with
@@ -26,6 +25,7 @@ from steppe.look.request import Request
 from steppe.look.subjects import Subject, Subjects
 
 SCHEMA = 1
+_OUT = "Folder for JSON and pictures (results/look/<what>-<settings given>)."
 _THEN = "make room or name another --out"
 
 
@@ -34,13 +34,15 @@ _THEN = "make room or name another --out"
 def look(
     flags: dict[str, Any],
     what: Annotated[str, typer.Argument(help=help_of(Request, "what"))],
-    out: Annotated[Path | None, typer.Option(help="Folder for JSON and pictures (results/look/<what>).")] = None,
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON on stdout.")] = False,
 ) -> None:
     """Look at how the loss lies around trained weights: Hessian, sharpness, a plane, balance of LoRA's pairs."""
     with refusing():
-        request = Request(what, **given(flags, Request))
-        folder = _folder(out, what)
+        request = Request(what, **(asked := given(flags, Request)))
+        folder = out or Path("results", "look", named_after([what], asked))
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out {folder} is a file; name a folder")
         with Counted(Console(stderr=True)) as shown:
             subjects = find(request, shown)
             plane = _plane(subjects, request, shown) if "plane" in request.parts else None  # first: it checks the base
@@ -56,14 +58,6 @@ def look(
         return
     Console().print(_table(found))
     typer.echo(f"Written: {folder / 'look.json'}" + "".join(f", {path.name}" for path in paths))
-
-
-def _folder(out: Path | None, what: str) -> Path:
-    slug = re.sub(r"[^\w.-]+", "-", what).strip("-.") or "model"
-    folder = out or Path("results", "look", slug)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file; name a folder")
-    return folder
 
 
 def _measured(subject: Subject, request: Request, shown: Counted) -> dict[str, Any]:
