@@ -17,6 +17,7 @@ from steppe._kinds import scales_and_shifts
 from steppe._optimizers import Optimizers
 from steppe._shards import is_sharded
 from steppe._tree import Renames, Tree
+from steppe._words import count
 
 Subset = str | Callable[[str, Tensor], bool]
 
@@ -140,9 +141,9 @@ class Parameters:
     def _tell(self, new: list[str]) -> None:
         if new:
             warnings.warn(
-                f"the optimizer still holds parameters that have left the model, and none of the {len(new)} new ones, "
-                f"the first {new[0]}, which no step will move: give it those (optimizer.add_param_group), or build "
-                "optimizer and method after the change",
+                "the optimizer still holds parameters that have left the model, and lacks "
+                f"{count(len(new), 'new one')}, the first {new[0]}, which no step will move: add what is new "
+                "(optimizer.add_param_group), or build optimizer and method after the change",
                 stacklevel=6,
             )
 

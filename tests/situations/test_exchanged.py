@@ -114,7 +114,7 @@ def test_parameters_that_the_optimizer_never_heard_of_are_told_of_once(
         base.step()
         told = [str(each.message) for each in recwarn if "have left the model" in str(each.message)]
         assert len(told) == (1 if change is untold and t >= 2 else 0)
-    assert all("the 2 new ones, the first b.weight, which no step will move" in each for each in told)
+    assert all("lacks 2 new ones, the first b.weight, which no step will move" in each for each in told)
 
 
 def test_unfrozen_in_mid_training() -> None:
