@@ -122,3 +122,13 @@ def test_one_length_is_no_choice() -> None:
     alone = summarise([r for r in made() if r["method"] != "sam"], cost(METHODS), SPEC | {"epochs_grid": [100]})
     assert all("epochs" not in each for each in alone["rows"])
     assert all("epochs" not in point for each in alone["rows"] for point in each["tuning"])
+
+
+def test_a_length_that_is_not_the_base_s_may_want_another_rate() -> None:
+    told = "SAM (50 epochs) trained at the learning rate that the base chose for 100 epochs; another may suit"
+    several = SPEC | {"lr_grid": [0.1, 0.2]}
+    assert any(each.startswith(told) for each in summarise(made(), cost(METHODS), several)["notes"])
+    for quiet in (SPEC | {"lr_grid": [0.1]}, several | {"tune_lr": "each"}):
+        assert not any(
+            "trained at the learning rate" in each for each in summarise(made(), cost(METHODS), quiet)["notes"]
+        )

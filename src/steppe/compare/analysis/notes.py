@@ -33,8 +33,8 @@ def notes(summary: Summary) -> list[str]:
     if summary["best_baseline"] is None:
         return _missing(summary)
     parts: Sequence[Callable[[Summary], list[str]]] = (
-        _early, _half, _double, _equal, _untrained, _sam, _worse, _cliffs, _edges, _few_seeds, _missing, _cost,
-        _selection,
+        _early, _half, _double, _equal, _untrained, _sam, _worse, _cliffs, _edges, _rates, _few_seeds, _missing,
+        _cost, _selection,
     )  # fmt: skip
     return [sentence for part in parts for sentence in part(summary)]
 
@@ -194,6 +194,22 @@ def _edges_of(name: str, rows: Sequence[Row]) -> list[str]:
 
 def _told(name: str, value: float) -> str:
     return count(int(value), "epoch") if name == LENGTH else f"{value:g}"
+
+
+def _rates(summary: Summary) -> list[str]:
+    """Whether methods trained for other lengths at a rate that suits the base's: what SAM gains may hide behind it."""
+    spec = summary["spec"]
+    if not with_lengths(summary) or spec.get("tune_lr") == "each" or len(spec.get("lr_grid") or ()) < 2:
+        return []
+    base = next(row for row in summary["rows"] if (row["method"], row["variant"]) == ("base", "plain"))
+    others = [row for row in _methods(summary) if row.get("epochs") not in (None, base["epochs"])]
+    if not others:
+        return []
+    names = listing([f"{row['label']} ({count(row['epochs'], 'epoch')})" for row in others])
+    return [
+        f"{names} trained at the learning rate that the base chose for {count(base['epochs'], 'epoch')}; another may "
+        "suit another length (--tune-lr each)."
+    ]
 
 
 def _few_seeds(summary: Summary) -> list[str]:
