@@ -65,7 +65,7 @@ loops: $(DEV) ## run the loops' tests and note which method ran in which, for do
 	OMP_NUM_THREADS=1 STEPPE_LOOPS=docs/loops.json $(BIN)/python -m pytest tests/loops tests/integrations tests/situations/test_several_optimizers.py
 	$(BIN)/python docs/generate.py
 
-studies: $(STUDY) ## the studies behind docs/claims.md, about twenty minutes; ARGS="--fashion FOLDER" for Fashion-MNIST too
+studies: $(DEV) ## the study in three hosts behind docs/script.md, about six minutes
 	$(BIN)/python benchmarks/studies.py $(ARGS)
 
 suite: $(STUDY) ## tasks on which it can be told what a method wins, hours; ARGS="--data FOLDER"; writes docs/suite.md

@@ -8,7 +8,7 @@ import pytest
 from steppe.compare.analysis.wording import Words
 
 ROOT = Path(__file__).parents[3]
-LABELS = ("base", "base, 2× epochs", "SAM", "RST", "SAM (samples=5)")
+LABELS = ("base", "base, ½× epochs", "base, 2× epochs", "SAM", "RST", "SAM (samples=5)")
 
 
 HOSTS = {"loop": "| plain", "trainer": "| Trainer", "lightning": "| Lightning"}
