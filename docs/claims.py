@@ -34,8 +34,8 @@ Written by `python docs/claims.py` from the files in `benchmarks/results`; `make
 sections first. Every line names the command that makes its file. Measured on small tasks and one CPU thread: they say
 whether a claim's direction and cost hold where anybody can repeat them, not what the papers' models reach. Accuracies
 in per cent on the test set, ± half a 95 % interval or (in brackets) the standard deviation over seeds; no interval is
-corrected for the number of comparisons. The base trains as long as the task says: with wrong labels that is too long,
-and a base given fewer epochs has what the methods seem to win there ([choosing.md](choosing.md#the-evidence)).
+corrected for the number of comparisons. Where a command has no `--epochs-grid` all train as long as the task says, and
+what is gained there may be the length's ([the suite](suite.md)).
 """
 
 
@@ -104,12 +104,12 @@ CLAIMS = (
     *(
         Claim(
             f"G-RST at half of SAM's extra cost, {task}", "at least SAM's accuracy (arXiv 2203.09962)",
-            f"study_{name}.json",
-            f"python benchmarks/studies.py {name}", accuracies("base", "sam", "grst", "rst"),
+            f"suite_{name}.json", f"python benchmarks/suite.py {name} --data FOLDER",
+            accuracies("base", "sam", "grst"),
         )
         for task, name in (
-            ("200 digits", "digits_few"), ("digits, 40 % wrong labels", "digits_noisy"),
-            ("1,000 of Fashion-MNIST", "fashion"), ("the same, 20 % wrong labels", "fashion_noisy"),
+            ("MNIST-1D, MLP", "mnist1d_mlp"), ("2,000 of Fashion-MNIST", "fashion_mlp"),
+            ("the same, 20 % wrong labels", "fashion_mlp_noisy"),
         )
     ),
     Claim(

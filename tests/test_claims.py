@@ -101,8 +101,8 @@ def test_without_files_everything_is_not_measured(tmp_path):
 
 
 def test_a_study_gives_accuracies_and_passes_in_the_order_asked_for(tmp_path):
-    put(tmp_path, study_digits_few=study(grst=0.9628, sam=0.962, base=0.9559))
-    measured = line(claims.page(tmp_path), "G-RST at half of SAM's extra cost, 200 digits").split(" | ")[2]
+    put(tmp_path, suite_fashion_mlp=study(grst=0.9628, sam=0.962, base=0.9559))
+    measured = line(claims.page(tmp_path), "G-RST at half of SAM's extra cost, 2,000 of Fashion-MNIST").split(" | ")[2]
     assert measured == (
         "BASE 95.59 ± 1.25 at 1.50 passes; SAM 96.20 ± 1.25 at 1.50 passes; GRST 96.28 ± 1.25 at 1.50 passes"
     )

@@ -156,8 +156,8 @@ def test_the_report_of_a_study_from_before_shows_what_it_chose() -> None:
 def test_in_the_suite_only_radii_beside_a_cliff_broke_final_trainings() -> None:
     """What docs/compare.md says of studies that were made before."""
     beside, elsewhere = list[int](), list[int]()
-    for name in ("mnist1d_mlp", "schedules", "look_sam"):
-        for row in json.loads((RESULTS / f"suite_{name}.json").read_text())["rows"]:
+    for name in ("mnist1d_mlp_one_length", "suite_schedules", "suite_look_sam"):
+        for row in json.loads((RESULTS / f"{name}.json").read_text())["rows"]:
             points = {point["value"]: point["val_accuracy"] for point in row["tuning"]}
             if row["method"] == "base" or not points:
                 continue
