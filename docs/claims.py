@@ -51,14 +51,19 @@ class Claim:
 
 
 def accuracies(*methods: str) -> Callable[[Record], str]:
-    """Accuracy, radius and passes of some methods of a study, those that it has."""
+    """Accuracy, passes of a step and chosen epochs of some methods of a study, those that it has."""
 
     def measured(record: Record) -> str:  # `accuracy`: in summaries of 0.1.0
         found = [row for method in methods if (row := row_of(record, method))]
         shown = [(r, interval(r.get("final") or r["accuracy"])) for r in found]
-        return "; ".join(f"{r['label']} {figure} at {r['passes']:.2f} passes" for r, figure in shown)
+        return "; ".join(f"{r['label']} {figure} at {r['passes']:.2f} passes{_long(r)}" for r, figure in shown)
 
     return measured
+
+
+def _long(row: Record) -> str:
+    """The epochs that a method chose, where each chose its own."""
+    return f", {row['epochs']} epochs" if row.get("epochs") else ""
 
 
 def over_lora(record: Record) -> str:

@@ -108,6 +108,14 @@ def test_a_study_gives_accuracies_and_passes_in_the_order_asked_for(tmp_path):
     )
 
 
+def test_epochs_that_each_chose_stand_beside_the_passes_of_a_step(tmp_path):
+    found = study(sam=0.962, base=0.9559)
+    found["rows"][0]["epochs"] = 20
+    put(tmp_path, suite_fashion_mlp=found)
+    measured = line(claims.page(tmp_path), "G-RST at half of SAM's extra cost, 2,000 of Fashion-MNIST").split(" | ")[2]
+    assert measured == "BASE 95.59 ± 1.25 at 1.50 passes; SAM 96.20 ± 1.25 at 1.50 passes, 20 epochs"
+
+
 def estimate(mean, ci95=0.0125):
     return {"mean": mean, "ci95": ci95, "n": 5, "p": 0.5}
 

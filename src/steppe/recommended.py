@@ -40,22 +40,24 @@ def recommended(
     Args:
         model: the model whose loss is minimised.
         optimizer: any base optimizer.
-        rho: rho, Euclidean radius: few samples bear about twice SAM's; 0.25 to 3 in our search. Tune it from 0.2 up, or
-            take what :func:`steppe.find_rho` proposes.
+        rho: rho, Euclidean radius: in the suite few samples took one to four times SAM's, an MLP on MNIST-1D sixteen
+            times; 0.1 to 3.2. Tune it from 0.2 up, or take what :func:`steppe.find_rho` proposes.
         p: share of the steps that ascend, in [0, 1]. Less where a step is a few ms, and a pass over few samples takes
-            nearly as long as one over all; a quarter kept a part of the gain in our search, or none.
+            nearly as long as one over all; a quarter kept little of the gain in the suite, or none.
         samples: how many of the batch, or a share of it. None: 0.04, one in 25; four if the model has batch
             normalisation, whose statistics need several.
         ramp: share of ``total_steps``, in [0, 1], over which rho rises from 0 in a straight line, in whole steps. On
-            MNIST-1D, at radii that break some trainings at their beginning, 0.1 broke none and gained more
-            (docs/suite.md). A ``rho`` of a parameter group's own is taken as it is, and does not rise.
+            MNIST-1D, at one length and rate, 0.1 broke no training at twice the radius that broke some without; where
+            each chose these, it gained no more (docs/suite.md). A ``rho`` of a parameter group's own is taken as it is,
+            and does not rise.
         total_steps: T, optimizer steps of the whole training; needed with a ramp alone.
         cuda_graph: record the pass over few samples and replay it, on a GPU (:class:`steppe.Look`).
         common: ``seed``, ``same_dropout`` and the others of :class:`steppe.SharpnessAware`.
 
-    Cost: 1 + p samples/batch passes, 1.04 by default; one parameter-sized buffer while perturbed. Time: 1.1 times the
-    base's on steps of 40 ms on a CPU, more on smaller ones (docs/suite.md has each); on a fast GPU 1.6 to 2.1 times, as
-    one sample launches as many kernels as the batch, and with ``cuda_graph`` 1.1 to 1.2 times (docs/cost.md).
+    Cost: 1 + p samples/batch passes, 1.04 by default; one parameter-sized buffer while perturbed. Time: a step's is 1.1
+    times the base's with the suite's forecaster on a CPU, up to 2 with its smallest networks (docs/suite.md); on a fast
+    GPU 1.5 to 2.1 times, as one sample launches as many kernels as the batch, and with ``cuda_graph`` 1.1 to 1.2 times
+    (docs/cost.md).
     The rule was chosen on tasks of the suite (docs/suite.md), which says where it gains, clearly with an MLP on
     MNIST-1D, and where not.
 
