@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -80,6 +81,17 @@ def test_what_a_gain_takes_in_all_is_what_was_measured() -> None:
     assert round(min(gained["look"])) == 3 and round(max(gained["look"]), 1) == 6.5
     for text in (" ".join(page.FOUND.split()), told("docs/choosing.md")):
         assert "4 to 8 times" in text and "3 to 6.5 times by a look" in text
+
+
+def test_what_rests_on_papers_alone_is_said_and_so() -> None:
+    """Rows of choosing's table name methods that gained nothing clear in any file."""
+    files = sorted((ROOT / "benchmarks" / "results").glob("suite_*.json"))
+    rows = [row for path in files for row in page.methods(json.loads(path.read_text()))]
+    assert not any(page.clear(row) for row in rows if row["method"].startswith(("grst", "look_sam")))
+    assert "G-RST and LookSAM gained nothing clear on any task here" in told("docs/choosing.md")
+    single = json.loads((ROOT / "benchmarks" / "results" / "mnist1d_mlp_one_length.json").read_text())
+    lost = next(row for row in page.methods(single) if row["method"] == "msam")["gain"]
+    assert f"at {-100 * lost['mean']:.1f} ± {100 * lost['ci95']:.1f} points below" in told("docs/choosing.md")
 
 
 def told(name):
