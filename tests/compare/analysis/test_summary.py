@@ -58,10 +58,12 @@ def test_gain_by_hand() -> None:
 
 def test_every_interval_can_be_computed_again_from_the_figures_by_seed() -> None:
     runs = plain("base", [0.90, 0.91, 0.92]) + plain("sam", [0.93, 0.95, 0.96], early=[0.94, 0.95, 0.95])
+    runs = [run | {"averaged": {"test_accuracy": run["test_accuracy"] + 0.01}} for run in runs]
     sam = row(json.loads(json.dumps(summarise(reversed(runs), None, {"task": "t"}))), "sam")
     assert sam["by_seed"] == {
         "final": {"0": 0.93, "1": 0.95, "2": 0.96},
         "early": {"0": 0.94, "1": 0.95, "2": 0.95},
+        "averaged": pytest.approx({"0": 0.94, "1": 0.96, "2": 0.97}),
     }
     low, high = stats.t.interval(0.95, 2, *mean_and_error(list(sam["by_seed"]["final"].values())))
     assert sam["final"]["ci95"] == pytest.approx((high - low) / 2)

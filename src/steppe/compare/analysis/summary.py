@@ -133,7 +133,7 @@ def _row(each: Group, against: _Against, lengths: bool) -> Row:
         "kept": None,
         "sharpness": _sharpness(each),
         "balancedness": as_json(estimate(list(each.by_seed(_balancedness).values()))),
-        "by_seed": {form: _plain(each.figures(form)) for form in ("final", "early")},
+        "by_seed": {form: _plain(found) for form in FORMS if (found := each.figures(form))},
         "seeds": len(each.final),
         "failed": len(each.runs) - len(each.final),
     }
