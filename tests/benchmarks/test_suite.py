@@ -83,6 +83,15 @@ def test_what_a_gain_takes_in_all_is_what_was_measured() -> None:
         assert "4 to 8 times" in text and "3 to 6.5 times by a look" in text
 
 
+def test_how_many_settings_each_side_tried_is_said() -> None:
+    most = {"base": 0, "method": 0}
+    for name in ("weather96", "ett96", "mnist1d_mlp", "fashion_mlp", "fashion_mlp_noisy"):
+        for row in page.kept(name)["rows"]:
+            side = "base" if row["method"] == "base" else "method"
+            most[side] = max(most[side], len(row["tuning"]))
+    assert f"up to {most['method']} settings and the base up to {most['base']} (" in " ".join(page.INTRO.split())
+
+
 def test_what_rests_on_papers_alone_is_said_and_so() -> None:
     """Rows of choosing's table name methods that gained nothing clear in any file."""
     files = sorted((ROOT / "benchmarks" / "results").glob("suite_*.json"))
